@@ -1,0 +1,1 @@
+"""The ground all stages stand on; knows no stage."""

@@ -1,0 +1,63 @@
+"""What passes between stages: folders of files, known by the digest of their manifest."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue
+
+from components.core.config import Config, digest_of
+
+Kind = Literal["model", "tokenizer", "data", "library", "table"]
+"""model: a Hugging Face folder with its tokenizer. tokenizer: tokenizer files and chat template. data: JSONL files.
+library: trained block variants, safetensors. table: JSON files with numbers."""
+
+HASH_CHUNK_BYTES = 1 << 20
+
+
+class FileEntry(Config):
+    """One file of an artifact."""
+
+    sha256: str
+    """Digest of the contents, 64 hex digits."""
+    size: int
+    """Bytes."""
+
+
+class Manifest(Config):
+    """An artifact: its kind, its files by relative POSIX path, and small facts about it."""
+
+    kind: Kind
+    """What the files are."""
+    files: dict[str, FileEntry]
+    """Relative POSIX path to content."""
+    metadata: dict[str, JsonValue] = {}
+    """Small facts, part of the digest: nothing that differs between two equal results."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical manifest; the name of the artifact everywhere."""
+        return digest_of(self.canonical())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Digest and size of a file, read once with bounded memory."""
+    sha, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            sha.update(chunk)
+            size += len(chunk)
+    return FileEntry(sha256=sha.hexdigest(), size=size)
+
+
+def describe(folder: Path, kind: Kind, metadata: dict[str, JsonValue] | None = None) -> Manifest:
+    """The manifest of the files below `folder`, without storing anything."""
+    files = {
+        path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    return Manifest(kind=kind, files=files, metadata=metadata or {})

@@ -1,0 +1,87 @@
+"""The base of every configuration: frozen, unknown keys refused with the nearest right one."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from components.core.errors import RecipeError
+
+
+class Config(BaseModel):
+    """A frozen record whose fields are documented with their unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
+        """Check `values`, and say in one message everything that is wrong with them.
+
+        Args:
+            values: plain JSON-like values.
+            where: the dotted path of these values in what the user wrote, for the message.
+
+        Raises:
+            RecipeError: unknown key (with the nearest right one), wrong type, or value out of range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            message, hint = _explain(cls, error, where)
+            raise RecipeError(message, hint=hint) from None
+
+    def canonical(self) -> dict[str, JsonValue]:
+        """Plain values with sorted keys: equal configurations have equal canonical forms."""
+        plain: dict[str, JsonValue] = json.loads(canonical_json(self.model_dump(mode="json")))
+        return plain
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 of the canonical JSON of `value`, as 64 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def _explain(model: type[BaseModel], error: ValidationError, where: str) -> tuple[str, str | None]:
+    """One line a fault, and the nearest right key where one was misspelt."""
+    lines: list[str] = []
+    hints: list[str] = []
+    for fault in error.errors(include_url=False):
+        path = ".".join([where, *map(str, fault["loc"])] if where else map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key {path!r}")
+            known = _keys_at(model, fault["loc"][:-1])
+            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+            hints.append(f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}")
+        elif fault["type"] == "missing":
+            lines.append(f"missing key {path!r}")
+        else:
+            shown = fault["input"] if isinstance(fault["input"], str | int | float | bool | None) else "…"
+            lines.append(f"{path or 'value'}={shown!r}: {fault['msg']}")
+    return "; ".join(lines), "; ".join(hints) or None
+
+
+def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys that the configuration at `path` below `model` knows."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue  # an index into a list, or the tag of a union: stay with the model found so far
+        nested = [found for found in _models_in(field.annotation)]
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    """The configuration classes named in a type annotation, outermost first."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models_in(argument)]

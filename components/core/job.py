@@ -1,0 +1,140 @@
+"""What a running stage sees of the platform: a place to report to, and a place to resume from."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from components.core.config import Config
+
+
+class Placement(Config):
+    """Where and how wide a stage runs; never part of what it computes, so never part of its key."""
+
+    processes: int = 1
+    """Training processes (ranks) of the stage."""
+    threads: int = 2
+    """CPU threads a process."""
+    gpus: int = 0
+    """GPUs the stage asks for, one a process."""
+    node_pool: str | None = None
+    """Value of the node label `tessera.dev/pool` that the stage asks for on a cluster."""
+    memory_gib: float = 8.0
+    """Memory the stage asks for, GiB."""
+
+
+class Reporter(Protocol):
+    """Receives what happens in a stage, in order."""
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Take one event: a plain JSON object with at least `type` and `time`."""
+
+
+class Events:
+    """Appends events to a JSONL file, a line each, so that a reader sees only whole events."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("a", encoding="utf-8", buffering=1)
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Append one event."""
+        self._stream.write(json.dumps(event) + "\n")
+
+
+class Silent:
+    """Drops every event."""
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class Resume:
+    """Resume points of one stage key: whole or absent, newest wins.
+
+    A point is a folder `<step>` that `save` fills under another name and then renames. `mirror` (set by the runner where the
+    store is remote) copies a whole point away and `forget` drops it.
+    """
+
+    folder: Path
+    interval_s: float = 30.0
+    keep: int = 1
+    mirror: Callable[[Path], None] | None = None
+    _last: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        """Whether the last point is older than the interval."""
+        return time.monotonic() - self._last >= self.interval_s
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write one point: `write` fills a folder, which counts only once it is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{step}.{os.getpid()}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write(partial)
+        final = self.folder / f"{step:09d}"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        if self.mirror is not None:
+            self.mirror(final)
+        for old in self.points()[: -self.keep]:
+            shutil.rmtree(old)
+        self._last = time.monotonic()
+
+    def points(self) -> list[Path]:
+        """Whole points, oldest first."""
+        return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir()) if self.folder.is_dir() else []
+
+    def latest(self) -> Path | None:
+        """The newest whole point, or None."""
+        points = self.points()
+        return points[-1] if points else None
+
+
+@dataclass
+class Job:
+    """Handed to every stage's `run`.
+
+    Attributes:
+        reporter: takes progress and metrics.
+        resume: resume points of this very computation.
+        scratch: an empty folder for this run alone, removed afterwards.
+        placement: processes, threads and devices at hand.
+        rank: this process among `placement.processes`; only rank 0 reports and writes outputs.
+        stopping: returns True once the stage was asked to leave (SIGTERM): save a resume point and raise `Interrupted`.
+    """
+
+    reporter: Reporter
+    resume: Resume
+    scratch: Path
+    placement: Placement = field(default_factory=Placement)
+    rank: int = 0
+    stopping: Callable[[], bool] = lambda: False
+
+    def progress(self, done: int, total: int, what: str = "", **metrics: float) -> None:
+        """Report that `done` of `total` steps are done, with the numbers that matter at this step."""
+        if self.rank == 0:
+            event = {"type": "progress", "time": time.time(), "done": done, "total": total, "what": what}
+            self.reporter.emit({**event, "metrics": metrics})
+
+    def note(self, text: str) -> None:
+        """Report one sentence that a user should read."""
+        if self.rank == 0:
+            self.reporter.emit({"type": "note", "time": time.time(), "text": text})
+
+
+class Interrupted(BaseException):
+    """The stage was asked to stop, and has saved what it needs to go on."""
+
+
+def silent_job(folder: Path) -> Job:
+    """A job that reports nowhere and keeps its resume points below `folder`: for tests and for calls by hand."""
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return Job(reporter=Silent(), resume=Resume(folder / "resume"), scratch=scratch)

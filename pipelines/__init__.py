@@ -1,0 +1,1 @@
+"""Picks and orders the stages: recipe, KFP pipeline, local runner, command."""
