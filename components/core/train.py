@@ -1,0 +1,214 @@
+"""The one training loop: pretrain, distil and fine-tune on one process or on many.
+
+Data is a stream addressed by the global count of samples (packed rows), so a run can stop anywhere and go on with another
+number of processes. FSDP2 shards the model where there is more than one.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+
+from components.core.batches import Batch, PackedStream
+from components.core.job import Interrupted, Job
+from components.core.model import TesseraForCausalLM
+from components.core.schedule import TrainConfig, learning_rate
+
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+"""Whole tensors on rank 0: a resume point is plain safetensors and loads on any number of ranks."""
+
+
+@dataclass
+class StepLoss:
+    """What a loss function returns for one micro batch."""
+
+    total: Tensor
+    """Sum over the counted positions, with gradient."""
+    count: int
+    """Counted positions."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of the terms, for the curves."""
+
+
+LossFunction = Callable[[TesseraForCausalLM, Batch], StepLoss]
+
+
+def train(
+    model: TesseraForCausalLM,
+    stream: PackedStream,
+    loss_function: LossFunction,
+    config: TrainConfig,
+    job: Job,
+) -> list[float]:
+    """Train `model` in place.
+
+    Args:
+        model: float32; sharded in place where there is more than one process.
+        stream: packed rows.
+        loss_function: sums a loss over one micro batch.
+        config: optimizer, schedule, batch.
+        job: takes progress, keeps resume points, says when to stop.
+
+    Returns:
+        Loss of each step since the start, nats a counted token, resumed steps included.
+
+    Raises:
+        Interrupted: the job was asked to stop; a resume point was saved.
+    """
+    torch.manual_seed(config.seed or 0)
+    torch.set_num_threads(job.placement.threads)
+    device = torch.device("cuda") if job.placement.gpus else torch.device("cpu")
+    model.to(device).train()
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks > 1:
+        shard(model)
+    if config.compile:
+        model.model.compile()
+    optimizer = adamw(model, config)
+    losses = _resume(model, optimizer, job)
+    job.resume.interval_s = config.resume_interval_s
+    started, tokens = time.monotonic(), 0
+    while len(losses) < config.num_steps:
+        step = len(losses)
+        rate = learning_rate(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = stream.batch(step * config.global_batch_size, config.global_batch_size)
+        parts, grad_norm = _step(model, optimizer, batch, loss_function, config, job.rank, ranks, device)
+        losses.append(parts["loss"])
+        tokens += int((batch.segment_ids_BT > 0).sum())
+        per_s = tokens / (time.monotonic() - started)
+        job.progress(
+            step + 1, config.num_steps, **parts, grad_norm=grad_norm, learning_rate=rate, tokens_per_s=per_s
+        )
+        stopping = _any_rank(job.stopping(), ranks, device)
+        if stopping or (_any_rank(job.resume.due(), ranks, device) and step + 1 < config.num_steps):
+            _save_point(model, optimizer, losses, job)
+        if stopping and step + 1 < config.num_steps:
+            raise Interrupted
+    model.eval()
+    return losses
+
+
+def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices alone."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def shard(model: TesseraForCausalLM) -> None:
+    """Shard parameters, gradients and optimizer state over all processes with FSDP2, a decoder layer at a time."""
+    for layer in model.model.layers:
+        if any(True for _ in layer.parameters()):
+            fully_shard(layer)
+    fully_shard(model)
+
+
+def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:
+    """The whole model on every rank's CPU; the model itself where nothing is sharded."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return model
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = type(model)(model.config)
+    if dist.get_rank() == 0:
+        whole.load_state_dict(state)
+    return whole.eval()
+
+
+def _step(
+    model: TesseraForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    loss_function: LossFunction,
+    config: TrainConfig,
+    rank: int,
+    ranks: int,
+    device: torch.device,
+) -> tuple[dict[str, float], float]:
+    """One optimizer step on a global batch; the mean is over the counted positions of all ranks.
+
+    FSDP averages gradients over ranks, so each rank's sum is scaled by the number of ranks: the step does not depend on it.
+    """
+    targets = batch.num_targets
+    mine = batch.rows(rank, config.global_batch_size, ranks)
+    sums: dict[str, Tensor] = {}
+    for start in range(0, mine.input_ids_BT.shape[0], config.micro_batch_size):
+        part = mine.rows(start, start + config.micro_batch_size).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            loss = loss_function(model, part)
+        (loss.total * (ranks / targets)).backward()
+        for name, value in {"loss": loss.total, **loss.parts}.items():
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    stacked = torch.stack(list(sums.values()))
+    if ranks > 1:
+        dist.all_reduce(stacked)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return dict(zip(sums, (stacked / targets).tolist(), strict=True)), float(norm)
+
+
+def _any_rank(flag: bool, ranks: int, device: torch.device) -> bool:
+    """Whether the flag is set on any rank, so that all ranks act alike."""
+    if ranks == 1:
+        return flag
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def _save_point(model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float], job: Job) -> None:
+    """Save model, optimizer, randomness and the count of steps; collective, written by rank 0."""
+    weights = get_model_state_dict(model, options=FULL_STATE)
+    moments = get_optimizer_state_dict(model, optimizer, options=FULL_STATE)
+
+    def write(folder: Path) -> None:
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+        tensors = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "optimizer.safetensors")
+        save_file({"torch": torch.get_rng_state()}, folder / "random.safetensors")
+        plain = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
+        (folder / "state.json").write_text(json.dumps({"losses": losses, "optimizer": plain}))
+
+    if job.rank == 0:
+        job.resume.save(len(losses), write)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> list[float]:
+    """Load the newest resume point into model and optimizer, and return the losses so far."""
+    point = job.resume.latest()
+    if point is None:
+        return []
+    options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+    state = json.loads((point / "state.json").read_text())
+    set_model_state_dict(model, load_file(point / "model.safetensors"), options=options)
+    moments = {**load_file(point / "optimizer.safetensors"), **state["optimizer"]}
+    set_optimizer_state_dict(model, optimizer, moments, options=options)
+    torch.set_rng_state(load_file(point / "random.safetensors")["torch"])
+    losses: list[float] = state["losses"]
+    job.note(f"goes on from step {len(losses)}")
+    return losses

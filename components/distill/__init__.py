@@ -1,0 +1,1 @@
+"""Distillation: the child learns the parent's distributions and hidden states."""

@@ -1,0 +1,24 @@
+"""The KFP component of distillation."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.core.kubeflow import image
+
+
+@dsl.component(install_kfp_package=False, base_image=image("distill"))
+def distill(
+    config: str,
+    label: str,
+    store: str,
+    run: str,
+    sources: str,
+    student: Input[Model],
+    corpus: Input[Dataset],
+    distilled: Output[Model],
+    teacher: Input[Model] = None,  # type: ignore[assignment]
+) -> None:
+    """Teach the child its parent's distributions and hidden states."""
+    from components.core.kubeflow import execute
+
+    execute("components.distill.config:STAGE", locals())

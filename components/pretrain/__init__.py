@@ -1,0 +1,1 @@
+"""Pretraining: the parent from scratch, and the continued pretraining of a distilled child."""

@@ -1,0 +1,24 @@
+"""The KFP component of pretraining."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.core.kubeflow import image
+
+
+@dsl.component(install_kfp_package=False, base_image=image("pretrain"))
+def pretrain(
+    config: str,
+    label: str,
+    store: str,
+    run: str,
+    sources: str,
+    tokenizer: Input[Dataset],
+    corpus: Input[Dataset],
+    trained: Output[Model],
+    model: Input[Model] = None,  # type: ignore[assignment]
+) -> None:
+    """Train on text: a dense parent from scratch, or a child further."""
+    from components.core.kubeflow import execute
+
+    execute("components.pretrain.config:STAGE", locals())

@@ -1,0 +1,52 @@
+"""What pretraining needs, takes and makes."""
+
+from pydantic import Field
+
+from components.core.config import Config
+from components.core.schedule import TrainConfig
+from components.core.stage import Input, Output, Stage
+
+
+class Shape(Config):
+    """A dense Llama to train from scratch."""
+
+    hidden_size: int = Field(default=128, gt=0)
+    """Width of the residual stream."""
+    num_hidden_layers: int = Field(default=12, gt=0)
+    """Decoder layers."""
+    num_attention_heads: int = Field(default=4, gt=0)
+    """Query heads a layer; must divide `hidden_size`."""
+    num_key_value_heads: int = Field(default=4, gt=0)
+    """Key and value heads a layer; must divide `num_attention_heads`."""
+    intermediate_size: int = Field(default=384, gt=0)
+    """Width of the SwiGLU feed-forward network."""
+    max_position_embeddings: int = Field(default=512, gt=0)
+    """Longest context, tokens."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary frequencies."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of new weights."""
+    tie_word_embeddings: bool = False
+    """Whether input and output embedding are one matrix."""
+
+
+class PretrainConfig(TrainConfig):
+    """Next-token training on the corpus."""
+
+    shape: Shape = Shape()
+    """The parent's shape; used only where no model is given to go on from."""
+
+
+STAGE = Stage(
+    name="pretrain",
+    config=PretrainConfig,
+    inputs={
+        "model": Input("model", "the model to go on from; a new one of `shape` where absent", optional=True),
+        "tokenizer": Input("tokenizer", "the tokenizer that the model is to carry"),
+        "corpus": Input("data", "train.jsonl with rows {text} or {prompt, completion}"),
+    },
+    outputs={"trained": Output("model", "the trained model with its tokenizer")},
+    entry="components.pretrain.stage:run",
+    doc="Train on text: a dense parent from scratch, or a child further.",
+    source="arXiv 2505.00949, section 2.2",
+)

@@ -1,0 +1,1 @@
+"""Reinforcement learning: GRPO with verifiable rewards, rollouts by vLLM."""

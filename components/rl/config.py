@@ -1,0 +1,73 @@
+"""What reinforcement learning needs, takes and makes."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from components.core.config import Config
+from components.core.stage import Input, Output, Stage
+
+
+class RlConfig(Config):
+    """GRPO with accuracy and format rewards."""
+
+    num_steps: int = Field(default=40, ge=0)
+    """Rollouts, each followed by `updates_per_step` optimizer steps."""
+    prompts_per_step: int = Field(default=16, gt=0)
+    """Different problems a rollout; the paper has 72."""
+    samples_per_prompt: int = Field(default=16, gt=1)
+    """Answers to each problem, the group that advantages are taken in; the paper has 16."""
+    updates_per_step: int = Field(default=2, gt=0)
+    """Optimizer steps a rollout, each on an equal share of the prompts; the paper has 2."""
+    micro_batch_size: int = Field(default=128, gt=0)
+    """Answers that the learner works on at a time."""
+    max_tokens: int = Field(default=96, gt=0)
+    """Longest answer, tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the rollouts."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Constant after the warm-up."""
+    warmup_steps: int = Field(default=2, ge=0)
+    """Optimizer steps that climb linearly to the learning rate."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    clip_ratio: float = Field(default=0.2, gt=0)
+    """Trust region of the probability ratio."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of KL(policy || reference); the reference is the model that came in."""
+    accuracy_reward: float = Field(default=1.0, ge=0)
+    """Reward of a right answer."""
+    format_reward: float = Field(default=0.2, ge=0)
+    """Reward of the mode's format: thinking inside the tags when on, no tags when off."""
+    thinking_off_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the prompts of a rollout that are asked with thinking off."""
+    max_pass_rate: float = Field(default=0.75, gt=0, le=1)
+    """Problems that the incoming model solves at least this often are dropped; the paper has 0.75."""
+    pass_rate_samples: int = Field(default=8, gt=0)
+    """Answers a problem that estimate its pass rate; the paper has 8."""
+    max_problems: int = Field(default=512, gt=0)
+    """Problems drawn from the training split before any is dropped."""
+    curriculum_width: float = Field(default=0.2, gt=0)
+    """Standard deviation of the Gaussian over pass rates that each batch aims at."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Weight versions that an answer may lie behind the learner; older batches are refused."""
+    reward: Literal["verifier"] = "verifier"
+    """How accuracy is judged: by the exact or mathematical verifier."""
+    resume_interval_s: float = Field(default=60.0, gt=0)
+    """Seconds between resume points."""
+    seed: int | None = None
+    """Order of the problems and all sampling; the recipe's seed where not given."""
+
+
+STAGE = Stage(
+    name="rl",
+    config=RlConfig,
+    inputs={
+        "model": Input("model", "a model with the toggle, as fine-tuned"),
+        "problems": Input("data", "train.jsonl with rows {id, question, answer, level}"),
+    },
+    outputs={"policy": Output("model", "the reinforced model")},
+    entry="components.rl.stage:run",
+    doc="Reinforce right answers in the right format with GRPO; vLLM generates, weights go over in memory.",
+    source="arXiv 2505.00949, section 5",
+)

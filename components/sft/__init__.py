@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: a system prompt switches detailed thinking on and off."""

@@ -1,0 +1,24 @@
+"""The KFP component of supervised fine-tuning."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.core.kubeflow import image
+
+
+@dsl.component(install_kfp_package=False, base_image=image("sft"))
+def sft(
+    config: str,
+    label: str,
+    store: str,
+    run: str,
+    sources: str,
+    tokenizer: Input[Dataset],
+    chats: Input[Dataset],
+    tuned: Output[Model],
+    model: Input[Model] = None,  # type: ignore[assignment]
+) -> None:
+    """Teach both modes of detailed thinking."""
+    from components.core.kubeflow import execute
+
+    execute("components.sft.config:STAGE", locals())

@@ -1,0 +1,26 @@
+"""What supervised fine-tuning needs, takes and makes."""
+
+from components.core.schedule import TrainConfig
+from components.core.stage import Input, Output, Stage
+
+
+class SftConfig(TrainConfig):
+    """Supervised fine-tuning on chats of both modes."""
+
+    add_tokens: bool = True
+    """Give the model rows for tokens that its vocabulary lacks, `<think>` and `</think>` among them; else such a model is refused."""
+
+
+STAGE = Stage(
+    name="sft",
+    config=SftConfig,
+    inputs={
+        "model": Input("model", "the model to tune"),
+        "tokenizer": Input("tokenizer", "a tokenizer with the toggle: `<think>`, `</think>` and the chat template"),
+        "chats": Input("data", "train.jsonl with rows {messages, reasoning}"),
+    },
+    outputs={"tuned": Output("model", "the model that thinks when told to")},
+    entry="components.sft.stage:run",
+    doc="Teach both modes of detailed thinking, loss on the answers alone.",
+    source="arXiv 2505.00949, section 4",
+)
