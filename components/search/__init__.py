@@ -1,0 +1,1 @@
+"""Search: the best child of a parent within a budget, block by block."""

@@ -1,0 +1,81 @@
+"""What the exact choice is compared with, at the same limits: a greedy and a random choice from the same library."""
+
+import itertools
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from components.core.errors import InfeasibleBudget
+from components.search.solver import fits, minimise
+from components.search.table import Costs, OptionTable, Slot
+
+
+def random_choice(table: OptionTable, limits: Mapping[str, float], seed: int) -> tuple[int, ...]:
+    """A choice within the limits that knows nothing of quality: the solver's, for random scores.
+
+    Raises:
+        InfeasibleBudget: no choice meets the limits.
+
+    Source: arXiv 2411.19146, table 15 (random choice from the trained library).
+    """
+    generator = random.Random(seed)
+    scores = [[generator.random() for _ in slot.options] for slot in table.slots]
+    solution = minimise(table, scores, limits)
+    if solution is None:
+        raise InfeasibleBudget("no random choice meets the limits", hint="raise the limits")
+    return solution.choice
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to build a whole layer: an option for each of its slots."""
+
+    picks: tuple[int, ...]
+    score: float
+    costs: Costs
+
+
+def greedy_choice(table: OptionTable, limits: Mapping[str, float]) -> tuple[int, ...]:
+    """Layer by layer, easiest first, the best candidate that the layer's share of the budget allows.
+
+    The budget is split evenly over layers; what a layer leaves goes to the next. A layer also leaves what later layers need at
+    the least, so that the result is within the limits wherever one candidate of each layer is the cheapest in everything.
+
+    Source: arXiv 2411.19146, appendix F.2.2.
+    """
+    layers = {
+        layer: _candidates(list(slots)) for layer, slots in itertools.groupby(table.slots, key=lambda slot: slot.layer)
+    }
+    order = sorted(layers, key=lambda layer: statistics.fmean(candidate.score for candidate in layers[layer]))
+    cheapest = {layer: _cheapest(candidates, limits) for layer, candidates in layers.items()}
+    room = {resource: limit - table.fixed.of(resource) for resource, limit in limits.items()}
+    spent, chosen = Costs(), {}
+    for done, layer in enumerate(order, 1):
+        budget = {resource: whole * done / len(order) for resource, whole in room.items()}
+        reserved = sum((cheapest[later].costs for later in order[done:]), start=Costs())
+        allowed = [
+            candidate
+            for candidate in layers[layer]
+            if fits(spent + candidate.costs, budget) and fits(spent + candidate.costs + reserved, room)
+        ]
+        chosen[layer] = min(allowed, key=lambda candidate: candidate.score, default=cheapest[layer])
+        spent += chosen[layer].costs
+    return tuple(itertools.chain.from_iterable(chosen[layer].picks for layer in layers))
+
+
+def _candidates(slots: Sequence[Slot]) -> list[Candidate]:
+    """Every combination of the options of a layer's slots; scores and costs add up."""
+    return [
+        Candidate(
+            picks=picks,
+            score=sum(slot.options[pick].score for slot, pick in zip(slots, picks, strict=True)),
+            costs=sum((slot.options[pick].costs for slot, pick in zip(slots, picks, strict=True)), start=Costs()),
+        )
+        for picks in itertools.product(*(range(len(slot.options)) for slot in slots))
+    ]
+
+
+def _cheapest(candidates: Sequence[Candidate], limits: Mapping[str, float]) -> Candidate:
+    """The candidate that takes the least, summed over limited resources as shares of their limits."""
+    return min(candidates, key=lambda candidate: sum(candidate.costs.of(r) / limit for r, limit in limits.items()))

@@ -1,0 +1,226 @@
+"""What the three stages of the search need, take and make."""
+
+import re
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from components.core.config import Config
+from components.core.stage import Input, Output, Stage
+
+PERCENT = r"^\d+(\.\d+)?%$"
+
+
+class Limits(Config):
+    """The budget of the child: a number is absolute, text such as `60%` a share of the parent's own cost."""
+
+    parameters: int | str | None = None
+    """Parameters of the child, embeddings included."""
+    kv_bytes_per_token: int | str | None = None
+    """KV cache of one token in all layers, bytes, at 2 bytes a value."""
+    latency_ms: float | str | None = None
+    """One decode step of the measured batch, milliseconds."""
+
+    @field_validator("*")
+    @classmethod
+    def _positive_or_percent(cls, value: float | str | None) -> float | str | None:
+        wrong = not re.fullmatch(PERCENT, value) if isinstance(value, str) else value is not None and value <= 0
+        if wrong:
+            raise ValueError("a limit is a positive number, or a share of the parent such as '60%'")
+        return value
+
+
+class Space(Config):
+    """The sub-blocks that each layer may have. Source: arXiv 2411.19146, section 2."""
+
+    ffn_fractions: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """FFN widths, as fractions of the parent's intermediate size; the parent's own width is always offered."""
+    num_key_value_heads: tuple[int, ...] | None = None
+    """KV heads, divisors of the parent's; by default half of the parent's and one. The parent's own is always offered."""
+    no_op_attention: bool = True
+    """Whether a layer may lose its attention; the first layer never does, since vLLM needs it there."""
+    no_op_ffn: bool = True
+    """Whether a layer may lose its FFN."""
+
+    @field_validator("ffn_fractions")
+    @classmethod
+    def _fractions(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < value <= 1 for value in values):
+            raise ValueError("fractions lie above 0 and at most at 1; no_op_ffn stands for 0")
+        return values
+
+    @field_validator("num_key_value_heads")
+    @classmethod
+    def _heads(cls, values: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if values is not None and any(value < 1 for value in values):
+            raise ValueError("head counts are at least 1; no_op_attention stands for 0")
+        return values
+
+
+class Calibration(Config):
+    """The packed text that the parent is watched on."""
+
+    seq_len: int = Field(default=128, gt=1)
+    """Tokens of a packed row."""
+    batch_size: int = Field(default=16, gt=0)
+    """Packed rows a batch."""
+    seed: int | None = None
+    """Order of the data and all randomness; the recipe's seed where not given."""
+
+
+class Measurement(Config):
+    """The deployment that block costs are measured for, in vLLM on this machine."""
+
+    batch_size: int = Field(default=32, gt=0)
+    """Requests decoded together."""
+    prompt_tokens: int = Field(default=16, gt=0)
+    """Length of each prompt, tokens."""
+    new_tokens: int = Field(default=32, gt=1)
+    """Length of each answer, tokens."""
+    rounds: int = Field(default=5, gt=0)
+    """Repeats of every measurement; rounds go through all models in turn, and medians count."""
+
+
+class Distillation(Config):
+    """Blockwise local distillation of the library. Source: arXiv 2411.19146, section 3."""
+
+    num_steps: int = Field(default=40, ge=0)
+    """Optimizer steps; 0 leaves every variant as it was initialised."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak of AdamW's cosine schedule."""
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps that climb linearly to the peak."""
+    resume_interval_s: float = Field(default=30.0, gt=0)
+    """Seconds between resume points."""
+
+
+class Fusion(Config):
+    """Which FFNs of attention-free runs become one. Source: arXiv 2503.18908, section 3."""
+
+    enabled: bool = True
+    """Whether to fuse at all."""
+    keep_last: bool = True
+    """Leave the last FFN of each run as it is: the paper found it sensitive."""
+
+
+class PrepareConfig(Space, Calibration):
+    """Channel importance, and the cost of every sub-block."""
+
+    importance_batches: int = Field(default=4, gt=0)
+    """Batches of training text that channels are scored on."""
+    measurement: Measurement = Measurement()
+    """How latency is measured where no costs are given."""
+
+
+class BlocksConfig(Space, Calibration):
+    """The block library of a share of the layers, and its scores."""
+
+    shard: str = Field(default="0/1", pattern=r"^\d+/[1-9]\d*$")
+    """`i/n`: layers i, i + n, i + 2n, …"""
+    distillation: Distillation = Distillation()
+    """Training of the variants."""
+    scoring_batches: int = Field(default=2, gt=0)
+    """Batches of held-out text that the replace-one-block KL is averaged over."""
+
+    @model_validator(mode="after")
+    def _shard_exists(self) -> Self:
+        index, count = self.shard_index
+        if index >= count:
+            raise ValueError(f"shard {self.shard} does not exist: counting begins at 0")
+        return self
+
+    @property
+    def shard_index(self) -> tuple[int, int]:
+        """This shard, and how many there are."""
+        index, _, count = self.shard.partition("/")
+        return int(index), int(count)
+
+
+class SearchConfig(Space, Calibration):
+    """The whole search; holds what the two stages before it need, so that it can also do their work."""
+
+    limits: Limits = Limits(latency_ms="60%")
+    """The budget of the child."""
+    fusion: Fusion = Fusion()
+    """FFN Fusion of the child and of the two baselines."""
+    pareto_points: int = Field(default=9, ge=2)
+    """Latency limits of the Pareto front, from the least reachable to the parent's."""
+    importance_batches: int = Field(default=4, gt=0)
+    """Batches of training text that channels are scored on."""
+    measurement: Measurement = Measurement()
+    """How latency is measured where no costs are given."""
+    distillation: Distillation = Distillation()
+    """Training of the variants."""
+    scoring_batches: int = Field(default=2, gt=0)
+    """Batches of held-out text that the replace-one-block KL is averaged over."""
+
+    def prepare(self) -> PrepareConfig:
+        """The part of `search-prepare`."""
+        return PrepareConfig(**{name: getattr(self, name) for name in PrepareConfig.model_fields})
+
+    def blocks(self, shard: str = "0/1") -> BlocksConfig:
+        """The part of one shard of `search-blocks`."""
+        shared = BlocksConfig.model_fields.keys() - {"shard"}
+        return BlocksConfig(shard=shard, **{name: getattr(self, name) for name in shared})
+
+
+PARENT = Input("model", "the dense parent")
+CORPUS = Input("data", "train.jsonl and validation.jsonl with rows {text} or {prompt, completion}")
+
+PREPARE = Stage(
+    name="search-prepare",
+    config=PrepareConfig,
+    inputs={
+        "parent": PARENT,
+        "corpus": CORPUS,
+        "own_costs": Input("table", "costs.json of an earlier run; replaces the measurement", optional=True),
+    },
+    outputs={
+        "importance": Output("library", "importance.safetensors: the contribution of every FFN channel"),
+        "costs": Output("table", "costs.json: parameters, KV bytes and latency of every sub-block"),
+    },
+    entry="components.search.stage:prepare",
+    doc="Score FFN channels on calibration text, and measure on this machine what every sub-block costs.",
+    source="arXiv 2411.19146, appendix A and section 4.1",
+)
+
+BLOCKS = Stage(
+    name="search-blocks",
+    config=BlocksConfig,
+    inputs={
+        "parent": PARENT,
+        "corpus": CORPUS,
+        "importance": Input("library", "importance of FFN channels, from search-prepare"),
+    },
+    outputs={
+        "library": Output("library", "layer-<i>/<variant>.safetensors: trained sub-blocks of this shard's layers"),
+        "scores": Output("table", "scores.json: replace-one-block KL of every sub-block of this shard's layers"),
+    },
+    entry="components.search.stage:blocks",
+    doc="Distil each alternative sub-block against the parent's own, and score each by the KL of replacing one.",
+    source="arXiv 2411.19146, sections 3 and 4.2",
+)
+
+SEARCH = Stage(
+    name="search",
+    config=SearchConfig,
+    inputs={
+        "parent": PARENT,
+        "corpus": CORPUS,
+        "importance": Input("library", "from search-prepare; computed here where absent", optional=True),
+        "libraries": Input("library", "one a shard of search-blocks; trained here where absent", optional=True, many=True),
+        "scores": Input("table", "one a shard of search-blocks; computed here where absent", optional=True, many=True),
+        "costs": Input("table", "from search-prepare, or own; measured here where absent", optional=True),
+    },
+    outputs={
+        "child": Output("model", "the best child within the limits, FFN runs fused"),
+        "random_child": Output("model", "a random choice from the library at the same limits"),
+        "greedy_child": Output("model", "a greedy choice at the same limits"),
+        "search_table": Output("table", "search.json: options, choice, predictions, Pareto front, baselines, fusion"),
+    },
+    entry="components.search.stage:search",
+    doc="Choose one attention and one FFN a layer by an exact solver within the limits, fuse FFN runs, assemble the child.",
+    source="arXiv 2411.19146, section 4; arXiv 2503.18908, section 3",
+)
+
+STAGES = (PREPARE, BLOCKS, SEARCH)

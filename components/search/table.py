@@ -1,0 +1,75 @@
+"""The numbers of a search: what every option scores and costs. What the solver chooses from, and `search.json` holds."""
+
+from collections.abc import Sequence
+from typing import Self
+
+from components.core.config import Config
+from components.search.space import Part
+
+RESOURCES = ("parameters", "kv_bytes_per_token", "latency_ms")
+
+
+class Costs(Config):
+    """What a sub-block, or a whole model, takes."""
+
+    parameters: int = 0
+    """Weights, counted."""
+    kv_bytes_per_token: int = 0
+    """KV cache of one token, bytes, at 2 bytes a value."""
+    latency_ms: float = 0.0
+    """Share of one decode step of the measured batch, milliseconds."""
+
+    def __add__(self, other: Self) -> Self:
+        """Costs add up over sub-blocks."""
+        return self.model_copy(update={name: self.of(name) + other.of(name) for name in RESOURCES})
+
+    def of(self, resource: str) -> float:
+        """One of the three by name."""
+        value: float = getattr(self, resource)
+        return value
+
+
+class Option(Config):
+    """One variant of one slot."""
+
+    name: str
+    """Name of the variant."""
+    size: int
+    """KV heads or channels; 0 is the no-op."""
+    score: float
+    """Replace-one-block KL(parent || child), nats a token; the parent's own is 0."""
+    costs: Costs
+    """What it takes."""
+
+
+class Slot(Config):
+    """A place that holds exactly one sub-block: the attention or the FFN of a layer."""
+
+    layer: int
+    """Layer of the parent, from 0."""
+    part: Part
+    """Attention or FFN."""
+    options: tuple[Option, ...]
+    """What it may hold, the parent's own first."""
+
+
+class OptionTable(Config):
+    """All slots of the parent, and what no choice changes."""
+
+    fixed: Costs
+    """Embeddings, final norm and head; the part of a decode step that no sub-block takes."""
+    slots: tuple[Slot, ...]
+    """Attention and FFN of every layer, in the order they are computed."""
+
+    def costs(self, choice: Sequence[int]) -> Costs:
+        """Cost of the model in which slot k holds its option `choice[k]`."""
+        return sum((slot.options[pick].costs for slot, pick in zip(self.slots, choice, strict=True)), start=self.fixed)
+
+    def score(self, choice: Sequence[int]) -> float:
+        """Estimated quality loss of a model: the sum of its replace-one-block scores, nats a token."""
+        return sum(slot.options[pick].score for slot, pick in zip(self.slots, choice, strict=True))
+
+    @property
+    def parent(self) -> tuple[int, ...]:
+        """The choice that changes nothing."""
+        return (0,) * len(self.slots)

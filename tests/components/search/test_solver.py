@@ -1,0 +1,148 @@
+"""The exact solver against brute force, and what it says when nothing fits."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.core.errors import InfeasibleBudget
+from components.search.baselines import greedy_choice, random_choice
+from components.search.config import Limits
+from components.search.solver import absolute_limits, fits, pareto_front, solve, solve_table
+from components.search.table import Costs, Option, OptionTable, Slot
+
+
+def option(size: int, score: float, parameters: int, kv: int, latency_ms: float) -> Option:
+    costs = Costs(parameters=parameters, kv_bytes_per_token=kv, latency_ms=latency_ms)
+    return Option(name=f"option-{size}", size=size, score=score, costs=costs)
+
+
+def table_of(*slots: list[Option], fixed: Costs | None = None) -> OptionTable:
+    parts = ("attention", "ffn")
+    return OptionTable(
+        fixed=fixed or Costs(),
+        slots=tuple(Slot(layer=k // 2, part=parts[k % 2], options=tuple(slot)) for k, slot in enumerate(slots)),
+    )
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> OptionTable:
+    """Small searches: the parent scores 0 and costs most, the no-op costs nothing."""
+    slots = []
+    for _ in range(2 * draw(st.integers(1, 3))):
+        full = [draw(st.integers(1, 60)) for _ in range(3)]
+        middle = [draw(st.integers(0, value)) for value in full]
+        scores = [0.0, draw(st.floats(0, 1)), draw(st.floats(0, 3))]
+        costs = [full, middle, [0, 0, 0]]
+        slots.append([option(2 - j, scores[j], c[0], c[1], c[2] / 8) for j, c in enumerate(costs)])
+    fixed = Costs(parameters=draw(st.integers(0, 30)), latency_ms=draw(st.integers(0, 8)) / 8)
+    return table_of(*slots, fixed=fixed)
+
+
+def brute_force(table: OptionTable, limits: dict[str, float]) -> float | None:
+    choices = itertools.product(*(range(len(slot.options)) for slot in table.slots))
+    return min((table.score(choice) for choice in choices if fits(table.costs(choice), limits)), default=None)
+
+
+shares = st.fixed_dictionaries(
+    {}, optional={name: st.floats(0.05, 1) for name in ("parameters", "kv_bytes_per_token", "latency_ms")}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables(), shares)
+def test_solver_finds_what_brute_force_finds(table: OptionTable, share: dict[str, float]) -> None:
+    parent = table.costs(table.parent)
+    limits = {name: value * parent.of(name) for name, value in share.items()}
+    best = brute_force(table, limits)
+    if best is None:
+        with pytest.raises(InfeasibleBudget):
+            solve(table, limits)
+        return
+    solution = solve(table, limits)
+    assert fits(table.costs(solution.choice), limits)
+    assert table.score(solution.choice) == pytest.approx(best, abs=1e-8)
+    assert solution.bound == pytest.approx(solution.objective, abs=1e-6)
+    assert solution.gap == pytest.approx(0, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), shares, st.integers(0, 9))
+def test_baselines_stay_within_the_limits_and_never_beat_the_solver(
+    table: OptionTable, share: dict[str, float], seed: int
+) -> None:
+    parent = table.costs(table.parent)
+    limits = {name: value * parent.of(name) for name, value in share.items()}
+    if brute_force(table, limits) is None:
+        return
+    best = solve(table, limits).objective
+    for choice in (greedy_choice(table, limits), random_choice(table, limits, seed)):
+        assert fits(table.costs(choice), limits)
+        assert table.score(choice) >= best - 1e-8
+
+
+def two_layers() -> OptionTable:
+    full, half, none = (lambda s: option(2, 0, 100, 8, 2.0)), (lambda s: option(1, s, 50, 4, 1.0)), (
+        lambda s: option(0, s, 0, 0, 0)
+    )
+    return table_of(
+        [full(0), half(0.1)],
+        [full(0), half(0.2), none(0.9)],
+        [full(0), half(0.3), none(0.4)],
+        [full(0), half(0.05), none(1.5)],
+        fixed=Costs(parameters=40, latency_ms=1.0),
+    )
+
+
+def test_limits_are_numbers_or_shares_of_the_parent() -> None:
+    parent = two_layers().costs(two_layers().parent)
+    limits = Limits(parameters="50%", kv_bytes_per_token=10, latency_ms="25.5%")
+    expected = {"parameters": 220.0, "kv_bytes_per_token": 10.0, "latency_ms": pytest.approx(2.295)}
+    assert absolute_limits(limits, parent) == expected
+
+
+def test_an_impossible_limit_is_named_with_the_best_that_can_be_reached() -> None:
+    with pytest.raises(InfeasibleBudget, match=r"fits latency_ms=1.2; the smallest reachable is 2") as caught:
+        solve(two_layers(), {"parameters": 1000.0, "latency_ms": 1.2})
+    assert "search.limits.latency_ms" in str(caught.value)
+
+
+def test_limits_that_only_clash_are_named_together() -> None:
+    cheap_or_fast = table_of([option(1, 0, 10, 1, 9.0), option(2, 1, 90, 1, 1.0)])
+    with pytest.raises(InfeasibleBudget, match=r"together.* parameters=90 .* latency_ms=9 "):
+        solve(cheap_or_fast, {"parameters": 20.0, "latency_ms": 2.0})
+
+
+def test_greedy_follows_the_papers_order_by_hand() -> None:
+    # Layer 0 is easier (mean 0.42 against 0.75) and has half of the 6 ms: half + full (0.1) beats full + half (0.2).
+    # Layer 1 has the other 3 ms: full + half (0.05) is its best.
+    choice = greedy_choice(two_layers(), {"latency_ms": 7.0})
+    assert choice == (1, 0, 0, 1)
+
+
+def test_random_choice_repeats_with_its_seed() -> None:
+    limits = {"latency_ms": 5.0}
+    choices = [random_choice(two_layers(), limits, seed) for seed in (1, 1, *range(8))]
+    assert choices[0] == choices[1]
+    assert len(set(choices)) > 1
+
+
+def test_pareto_front_ends_at_the_parent_and_never_gets_worse() -> None:
+    table = two_layers()
+    front = pareto_front(table, {}, 6)
+    scores = [solution.objective for _, solution in front]
+    assert scores == sorted(scores, reverse=True)
+    assert front[-1][1].choice == table.parent
+    assert front[0][0] == pytest.approx(2.0)
+
+
+def test_a_written_table_is_solved_again_under_other_limits() -> None:
+    written = two_layers().model_dump(mode="json") | {"limits": {}}
+    options, solution = solve_table(written, Limits(latency_ms="100%"))
+    assert solution.choice == options.parent
+
+
+def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    solve(two_layers(), {"latency_ms": 5.0})
+    assert capfd.readouterr().out == ""
