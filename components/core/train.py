@@ -4,33 +4,21 @@ Data is a stream addressed by the global count of samples (packed rows), so a ru
 number of processes. FSDP2 shards the model where there is more than one.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
 from components.core.batches import Batch, PackedStream
 from components.core.job import Interrupted, Job
 from components.core.model import TesseraForCausalLM
+from components.core.points import load_point, save_point
 from components.core.schedule import TrainConfig, learning_rate
-
-FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
-"""Whole tensors on rank 0: a resume point is plain safetensors and loads on any number of ranks."""
-
 
 @dataclass
 class StepLoss:
@@ -80,8 +68,10 @@ def train(
         shard(model)
     if config.compile:
         model.model.compile()
-    optimizer = adamw(model, config)
-    losses = _resume(model, optimizer, job)
+    betas = (config.beta1, config.beta2)
+    optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay, betas=betas)
+    found = load_point(job, model, optimizer)
+    losses: list[float] = found[1]["losses"] if found else []
     job.resume.interval_s = config.resume_interval_s
     started, tokens = time.monotonic(), 0
     while len(losses) < config.num_steps:
@@ -99,22 +89,24 @@ def train(
         )
         stopping = _any_rank(job.stopping(), ranks, device)
         if stopping or (_any_rank(job.resume.due(), ranks, device) and step + 1 < config.num_steps):
-            _save_point(model, optimizer, losses, job)
+            save_point(job, step + 1, model, optimizer, {"losses": losses})
         if stopping and step + 1 < config.num_steps:
             raise Interrupted
     model.eval()
     return losses
 
 
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.95)
+) -> torch.optim.AdamW:
     """AdamW that decays matrices alone."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
 def shard(model: TesseraForCausalLM) -> None:
@@ -177,38 +169,3 @@ def _any_rank(flag: bool, ranks: int, device: torch.device) -> bool:
     value = torch.tensor(int(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value)
-
-
-def _save_point(model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float], job: Job) -> None:
-    """Save model, optimizer, randomness and the count of steps; collective, written by rank 0."""
-    weights = get_model_state_dict(model, options=FULL_STATE)
-    moments = get_optimizer_state_dict(model, optimizer, options=FULL_STATE)
-
-    def write(folder: Path) -> None:
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
-        tensors = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "optimizer.safetensors")
-        save_file({"torch": torch.get_rng_state()}, folder / "random.safetensors")
-        plain = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
-        (folder / "state.json").write_text(json.dumps({"losses": losses, "optimizer": plain}))
-
-    if job.rank == 0:
-        job.resume.save(len(losses), write)
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> list[float]:
-    """Load the newest resume point into model and optimizer, and return the losses so far."""
-    point = job.resume.latest()
-    if point is None:
-        return []
-    options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
-    state = json.loads((point / "state.json").read_text())
-    set_model_state_dict(model, load_file(point / "model.safetensors"), options=options)
-    moments = {**load_file(point / "optimizer.safetensors"), **state["optimizer"]}
-    set_optimizer_state_dict(model, optimizer, moments, options=options)
-    torch.set_rng_state(load_file(point / "random.safetensors")["torch"])
-    losses: list[float] = state["losses"]
-    job.note(f"goes on from step {len(losses)}")
-    return losses

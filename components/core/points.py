@@ -1,0 +1,66 @@
+"""Resume points of training: model, optimizer and randomness as safetensors, whole tensors, so that any number of ranks can go on."""
+
+import json
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from components.core.job import Job
+
+_GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+_SCATTER = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+
+
+def save_point(
+    job: Job, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, JsonValue]
+) -> None:
+    """Save everything needed to go on after `step`; collective where there are several ranks, written by rank 0."""
+    weights = get_model_state_dict(model, options=_GATHER)
+    moments = get_optimizer_state_dict(model, optimizer, options=_GATHER)
+
+    def write(folder: Path) -> None:
+        save_file(_contiguous(weights), folder / "model.safetensors")
+        save_file(_contiguous(moments), folder / "optimizer.safetensors")
+        save_file({"torch": torch.get_rng_state()}, folder / "random.safetensors")
+        plain = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
+        (folder / "state.json").write_text(json.dumps({"state": state, "optimizer": plain}))
+
+    if job.rank == 0:
+        job.resume.save(step, write)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def load_point(
+    job: Job, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, JsonValue]] | None:
+    """Load the newest resume point into model and optimizer.
+
+    Returns:
+        The step it was saved after and the state saved with it, or None where there is no point.
+    """
+    point = job.resume.latest()
+    if point is None:
+        return None
+    saved = json.loads((point / "state.json").read_text())
+    set_model_state_dict(model, load_file(point / "model.safetensors"), options=_SCATTER)
+    moments = {**load_file(point / "optimizer.safetensors"), **saved["optimizer"]}
+    set_optimizer_state_dict(model, optimizer, moments, options=_SCATTER)
+    torch.set_rng_state(load_file(point / "random.safetensors")["torch"])
+    job.note(f"goes on from step {int(point.name)}")
+    return int(point.name), saved["state"]
+
+
+def _contiguous(values: dict[str, object]) -> dict[str, Tensor]:
+    """The tensors among `values`, laid out as safetensors wants them; shared storage (tied embeddings) is copied."""
+    return {name: value.contiguous().clone() for name, value in values.items() if isinstance(value, Tensor)}

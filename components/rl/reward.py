@@ -1,0 +1,41 @@
+"""Rewards that a program can check: is the answer right, does it keep its mode's format. Source: arXiv 2505.00949, section 5.1."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from components.core.chat import format_ok, parse_answer
+from components.core.verifier import verify
+
+Judge = Callable[[str, str], bool]
+"""(answer, expected) to right or wrong; may raise, which says nothing about the answer."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What one answer earned."""
+
+    total: float
+    right: bool
+    kept_format: bool
+
+
+class Environment:
+    """Judges answers; a problem on which the judge itself fails is put in quarantine, never scored as zero."""
+
+    def __init__(self, accuracy_reward: float, format_reward: float, judge: Judge = verify) -> None:
+        self._accuracy_reward = accuracy_reward
+        self._format_reward = format_reward
+        self._judge = judge
+        self.quarantine: dict[str, str] = {}
+        """Problem id to the reason it was taken out."""
+
+    def score(self, problem_id: str, text: str, expected: str, mode: str) -> Reward | None:
+        """Reward of one answer, or None where the judge failed."""
+        kept = format_ok(text, mode)
+        _, answer = parse_answer(text)
+        try:
+            right = self._judge(answer, expected)
+        except Exception as error:
+            self.quarantine[problem_id] = f"{type(error).__name__}: {error}"
+            return None
+        return Reward(self._accuracy_reward * (right and kept) + self._format_reward * kept, right, kept)

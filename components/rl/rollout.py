@@ -1,0 +1,95 @@
+"""Rollouts: vLLM answers problems, the environment judges the answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from components.core.errors import StageFailed
+from components.core.vllm_engine import Engine
+from components.rl.reward import Environment, Reward
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem in one mode, as the model is asked it."""
+
+    id: str
+    prompt_ids: list[int]
+    expected: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer and what it earned."""
+
+    problem: Problem
+    token_ids: list[int]
+    logprobs: list[float]
+    """Of the sampled tokens under the weights that sampled them, nats."""
+    version: int
+    """Of those weights."""
+    reward: Reward
+
+
+def roll_out(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    environment: Environment,
+    *,
+    samples: int,
+    temperature: float,
+    max_tokens: int,
+    eos: int,
+    seed: int,
+) -> list[list[Answer]]:
+    """Sample a group of answers to each problem and judge them.
+
+    Each request has a seed of its own, so that the same weights give the same answers in another process.
+
+    Returns:
+        A list a problem; problems on which the judge failed are left out.
+    """
+    results = engine.generate(
+        [problem.prompt_ids for problem in problems],
+        n=samples,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seeds=[(seed * 1_000_003 + number * 1009) % (1 << 31) for number in range(len(problems))],
+        stop_token_ids=[eos],
+        logprobs=True,
+    )
+    groups = []
+    for problem, group in zip(problems, results, strict=True):
+        answers = []
+        for sample in group:
+            text = answer_text(tokenizer, sample.token_ids, eos)
+            reward = environment.score(problem.id, text, problem.expected, problem.mode)
+            if reward is not None:
+                answers.append(Answer(problem, sample.token_ids, sample.logprobs, sample.version, reward))
+        if len(answers) == samples:
+            groups.append(answers)
+    return groups
+
+
+def answer_text(tokenizer: Tokenizer, token_ids: Sequence[int], eos: int) -> str:
+    """The text of an answer with its tags, without the end token. An answer that never ended has no text that counts as finished."""
+    ended = bool(token_ids) and token_ids[-1] == eos
+    text: str = tokenizer.decode(token_ids[:-1] if ended else list(token_ids), skip_special_tokens=False)
+    return text
+
+
+def refuse_stale(groups: Sequence[Sequence[Answer]], version: int, max_staleness: int) -> None:
+    """Refuse answers that too old weights made.
+
+    Raises:
+        StageFailed: an answer lies more than `max_staleness` versions behind the learner.
+    """
+    oldest = min((answer.version for group in groups for answer in group), default=version)
+    if version - oldest > max_staleness:
+        raise StageFailed(
+            f"a rollout of weights {oldest} met a learner at {version}; max_staleness={max_staleness}",
+            hint="raise rl.max_staleness, or make the engine take new weights more often",
+        )
