@@ -1,0 +1,70 @@
+"""New weights for a running vLLM, through its weight-transfer API.
+
+The trainer of a Reinforcement Learning run lives in the process of the engine and hands over its tensors as they are; a
+server is given the folder of another checkpoint of the same architecture. Both go through vLLM's layer-wise reload, which
+repacks weights for the kernels in use and keeps their storage.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+NamedTensors = Iterable[tuple[str, torch.Tensor]]
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """Where the weights are: tensors of this very process, or a folder of safetensors files."""
+
+    tensors: NamedTensors | None = None
+    folder: str | None = None
+
+
+class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Loads weights under their Hugging Face names into the model of this worker."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Do nothing: there is no connection to open."""
+
+    def start_weight_update(self) -> None:
+        """Prepare every layer to receive weights."""
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Load the weights."""
+        if update_info.tensors is not None:
+            self.model.load_weights(update_info.tensors)
+        if update_info.folder is not None:
+            self.model.load_weights(_stored_tensors(Path(update_info.folder)))
+
+    def finish_weight_update(self) -> None:
+        """Repack what was received for the kernels."""
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Do nothing: there is no connection to close."""
+
+
+def _stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a checkpoint folder, one at a time."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():
+                yield name, stored.get_tensor(name)
