@@ -113,23 +113,36 @@ def run_stage(
         message = f"{stage.name} stopped: {type(error).__name__}: {error}"
         reporter.emit(_failure(message, None, 1) | {"traceback": traceback.format_exc()})
         raise StageFailed(message) from error
-    seconds = time.time() - started
-    if run is not None:
-        store.put_document(
-            f"runs/{run}/stages/{label}.json",
-            {
-                "label": label,
-                "stage": stage.name,
-                "key": key,
-                "cached": cached,
-                "seconds": seconds,
-                "started": started,
-                "finished": time.time(),
-            },
-        )
-    event = {"type": "cached" if cached else "finish", "time": time.time(), "seconds": seconds, "result": record.result}
-    reporter.emit(event)
+    _settle(record, label, cached, started, store, run, reporter)
     return record
+
+
+def recall(stage: Stage, config: Config, inputs: Digests, *, store: Store, label: str, run: str) -> StageRecord | None:
+    """What `run_stage` would return from the store, recorded in the run as it would be; None if it would have to compute."""
+    started = time.time()
+    key = stage_key(stage, config, inputs)
+    record = finished(store, key)
+    if record is None:
+        return None
+    reporter = Events(events_path(store, run, label))
+    reporter.emit({"type": "start", "time": started, "stage": stage.name, "label": label, "key": key})
+    _settle(record, label, True, started, store, run, reporter)
+    return record
+
+
+def _settle(
+    record: StageRecord, label: str, cached: bool, started: float, store: Store, run: str | None, reporter: Reporter
+) -> None:
+    """Record a stage that has its result, and tell of it."""
+    ended = time.time()
+    seconds = ended - started
+    if run is not None:
+        document = {"label": label, "stage": record.stage, "key": record.key, "cached": cached}
+        times = {"seconds": seconds, "started": started, "finished": ended}
+        store.put_document(f"runs/{run}/stages/{label}.json", document | times)
+    reporter.emit(
+        {"type": "cached" if cached else "finish", "time": ended, "seconds": seconds, "result": record.result}
+    )
 
 
 def events_path(store: Store, run: str, label: str) -> Path:
