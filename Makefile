@@ -1,0 +1,50 @@
+# The commands of the project; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements-$(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu).lock
+TORCH := 2.13.0
+UV := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format lock golden clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Create the environment in .venv from the lock
+
+$(VENV)/.installed: $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "Tessera needs Python 3.11 to 3.13; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: install ## Run the whole recipe on this machine: from nothing to a served reasoning model
+	$(BIN)/tessera run pipelines/recipes/demo.yaml
+
+test: check ## Format, lint, types, import contracts, all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: install ## The quick half of the tests: format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## Bring the code into form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## Renew the lock files
+	$(BIN)/python infra/lock.py
+
+golden: install ## Renew what is generated and kept: recipe schema, compiled pipeline, stage pages
+	TESSERA_GOLDEN=renew $(BIN)/python -m pytest -q -k golden
+
+clean: ## Remove the environment and caches, never a store
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,29 @@
+"""Renews the lock files: one for machines without a GPU, one for NVIDIA GPUs.
+
+torch and the CUDA libraries that only a CUDA build of it needs stay out: the installer takes torch first, as the build that the
+machine offers, and its libraries come with it.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HEADER = "# Every package but torch and its CUDA libraries, pinned with hashes. Renew with `make lock`.\n"
+LEFT_OUT = re.compile(r"(torch|triton|nvidia-(cublas|cuda|cudnn|cufft|cufile|curand|cusolver|cusparse|nccl|nvjitlink|nvshmem|nvtx)\S*|cuda-(bindings|pathfinder|toolkit))==")
+
+
+def lock(extra: str, target: Path) -> None:
+    """Resolve the project with one set of extras and write what is pinned."""
+    command = [str(Path(sys.executable).parent / "uv"), "pip", "compile", "pyproject.toml", "--extra", extra]
+    command += ["--extra", "dev", "--universal", "--python-version", "3.11", "--generate-hashes"]
+    command += ["--no-emit-index-url", "--no-annotate", "--no-header", "--quiet"]
+    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    entries = re.split(r"\n(?=[a-z0-9])", text.strip())
+    target.write_text(HEADER + "\n".join(entry for entry in entries if not LEFT_OUT.match(entry)) + "\n")
+
+
+if __name__ == "__main__":
+    lock("serve", ROOT / "requirements-cpu.lock")
+    lock("serve-gpu", ROOT / "requirements-gpu.lock")
