@@ -1,0 +1,131 @@
+"""What an artifact was made from, and what was made from it, told from the stage records alone."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.tree import Tree
+
+from components.core.artifacts import describe
+from components.core.errors import InputError
+from components.core.store import StageRecord, Store
+from pipelines.names import nearest
+from pipelines.runs import artifact, artifacts, run_names, run_records, stage_documents
+
+
+def find_artifact(store: Store, name: str) -> str:
+    """Digest of `RUN/ROLE`, of a digest's beginning, of a run's last model, or of an exported folder.
+
+    Raises:
+        InputError: nothing has this name.
+    """
+    if Path(name).is_dir():
+        return _digest_of_folder(store, Path(name))
+    run, slash, role = name.removeprefix("run://").partition("/")
+    if slash:
+        return artifact(store, run, role)
+    if name == "latest" or name in run_names(store):
+        return artifact(store, name, "bundle")
+    found = {digest for digest in _made_by(store) if digest.startswith(name)} if len(name) >= 6 else set()
+    if len(found) != 1:
+        raise InputError(f"no artifact {name!r}", hint="name RUN/ROLE, a run, a digest, or an exported folder")
+    return found.pop()
+
+
+def ancestry_of(store: Store, digest: str) -> dict[str, Any]:
+    """Ancestors of an artifact down to the data, and what was made from it, as plain values."""
+    made_by = _made_by(store)
+    roles = _roles(store)
+    return {**_ancestors(digest, made_by, roles), "descendants": _descendants(digest, made_by, roles)}
+
+
+def as_tree(found: dict[str, Any]) -> Tree:
+    """The same as a drawing: what it was made from below it, then what was made from it."""
+    tree = Tree(_describe(found))
+    for name, ancestor in found["inputs"].items():
+        _grow(tree, name, ancestor)
+    if found["descendants"]:
+        branch = tree.add("made from it")
+        for descendant in found["descendants"]:
+            branch.add(_describe(descendant))
+    return tree
+
+
+def _grow(tree: Tree, name: str, found: dict[str, Any]) -> None:
+    branch = tree.add(f"{name}: {_describe(found)}")
+    for inner, ancestor in found["inputs"].items():
+        _grow(branch, inner, ancestor)
+
+
+def _describe(found: dict[str, Any]) -> str:
+    made = f" by {found['stage']}" if found["stage"] else " given"
+    return f"{found['digest'][:12]}{made}  {', '.join(found['roles'])}".rstrip()
+
+
+def _made_by(store: Store) -> dict[str, StageRecord]:
+    """The stage record behind each artifact that a run names."""
+    records = {}
+    for run in run_names(store):
+        for stage in stage_documents(store, run).values():
+            record = store.stage_record(stage["key"])
+            if record is not None:
+                records |= dict.fromkeys(record.outputs.values(), record)
+    return records
+
+
+def _roles(store: Store) -> dict[str, list[str]]:
+    """Run and role of each artifact."""
+    roles: dict[str, list[str]] = {}
+    for record in run_records(store):
+        for role, digest in artifacts(store, record["run"]).items():
+            roles.setdefault(digest, []).append(f"{record['run']}/{role}")
+        for source, digest in record["sources"].items():
+            roles.setdefault(digest, []).append(f"{record['run']}:{source}")
+    return roles
+
+
+def _ancestors(digest: str, made_by: dict[str, StageRecord], roles: dict[str, list[str]]) -> dict[str, Any]:
+    record = made_by.get(digest)
+    inputs = {} if record is None else _flat(record.inputs)
+    return {
+        "digest": digest,
+        "roles": roles.get(digest, []),
+        "stage": record.stage if record else None,
+        "key": record.key if record else None,
+        "inputs": {name: _ancestors(value, made_by, roles) for name, value in inputs.items()},
+    }
+
+
+def _descendants(digest: str, made_by: dict[str, StageRecord], roles: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Everything that has the artifact among its ancestors, nearest first."""
+    found: dict[str, dict[str, Any]] = {}
+    frontier = {digest}
+    while frontier:
+        children = {
+            output: record
+            for output, record in made_by.items()
+            if output not in found and frontier.intersection(_flat(record.inputs).values())
+        }
+        for output, record in children.items():
+            found[output] = {"digest": output, "roles": roles.get(output, []), "stage": record.stage, "key": record.key}
+        frontier = set(children)
+    return list(found.values())
+
+
+def _flat(inputs: dict[str, str | list[str]]) -> dict[str, str]:
+    """Inputs with lists spread out, so that each name has one digest."""
+    flat: dict[str, str] = {}
+    for name, value in inputs.items():
+        flat |= (
+            {f"{name}[{index}]": item for index, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        )
+    return flat
+
+
+def _digest_of_folder(store: Store, folder: Path) -> str:
+    """The artifact that a folder was exported from: the one with the same files."""
+    files = describe(folder, "model").files
+    known = list(_made_by(store))
+    for digest in known:
+        if store.manifest(digest).files == files:
+            return digest
+    raise InputError(f"{folder} holds no artifact of {store.uri}", hint=nearest(folder.name, run_names(store)))

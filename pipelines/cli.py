@@ -1,0 +1,65 @@
+"""The command `tessera`."""
+
+import sys
+
+import typer
+
+from pipelines.commands import artifacts, recipes, records, serving, stages
+
+app = typer.Typer(
+    name="tessera",
+    help="Turn a dense language model into a smaller, faster reasoning model that thinks when told to, and serve it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+RECIPES, RECORDS, MODELS = "Recipes", "Records of runs", "Models and artifacts"
+app.command(rich_help_panel=RECIPES)(recipes.run)
+app.command(rich_help_panel=RECIPES)(recipes.plan)
+app.command("compile", rich_help_panel=RECIPES)(recipes.compile_)
+app.command(rich_help_panel=RECIPES)(recipes.schema)
+app.command(rich_help_panel=RECIPES)(stages.stage)
+app.command(rich_help_panel=RECORDS)(records.runs)
+app.command(rich_help_panel=RECORDS)(records.report)
+app.command(rich_help_panel=RECORDS)(records.lineage)
+app.command(rich_help_panel=RECORDS)(records.ui)
+app.command(rich_help_panel=MODELS)(serving.chat)
+app.command(rich_help_panel=MODELS)(serving.serve)
+app.command(rich_help_panel=MODELS)(artifacts.inspect)
+app.command(rich_help_panel=MODELS)(artifacts.export)
+app.add_typer(artifacts.store_app, name="store", rich_help_panel=MODELS)
+
+
+@app.callback()
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show a traceback where something goes wrong."),
+) -> None:
+    """Options before the command; `main` reads --debug wherever it stands."""
+
+
+def main() -> None:
+    """Run the command; an error becomes one message and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.exit(run_command(arguments, debug=debug))
+
+
+def run_command(arguments: list[str], *, debug: bool = False) -> int:
+    """Run a command line; returns its exit code: 0 good, 1 the work failed, 2 wrong use or input."""
+    from components.core.errors import TesseraError
+    from components.core.job import Interrupted
+
+    try:
+        app(args=arguments, prog_name="tessera")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except TesseraError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return error.exit_code
+    except Interrupted:
+        sys.stderr.write("stopped; the same command goes on from here\n")
+        return 130
+    return 0

@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. pipelines/recipes/demo.yaml.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or `latest`.")]
+StoreUri = Annotated[
+    str,
+    typer.Option(
+        "--store", metavar="URI", envvar="TESSERA_STORE", help="Where artifacts are: a folder or s3://bucket/prefix."
+    ),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key, e.g. --set sft.num_steps=50. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+DEFAULT_STORE = ".tessera"
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON for other programs to read."""
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def console() -> Any:
+    """The terminal."""
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,80 @@
+"""Commands on a recipe: run, plan, compile, schema."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import DEFAULT_STORE, AsJson, Overrides, RecipeFile, StoreUri, console, print_json
+
+
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006  Typer reads the default and never changes it
+    store: StoreUri = DEFAULT_STORE,
+    name: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="Name of the run; <recipe>-<n> by default.")
+    ] = None,
+) -> None:
+    """Run a recipe on this machine, from where an earlier run of it got to."""
+    from pipelines.delivery import deliver_run
+    from pipelines.local import run_recipe
+    from pipelines.recipe import load_recipe
+
+    screen = console()
+    done = run_recipe(load_recipe(recipe, overrides), store_uri=store, name=name, console=screen)
+    deliver_run(store, done, screen)
+
+
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show the stages of a recipe, what is cached, what each will need, and what is wrong."""
+    from components.core.store import open_store
+    from pipelines.plan import make_plan, plan_as_json, show_plan
+    from pipelines.recipe import load_recipe
+
+    planned = make_plan(load_recipe(recipe, overrides), open_store(store))
+    if as_json:
+        print_json(plan_as_json(planned))
+    else:
+        show_plan(planned, console())
+    if planned.faults:
+        raise typer.Exit(2)
+
+
+def compile_(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where to write the pipeline.")] = Path(
+        "pipeline.yaml"
+    ),
+    overrides: Overrides = [],  # noqa: B006
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Write a recipe as a pipeline that a Kubeflow Pipelines server takes; files it names go into the store."""
+    from components.core.store import open_store
+    from pipelines.checks import check
+    from pipelines.kubeflow import compile_pipeline
+    from pipelines.llama_nemotron import sources_of
+    from pipelines.recipe import load_recipe
+    from pipelines.sources import KINDS, ingest
+
+    loaded = load_recipe(recipe, overrides)
+    graph = check(loaded)
+    named = sources_of(loaded)
+    target = open_store(store) if named else None
+    sources = (
+        {source: ingest(target, source, paths, KINDS[source]) for source, paths in named.items()} if target else {}
+    )
+    compile_pipeline(graph, sources, out)
+    console().print(f"wrote {out}", highlight=False)
+
+
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from pipelines.schema import recipe_schema
+
+    print_json(recipe_schema())

@@ -1,0 +1,100 @@
+"""Commands on the records of runs: runs, report, lineage, ui."""
+
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
+
+
+def runs(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List the runs of a store."""
+    from datetime import UTC, datetime
+
+    from rich.table import Table
+
+    from components.core.store import open_store
+    from pipelines.runs import run_records
+
+    records = run_records(open_store(store))
+    if as_json:
+        print_json(records)
+        return
+    table = Table("run", "recipe", "started (UTC)", "status", "seconds")
+    for record in records:
+        started = datetime.fromtimestamp(record["started"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+        seconds = "" if record["seconds"] is None else f"{record['seconds']:.1f}"
+        table.add_row(record["run"], record["recipe_name"], started, record["status"], seconds)
+    console().print(table)
+
+
+def report(
+    run: RunName = "latest",
+    store: StoreUri = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary.json.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write the HTML report of a run and say where it is; with --json print its summary."""
+    import webbrowser
+
+    from components.core.store import open_store
+    from pipelines.delivery import report_path
+    from pipelines.report import write_report
+    from pipelines.runs import find_run
+    from pipelines.summary import build_summary, print_summary
+
+    opened = open_store(store)
+    name = find_run(opened, run)
+    summary = build_summary(opened, name)
+    if as_json:
+        print_json(summary)
+        return
+    path = report_path(opened, name)
+    write_report(opened, name, path)
+    print_summary(summary)
+    console().print(str(path), highlight=False, soft_wrap=True)
+    if open_:
+        webbrowser.open(path.resolve().as_uri())
+
+
+def lineage(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="RUN/ROLE, a digest, or a folder that was exported.")],
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an artifact was made from, down to the data, and what was made from it."""
+    from components.core.store import open_store
+    from pipelines.ancestry import ancestry_of, as_tree, find_artifact
+
+    opened = open_store(store)
+    found = ancestry_of(opened, find_artifact(opened, model))
+    if as_json:
+        print_json(found)
+    else:
+        console().print(as_tree(found))
+
+
+def ui(
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Serve the MLflow UI on the records of the runs; Ctrl-C ends it."""
+    import subprocess
+    import sys
+
+    from components.core.errors import InputError
+    from components.core.store import open_store
+    from pipelines.delivery import tracking_uri
+    from pipelines.ports import check_port
+
+    opened = open_store(store)
+    uri = tracking_uri(opened)
+    if uri.startswith("http"):
+        console().print(f"the records are on a server: {uri}", highlight=False)
+        return
+    if not (opened.local / "mlflow.db").exists():
+        raise InputError(f"no records yet for {store}", hint="tessera run RECIPE makes some")
+    check_port(port)
+    console().print(f"http://127.0.0.1:{port}", highlight=False)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    subprocess.run([*command, "--backend-store-uri", uri], check=False)

@@ -1,0 +1,29 @@
+"""Commands that talk: serve and chat."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from pipelines.commands.options import DEFAULT_STORE, RunName, StoreUri, console
+
+
+def serve(
+    run: RunName = "latest",
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 8000,
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Serve the result of a run over the OpenAI API until Ctrl-C; the model is named after the run."""
+    from pipelines.talk import serve_run
+
+    serve_run(run, port, store, console())
+
+
+def chat(
+    run: RunName = "latest",
+    thinking: Annotated[Literal["on", "off"], typer.Option(help="Whether it thinks before it answers.")] = "on",
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Talk to the result of a run; an empty line or Ctrl-D ends."""
+    from pipelines.talk import chat_with_run
+
+    chat_with_run(run, thinking, store, console())

@@ -1,0 +1,42 @@
+"""`tessera stage`: one stage on a user's own files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import DEFAULT_STORE, Overrides, StoreUri, console
+
+
+def stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="data, pretrain, search, distill, sft, rl, eval, deploy, …")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML or JSON file with the stage's settings.")
+    ] = None,
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", metavar="NAME=PATH_OR_URI", help="An input; repeat for each, and for each of a list."),
+    ] = [],  # noqa: B006
+    outputs: Annotated[
+        list[str],
+        typer.Option("--output", metavar="NAME=PATH_OR_URI", help="Where to write an output: a new folder or a store."),
+    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out instead of stopping.")] = False,
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Run one stage on files of your own, with the same cache and resume as in a run."""
+    from components.core.store import open_store
+    from pipelines.recipe import load_settings
+    from pipelines.single import find_stage, pairs, run_single
+
+    declared = find_stage(name)
+    settings = load_settings(config, overrides)
+    if skip_bad:
+        settings["skip_bad"] = True
+    screen = console()
+    record = run_single(declared, settings, pairs(inputs), pairs(outputs), open_store(store), screen)
+    for output, digest in record.outputs.items():
+        screen.print(f"{output} {digest}", highlight=False, soft_wrap=True)

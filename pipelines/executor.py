@@ -1,0 +1,47 @@
+"""The process that runs a pipeline with kfp.local: `python -m pipelines.executor ORDER`.
+
+It has a process group of its own, so that a run ends as a whole; its output, KFP's chatter included, is the run's log.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import FrameType
+
+from pipelines.kubeflow import build_pipeline
+from pipelines.llama_nemotron import llama_nemotron
+from pipelines.recipe import Recipe
+
+
+def main(order_file: Path) -> None:
+    """Run the pipeline that the order describes."""
+    from kfp import local
+
+    order = json.loads(order_file.read_text(encoding="utf-8"))
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    graph = llama_nemotron(Recipe.parse(order["recipe"]))
+    pipeline = build_pipeline(graph, order["sources"], order["known"])
+    with tempfile.TemporaryDirectory(prefix="tessera-kfp-") as root:
+        # A virtual environment of its own for each task would install KFP anew; everything a stage needs is in ours.
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
+        pipeline(store=order["store"], run=order["run"])
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """End without starting another task; the tasks themselves got the same signal and save what they need."""
+    raise SystemExit(128 + signum)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that holds our standard input, and end the whole group then."""
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,12 @@
+"""Hints for a name that nothing has."""
+
+import difflib
+from collections.abc import Sequence
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """A hint with the nearest of the known names, or with all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"there are {', '.join(sorted(known))}" if known else None

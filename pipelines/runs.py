@@ -1,0 +1,133 @@
+"""The records of runs in a store: begun, ended, listed, and asked for what they made."""
+
+import time
+from typing import Any, Literal
+
+from components.core.errors import InputError
+from components.core.store import Store
+from pipelines.names import nearest
+from pipelines.graph import Binding, Source
+from pipelines.llama_nemotron import llama_nemotron
+from pipelines.recipe import Recipe
+
+Outcome = Literal["succeeded", "failed", "interrupted"]
+
+
+def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str | None = None) -> str:
+    """Claim the name of a run and write its record; returns the name.
+
+    Args:
+        store: where the record goes.
+        recipe: what is run.
+        sources: digests of the user's own artifacts.
+        name: a name of the user's choice, taken again if the recipe is the same; by default the recipe's with a number.
+
+    Raises:
+        InputError: the name belongs to a run of another recipe.
+    """
+    record = {
+        "recipe": recipe.canonical(),
+        "recipe_name": recipe.name,
+        "recipe_digest": recipe.digest,
+        "started": time.time(),
+        "finished": None,
+        "status": "running",
+        "sources": sources,
+        "seconds": None,
+    }
+    if name is not None:
+        if not store.claim(_record_path(name), {"run": name, **record}):
+            if run_record(store, name).get("recipe_digest") != recipe.digest:
+                raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
+            store.put_document(_record_path(name), {"run": name, **record})
+        return name
+    number = 1 + max((_number(run, recipe.name) for run in run_names(store)), default=0)
+    while not store.claim(_record_path(f"{recipe.name}-{number}"), {"run": f"{recipe.name}-{number}", **record}):
+        number += 1
+    return f"{recipe.name}-{number}"
+
+
+def end_run(store: Store, run: str, outcome: Outcome) -> dict[str, Any]:
+    """Write how a run ended; returns its record."""
+    record = run_record(store, run)
+    finished = time.time()
+    record |= {"status": outcome, "finished": finished, "seconds": finished - record["started"]}
+    store.put_document(_record_path(run), record)
+    return record
+
+
+def run_names(store: Store) -> list[str]:
+    """Names of all runs."""
+    return sorted({path.split("/")[1] for path in store.documents("runs/") if path.endswith("/run.json")})
+
+
+def run_records(store: Store) -> list[dict[str, Any]]:
+    """Records of all runs, oldest first."""
+    return sorted((run_record(store, run) for run in run_names(store)), key=lambda record: record["started"])
+
+
+def run_record(store: Store, run: str) -> dict[str, Any]:
+    """The record of one run."""
+    record = store.document(_record_path(run))
+    if not isinstance(record, dict):
+        raise InputError(f"no run {run!r} in {store.uri}", hint=nearest(run, run_names(store)))
+    return dict(record)
+
+
+def find_run(store: Store, name: str) -> str:
+    """The run of a name; `latest` is the one that began last."""
+    if name == "latest":
+        records = run_records(store)
+        if not records:
+            raise InputError(
+                f"no runs in {store.uri}", hint="tessera run RECIPE makes one; --store URI names another store"
+            )
+        return str(records[-1]["run"])
+    return str(run_record(store, name)["run"])
+
+
+def artifacts(store: Store, run: str) -> dict[str, str]:
+    """Digests of what a run made, and of what it was given, by role."""
+    record = run_record(store, run)
+    roles = llama_nemotron(Recipe.parse(record["recipe"])).roles
+    digests = {role: _digest_of_binding(store, run, record["sources"], binding) for role, binding in roles.items()}
+    return {role: digest for role, digest in digests.items() if digest is not None}
+
+
+def artifact(store: Store, run: str, role: str) -> str:
+    """Digest of the artifact that has a role in a run.
+
+    Raises:
+        InputError: no such role, or the run has not come so far.
+    """
+    name = find_run(store, run)
+    known = artifacts(store, name)
+    if role not in known:
+        raise InputError(f"run {name!r} has no artifact {role!r}", hint=nearest(role, list(known)))
+    return known[role]
+
+
+def stage_documents(store: Store, run: str) -> dict[str, dict[str, Any]]:
+    """What a run recorded of each of its stages, by label, in the order in which they began."""
+    found = [store.document(path) for path in store.documents(f"runs/{run}/stages/")]
+    stages = sorted((dict(stage) for stage in found if isinstance(stage, dict)), key=lambda stage: stage["started"])
+    return {stage["label"]: stage for stage in stages}
+
+
+def _digest_of_binding(store: Store, run: str, sources: dict[str, str], binding: Binding) -> str | None:
+    """Digest behind a role, or None where its stage has not finished."""
+    if isinstance(binding, Source):
+        return sources.get(binding.name)
+    stage = store.document(f"runs/{run}/stages/{binding.task}.json")
+    record = store.stage_record(str(stage["key"])) if isinstance(stage, dict) else None
+    return record.outputs.get(binding.output) if record is not None else None
+
+
+def _record_path(run: str) -> str:
+    return f"runs/{run}/run.json"
+
+
+def _number(run: str, recipe_name: str) -> int:
+    """The number in a run's name, 0 where it is not one of this recipe's."""
+    name, _, number = run.rpartition("-")
+    return int(number) if name == recipe_name and number.isdigit() else 0

@@ -1,0 +1,136 @@
+"""One stage on a user's own files: the same key, cache and resume as in a run, and the same view of it."""
+
+import importlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from components.core.errors import InputError
+from components.core.job import Events, Placement
+from components.core.runner import events_path, run_stage
+from components.core.stage import Input, Stage
+from components.core.store import StageRecord, Store, open_store
+from pipelines.names import nearest
+from pipelines.progress import StageState
+from pipelines.sources import ingest
+from pipelines.view import View, open_view
+
+STAGES: Mapping[str, str] = {
+    **{
+        name: f"components.{name}.config:STAGE"
+        for name in ("data", "pretrain", "distill", "sft", "rl", "eval", "deploy")
+    },
+    "search-prepare": "components.search.config:PREPARE",
+    "search-blocks": "components.search.config:BLOCKS",
+    "search": "components.search.config:SEARCH",
+}
+"""Where each stage is declared."""
+
+
+def find_stage(name: str) -> Stage:
+    """The declaration of a stage.
+
+    Raises:
+        InputError: no stage has this name.
+    """
+    if name not in STAGES:
+        raise InputError(f"no stage {name!r}", hint=nearest(name, list(STAGES)))
+    module, _, attribute = STAGES[name].partition(":")
+    stage: Stage = getattr(importlib.import_module(module), attribute)
+    return stage
+
+
+def run_single(
+    stage: Stage,
+    settings: dict[str, Any],
+    inputs: Mapping[str, Sequence[str]],
+    outputs: Mapping[str, Sequence[str]],
+    store: Store,
+    console: Console,
+) -> StageRecord:
+    """Run a stage and write its outputs as plain files.
+
+    Args:
+        stage: what to run.
+        settings: its configuration; `placement` may stand beside its keys.
+        inputs: for each input the paths, or the address of an artifact.
+        outputs: for each output a folder that is not there yet, or the URI of a store.
+        store: holds everything in between.
+        console: shows the progress.
+
+    Raises:
+        InputError: a name is unknown, an input is not there or not of its kind, an output folder is in use.
+    """
+    placement = Placement.parse(settings.pop("placement", None) or {}, where="placement")
+    if "skip_bad" in settings and "skip_bad" not in stage.config.model_fields:
+        raise InputError(f"stage {stage.name} reads no rows of yours to skip", hint="leave --skip-bad out")
+    config = stage.config.parse(settings)
+    for name in outputs:
+        if name not in stage.outputs:
+            raise InputError(f"stage {stage.name} has no output {name!r}", hint=nearest(name, list(stage.outputs)))
+    targets = {name: values[-1] for name, values in outputs.items()}
+    for name, target in targets.items():
+        check_free(target, f"output {name}")
+    for name in inputs:
+        if name not in stage.inputs:
+            raise InputError(f"stage {stage.name} has no input {name!r}", hint=nearest(name, list(stage.inputs)))
+    digests = {name: _ingest(store, name, values, stage.inputs[name]) for name, values in inputs.items()}
+    state = StageState(stage.name)
+    with open_view({stage.name: state}, console) as view:
+        events = Events(events_path(store, "stages", stage.name))
+        reporter = _Shown(state, view, events)
+        record = run_stage(stage, config, digests, store=store, placement=placement, reporter=reporter)
+    for name, target in targets.items():
+        if name in record.outputs:
+            export(store, record.outputs[name], target)
+    return record
+
+
+class _Shown:
+    """Passes events on to a file, and shows them."""
+
+    def __init__(self, state: StageState, view: View, events: Events) -> None:
+        self._state, self._view, self._events = state, view, events
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Take one event."""
+        self._events.emit(event)
+        self._state.apply(event)
+        self._view.event(self._state, event)
+
+
+def _ingest(store: Store, name: str, values: Sequence[str], declared: Input) -> str | list[str]:
+    """Bring an input into the store: several paths are a list of artifacts, or the files of one, as declared."""
+    if declared.many:
+        return [ingest(store, name, [value], declared.kind) for value in values]
+    return ingest(store, name, values, declared.kind)
+
+
+def check_free(target: str, what: str) -> None:
+    """Refuse to write into a folder that holds something."""
+    if "://" not in target and Path(target).exists() and (not Path(target).is_dir() or any(Path(target).iterdir())):
+        raise InputError(f"{what}: {target} is there already and not empty", hint="name a folder that does not exist")
+
+
+def export(store: Store, digest: str, target: str) -> None:
+    """Write an artifact as plain files into a folder, or into another store."""
+    folder = store.fetch(digest)
+    if "://" in target:
+        open_store(target).put_folder(folder, store.manifest(digest).kind)
+    else:
+        # Copied without their modes: files in the store's cache are read-only, the user's own are not.
+        shutil.copytree(folder, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def pairs(texts: Sequence[str]) -> dict[str, list[str]]:
+    """`NAME=VALUE` texts as values by name."""
+    values: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise InputError(f"{text!r} is not of the form NAME=PATH_OR_URI")
+        values.setdefault(name, []).append(value)
+    return values

@@ -1,0 +1,107 @@
+"""Serving the result of a run, and talking to it."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from components.core.errors import InputError, MissingPackage
+from components.core.store import Store, open_store
+from components.core.vllm_server import Server
+from pipelines.runs import artifacts, find_run
+
+if TYPE_CHECKING:
+    import openai
+
+LAST_FIRST = ("bundle", "rl", "sft", "pretrained", "distilled", "child", "parent")
+"""Roles of models, from the end of the pipeline to its beginning."""
+MAX_TOKENS = 1024
+
+
+def served_model(store: Store, run: str) -> Path:
+    """Folder of the last model that a run made."""
+    made = artifacts(store, run)
+    for role in LAST_FIRST:
+        if role in made:
+            return store.fetch(made[role])
+    raise InputError(f"run {run!r} has made no model yet", hint="tessera run RECIPE goes on with it")
+
+
+def serve_run(name: str, port: int, store_uri: str, console: Console) -> None:
+    """Serve the last model of a run until Ctrl-C or SIGTERM."""
+    store = open_store(store_uri)
+    run = find_run(store, name)
+    server = _server(store, run, port)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with console.status(f"starting a server for {run}"):
+            server.start()
+        console.print(f"{server.url}  model {run}; Ctrl-C ends it", highlight=False, markup=False, soft_wrap=True)
+        server.wait()
+    except KeyboardInterrupt:
+        console.print("stopped")
+    finally:
+        server.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def chat_with_run(name: str, thinking: Literal["on", "off"], store_uri: str, console: Console) -> None:
+    """Talk to the last model of a run on the terminal."""
+    try:
+        import openai
+    except ImportError:
+        raise MissingPackage("chat needs the package openai", hint="install tessera[serve]") from None
+    store = open_store(store_uri)
+    run = find_run(store, name)
+    server = _server(store, run, None)
+    try:
+        with console.status(f"starting a server for {run}"):
+            server.start()
+        console.print(f"{run}, detailed thinking {thinking}; an empty line ends", style="dim", highlight=False)
+        client = openai.OpenAI(base_url=server.url, api_key="none")
+        _converse(client, run, thinking, console)
+    except (KeyboardInterrupt, EOFError):
+        console.print()
+    finally:
+        server.stop()
+
+
+def _converse(client: "openai.OpenAI", model: str, thinking: str, console: Console) -> None:
+    """Ask and answer until an empty line."""
+    messages: list[dict[str, str]] = [{"role": "system", "content": f"detailed thinking {thinking}"}]
+    while question := console.input("[bold]> ").strip():
+        messages.append({"role": "user", "content": question})
+        answer = ""
+        for kind, text in stream_answer(client, model, messages):
+            if kind == "content" and not answer:
+                console.print()
+            console.print(text, end="", style="dim" if kind == "reasoning" else None, markup=False, highlight=False)
+            answer += text if kind == "content" else ""
+        console.print()
+        messages.append({"role": "assistant", "content": answer})
+
+
+def stream_answer(
+    client: "openai.OpenAI", model: str, messages: list[dict[str, str]]
+) -> Iterator[tuple[Literal["reasoning", "content"], str]]:
+    """Pieces of an answer as they arrive, the reasoning apart from what is said."""
+    options: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": MAX_TOKENS, "stream": True}
+    for chunk in client.chat.completions.create(**options):
+        delta = chunk.choices[0].delta if chunk.choices else None
+        # A field of vLLM's that the client's types do not know.
+        if reasoning := getattr(delta, "reasoning", None):
+            yield "reasoning", reasoning
+        if delta is not None and delta.content:
+            yield "content", delta.content
+
+
+def _server(store: Store, run: str, port: int | None) -> Server:
+    """A server of the last model of a run, named after the run."""
+    return Server(served_model(store, run), name=run, log=store.local / "runs" / run / "server.log", port=port)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
