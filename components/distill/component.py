@@ -13,9 +13,9 @@ def distill(
     store: str,
     run: str,
     sources: str,
-    student: Input[Model],
-    corpus: Input[Dataset],
     distilled: Output[Model],
+    student: Input[Model] = None,  # type: ignore[assignment]
+    corpus: Input[Dataset] = None,  # type: ignore[assignment]
     teacher: Input[Model] = None,  # type: ignore[assignment]
 ) -> None:
     """Teach the child its parent's distributions and hidden states."""

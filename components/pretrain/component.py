@@ -13,9 +13,9 @@ def pretrain(
     store: str,
     run: str,
     sources: str,
-    tokenizer: Input[Dataset],
-    corpus: Input[Dataset],
     trained: Output[Model],
+    tokenizer: Input[Dataset] = None,  # type: ignore[assignment]
+    corpus: Input[Dataset] = None,  # type: ignore[assignment]
     model: Input[Model] = None,  # type: ignore[assignment]
 ) -> None:
     """Train on text: a dense parent from scratch, or a child further."""

@@ -13,8 +13,8 @@ def rl(
     store: str,
     run: str,
     sources: str,
-    problems: Input[Dataset],
     policy: Output[Model],
+    problems: Input[Dataset] = None,  # type: ignore[assignment]
     model: Input[Model] = None,  # type: ignore[assignment]
 ) -> None:
     """Reinforce right answers in the right format."""

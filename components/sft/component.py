@@ -13,9 +13,9 @@ def sft(
     store: str,
     run: str,
     sources: str,
-    tokenizer: Input[Dataset],
-    chats: Input[Dataset],
     tuned: Output[Model],
+    tokenizer: Input[Dataset] = None,  # type: ignore[assignment]
+    chats: Input[Dataset] = None,  # type: ignore[assignment]
     model: Input[Model] = None,  # type: ignore[assignment]
 ) -> None:
     """Teach both modes of detailed thinking."""
