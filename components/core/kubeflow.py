@@ -41,8 +41,8 @@ def execute(spec: str, values: Mapping[str, Any]) -> None:
     stage = load_stage(spec)
     settings = json.loads(values["config"])
     placement = Placement.parse(settings.pop("placement", None) or {})
-    known = {*PARAMETERS, *stage.inputs, *stage.outputs}
-    settings |= {name: value for name, value in values.items() if name not in known}
+    own = stage.config.model_fields.keys() - {*PARAMETERS, *stage.inputs, *stage.outputs}
+    settings |= {name: values[name] for name in own if name in values}
     store = open_store(values["store"])
     inputs = {**json.loads(values["sources"] or "{}"), **_digests(stage, values)}
     record = run_stage(
