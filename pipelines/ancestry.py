@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from components.core.store import StageRecord, Store
 from rich.tree import Tree
 
 from components.core.artifacts import describe
 from components.core.errors import InputError
-from components.core.store import StageRecord, Store
 from pipelines.names import nearest
 from pipelines.runs import artifact, artifacts, run_names, run_records, stage_documents
 

@@ -48,7 +48,6 @@ def main() -> None:
 def run_command(arguments: list[str], *, debug: bool = False) -> int:
     """Run a command line; returns its exit code: 0 good, 1 the work failed, 2 wrong use or input."""
     from components.core.errors import TesseraError
-    from components.core.job import Interrupted
 
     try:
         app(args=arguments, prog_name="tessera")
@@ -59,7 +58,9 @@ def run_command(arguments: list[str], *, debug: bool = False) -> int:
             raise
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return error.exit_code
-    except Interrupted:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"{type(error).__name__}: {error}\n  hint: add --debug to see where\n")
+        return 1
     return 0

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from components.core.store import Store, open_store
 from rich.console import Console
 
 from components.core.runner import events_path
-from components.core.store import Store, open_store
 from pipelines.progress import read_events
 from pipelines.runs import stage_documents
 

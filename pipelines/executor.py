@@ -39,7 +39,7 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 def _end_with_parent() -> None:
     """Wait for the end of the process that holds our standard input, and end the whole group then."""
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)
     os.killpg(0, signal.SIGTERM)
 
 

@@ -10,6 +10,7 @@ the metadata of KFP's artifacts, or through `sources`.
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,12 +21,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from components.core.store import Store, open_store
 from rich.console import Console
 
 from components.core.errors import InputError, StageFailed, TesseraError
 from components.core.runner import events_path, recall
-from components.core.store import Store, open_store
 from pipelines.checks import check
+from pipelines.errors import RunStopped
 from pipelines.graph import Graph, Source, Task
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.progress import Follower, StageState
@@ -37,14 +39,10 @@ from pipelines.view import open_view
 POLL_S = 0.2
 GRACE_S = 60.0
 """Time that stages have to save a resume point when the run is stopped."""
+TASK_ERROR = re.compile(r"^    [\w.]+: ")
+"""The line that ends a traceback in the output of a task, which KFP indents by four spaces."""
 
 Outputs = dict[str, str | list[str]]
-
-
-class RunStopped(TesseraError):  # noqa: N818  like the other errors, named for what happened
-    """Ctrl-C or SIGTERM ended the run; what was saved is taken up by the same command."""
-
-    exit_code = 130
 
 
 def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Console) -> str:
@@ -204,11 +202,11 @@ def _failure(run: _Run, stages: list[StageState]) -> TesseraError:
             return kind(f"stage {stage.label}: {told['error']}", hint=hint)
     running = [stage.label for stage in stages if stage.status in ("running", "interrupted")]
     where = f"stage {running[0]} ended without a word (out of memory?)" if running else "the pipeline did not run"
-    return StageFailed(f"{where}; the last line of its log: {_last_line(log)}", hint=f"log: {log}")
+    return StageFailed(f"{where}; its log ends with: {_last_word(log)}", hint=f"log: {log}")
 
 
-def _last_line(log: Path) -> str:
-    """The last line of a log that says something about an error."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line or "error" in line]
-    return (telling or lines or [""])[-1]
+def _last_word(log: Path) -> str:
+    """The last line of a log in which a task, rather than KFP after it, tells of an error."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if TASK_ERROR.match(line)] or lines or ["nothing"]
+    return told[-1].strip()

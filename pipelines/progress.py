@@ -66,14 +66,12 @@ class Follower:
         self._files = dict(files)
         self._offsets = {label: path.stat().st_size if path.exists() else 0 for label, path in files.items()}
 
-    def poll(self) -> list[tuple[StageState, dict[str, Any]]]:
-        """Take in whatever is new; returns each event with the state after it."""
-        seen = []
+    def poll(self) -> Iterator[tuple[StageState, dict[str, Any]]]:
+        """Take in whatever is new; yields each event with the state after it."""
         for label, path in self._files.items():
             for event in self._new_events(label, path):
                 self.stages[label].apply(event)
-                seen.append((self.stages[label], event))
-        return seen
+                yield self.stages[label], event
 
     def _new_events(self, label: str, path: Path) -> Iterator[dict[str, Any]]:
         """Whole new lines of one file."""

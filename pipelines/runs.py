@@ -3,11 +3,12 @@
 import time
 from typing import Any, Literal
 
-from components.core.errors import InputError
 from components.core.store import Store
-from pipelines.names import nearest
+
+from components.core.errors import InputError
 from pipelines.graph import Binding, Source
 from pipelines.llama_nemotron import llama_nemotron
+from pipelines.names import nearest
 from pipelines.recipe import Recipe
 
 Outcome = Literal["succeeded", "failed", "interrupted"]

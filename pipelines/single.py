@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.core.store import StageRecord, Store, open_store
 from rich.console import Console
 
 from components.core.errors import InputError
-from components.core.job import Events, Placement
+from components.core.job import Events, Interrupted, Placement
 from components.core.runner import events_path, run_stage
 from components.core.stage import Input, Stage
-from components.core.store import StageRecord, Store, open_store
+from pipelines.errors import RunStopped
 from pipelines.names import nearest
 from pipelines.progress import StageState
 from pipelines.sources import ingest
@@ -82,7 +83,10 @@ def run_single(
     with open_view({stage.name: state}, console) as view:
         events = Events(events_path(store, "stages", stage.name))
         reporter = _Shown(state, view, events)
-        record = run_stage(stage, config, digests, store=store, placement=placement, reporter=reporter)
+        try:
+            record = run_stage(stage, config, digests, store=store, placement=placement, reporter=reporter)
+        except Interrupted:
+            raise RunStopped(f"stage {stage.name} was stopped", hint="the same command goes on from here") from None
     for name, target in targets.items():
         if name in record.outputs:
             export(store, record.outputs[name], target)

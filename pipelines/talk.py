@@ -6,10 +6,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
+from components.core.store import Store, open_store
 from rich.console import Console
 
 from components.core.errors import InputError, MissingPackage
-from components.core.store import Store, open_store
 from components.core.vllm_server import Server
 from pipelines.runs import artifacts, find_run
 

@@ -15,9 +15,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Tell the architecture, parameters and memory of a checkpoint, also where its weights are absent."""
-    from rich.table import Table
-
     from components.core.inspection import inspect_checkpoint
+    from rich.table import Table
 
     facts = inspect_checkpoint(path)
     if as_json:
@@ -39,6 +38,7 @@ def export(
 ) -> None:
     """Write an artifact of a run as plain files, models as Hugging Face folders."""
     from components.core.store import open_store
+
     from pipelines import runs
     from pipelines.single import check_free, export
 

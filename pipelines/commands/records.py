@@ -11,9 +11,9 @@ def runs(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """List the runs of a store."""
     from datetime import UTC, datetime
 
+    from components.core.store import open_store
     from rich.table import Table
 
-    from components.core.store import open_store
     from pipelines.runs import run_records
 
     records = run_records(open_store(store))
@@ -38,6 +38,7 @@ def report(
     import webbrowser
 
     from components.core.store import open_store
+
     from pipelines.delivery import report_path
     from pipelines.report import write_report
     from pipelines.runs import find_run
@@ -64,6 +65,7 @@ def lineage(
 ) -> None:
     """Show what an artifact was made from, down to the data, and what was made from it."""
     from components.core.store import open_store
+
     from pipelines.ancestry import ancestry_of, as_tree, find_artifact
 
     opened = open_store(store)
@@ -82,8 +84,9 @@ def ui(
     import subprocess
     import sys
 
-    from components.core.errors import InputError
     from components.core.store import open_store
+
+    from components.core.errors import InputError
     from pipelines.delivery import tracking_uri
     from pipelines.ports import check_port
 

@@ -29,6 +29,7 @@ def stage(
 ) -> None:
     """Run one stage on files of your own, with the same cache and resume as in a run."""
     from components.core.store import open_store
+
     from pipelines.recipe import load_settings
     from pipelines.single import find_stage, pairs, run_single
 
