@@ -51,5 +51,13 @@ def _missing_inputs(graph: Graph) -> Iterator[RecipeError]:
         if missing:
             yield RecipeError(
                 f"stage {task.label} needs {' and '.join(missing)}, and nothing before it makes that",
-                hint=f"leave the data stage in, or set {task.label.partition('/')[0]}: null",
+                hint=f"{_way_out(missing)}, or set {task.label.partition('/')[0]}: null",
             )
+
+
+def _way_out(missing: list[str]) -> str:
+    """What would give the missing inputs."""
+    made_by_data = {"tokenizer", "corpus", "chats", "problems"}
+    return (
+        "leave the data stage in" if made_by_data.issuperset(missing) else "give a parent, or leave parent_pretrain in"
+    )

@@ -19,45 +19,43 @@ from pipelines.recipe import Placed, Recipe, SearchSection
 
 
 def llama_nemotron(recipe: Recipe) -> Graph:
-    """The tasks of a recipe, each with the newest artifacts that stand before it."""
+    """The tasks of a recipe; each stage takes the newest artifacts that stand before it."""
     pipeline = _Pipeline(recipe)
     roles = pipeline.graph.roles
 
     if recipe.parent is not None:
         roles["parent"] = Source("parent")
     if recipe.data is not None:
-        own = {name: Source(name) for name in sources_of(recipe) if name.startswith("own_") and name != "own_costs"}
-        data = pipeline.add("data", DATA, recipe.data, parent=roles.get("parent"), **own)
-        roles |= {name: data[name] for name in DATA.outputs}
-    text = {"tokenizer": roles.get("tokenizer"), "corpus": roles.get("corpus")}
+        own = {name: Source(name) for name in sources_of(recipe) if name in DATA.inputs}
+        roles |= pipeline.add("data", DATA, recipe.data, **{"parent": roles.get("parent"), **own})
+    tokenizer, corpus = roles.get("tokenizer"), roles.get("corpus")
+    chats, problems = roles.get("chats"), roles.get("problems")
 
-    if recipe.parent is None:
-        roles["parent"] = pipeline.add("parent", PRETRAIN, recipe.parent_pretrain, **text)["trained"]
-    model = parent = roles["parent"]
+    if recipe.parent is None and recipe.parent_pretrain is not None:
+        made = pipeline.add("parent", PRETRAIN, recipe.parent_pretrain, tokenizer=tokenizer, corpus=corpus)
+        roles["parent"] = made["trained"]
+    model = parent = roles.get("parent")
 
     if recipe.search is not None:
-        pipeline.search(recipe.search, parent, roles.get("corpus"))
+        roles |= pipeline.search(recipe.search, parent, corpus)
         model = roles["child"]
     if recipe.distill is not None:
-        inputs = {"teacher": parent, "student": model, "corpus": roles.get("corpus")}
-        model = roles["distilled"] = pipeline.add("distill", DISTILL, recipe.distill, **inputs)["distilled"]
+        made = pipeline.add("distill", DISTILL, recipe.distill, teacher=parent, student=model, corpus=corpus)
+        model = roles["distilled"] = made["distilled"]
     if recipe.pretrain is not None:
-        model = roles["pretrained"] = pipeline.add("pretrain", PRETRAIN, recipe.pretrain, model=model, **text)[
-            "trained"
-        ]
+        made = pipeline.add("pretrain", PRETRAIN, recipe.pretrain, model=model, tokenizer=tokenizer, corpus=corpus)
+        model = roles["pretrained"] = made["trained"]
     if recipe.sft is not None:
-        inputs = {"model": model, "tokenizer": roles.get("tokenizer"), "chats": roles.get("chats")}
-        model = roles["sft"] = pipeline.add("sft", SFT, recipe.sft, **inputs)["tuned"]
+        made = pipeline.add("sft", SFT, recipe.sft, model=model, tokenizer=tokenizer, chats=chats)
+        model = roles["sft"] = made["tuned"]
     if recipe.rl is not None:
-        inputs = {"model": model, "problems": roles.get("problems")}
-        model = roles["rl"] = pipeline.add("rl", RL, recipe.rl, **inputs)["policy"]
+        made = pipeline.add("rl", RL, recipe.rl, model=model, problems=problems)
+        model = roles["rl"] = made["policy"]
     if recipe.eval is not None:
-        models = {EVALUATED[role]: made for role, made in roles.items() if role in EVALUATED}
-        inputs = {"problems": roles.get("problems"), **models}
-        roles["metrics"] = pipeline.add("eval", EVAL, recipe.eval, **inputs)["metrics"]
+        models = {EVALUATED[role]: binding for role, binding in roles.items() if role in EVALUATED}
+        roles |= pipeline.add("eval", EVAL, recipe.eval, problems=problems, **models)
     if recipe.deploy is not None:
-        inputs = {"model": model, "metrics": roles.get("metrics")}
-        roles["bundle"] = pipeline.add("deploy", DEPLOY, recipe.deploy, **inputs)["bundle"]
+        roles |= pipeline.add("deploy", DEPLOY, recipe.deploy, model=model, metrics=roles.get("metrics"))
     return pipeline.graph
 
 
@@ -98,18 +96,19 @@ class _Pipeline:
         config = self.recipe.config(section, stage.config)
         return self._add(label, stage, f"components.{stage.name}.component:{stage.name}", config, section, inputs)
 
-    def search(self, section: SearchSection, parent: Binding, corpus: Binding | None) -> None:
-        """Add the search: importance and costs, the block library in shards, the solution."""
+    def search(self, section: SearchSection, parent: Binding | None, corpus: Binding | None) -> dict[str, Made]:
+        """Add the search, importance and costs, the block library in shards, the solution; returns its roles."""
         config = self.recipe.config(section, SearchConfig)
+        shards = tuple(f"{index}/{section.shards}" for index in range(section.shards))
         seen: dict[str, Binding | None] = {"parent": parent, "corpus": corpus}
         own = {"own_costs": Source("own_costs")} if section.costs else {}
+
         prepared = self._search("search/prepare", PREPARE, config.prepare(), section, {**seen, **own})
-        shards = tuple(f"{index}/{section.shards}" for index in range(section.shards))
-        inputs = {**seen, "importance": prepared["importance"]}
-        blocks = self._search("search/blocks", BLOCKS, config.blocks(), section, inputs, shards)
-        inputs |= {"libraries": blocks["library"], "scores": blocks["scores"], "costs": prepared["costs"]}
-        found = self._search("search", SEARCH, config, section, inputs)
-        self.graph.roles |= {
+        seen["importance"] = prepared["importance"]
+        blocks = self._search("search/blocks", BLOCKS, config.blocks(), section, seen, shards)
+        seen |= {"libraries": blocks["library"], "scores": blocks["scores"], "costs": prepared["costs"]}
+        found = self._search("search", SEARCH, config, section, seen)
+        return {
             "costs": prepared["costs"],
             "child": found["child"],
             "random": found["random_child"],

@@ -13,7 +13,7 @@ from pipelines.checks import find_faults
 from pipelines.graph import Binding, Source, Task
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe import Recipe
-from pipelines.sources import KINDS, source_digest
+from pipelines.sources import KINDS, RECIPE_KEYS, source_digest
 
 Digests = dict[str, str | list[str]]
 
@@ -96,7 +96,7 @@ def _inputs(task: Task, sources: dict[str, str], known: dict[str, Digests]) -> D
 
 
 def _name(binding: Binding) -> str:
-    return f"your {binding.name.removeprefix('own_')}" if isinstance(binding, Source) else binding.task
+    return f"your {RECIPE_KEYS.get(binding.name, binding.name)}" if isinstance(binding, Source) else binding.task
 
 
 def _needs(task: Task) -> str:

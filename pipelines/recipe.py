@@ -130,7 +130,9 @@ class Recipe(Config):
     """Where and how wide stages run that do not say so themselves."""
     data: Annotated[DataSection | None, SWITCH] = Field(default=DataSection(), json_schema_extra=_also_false)
     """Tokenizer, corpus, chats and problems."""
-    parent_pretrain: Annotated[ParentSection, SWITCH] = ParentSection()
+    parent_pretrain: Annotated[ParentSection | None, SWITCH] = Field(
+        default=ParentSection(), json_schema_extra=_also_false
+    )
     """How the parent is trained from scratch; without meaning where `parent` is given."""
     search: Annotated[SearchSection | None, SWITCH] = Field(default=SearchSection(), json_schema_extra=_also_false)
     """Search of the child architecture."""

@@ -103,9 +103,12 @@ def artifact(store: Store, run: str, role: str) -> str:
     """
     name = find_run(store, run)
     known = artifacts(store, name)
-    if role not in known:
-        raise InputError(f"run {name!r} has no artifact {role!r}", hint=nearest(role, list(known)))
-    return known[role]
+    if role in known:
+        return known[role]
+    roles = llama_nemotron(Recipe.parse(run_record(store, name)["recipe"])).roles
+    if role in roles:
+        raise InputError(f"run {name!r} has not made {role!r} yet", hint="tessera run RECIPE goes on with it")
+    raise InputError(f"run {name!r} has no artifact {role!r}", hint=nearest(role, list(roles)))
 
 
 def stage_documents(store: Store, run: str) -> dict[str, dict[str, Any]]:

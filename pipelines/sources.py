@@ -23,6 +23,8 @@ KINDS: Mapping[str, Kind] = {
     "own_costs": "table",
 }
 """Kind of each artifact that a recipe names."""
+RECIPE_KEYS = {"own_corpus": "corpus", "own_chats": "sft.data", "own_problems": "rl.data", "own_costs": "search.costs"}
+"""Where a recipe names what a stage takes under another name."""
 
 
 def ingest(store: Store, name: str, paths: Sequence[str], kind: Kind) -> str:
@@ -66,7 +68,7 @@ def files_of(name: str, paths: Sequence[str], kind: Kind) -> Iterator[tuple[str,
     """
     for path in map(Path, paths):
         if not path.exists():
-            raise InputError(f"{name}: no such file or folder: {path}")
+            raise InputError(f"{_shown(name)}: no such file or folder: {path}")
     if kind in ("model", "tokenizer"):
         yield from _model_files(name, Path(paths[0]), kind)
     elif kind == "table" and Path(paths[0]).is_file():
@@ -83,7 +85,7 @@ def files_of(name: str, paths: Sequence[str], kind: Kind) -> Iterator[tuple[str,
 def _model_files(name: str, folder: Path, kind: Kind) -> Iterator[tuple[str, Path]]:
     """The files of a model folder that count; the folder is checked from its headers first."""
     if not folder.is_dir():
-        raise InputError(f"{name}: {folder} is a file, not a {kind} folder")
+        raise InputError(f"{_shown(name)}: {folder} is a file, not a {kind} folder")
     if kind == "model":
         check_checkpoint(folder)
     for path in sorted(folder.iterdir()):
@@ -121,5 +123,10 @@ def _from_address(store: Store, name: str, address: str, kind: Kind) -> str:
             return store.put_folder(open_store(elsewhere).fetch(digest), kind).digest
     found = store.manifest(digest).kind
     if found != kind:
-        raise InputError(f"{name}: {address} is a {found}, not a {kind}")
+        raise InputError(f"{_shown(name)}: {address} is a {found}, not a {kind}")
     return digest
+
+
+def _shown(name: str) -> str:
+    """The name by which the user knows an input."""
+    return RECIPE_KEYS.get(name, name)

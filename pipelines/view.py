@@ -85,6 +85,8 @@ class PlainView:
     def event(self, stage: StageState, event: Mapping[str, Any]) -> None:
         """Print what a reader of a log wants to see."""
         now = time.monotonic()
+        if event["type"] == "start":
+            return  # the first progress follows, or the word that it was cached
         if event["type"] == "progress":
             if now - self._last.get(stage.label, 0.0) < PLAIN_INTERVAL_S:
                 return
