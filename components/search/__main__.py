@@ -1,6 +1,6 @@
-"""Container entry: `python -m components.search --help`."""
+"""Container entry: `python -m components.search --help` does the whole search."""
 
 from components.core.entry import main
-from components.search.config import STAGES
+from components.search.config import SEARCH
 
-main(*STAGES)
+main(SEARCH)

@@ -77,8 +77,10 @@ class Measurement(Config):
     """Length of each prompt, tokens."""
     new_tokens: int = Field(default=32, gt=1)
     """Length of each answer, tokens."""
-    rounds: int = Field(default=5, gt=0)
+    rounds: int = Field(default=3, gt=0)
     """Repeats of every measurement; rounds go through all models in turn, and medians count."""
+    num_layers: int | None = Field(default=None, gt=1)
+    """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
 
 
 class Distillation(Config):
@@ -208,7 +210,9 @@ SEARCH = Stage(
         "parent": PARENT,
         "corpus": CORPUS,
         "importance": Input("library", "from search-prepare; computed here where absent", optional=True),
-        "libraries": Input("library", "one a shard of search-blocks; trained here where absent", optional=True, many=True),
+        "libraries": Input(
+            "library", "one a shard of search-blocks; trained here where absent", optional=True, many=True
+        ),
         "scores": Input("table", "one a shard of search-blocks; computed here where absent", optional=True, many=True),
         "costs": Input("table", "from search-prepare, or own; measured here where absent", optional=True),
     },

@@ -4,6 +4,7 @@ Shape letters: B rows, T tokens, D hidden size, I channels.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -31,10 +32,10 @@ def channel_contributions(parent: TesseraForCausalLM, batches: Sequence[Batch], 
     tokens = 0
     for done, batch in enumerate(batches, 1):
         mask_BT = batch.segment_ids_BT > 0
-        with Inputs(downs) as inputs:
+        with ExitStack() as hooks:
+            for i, down in downs.items():
+                hooks.enter_context(_adding_inputs(down, mask_BT, sums_I[i]))
             parent.model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT)
-        for i, x_BTI in inputs.seen.items():
-            sums_I[i] += x_BTI[mask_BT].abs().sum(dim=0, dtype=torch.float64)
         tokens += int(mask_BT.sum())
         job.progress(done, len(batches), "channel importance")
     return {i: (sums_I[i] / tokens * down.weight.double().norm(dim=0)).float() for i, down in downs.items()}
@@ -57,20 +58,10 @@ def share_of_top(contributions_I: Tensor, fraction: float) -> float:
     return float(ranked_I[: round(fraction * len(ranked_I))].sum() / ranked_I.sum())
 
 
-class Inputs:
-    """Keeps the last input of each module while in scope."""
+def _adding_inputs(module: nn.Module, mask_BT: Tensor, sum_I: Tensor) -> "torch.utils.hooks.RemovableHandle":
+    """While in scope, add the absolute inputs of a module at the masked tokens to `sum_I`."""
 
-    def __init__(self, modules: dict[int, nn.Module]) -> None:
-        self.seen: dict[int, Tensor] = {}
-        self._modules = modules
+    def add(_: nn.Module, args: tuple[Tensor]) -> None:
+        sum_I.add_(args[0][mask_BT].abs().sum(dim=0, dtype=torch.float64))
 
-    def __enter__(self) -> "Inputs":
-        self._handles = [
-            module.register_forward_pre_hook(lambda _, args, i=i: self.seen.__setitem__(i, args[0]))
-            for i, module in self._modules.items()
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    return module.register_forward_pre_hook(add)

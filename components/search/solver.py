@@ -80,12 +80,10 @@ def solve_table(table: Mapping[str, JsonValue], limits: Limits) -> tuple[OptionT
         InfeasibleBudget: no choice meets them.
     """
     options = OptionTable.parse({"fixed": table["fixed"], "slots": table["slots"]}, where="search.json")
-    return options, solve(options, absolute_limits(limits, options.costs(options.parent)))
+    return options, solve(options, absolute_limits(limits, options.costs(options.parent_choice)))
 
 
-def minimise(
-    table: OptionTable, objective: Sequence[Sequence[float]], limits: Mapping[str, float]
-) -> Solution | None:
+def minimise(table: OptionTable, objective: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Solution | None:
     """The choice with the lowest sum of `objective[slot][option]` within limits, or None if there is none.
 
     Rows and objective are scaled to about 1, so that the solver's absolute tolerances mean the same for bytes and for nats.
@@ -127,7 +125,7 @@ def pareto_front(table: OptionTable, limits: Mapping[str, float], num_points: in
         Latency limit (ms) and solution, from the least latency that the other limits allow to the parent's latency.
     """
     others = {resource: limit for resource, limit in limits.items() if resource != "latency_ms"}
-    least, most = _least(table, "latency_ms", others), table.costs(table.parent).latency_ms
+    least, most = _least(table, "latency_ms", others), table.costs(table.parent_choice).latency_ms
     if least is None:
         return []
     steps = [least + (most - least) * k / (num_points - 1) for k in range(num_points)]
@@ -155,7 +153,9 @@ def _infeasible(table: OptionTable, limits: Mapping[str, float]) -> InfeasibleBu
         if best is not None:
             reach.append(f"{resource}={best:.6g} instead of {limit:.6g}")
     message = "no choice of blocks meets all limits together"
-    return InfeasibleBudget(f"{message}; each alone could give way: {', or '.join(reach)}" if reach else message, hint=hint)
+    return InfeasibleBudget(
+        f"{message}; each alone could give way: {', or '.join(reach)}" if reach else message, hint=hint
+    )
 
 
 def _quiet_solver() -> highspy.Highs:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from components.core.architecture import Architecture
 from components.core.errors import RecipeError
 from components.search.config import Space
 
@@ -45,18 +44,22 @@ class LayerSpace:
         return tuple(variant for variant in self.of(part)[1:] if variant.size > 0)
 
 
-def layer_spaces(space: Space, parent: Architecture) -> list[LayerSpace]:
-    """The options of every layer of `parent`.
+Shape = tuple[tuple[int, int], ...]
+"""KV heads and FFN channels of each layer of a model; 0 where there is none."""
+
+
+def layer_spaces(space: Space, parent: Shape) -> list[LayerSpace]:
+    """The options of every layer of a parent of this shape.
 
     Raises:
         RecipeError: a width that is no whole number of channels, or KV heads that do not divide the parent's.
     """
     return [
         LayerSpace(
-            attention=_attention_variants(space, block.num_key_value_heads or 0, may_go=layer > 0),
-            ffn=_ffn_variants(space, block.intermediate_size or 0),
+            attention=_attention_variants(space, heads, may_go=layer > 0),
+            ffn=_ffn_variants(space, width),
         )
-        for layer, block in enumerate(parent.blocks)
+        for layer, (heads, width) in enumerate(parent)
     ]
 
 

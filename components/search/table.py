@@ -1,10 +1,10 @@
 """The numbers of a search: what every option scores and costs. What the solver chooses from, and `search.json` holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from components.core.config import Config
-from components.search.space import Part
+from components.search.space import PARTS, LayerSpace, Part, Variant
 
 RESOURCES = ("parameters", "kv_bytes_per_token", "latency_ms")
 
@@ -70,6 +70,38 @@ class OptionTable(Config):
         return sum(slot.options[pick].score for slot, pick in zip(self.slots, choice, strict=True))
 
     @property
-    def parent(self) -> tuple[int, ...]:
+    def parent_choice(self) -> tuple[int, ...]:
         """The choice that changes nothing."""
         return (0,) * len(self.slots)
+
+    def variants(self, choice: Sequence[int]) -> list[tuple[Variant, Variant]]:
+        """The attention and the FFN of each layer of a choice."""
+        picked = [Variant(slot.part, slot.options[pick].size) for slot, pick in zip(self.slots, choice, strict=True)]
+        return list(zip(picked[::2], picked[1::2], strict=True))
+
+
+def option_table(
+    spaces: Sequence[LayerSpace],
+    fixed: Costs,
+    blocks: Mapping[str, Costs],
+    scores: Mapping[tuple[int, Variant], float],
+) -> OptionTable:
+    """Put together what the solver chooses from.
+
+    Args:
+        spaces: options of each layer.
+        fixed: what no choice changes.
+        blocks: costs by name of the variant.
+        scores: replace-one-block KL of every variant but the parent's own, which changes nothing.
+    """
+    slots = []
+    for layer, space in enumerate(spaces):
+        for part in PARTS:
+            own, *others = space.of(part)
+            kls = {own: 0.0} | {variant: scores[layer, variant] for variant in others}
+            options = tuple(
+                Option(name=variant.name, size=variant.size, score=kl, costs=blocks[variant.name])
+                for variant, kl in kls.items()
+            )
+            slots.append(Slot(layer=layer, part=part, options=options))
+    return OptionTable(fixed=fixed, slots=tuple(slots))

@@ -53,7 +53,7 @@ shares = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(tables(), shares)
 def test_solver_finds_what_brute_force_finds(table: OptionTable, share: dict[str, float]) -> None:
-    parent = table.costs(table.parent)
+    parent = table.costs(table.parent_choice)
     limits = {name: value * parent.of(name) for name, value in share.items()}
     best = brute_force(table, limits)
     if best is None:
@@ -72,7 +72,7 @@ def test_solver_finds_what_brute_force_finds(table: OptionTable, share: dict[str
 def test_baselines_stay_within_the_limits_and_never_beat_the_solver(
     table: OptionTable, share: dict[str, float], seed: int
 ) -> None:
-    parent = table.costs(table.parent)
+    parent = table.costs(table.parent_choice)
     limits = {name: value * parent.of(name) for name, value in share.items()}
     if brute_force(table, limits) is None:
         return
@@ -83,8 +83,10 @@ def test_baselines_stay_within_the_limits_and_never_beat_the_solver(
 
 
 def two_layers() -> OptionTable:
-    full, half, none = (lambda s: option(2, 0, 100, 8, 2.0)), (lambda s: option(1, s, 50, 4, 1.0)), (
-        lambda s: option(0, s, 0, 0, 0)
+    full, half, none = (
+        (lambda s: option(2, 0, 100, 8, 2.0)),
+        (lambda s: option(1, s, 50, 4, 1.0)),
+        (lambda s: option(0, s, 0, 0, 0)),
     )
     return table_of(
         [full(0), half(0.1)],
@@ -96,7 +98,7 @@ def two_layers() -> OptionTable:
 
 
 def test_limits_are_numbers_or_shares_of_the_parent() -> None:
-    parent = two_layers().costs(two_layers().parent)
+    parent = two_layers().costs(two_layers().parent_choice)
     limits = Limits(parameters="50%", kv_bytes_per_token=10, latency_ms="25.5%")
     expected = {"parameters": 220.0, "kv_bytes_per_token": 10.0, "latency_ms": pytest.approx(2.295)}
     assert absolute_limits(limits, parent) == expected
@@ -133,14 +135,14 @@ def test_pareto_front_ends_at_the_parent_and_never_gets_worse() -> None:
     front = pareto_front(table, {}, 6)
     scores = [solution.objective for _, solution in front]
     assert scores == sorted(scores, reverse=True)
-    assert front[-1][1].choice == table.parent
+    assert front[-1][1].choice == table.parent_choice
     assert front[0][0] == pytest.approx(2.0)
 
 
 def test_a_written_table_is_solved_again_under_other_limits() -> None:
     written = two_layers().model_dump(mode="json") | {"limits": {}}
     options, solution = solve_table(written, Limits(latency_ms="100%"))
-    assert solution.choice == options.parent
+    assert solution.choice == options.parent_choice
 
 
 def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,94 @@
+"""From a choice of sub-blocks to a child: weights from the parent and the library, FFN runs fused, a model folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from components.core.architecture import Architecture, BlockConfig
+from components.core.checkpoint import model_config
+from components.core.model import DecoderLayer, TesseraConfig, TesseraForCausalLM
+from components.search.fusion import ChildLayer
+from components.search.library import load_block
+from components.search.space import LayerSpace, Part, Shape, Variant
+from components.search.subblock import Subblock
+from components.search.variants import Weights, subblock_weights
+
+
+def child_layers(
+    parent: TesseraForCausalLM,
+    spaces: Sequence[LayerSpace],
+    libraries: Sequence[Path],
+    variants: Sequence[tuple[Variant, Variant]],
+) -> list[ChildLayer]:
+    """The layers of a child, one for each of the parent's, not fused yet.
+
+    Args:
+        parent: source of every sub-block that stays.
+        spaces: options of each layer.
+        libraries: folders with the trained variants.
+        variants: chosen attention and FFN of each layer.
+    """
+    layers = []
+    for number, (attention, ffn) in enumerate(variants):
+        state = parent.model.layers[number].state_dict()
+        weights: Weights = {}
+        parts: tuple[tuple[Part, Variant], ...] = (("attention", attention), ("ffn", ffn))
+        for part, variant in parts:
+            if variant == spaces[number].of(part)[0]:
+                weights |= subblock_weights(state, part)
+            elif variant.size > 0:
+                weights |= load_block(libraries, (number, variant))
+        layers.append(ChildLayer(attention.size, ffn.size, weights, (number,)))
+    return layers
+
+
+def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> TesseraForCausalLM:
+    """A model of these layers between the parent's embeddings and head.
+
+    Its configuration says in `parent_layers`, for each layer, how many layers of the parent are behind its output.
+    """
+    shape = tuple((layer.num_key_value_heads, layer.intermediate_size) for layer in layers)
+    child = heterogeneous_model(parent.config, shape)
+    outside = {name: value for name, value in parent.state_dict().items() if not name.startswith("model.layers.")}
+    inside = {
+        f"model.layers.{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer.weights.items()
+    }
+    child.load_state_dict({**outside, **inside})
+    firsts = [layer.parent_layers[0] for layer in layers]
+    child.config.parent_layers = [*firsts[1:], len(parent.model.layers)]
+    return child
+
+
+def heterogeneous_model(parent: TesseraConfig, shape: Shape) -> TesseraForCausalLM:
+    """A model like the parent but for its layers, with random weights."""
+    return TesseraForCausalLM(reshaped(parent, shape)).eval()
+
+
+def build_subblock(parent: TesseraForCausalLM, layer: int, variant: Variant, weights: Weights) -> Subblock:
+    """A variant of a layer's attention or FFN as a module that owns these weights and can be trained."""
+    shape = list(shape_of(parent.config))
+    heads, width = shape[layer]
+    shape[layer] = (variant.size, width) if variant.part == "attention" else (heads, variant.size)
+    config = reshaped(parent.config, tuple(shape))
+    with torch.device("meta"):
+        block = Subblock.of(DecoderLayer(config, layer), variant.part)
+    assert block is not None, "the no-op is no module"
+    block.load_weights(weights)
+    return block
+
+
+def shape_of(config: TesseraConfig) -> Shape:
+    """KV heads and FFN channels of every layer."""
+    blocks = Architecture.from_config(config.to_dict()).blocks
+    return tuple((block.num_key_value_heads or 0, block.intermediate_size or 0) for block in blocks)
+
+
+def reshaped(config: TesseraConfig, shape: Shape) -> TesseraConfig:
+    """The same configuration for other layers."""
+    values = config.to_dict()
+    blocks = tuple(
+        BlockConfig(num_key_value_heads=heads or None, intermediate_size=width or None) for heads, width in shape
+    )
+    architecture = Architecture.from_config(values).model_copy(update={"blocks": blocks})
+    return model_config({**values, "num_hidden_layers": len(blocks), "block_configs": architecture.block_configs()})

@@ -1,0 +1,108 @@
+"""Decode steps of several models, timed in vLLM side by side; a program of its own, so that vLLM's settings stay in it.
+
+All models are held at once, an engine a process, and measured in turn, round by round: what slows the machine for a while slows
+them alike. Importing vLLM takes longer than all else, so it is done once, in a server that the processes fork from.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from components.core.errors import MissingPackage, StageFailed
+from components.core.vllm_engine import ENVIRONMENT, Engine
+from components.search.config import Measurement
+
+HELD_WEIGHT_BYTES = 2 << 30
+"""Models whose weights together exceed this are measured one after another instead of side by side."""
+
+
+def measure_step_ms(folders: list[Path], measurement: Measurement, threads: int) -> list[list[float]]:
+    """Time of one decode step of a batch, prefill spread over its steps, for each model folder.
+
+    Returns:
+        For each folder one number a round, milliseconds.
+
+    Raises:
+        MissingPackage: vLLM is not installed.
+        StageFailed: vLLM could not run one of the models.
+    """
+    order = {
+        "folders": [str(folder) for folder in folders],
+        "measurement": measurement.model_dump(),
+        "threads": threads,
+    }
+    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-W", "ignore", "-m", "components.search.measure"]
+    done = subprocess.run(
+        command, input=json.dumps(order), capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode == MissingPackage.exit_code:
+        raise MissingPackage(
+            "vLLM is not installed, and block costs are measured in it", hint="install it, or set search.costs"
+        )
+    if done.returncode:
+        raise StageFailed(f"vLLM could not run the models that block costs are measured on:\n{done.stderr[-2000:]}")
+    steps: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return steps
+
+
+def main() -> None:
+    """Read the order from standard input, and write the times to standard output."""
+    order = json.loads(sys.stdin.read())
+    folders, measurement, threads = order["folders"], Measurement(**order["measurement"]), order["threads"]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vllm", "vllm.v1.engine.llm_engine", "components.core.vllm_engine"])
+    weight_bytes = sum(file.stat().st_size for folder in folders for file in Path(folder).glob("*.safetensors"))
+    held = len(folders) if weight_bytes <= HELD_WEIGHT_BYTES else 1
+    steps: list[list[float]] = []
+    for start in range(0, len(folders), held):
+        steps += _measure_together(context, folders[start : start + held], measurement, threads)
+    sys.stdout.write(json.dumps(steps) + "\n")
+
+
+def _measure_together(
+    context: multiprocessing.context.ForkServerContext, folders: list[str], measurement: Measurement, threads: int
+) -> list[list[float]]:
+    """Hold these models at once, and measure them in turn."""
+    pipes, processes = [], []
+    for folder in folders:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, folder, measurement, threads), daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    for pipe in pipes:
+        pipe.recv()  # the engine is ready
+    rounds = []
+    for _ in range(measurement.rounds):
+        times = []
+        for pipe in pipes:
+            pipe.send(True)
+            times.append(pipe.recv())
+        rounds.append(times)
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(False)
+        process.join()
+    return [list(times) for times in zip(*rounds, strict=True)]
+
+
+def _serve(pipe: Connection, folder: str, measurement: Measurement, threads: int) -> None:
+    """Hold one engine, and measure it whenever asked."""
+    batch, prompt, new = measurement.batch_size, measurement.prompt_tokens, measurement.new_tokens
+    with Engine(Path(folder), max_model_len=prompt + new, max_num_seqs=batch, threads=threads) as engine:
+        pipe.send(True)
+        while pipe.recv():
+            [tokens_per_s] = engine.throughput(batch, prompt, new, 1)
+            pipe.send(1000 * batch / tokens_per_s)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MissingPackage:
+        sys.exit(MissingPackage.exit_code)

@@ -1,0 +1,171 @@
+"""What the stages of the search write down: `costs.json`, the scores of a shard, and `search.json`; light, so that anyone can read them."""
+
+from components.core.config import Config
+from components.search.config import Measurement
+from components.search.space import Part
+from components.search.table import Costs, OptionTable
+
+COSTS_FILE = "costs.json"
+SCORES_FILE = "scores.json"
+TABLE_FILE = "search.json"
+
+
+class MeasuredModel(Config):
+    """One of the models that were timed."""
+
+    num_key_value_heads: tuple[int, ...]
+    """KV heads of each layer; 0 where there is no attention."""
+    intermediate_size: tuple[int, ...]
+    """FFN channels of each layer; 0 where there is no FFN."""
+    step_ms: tuple[float, ...]
+    """Time of one decode step of the batch, prefill spread over the steps, for each round."""
+    median_ms: float
+    """Median over the rounds: what counts."""
+    spread_ms: float
+    """Difference of the slowest and the fastest round."""
+    explained_ms: float
+    """What the costs of its sub-blocks and the fixed part add up to."""
+
+
+class Machine(Config):
+    """Where the measurement was made."""
+
+    device: str
+    """Processor or accelerator."""
+    threads: int
+    """CPU threads of the engine."""
+    versions: dict[str, str]
+    """Versions of the libraries that decide speed."""
+
+
+class CostTable(Config):
+    """`costs.json`: what every sub-block costs, and everything that was measured to know it."""
+
+    fixed: Costs
+    """Embeddings, final norm and head; the part of a step that no sub-block takes."""
+    blocks: dict[str, Costs]
+    """Costs by name of the variant, such as `attention-2` or `ffn-256`."""
+    machine: Machine
+    """Where latency was measured."""
+    measurement: Measurement
+    """How latency was measured."""
+    models: tuple[MeasuredModel, ...]
+    """What was measured."""
+
+
+class BlockScore(Config):
+    """One alternative sub-block."""
+
+    layer: int
+    """Layer of the parent."""
+    part: Part
+    """Attention or FFN."""
+    size: int
+    """KV heads or channels; 0 is the no-op."""
+    kl: float
+    """KL(parent || parent with this one sub-block replaced), nats a token."""
+    first_error: float | None = None
+    """Normalised error of the untrained variant on the first batch; 1 is as good as nothing. None where nothing was trained."""
+    last_error: float | None = None
+    """Mean normalised error over the last tenth of the training steps."""
+
+
+class ShardScores(Config):
+    """`scores.json` of one shard."""
+
+    tokens: int
+    """Held-out tokens that the KL is averaged over."""
+    blocks: tuple[BlockScore, ...]
+    """Every alternative sub-block of the shard's layers."""
+
+
+class LayerShape(Config):
+    """A layer of a child."""
+
+    num_key_value_heads: int
+    """0 where there is no attention."""
+    intermediate_size: int
+    """0 where there is no FFN."""
+    parent_layers: tuple[int, ...]
+    """The parent's layers that it stands for; several where FFNs were fused."""
+
+
+class Chosen(Config):
+    """A choice of one option a slot, and the model it makes."""
+
+    choice: tuple[int, ...]
+    """Number of the chosen option of each slot."""
+    score: float
+    """Sum of the replace-one-block scores, nats a token."""
+    costs: Costs
+    """Predicted, before fusion."""
+    within_limits: bool
+    """Whether the prediction meets the limits."""
+    layers: tuple[LayerShape, ...]
+    """One a layer of the parent, before fusion."""
+    fused_layers: tuple[LayerShape, ...]
+    """After empty layers were dropped and runs of FFNs fused: the layers of the model as written."""
+    parameters: int
+    """Of the model as written."""
+
+
+class Proof(Config):
+    """What the solver says of its answer."""
+
+    objective: float
+    """Score of the child."""
+    bound: float
+    """No choice within the limits scores below this."""
+    gap: float
+    """Relative distance of the two."""
+    status: str
+    """The solver's own word."""
+
+
+class ParetoPoint(Config):
+    """The best choice at one latency limit, other limits as they are."""
+
+    limit_ms: float
+    """Latency limit."""
+    choice: tuple[int, ...]
+    """Number of the chosen option of each slot."""
+    score: float
+    """Sum of its scores."""
+    costs: Costs
+    """Predicted, before fusion."""
+
+
+class LayerImportance(Config):
+    """How FFN contribution spreads over the channels of a layer."""
+
+    layer: int
+    """Layer of the parent."""
+    mean: float
+    """Mean contribution of a channel."""
+    top_half_share: float
+    """Share of all contribution that the more important half of the channels holds; 0.5 where all are alike."""
+
+
+class SearchTable(OptionTable):
+    """`search.json`: everything a report needs, and what `solve_table` solves again under other limits."""
+
+    limits: dict[str, float]
+    """The limits that were set, absolute."""
+    parent: Costs
+    """Predicted cost of the parent."""
+    child: Chosen
+    """The best choice."""
+    proof: Proof
+    """Evidence that it is the best."""
+    random_child: Chosen
+    """A random choice at the same limits."""
+    greedy_child: Chosen
+    """A greedy choice at the same limits."""
+    pareto: tuple[ParetoPoint, ...]
+    """Best score over latency."""
+    importance: tuple[LayerImportance, ...]
+    """Channel importance of each layer with an FFN."""
+    blocks: tuple[BlockScore, ...]
+    """Scores and training errors of all alternative sub-blocks."""
+    machine: Machine
+    """Where latency was measured."""

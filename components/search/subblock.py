@@ -1,0 +1,49 @@
+"""A sub-block that runs on its own: norm and module, without the residual."""
+
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from components.search.space import Part
+from components.search.variants import MODULES, Weights
+
+
+class Subblock(nn.Module):
+    """The attention or the FFN of a layer, with its norm."""
+
+    def __init__(self, part: Part, norm: nn.Module, module: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.norm, self.module = norm, module
+
+    @classmethod
+    def of(cls, layer: nn.Module, part: Part) -> Self | None:
+        """The sub-block of a decoder layer, sharing its weights; None where it is a no-op."""
+        norm, module = (getattr(layer, name) for name in MODULES[part])
+        return None if module is None else cls(part, norm, module)
+
+    def forward(self, hidden_BTD: Tensor, context: tuple[Any, ...]) -> Tensor:
+        """What is added to the residual stream.
+
+        Args:
+            hidden_BTD: the residual stream.
+            context: what the module is given beside hidden states: positions and mask.
+        """
+        output_BTD: Tensor = self.module(self.norm(hidden_BTD), *context)
+        return output_BTD
+
+    def weights(self) -> Weights:
+        """Tensors by their name within a layer."""
+        return {self._outside(name): tensor for name, tensor in self.state_dict().items()}
+
+    def load_weights(self, weights: Weights) -> None:
+        """Take over copies of tensors that are named as within a layer."""
+        state = {name: weights[self._outside(name)].detach().clone() for name in self.state_dict()}
+        self.load_state_dict(state, assign=True)
+        self.requires_grad_(True)
+
+    def _outside(self, name: str) -> str:
+        """The name within a layer of a tensor of this module."""
+        own, _, rest = name.partition(".")
+        norm, module = MODULES[self.part]
+        return f"{norm if own == 'norm' else module}.{rest}"

@@ -1,0 +1,160 @@
+"""The three stages end to end on a tiny parent, with costs that are given."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.core.checkpoint import load_model
+from components.core.errors import InfeasibleBudget, RecipeError
+from components.core.job import Job, silent_job
+from components.search.config import BlocksConfig, Distillation, Fusion, Limits, Measurement, SearchConfig
+from components.search.costs import counted_costs
+from components.search.results import CostTable, Machine
+from components.search.space import layer_spaces
+from components.search.stage import blocks, prepare, search
+
+CONFIG = SearchConfig(
+    ffn_fractions=(1.0, 0.5),
+    seq_len=32,
+    batch_size=4,
+    importance_batches=1,
+    scoring_batches=1,
+    distillation=Distillation(num_steps=4),
+    limits=Limits(latency_ms="50%", parameters="90%"),
+    seed=1,
+)
+SHAPE = ((4, 64),) * 4
+
+
+@pytest.fixture(scope="module")
+def given_costs(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) -> Path:
+    """Latency as if attention took a millisecond a KV head, and the FFN one for 32 channels."""
+    model = load_model(parent_folder)
+    fixed, variants = counted_costs(model, layer_spaces(CONFIG, SHAPE))
+    table = CostTable(
+        fixed=fixed.model_copy(update={"latency_ms": 1.0}),
+        blocks={
+            variant.name: costs.model_copy(update={"latency_ms": variant.size / (1 if variant.part == "attention" else 32)})
+            for variant, costs in variants.items()
+        },
+        machine=Machine(device="none", threads=1, versions={}),
+        measurement=Measurement(),
+        models=(),
+    )
+    folder = tmp_path_factory.mktemp("costs")
+    (folder / "costs.json").write_text(table.model_dump_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path, corpus: Path, given_costs: Path) -> Path:
+    """The outputs of the whole search, computed in place."""
+    out = tmp_path_factory.mktemp("out")
+    search(CONFIG, job=silent_job(out), out=out, parent=parent_folder, corpus=corpus, costs=given_costs)
+    return out
+
+
+def test_the_child_is_what_the_table_says(searched: Path, parent_folder: Path) -> None:
+    table = json.loads((searched / "search_table" / "search.json").read_text())
+    for name in ("child", "random_child", "greedy_child"):
+        model, chosen = load_model(searched / name), table[name]
+        assert model.num_parameters() == chosen["parameters"] == chosen["costs"]["parameters"] - dropped_norms(chosen)
+        assert len(model.model.layers) == len(chosen["fused_layers"])
+        assert chosen["within_limits"]
+        assert (searched / name / "tokenizer.json").read_bytes() == (parent_folder / "tokenizer.json").read_bytes()
+    assert table["proof"]["gap"] == pytest.approx(0, abs=1e-9)
+    assert table["child"]["score"] <= min(table["random_child"]["score"], table["greedy_child"]["score"]) + 1e-9
+    assert table["child"]["costs"]["latency_ms"] <= table["limits"]["latency_ms"] * (1 + 1e-9)
+
+
+def dropped_norms(chosen: dict[str, list[object]]) -> int:
+    """Values of the norms that fusion shares: one norm remains of each group."""
+    fused = [layer["parent_layers"] for layer in chosen["fused_layers"]]  # type: ignore[index]
+    return 128 * sum(len(group) - 1 for group in fused)
+
+
+def test_three_stages_give_what_one_gives(
+    searched: Path, tmp_path: Path, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    inputs = {"parent": parent_folder, "corpus": corpus}
+    prepare(CONFIG.prepare(), job=silent_job(tmp_path / "p"), out=tmp_path, own_costs=given_costs, **inputs)
+    shards = [tmp_path / "0", tmp_path / "1"]
+    for number, shard in enumerate(shards):
+        config = CONFIG.blocks(f"{number}/2")
+        blocks(config, job=silent_job(shard), out=shard, importance=tmp_path / "importance", **inputs)
+    search(
+        CONFIG,
+        job=silent_job(tmp_path / "s"),
+        out=tmp_path,
+        importance=tmp_path / "importance",
+        costs=tmp_path / "costs",
+        libraries=[shard / "library" for shard in shards],
+        scores=[shard / "scores" for shard in shards],
+        **inputs,
+    )
+    for name in ("child/model.safetensors", "search_table/search.json", "greedy_child/config.json"):
+        assert (tmp_path / name).read_bytes() == (searched / name).read_bytes(), name
+
+
+def test_an_untouched_parent_comes_out_as_it_went_in(
+    tmp_path: Path, searched: Path, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    config = CONFIG.model_copy(update={"limits": Limits(), "distillation": Distillation(num_steps=0)})
+    search(config, job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs)
+    written = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert written["architectures"] == ["LlamaForCausalLM"]
+    child, parent = load_model(tmp_path / "child"), load_model(parent_folder)
+    for name, tensor in parent.state_dict().items():
+        assert torch.equal(child.state_dict()[name], tensor), name
+
+
+def test_limits_that_nothing_meets_are_refused(
+    tmp_path: Path, job: Job, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    config = CONFIG.model_copy(
+        update={"limits": Limits(latency_ms=0.5), "distillation": Distillation(num_steps=0)}
+    )
+    with pytest.raises(InfeasibleBudget, match=r"latency_ms=0.5; the smallest reachable is 2"):
+        search(config, job=job, out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs)
+
+
+def test_costs_of_another_space_are_refused(
+    tmp_path: Path, job: Job, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    config = CONFIG.model_copy(update={"ffn_fractions": (1.0, 0.25)}).prepare()
+    with pytest.raises(RecipeError, match="know nothing of ffn-16; they know attention-4"):
+        prepare(config, job=job, out=tmp_path, parent=parent_folder, corpus=corpus, own_costs=given_costs)
+
+
+def test_an_interrupted_library_goes_on_to_the_same_bytes(
+    tmp_path: Path, searched: Path, parent_folder: Path, corpus: Path
+) -> None:
+    from components.core.job import Interrupted
+
+    importance = tmp_path / "importance"
+    prepare_out = silent_job(searched).scratch / "search" / "importance"
+    config = BlocksConfig(**{**CONFIG.blocks("1/4").model_dump(), "distillation": {"num_steps": 6}})
+    inputs = {"parent": parent_folder, "corpus": corpus, "importance": prepare_out}
+    blocks(config, job=silent_job(tmp_path / "a"), out=tmp_path / "a", **inputs)
+
+    asked = iter([False, False, True, True, True, True])
+    job = silent_job(tmp_path / "b")
+    job.stopping = lambda: next(asked)
+    with pytest.raises(Interrupted):
+        blocks(config, job=job, out=tmp_path / "b", **inputs)
+    job.stopping = lambda: False
+    blocks(config, job=job, out=tmp_path / "b", **inputs)
+    for path in sorted((tmp_path / "a" / "library").rglob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+    assert importance.exists() is False
+
+
+def test_fusion_can_be_left_out(
+    tmp_path: Path, searched: Path, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    config = CONFIG.model_copy(update={"fusion": Fusion(enabled=False), "distillation": Distillation(num_steps=0)})
+    search(config, job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs)
+    table = json.loads((tmp_path / "search_table" / "search.json").read_text())
+    assert all(len(layer["parent_layers"]) == 1 for layer in table["child"]["fused_layers"])

@@ -1,0 +1,71 @@
+"""Training-free variants, by hand."""
+
+import pytest
+import torch
+
+from components.search.space import Variant
+from components.search.variants import initialise, keep_channels, most_important, pool_kv_heads, subblock_weights
+
+
+def ffn(width: int, hidden: int = 4) -> dict[str, torch.Tensor]:
+    torch.manual_seed(width)
+    return {
+        "post_attention_layernorm.weight": torch.rand(hidden),
+        "mlp.gate_proj.weight": torch.randn(width, hidden),
+        "mlp.up_proj.weight": torch.randn(width, hidden),
+        "mlp.down_proj.weight": torch.randn(hidden, width),
+    }
+
+
+def test_most_important_channels_come_best_first_and_ties_keep_their_order() -> None:
+    assert most_important(torch.tensor([1.0, 5.0, 5.0, 9.0]), 3).tolist() == [3, 1, 2]
+
+
+def test_a_narrower_ffn_is_the_prefix_of_the_channels_by_importance() -> None:
+    parent, importance = ffn(3), torch.tensor([0.1, 3.0, 2.0])
+    narrow = initialise(parent, Variant("ffn", 2), importance_I=importance, head_dim=2)
+    torch.testing.assert_close(narrow["mlp.up_proj.weight"], parent["mlp.up_proj.weight"][[1, 2]])
+    torch.testing.assert_close(narrow["mlp.gate_proj.weight"], parent["mlp.gate_proj.weight"][[1, 2]])
+    torch.testing.assert_close(narrow["mlp.down_proj.weight"], parent["mlp.down_proj.weight"][:, [1, 2]])
+    torch.testing.assert_close(narrow["post_attention_layernorm.weight"], parent["post_attention_layernorm.weight"])
+
+
+def test_kv_heads_that_merge_are_averaged_weights_and_biases() -> None:
+    rows = torch.arange(8.0)  # four heads of size two
+    attention = {
+        "self_attn.k_proj.weight": rows[:, None].expand(8, 3),
+        "self_attn.v_proj.bias": rows,
+        "self_attn.q_proj.weight": torch.ones(8, 3),
+    }
+    pooled = pool_kv_heads(attention, 2, head_dim=2)
+    # heads (0,1) and (2,3): means of rows 0 and 2, 1 and 3, then of rows 4 and 6, 5 and 7
+    assert pooled["self_attn.v_proj.bias"].tolist() == [1, 2, 5, 6]
+    assert pooled["self_attn.k_proj.weight"][:, 0].tolist() == [1, 2, 5, 6]
+    assert pooled["self_attn.q_proj.weight"].shape == (8, 3)
+
+
+def test_a_no_op_has_no_weights() -> None:
+    assert initialise(ffn(3), Variant("ffn", 0), importance_I=None, head_dim=2) == {}
+
+
+def test_a_narrower_ffn_needs_the_importance_of_every_channel() -> None:
+    with pytest.raises(ValueError, match="all 3 channels"):
+        initialise(ffn(3), Variant("ffn", 2), importance_I=torch.ones(2), head_dim=2)
+
+
+def test_subblocks_share_a_layer_by_name() -> None:
+    state = {"mlp.up_proj.weight": torch.ones(1), "input_layernorm.weight": torch.ones(1)}
+    assert list(subblock_weights(state, "ffn")) == ["mlp.up_proj.weight"]
+    assert list(subblock_weights(state, "attention")) == ["input_layernorm.weight"]
+
+
+def test_keeping_all_channels_in_another_order_computes_the_same() -> None:
+    parent = ffn(5)
+    shuffled = keep_channels(parent, torch.tensor([4, 2, 0, 1, 3]))
+    x = torch.randn(6, 4)
+
+    def output(w: dict[str, torch.Tensor]) -> torch.Tensor:
+        gate = torch.nn.functional.silu(x @ w["mlp.gate_proj.weight"].T)
+        return (gate * (x @ w["mlp.up_proj.weight"].T)) @ w["mlp.down_proj.weight"].T
+
+    torch.testing.assert_close(output(shuffled), output(parent))
