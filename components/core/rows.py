@@ -1,0 +1,66 @@
+"""JSONL that users wrote: every malformed line is named, and nothing is used until the whole file was read."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from components.core.errors import DataError
+
+MAX_LINES_SHOWN = 5
+
+Row = dict[str, object]
+T = TypeVar("T")
+
+
+def read_user_rows(paths: Iterable[Path], parse: Callable[[Row], T], *, skip_bad: bool) -> tuple[list[T], int]:
+    """Parse every line of some JSONL files.
+
+    Args:
+        paths: JSONL files, UTF-8; blank lines count as malformed.
+        parse: makes something of a row, or raises ValueError with the reason.
+        skip_bad: leave malformed lines out instead of refusing the files.
+
+    Returns:
+        What was parsed, and how many lines were left out.
+
+    Raises:
+        DataError: there are malformed lines; names file, count, first line numbers and reasons.
+    """
+    parsed: list[T] = []
+    bad: list[str] = []
+    for path in paths:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    parsed.append(parse(_object(line)))
+                except (ValueError, KeyError, TypeError) as error:
+                    reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+                    bad.append(f"{path.name} line {number}: {reason}")
+    if bad and not skip_bad:
+        shown = "; ".join(bad[:MAX_LINES_SHOWN]) + ("; …" if len(bad) > MAX_LINES_SHOWN else "")
+        raise DataError(f"{len(bad)} malformed lines: {shown}", hint="mend them, or go on without them: --skip-bad")
+    return parsed, len(bad)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """Write rows as JSONL; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _object(line: str) -> Row:
+    """The JSON object of one line."""
+    if not line.strip():
+        raise ValueError("empty line")
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    return value

@@ -1,0 +1,64 @@
+"""Supervised fine-tuning on chats of both modes. Source: arXiv 2505.00949, section 4."""
+
+from pathlib import Path
+
+from pydantic import JsonValue
+from tokenizers import Tokenizer
+
+from components.core.batches import Batch, PackedStream, eos_token_id, read_rows
+from components.core.chat import END_THINK, THINK, encode_chats
+from components.core.checkpoint import load_model, resize_vocabulary, save_model
+from components.core.errors import CheckpointError, DataError
+from components.core.job import Job
+from components.core.losses import counted, cross_entropy_sum
+from components.core.model import TesseraForCausalLM
+from components.core.train import StepLoss, train, unsharded
+from components.sft.config import SftConfig
+
+
+def run(
+    config: SftConfig, *, job: Job, out: Path, model: Path, tokenizer: Path, chats: Path
+) -> dict[str, JsonValue]:
+    """Tune `model` on chats that think and on chats that do not; only answers count in the loss."""
+    student = load_model(model)
+    fit_vocabulary(student, tokenizer, add_tokens=config.add_tokens)
+    examples = encode_chats(read_rows(chats / "train.jsonl"), tokenizer)
+    fitting = [example for example in examples if len(example.token_ids) <= config.seq_len]
+    if len(fitting) < len(examples):
+        job.note(f"{len(examples) - len(fitting)} chats are longer than seq_len={config.seq_len} and were left out")
+    if not fitting:
+        raise DataError("there are no chats to learn from", hint="give the recipe `sft:` chats, or a larger seq_len")
+    losses = train(student, PackedStream(fitting, config.seq_len, config.seed or 0), answer_loss, config, job)
+    whole = unsharded(student)
+    if job.rank == 0:
+        save_model(whole, out / "tuned", tokenizer=tokenizer)
+    return {"loss": losses[-1], "num_steps": len(losses), "chats": len(fitting)}
+
+
+def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path, *, add_tokens: bool) -> None:
+    """Give the embedding rows for tokens it lacks, and end answers with the tokenizer's end token.
+
+    Raises:
+        CheckpointError: the tokenizer has no tags, or has more tokens than the model and none may be added.
+    """
+    vocabulary = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    if vocabulary.token_to_id(THINK) is None or vocabulary.token_to_id(END_THINK) is None:
+        raise CheckpointError(
+            f"the tokenizer has no {THINK} and {END_THINK}, which the toggle needs",
+            hint="take the tokenizer that the data stage makes",
+        )
+    size = vocabulary.get_vocab_size()
+    if size > model.config.vocab_size:
+        if not add_tokens:
+            raise CheckpointError(
+                f"the tokenizer has {size} tokens, the model {model.config.vocab_size}", hint="set sft.add_tokens: true"
+            )
+        resize_vocabulary(model, size)
+    model.config.eos_token_id = eos_token_id(tokenizer)
+
+
+def answer_loss(model: TesseraForCausalLM, batch: Batch) -> StepLoss:
+    """Cross-entropy of the answers' tokens."""
+    output = model.model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT)
+    hidden_ND, labels_N = counted(output.last_hidden_state, batch.labels_BT)
+    return StepLoss(cross_entropy_sum(hidden_ND, labels_N, model.lm_head), labels_N.numel())
