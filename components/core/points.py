@@ -17,8 +17,10 @@ from torch.distributed.checkpoint.state_dict import (
 
 from components.core.job import Job
 
-_GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
-_SCATTER = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+_GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_SCATTER = StateDictOptions(full_state_dict=True)
+_SEPARATOR = "/"
+"""Between the name of a parameter and the name of one of its moments; torch's own flattening cannot be read back (2.13)."""
 
 
 def save_point(
@@ -30,10 +32,14 @@ def save_point(
 
     def write(folder: Path) -> None:
         save_file(_contiguous(weights), folder / "model.safetensors")
-        save_file(_contiguous(moments), folder / "optimizer.safetensors")
+        flat = {
+            f"{parameter}{_SEPARATOR}{moment}": tensor
+            for parameter, held in moments["state"].items()
+            for moment, tensor in held.items()
+        }
+        save_file(_contiguous(flat), folder / "optimizer.safetensors")
         save_file({"torch": torch.get_rng_state()}, folder / "random.safetensors")
-        plain = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
-        (folder / "state.json").write_text(json.dumps({"state": state, "optimizer": plain}))
+        (folder / "state.json").write_text(json.dumps({"state": state, "param_groups": moments["param_groups"]}))
 
     if job.rank == 0:
         job.resume.save(step, write)
@@ -54,8 +60,12 @@ def load_point(
         return None
     saved = json.loads((point / "state.json").read_text())
     set_model_state_dict(model, load_file(point / "model.safetensors"), options=_SCATTER)
-    moments = {**load_file(point / "optimizer.safetensors"), **saved["optimizer"]}
-    set_optimizer_state_dict(model, optimizer, moments, options=_SCATTER)
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(point / "optimizer.safetensors").items():
+        parameter, _, moment = name.rpartition(_SEPARATOR)
+        moments.setdefault(parameter, {})[moment] = tensor
+    whole = {"state": moments, "param_groups": saved["param_groups"]}
+    set_optimizer_state_dict(model, optimizer, whole, options=_SCATTER)
     torch.set_rng_state(load_file(point / "random.safetensors")["torch"])
     job.note(f"goes on from step {int(point.name)}")
     return int(point.name), saved["state"]
