@@ -1,7 +1,7 @@
 """Reasoning and answer of a reply, each in its own field, for models that think when told to and otherwise do not.
 
-A text without `<think>` is answer throughout; what stands between the first `<think>` and the next `</think>` is reasoning,
-and reasoning that was cut off is reasoning so far.
+A text without `<think>` is answer throughout. What stands between the first `<think>` and the next `</think>` is
+reasoning; reasoning that was cut off is reasoning so far.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,11 +37,11 @@ def settled(text: str) -> str:
     return text[: len(text) - longest]
 
 
-class TesseraReasoningParser(ReasoningParser):
+class TesseraReasoningParser(ReasoningParser):  # type: ignore[misc]  # vLLM has no types for us
     """Serves both modes, whole and streaming.
 
-    Streaming gives the same split as the whole text, however the text was cut: a delta is the difference between what two
-    prefixes show.
+    Streaming gives the same split as the whole text, however the text was cut: a delta is the difference between what
+    two prefixes show.
     """
 
     def __init__(self, tokenizer: Any, *args: Any, **kwargs: Any) -> None:

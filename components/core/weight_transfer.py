@@ -1,16 +1,15 @@
 """New weights for a running vLLM, through its weight-transfer API.
 
-The trainer of a Reinforcement Learning run lives in the process of the engine and hands over its tensors as they are; a
-server is given the folder of another checkpoint of the same architecture. Both go through vLLM's layer-wise reload, which
-repacks weights for the kernels in use and keeps their storage.
+The trainer of a Reinforcement Learning run lives in the process of the engine and hands over its tensors as they are;
+a server is given the folder of another checkpoint of the same architecture. Both go through vLLM's layer-wise reload,
+which repacks weights for the kernels in use and keeps their storage.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -18,23 +17,25 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-NamedTensors = Iterable[tuple[str, torch.Tensor]]
+from components.core.checkpoint import read_weights
+
+NamedTensors = Iterable[tuple[str, Tensor]]
 
 
 @dataclass
-class InitInfo(WeightTransferInitInfo):
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM has no types for us
     """Nothing to agree on beforehand."""
 
 
 @dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """Where the weights are: tensors of this very process, or a folder of safetensors files."""
 
     tensors: NamedTensors | None = None
     folder: str | None = None
 
 
-class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
+class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """Loads weights under their Hugging Face names into the model of this worker."""
 
     init_info_cls = InitInfo
@@ -52,7 +53,7 @@ class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         if update_info.tensors is not None:
             self.model.load_weights(update_info.tensors)
         if update_info.folder is not None:
-            self.model.load_weights(_stored_tensors(Path(update_info.folder)))
+            self.model.load_weights(read_weights(Path(update_info.folder)))
 
     def finish_weight_update(self) -> None:
         """Repack what was received for the kernels."""
@@ -60,11 +61,3 @@ class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         """Do nothing: there is no connection to close."""
-
-
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a checkpoint folder, one at a time."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():
-                yield name, stored.get_tensor(name)
