@@ -118,7 +118,7 @@ def run_stage(
 
 
 def recall(stage: Stage, config: Config, inputs: Digests, *, store: Store, label: str, run: str) -> StageRecord | None:
-    """What `run_stage` would return from the store, recorded in the run as it would be; None if it would have to compute."""
+    """What `run_stage` would return from the store, recorded in the run alike; None if it would have to compute."""
     started = time.time()
     key = stage_key(stage, config, inputs)
     record = finished(store, key)
