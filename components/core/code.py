@@ -8,10 +8,10 @@ them, so it is left out: a fix there re-runs nothing.
 import ast
 import functools
 import importlib.metadata
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+import components
 from components.core.artifacts import hash_file
 from components.core.config import digest_of
 
@@ -71,12 +71,13 @@ def _imports(path: Path) -> Iterator[str]:
 
 @functools.cache
 def _source(name: str) -> Path | None:
-    """Source file of a module of ours, or None if there is no such module (a name imported from one, say)."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+    """Source file of a module of ours, or None if there is no such module (a name imported from one, say).
+
+    Looked up by its path: `importlib.util.find_spec` would import the packages above it, torch with them.
+    """
+    path = Path(components.__path__[0]).joinpath(*name.split(".")[1:])
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 @functools.cache

@@ -39,11 +39,12 @@ class Events:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("a", encoding="utf-8", buffering=1)
+        self._path = path
 
     def emit(self, event: Mapping[str, object]) -> None:
         """Append one event."""
-        self._stream.write(json.dumps(event) + "\n")
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(event) + "\n")
 
 
 class Silent:
