@@ -1,7 +1,8 @@
 """Decode steps of several models, timed in vLLM side by side; a program of its own, so that vLLM's settings stay in it.
 
-All models are held at once, an engine a process, and measured in turn, round by round: what slows the machine for a while slows
-them alike. Importing vLLM takes longer than all else, so it is done once, in a server that the processes fork from.
+All models are held at once, an engine a process, and measured in turn, round by round: what slows the machine for a
+while slows them alike. Importing vLLM takes longer than all else, so it is done once, in a server that the processes
+fork from.
 """
 
 import json
@@ -10,26 +11,48 @@ import os
 import subprocess
 import sys
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from components.core.errors import MissingPackage, StageFailed
-from components.core.vllm_engine import ENVIRONMENT, Engine
+from components.core.errors import StageFailed
+from components.core.vllm_engine import Engine
+from components.core.vllm_settings import ENVIRONMENT, require_vllm
 from components.search.config import Measurement
 
 HELD_WEIGHT_BYTES = 2 << 30
 """Models whose weights together exceed this are measured one after another instead of side by side."""
 
+REPEATS = 2
+"""Measurements of a model in each round, after one to warm up: the models before it have used the caches."""
+
+PRELOADED_MODULES = (
+    "components.core.model",
+    "components.core.vllm_engine",
+    "components.core.weight_transfer",
+    "vllm",
+    "vllm.model_executor.models.nemotron_nas",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.gpu_worker",
+)
+"""What every process would import after the fork, each anew."""
+
 
 def measure_step_ms(folders: list[Path], measurement: Measurement, threads: int) -> list[list[float]]:
     """Time of one decode step of a batch, prefill spread over its steps, for each model folder.
 
+    Args:
+        folders: models, without tokenizer.
+        measurement: batch, lengths and rounds.
+        threads: CPU threads of each engine.
+
     Returns:
-        For each folder one number a round, milliseconds.
+        For each folder some numbers a round, milliseconds.
 
     Raises:
         MissingPackage: vLLM is not installed.
         StageFailed: vLLM could not run one of the models.
     """
+    require_vllm()
     order = {
         "folders": [str(folder) for folder in folders],
         "measurement": measurement.model_dump(),
@@ -40,10 +63,6 @@ def measure_step_ms(folders: list[Path], measurement: Measurement, threads: int)
     done = subprocess.run(
         command, input=json.dumps(order), capture_output=True, text=True, env=environment, check=False
     )
-    if done.returncode == MissingPackage.exit_code:
-        raise MissingPackage(
-            "vLLM is not installed, and block costs are measured in it", hint="install it, or set search.costs"
-        )
     if done.returncode:
         raise StageFailed(f"vLLM could not run the models that block costs are measured on:\n{done.stderr[-2000:]}")
     steps: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
@@ -55,7 +74,7 @@ def main() -> None:
     order = json.loads(sys.stdin.read())
     folders, measurement, threads = order["folders"], Measurement(**order["measurement"]), order["threads"]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vllm", "vllm.v1.engine.llm_engine", "components.core.vllm_engine"])
+    context.set_forkserver_preload(list(PRELOADED_MODULES))
     weight_bytes = sum(file.stat().st_size for folder in folders for file in Path(folder).glob("*.safetensors"))
     held = len(folders) if weight_bytes <= HELD_WEIGHT_BYTES else 1
     steps: list[list[float]] = []
@@ -65,7 +84,7 @@ def main() -> None:
 
 
 def _measure_together(
-    context: multiprocessing.context.ForkServerContext, folders: list[str], measurement: Measurement, threads: int
+    context: ForkServerContext, folders: list[str], measurement: Measurement, threads: int
 ) -> list[list[float]]:
     """Hold these models at once, and measure them in turn."""
     pipes, processes = [], []
@@ -78,17 +97,15 @@ def _measure_together(
         processes.append(process)
     for pipe in pipes:
         pipe.recv()  # the engine is ready
-    rounds = []
+    steps: list[list[float]] = [[] for _ in folders]
     for _ in range(measurement.rounds):
-        times = []
-        for pipe in pipes:
+        for pipe, times in zip(pipes, steps, strict=True):
             pipe.send(True)
-            times.append(pipe.recv())
-        rounds.append(times)
+            times += pipe.recv()
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(False)
         process.join()
-    return [list(times) for times in zip(*rounds, strict=True)]
+    return steps
 
 
 def _serve(pipe: Connection, folder: str, measurement: Measurement, threads: int) -> None:
@@ -97,12 +114,9 @@ def _serve(pipe: Connection, folder: str, measurement: Measurement, threads: int
     with Engine(Path(folder), max_model_len=prompt + new, max_num_seqs=batch, threads=threads) as engine:
         pipe.send(True)
         while pipe.recv():
-            [tokens_per_s] = engine.throughput(batch, prompt, new, 1)
-            pipe.send(1000 * batch / tokens_per_s)
+            speeds = engine.throughput(batch, prompt, new, REPEATS)
+            pipe.send([1000 * batch / tokens_per_s for tokens_per_s in speeds])
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MissingPackage:
-        sys.exit(MissingPackage.exit_code)
+    main()

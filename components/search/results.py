@@ -18,11 +18,11 @@ class MeasuredModel(Config):
     intermediate_size: tuple[int, ...]
     """FFN channels of each layer; 0 where there is no FFN."""
     step_ms: tuple[float, ...]
-    """Time of one decode step of the batch, prefill spread over the steps, for each round."""
+    """Time of one decode step of the batch, prefill spread over the steps; two a round."""
     median_ms: float
     """Median over the rounds: what counts."""
     spread_ms: float
-    """Difference of the slowest and the fastest round."""
+    """Difference of the slowest and the fastest."""
     explained_ms: float
     """What the costs of its sub-blocks and the fixed part add up to."""
 
