@@ -1,0 +1,23 @@
+"""The KFP component of the deployment."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Model, Output
+
+from components.core.kubeflow import image
+
+
+@dsl.component(install_kfp_package=False, base_image=image("deploy"))
+def deploy(
+    config: str,
+    label: str,
+    store: str,
+    run: str,
+    sources: str,
+    bundle: Output[Model],
+    model: Input[Model] = None,  # type: ignore[assignment]
+    metrics: Input[Artifact] = None,  # type: ignore[assignment]
+) -> None:
+    """Hold the model to its gate, smoke-test it in a server, and bundle it."""
+    from components.core.kubeflow import execute
+
+    execute("components.deploy.config:STAGE", locals())
