@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from components.core.store import StageRecord, Store
 from rich.tree import Tree
 
 from components.core.artifacts import describe
 from components.core.errors import InputError
+from components.core.store import StageRecord, Store
 from pipelines.names import nearest
-from pipelines.runs import artifact, artifacts, run_names, run_records, stage_documents
+from pipelines.runs import artifact, artifacts, run_names, run_records
 
 
 def find_artifact(store: Store, name: str) -> str:
@@ -62,14 +62,13 @@ def _describe(found: dict[str, Any]) -> str:
 
 
 def _made_by(store: Store) -> dict[str, StageRecord]:
-    """The stage record behind each artifact that a run names."""
-    records = {}
-    for run in run_names(store):
-        for stage in stage_documents(store, run).values():
-            record = store.stage_record(stage["key"])
-            if record is not None:
-                records |= dict.fromkeys(record.outputs.values(), record)
-    return records
+    """The stage record behind each artifact; a stage that passed on what it was given did not make it."""
+    return {
+        digest: record
+        for record in store.stage_records()
+        for digest in record.outputs.values()
+        if digest not in _flat(record.inputs).values()
+    }
 
 
 def _roles(store: Store) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from components.core.errors import InputError, RecipeError
-from pipelines.graph import Graph
+from pipelines.graph import Graph, Made
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe import Recipe, is_address
 from pipelines.sources import KINDS, files_of
@@ -33,6 +33,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
             "distill needs the child that search finds, and search is left out",
             hint="set distill: null, or give search",
         )
+    yield from _missing_files(recipe, graph)
     for name, paths in sources_of(recipe).items():
         if any(map(is_address, paths)):
             continue
@@ -52,6 +53,29 @@ def _missing_inputs(graph: Graph) -> Iterator[RecipeError]:
             yield RecipeError(
                 f"stage {task.label} needs {' and '.join(missing)}, and nothing before it makes that",
                 hint=f"{_way_out(missing)}, or set {task.label.partition('/')[0]}: null",
+            )
+
+
+OWN_FILES = {
+    "corpus": ("own_corpus", "corpus"),
+    "chats": ("own_chats", "sft.data"),
+    "problems": ("own_problems", "rl.data"),
+}
+"""For each output of the data stage: the files of the user that it is made of, and where the recipe names them."""
+
+
+def _missing_files(recipe: Recipe, graph: Graph) -> Iterator[RecipeError]:
+    """What stages read that a user with own files does not give: the demo's world is never mixed into them."""
+    given = sources_of(recipe).keys()
+    if not any(source in given for source, _ in OWN_FILES.values()):
+        return
+    for output, (source, key) in OWN_FILES.items():
+        readers = [task.label for task in graph.tasks if Made("data", output) in task.inputs.values()]
+        needing = [label for label in readers if label != "eval"]
+        if source not in given and needing:
+            yield RecipeError(
+                f"with files of your own, {', '.join(needing)} need{'' if len(needing) > 1 else 's'} {key} too",
+                hint=f"give {key}, or leave out what reads it (null)",
             )
 
 

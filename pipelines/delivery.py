@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from components.core.store import Store, open_store
 from rich.console import Console
 
 from components.core.runner import events_path
+from components.core.store import Store, open_store
 from pipelines.progress import read_events
 from pipelines.runs import stage_documents
 
@@ -27,6 +27,7 @@ def deliver_run(store_uri: str, run: str, console: Console) -> None:
     store.put_document(f"runs/{run}/summary.json", summary)
     report = report_path(store, run)
     write_report(store, run, report)
+    store.put_text(f"runs/{run}/report.html", report.read_text(encoding="utf-8"))
     print_summary(summary)
     for what, where in (
         ("report", str(report)),

@@ -25,7 +25,7 @@ def main(order_file: Path) -> None:
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     graph = llama_nemotron(Recipe.parse(order["recipe"]))
-    pipeline = build_pipeline(graph, order["sources"], order["known"])
+    pipeline = build_pipeline(graph, order["sources"], known=order["known"])
     with tempfile.TemporaryDirectory(prefix="tessera-kfp-") as root:
         # A virtual environment of its own for each task would install KFP anew; everything a stage needs is in ours.
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)

@@ -16,7 +16,11 @@ PIPELINE_NAME = "llama-nemotron"
 
 
 def build_pipeline(
-    graph: Graph, sources: Mapping[str, str], known: Mapping[str, Known] | None = None
+    graph: Graph,
+    sources: Mapping[str, str],
+    *,
+    known: Mapping[str, Known] | None = None,
+    run_label: str | None = None,
 ) -> Callable[..., Any]:
     """The KFP pipeline function of a graph, with the parameters `store` and `run`.
 
@@ -25,88 +29,96 @@ def build_pipeline(
         sources: digests of the artifacts that come from the user's files.
         known: outputs of finished tasks by label, which are left out of the pipeline; their digests go straight to
             the tasks that read them, as those of `sources` do.
+        run_label: the run that the pipeline is built for, a label of its pods; one for any run has no such label.
     """
     from kfp import dsl
 
-    finished = known or {}
-
     @dsl.pipeline(name=PIPELINE_NAME, description=f"Recipe {graph.name}, {graph.digest[:12]}.")
     def pipeline(store: str, run: str) -> None:
-        tasks: dict[str, dict[str, Any]] = {}
+        builder = _Builder(graph, sources, known or {}, run_label)
         for task in graph.tasks:
-            if task.label not in finished:
-                tasks[task.label] = _add(task, graph, tasks, sources, finished, store=store, run=run)
+            if task.label not in builder.known:
+                builder.add(task, store=store, run=run)
 
     built: Callable[..., Any] = pipeline
     return built
 
 
-def compile_pipeline(graph: Graph, sources: Mapping[str, str], out: Path) -> None:
+def compile_pipeline(graph: Graph, sources: Mapping[str, str], out: Path, *, run_label: str | None = None) -> None:
     """Write the intermediate representation that a KFP server takes."""
     from kfp import compiler
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build_pipeline(graph, sources), package_path=str(out))
+    compiler.Compiler().compile(build_pipeline(graph, sources, run_label=run_label), package_path=str(out))
 
 
-def _add(
-    task: Task,
-    graph: Graph,
-    tasks: Mapping[str, Mapping[str, Any]],
-    sources: Mapping[str, str],
-    finished: Mapping[str, Known],
-    **parameters: object,
-) -> dict[str, Any]:
-    """Add one task, or its fan-out; returns its outputs for the tasks that follow."""
-    from kfp import dsl
+class _Builder:
+    """Adds the tasks of a graph to the KFP pipeline under construction."""
 
-    module, _, name = task.component.partition(":")
-    component = getattr(importlib.import_module(module), name)
-    artifacts: dict[str, Any] = {}
-    digests: dict[str, str | list[str]] = {}
-    for input_name, binding in task.inputs.items():
-        digest = _digest(binding, sources, finished)
-        if digest is not None:
-            digests[input_name] = digest
-        elif isinstance(binding, Made) and binding.task in tasks:
-            artifacts[input_name] = tasks[binding.task][binding.output]
-    settings = {**task.config.canonical(), "placement": task.placement.canonical()}
-    settings = {name: value for name, value in settings.items() if not task.shards or name != "shard"}
-    arguments = {
-        "config": canonical_json(settings),
-        "label": task.label,
-        "sources": json.dumps(digests, sort_keys=True),
-        **parameters,
-        **artifacts,
-    }
-    if not task.shards:
-        return dict(_place(component(**arguments), task, graph).outputs)
-    with dsl.ParallelFor(items=list(task.shards), name=task.label.replace("/", "-")) as shard:
-        outputs = _place(component(shard=shard, **arguments), task, graph).outputs
-    return {name: dsl.Collected(outputs[name]) for name in task.stage.outputs}
+    def __init__(
+        self, graph: Graph, sources: Mapping[str, str], known: Mapping[str, Known], run_label: str | None
+    ) -> None:
+        self.sources, self.known = sources, known
+        self.labels = {"tessera.dev/recipe-digest": graph.digest[:12]}
+        if run_label is not None:
+            self.labels["tessera.dev/run"] = run_label
+        self.made: dict[str, dict[str, Any]] = {}
+
+    def add(self, task: Task, **parameters: object) -> None:
+        """Add one task, or its fan-out, and keep its outputs for the tasks that follow."""
+        from kfp import dsl
+
+        module, _, name = task.component.partition(":")
+        component = getattr(importlib.import_module(module), name)
+        digests = {name: digest for name, binding in task.inputs.items() if (digest := self._digest(binding))}
+        artifacts = {
+            name: self.made[binding.task][binding.output]
+            for name, binding in task.inputs.items()
+            if name not in digests and isinstance(binding, Made) and binding.task in self.made
+        }
+        arguments = {
+            "config": _settings(task),
+            "label": task.label,
+            "sources": json.dumps(digests, sort_keys=True),
+            **parameters,
+            **artifacts,
+        }
+        if not task.shards:
+            self.made[task.label] = dict(self._place(component(**arguments), task).outputs)
+            return
+        with dsl.ParallelFor(items=list(task.shards), name=task.label.replace("/", "-")) as shard:
+            outputs = self._place(component(shard=shard, **arguments), task).outputs
+        self.made[task.label] = {name: dsl.Collected(outputs[name]) for name in task.stage.outputs}
+
+    def _digest(self, binding: Binding) -> str | list[str] | None:
+        """Digest of an artifact that is there before the pipeline starts, else None."""
+        if isinstance(binding, Source):
+            return self.sources[binding.name]
+        return self.known[binding.task].get(binding.output) if binding.task in self.known else None
+
+    def _place(self, step: Any, task: Task) -> Any:
+        """Name a KFP task, and say what it asks of a cluster."""
+        from kfp import kubernetes
+
+        placement = task.placement
+        step.set_display_name(task.label)
+        step.set_caching_options(
+            False
+        )  # whether a result is there already is decided by our keys, which know file contents
+        step.set_cpu_request(str(placement.processes * placement.threads))
+        step.set_memory_request(f"{placement.memory_gib:g}Gi")
+        for key, value in {**self.labels, "tessera.dev/stage": task.label.replace("/", ".")}.items():
+            kubernetes.add_pod_label(step, key, value)
+        if placement.node_pool is not None:
+            kubernetes.add_node_selector(step, "tessera.dev/pool", placement.node_pool)
+        if placement.gpus:
+            step.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(placement.gpus)
+        return step
 
 
-def _digest(binding: Binding, sources: Mapping[str, str], finished: Mapping[str, Known]) -> str | list[str] | None:
-    """Digest of an artifact that is there before the pipeline starts, else None."""
-    if isinstance(binding, Source):
-        return sources[binding.name]
-    return finished[binding.task].get(binding.output) if binding.task in finished else None
-
-
-def _place(step: Any, task: Task, graph: Graph) -> Any:
-    """Name a KFP task, and say what it needs of a cluster; our own cache decides, so KFP's is off."""
-    from kfp import kubernetes
-
-    placement = task.placement
-    step.set_display_name(task.label)
-    step.set_caching_options(False)
-    step.set_cpu_request(str(placement.processes * placement.threads))
-    step.set_memory_request(f"{placement.memory_gib:g}Gi")
-    labels = {"tessera.dev/stage": task.label.replace("/", "."), "tessera.dev/recipe-digest": graph.digest[:12]}
-    for key, value in labels.items():
-        kubernetes.add_pod_label(step, key, value)
-    if placement.node_pool is not None:
-        kubernetes.add_node_selector(step, "tessera.dev/pool", placement.node_pool)
-    if placement.gpus:
-        step.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(placement.gpus)
-    return step
+def _settings(task: Task) -> str:
+    """The configuration of a task as its component takes it; the shard of a fan-out is a parameter of its own."""
+    settings = task.config.canonical()
+    if task.shards:
+        del settings["shard"]
+    return canonical_json({**settings, "placement": task.placement.canonical()})

@@ -3,10 +3,8 @@
 import time
 from typing import Any, Literal
 
-from components.core.store import Store
-
 from components.core.errors import InputError
-from pipelines.graph import Binding, Source
+from components.core.store import Store
 from pipelines.llama_nemotron import llama_nemotron
 from pipelines.names import nearest
 from pipelines.recipe import Recipe
@@ -34,6 +32,7 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
         "finished": None,
         "status": "running",
         "sources": sources,
+        "roles": {role: vars(binding) for role, binding in llama_nemotron(recipe).roles.items()},
         "seconds": None,
     }
     if name is not None:
@@ -90,8 +89,7 @@ def find_run(store: Store, name: str) -> str:
 def artifacts(store: Store, run: str) -> dict[str, str]:
     """Digests of what a run made, and of what it was given, by role."""
     record = run_record(store, run)
-    roles = llama_nemotron(Recipe.parse(record["recipe"])).roles
-    digests = {role: _digest_of_binding(store, run, record["sources"], binding) for role, binding in roles.items()}
+    digests = {role: _digest_of(store, record, binding) for role, binding in record["roles"].items()}
     return {role: digest for role, digest in digests.items() if digest is not None}
 
 
@@ -105,7 +103,7 @@ def artifact(store: Store, run: str, role: str) -> str:
     known = artifacts(store, name)
     if role in known:
         return known[role]
-    roles = llama_nemotron(Recipe.parse(run_record(store, name)["recipe"])).roles
+    roles = run_record(store, name)["roles"]
     if role in roles:
         raise InputError(f"run {name!r} has not made {role!r} yet", hint="tessera run RECIPE goes on with it")
     raise InputError(f"run {name!r} has no artifact {role!r}", hint=nearest(role, list(roles)))
@@ -113,18 +111,18 @@ def artifact(store: Store, run: str, role: str) -> str:
 
 def stage_documents(store: Store, run: str) -> dict[str, dict[str, Any]]:
     """What a run recorded of each of its stages, by label, in the order in which they began."""
-    found = [store.document(path) for path in store.documents(f"runs/{run}/stages/")]
-    stages = sorted((dict(stage) for stage in found if isinstance(stage, dict)), key=lambda stage: stage["started"])
-    return {stage["label"]: stage for stage in stages}
+    stages = [store.document(path) for path in store.documents(f"runs/{run}/stages/")]
+    return {stage["label"]: stage for stage in sorted(stages, key=lambda stage: stage["started"])}
 
 
-def _digest_of_binding(store: Store, run: str, sources: dict[str, str], binding: Binding) -> str | None:
-    """Digest behind a role, or None where its stage has not finished."""
-    if isinstance(binding, Source):
-        return sources.get(binding.name)
-    stage = store.document(f"runs/{run}/stages/{binding.task}.json")
-    record = store.stage_record(str(stage["key"])) if isinstance(stage, dict) else None
-    return record.outputs.get(binding.output) if record is not None else None
+def _digest_of(store: Store, record: dict[str, Any], binding: dict[str, str]) -> str | None:
+    """Digest behind a role, a source's `name` or a `task` and its `output`; None where its stage has not finished."""
+    if "name" in binding:
+        digest: str | None = record["sources"].get(binding["name"])
+        return digest
+    document = store.document(f"runs/{record['run']}/stages/{binding['task']}.json")
+    stage = store.stage_record(document["key"]) if document is not None else None
+    return stage.outputs.get(binding["output"]) if stage is not None else None
 
 
 def _record_path(run: str) -> str:

@@ -13,6 +13,7 @@ from pipelines.recipe import is_address
 
 MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
 """Files of a model or tokenizer folder that count; read-me files, other formats and hidden folders are left behind."""
+SNIFFED_BYTES = 4096
 QUICK_BYTES = 256 << 20
 """As much as is read within a second, to tell what is cached."""
 KINDS: Mapping[str, Kind] = {
@@ -94,11 +95,17 @@ def _model_files(name: str, folder: Path, kind: Kind) -> Iterator[tuple[str, Pat
 
 
 def _all_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below a folder that is not hidden."""
+    """Every file below a folder that is neither hidden nor binary."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts) and not _is_binary(path):
             yield relative.as_posix(), path
+
+
+def _is_binary(path: Path) -> bool:
+    """Whether a file is no text, told as grep tells it: by a zero byte near its beginning."""
+    with path.open("rb") as stream:
+        return b"\0" in stream.read(SNIFFED_BYTES)
 
 
 def _numbered(paths: Sequence[str]) -> Iterator[tuple[str, Path]]:

@@ -38,7 +38,6 @@ def export(
 ) -> None:
     """Write an artifact of a run as plain files, models as Hugging Face folders."""
     from components.core.store import open_store
-
     from pipelines import runs
     from pipelines.single import check_free, export
 
@@ -53,11 +52,15 @@ def verify(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Read every byte of a store and compare it with its digest."""
     from components.core.store import open_store
 
-    result = open_store(store).verify_all()
+    damage = open_store(store).verify_all()
     if as_json:
-        print_json(result)
+        print_json(damage)
+    elif damage:
+        console().print("\n".join(damage.values()), style="red", markup=False, soft_wrap=True)
     else:
-        console().print(result)
+        console().print("every artifact is whole", style="green")
+    if damage:
+        raise typer.Exit(1)
 
 
 @store_app.command()
@@ -69,8 +72,9 @@ def gc(
     """Remove what no run and no finished stage refers to."""
     from components.core.store import open_store
 
-    result = open_store(store).gc(dry_run=dry_run)
+    removed = open_store(store).gc(dry_run=dry_run)
     if as_json:
-        print_json(result)
+        print_json(removed)
     else:
-        console().print(result)
+        counts = ", ".join(f"{count:,} {what}" for what, count in removed.items())
+        console().print(f"{'would remove' if dry_run else 'removed'} {counts}", highlight=False)

@@ -54,6 +54,7 @@ def compile_(
     ),
     overrides: Overrides = [],  # noqa: B006
     store: StoreUri = DEFAULT_STORE,
+    name: Annotated[str | None, typer.Option("--run", metavar="NAME", help="Label the pods with this run.")] = None,
 ) -> None:
     """Write a recipe as a pipeline that a Kubeflow Pipelines server takes; files it names go into the store."""
     from components.core.store import open_store
@@ -71,7 +72,7 @@ def compile_(
     sources = (
         {source: ingest(target, source, paths, KINDS[source]) for source, paths in named.items()} if target else {}
     )
-    compile_pipeline(graph, sources, out)
+    compile_pipeline(graph, sources, out, run_label=name)
     console().print(f"wrote {out}", highlight=False)
 
 

@@ -29,7 +29,6 @@ def stage(
 ) -> None:
     """Run one stage on files of your own, with the same cache and resume as in a run."""
     from components.core.store import open_store
-
     from pipelines.recipe import load_settings
     from pipelines.single import find_stage, pairs, run_single
 
@@ -39,5 +38,5 @@ def stage(
         settings["skip_bad"] = True
     screen = console()
     record = run_single(declared, settings, pairs(inputs), pairs(outputs), open_store(store), screen)
-    for output, digest in record.outputs.items():
-        screen.print(f"{output} {digest}", highlight=False, soft_wrap=True)
+    for output in declared.outputs:
+        screen.print(f"{output} {record.outputs.get(output, 'not made')}", highlight=False, soft_wrap=True)
