@@ -6,7 +6,6 @@ number of processes. FSDP2 shards the model where there is more than one.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -20,19 +19,21 @@ from components.core.model import TesseraForCausalLM
 from components.core.points import load_point, save_point
 from components.core.schedule import TrainConfig, learning_rate
 
-@dataclass
-class StepLoss:
-    """What a loss function returns for one micro batch."""
-
-    total: Tensor
-    """Sum over the counted positions, with gradient."""
-    count: int
-    """Counted positions."""
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    """Sums of the terms, for the curves."""
+LossFunction = Callable[[TesseraForCausalLM, Batch], dict[str, Tensor]]
+"""Sums over the counted positions of one micro batch: `loss`, with gradient, and the terms that the curves show."""
 
 
-LossFunction = Callable[[TesseraForCausalLM, Batch], StepLoss]
+class Objective(nn.Module):
+    """Model and loss as one module, so that sharded parameters are gathered around the whole of it."""
+
+    def __init__(self, model: TesseraForCausalLM, loss_function: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self._loss_function = loss_function
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of one micro batch."""
+        return self._loss_function(self.model, batch)
 
 
 def train(
@@ -64,8 +65,9 @@ def train(
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     ranks = dist.get_world_size() if dist.is_initialized() else 1
+    objective = Objective(model, loss_function)
     if ranks > 1:
-        shard(model)
+        shard(objective)
     if config.compile:
         model.model.compile()
     betas = (config.beta1, config.beta2)
@@ -80,7 +82,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = stream.batch(step * config.global_batch_size, config.global_batch_size)
-        parts, grad_norm = _step(model, optimizer, batch, loss_function, config, job.rank, ranks, device)
+        parts, grad_norm = _step(objective, optimizer, batch, config, job.rank, ranks, device)
         losses.append(parts["loss"])
         tokens += int((batch.segment_ids_BT > 0).sum())
         per_s = tokens / (time.monotonic() - started)
@@ -109,12 +111,12 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
-def shard(model: TesseraForCausalLM) -> None:
+def shard(objective: Objective) -> None:
     """Shard parameters, gradients and optimizer state over all processes with FSDP2, a decoder layer at a time."""
-    for layer in model.model.layers:
+    for layer in objective.model.model.layers:
         if any(True for _ in layer.parameters()):
             fully_shard(layer)
-    fully_shard(model)
+    fully_shard(objective)
 
 
 def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:
@@ -129,10 +131,9 @@ def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:
 
 
 def _step(
-    model: TesseraForCausalLM,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    loss_function: LossFunction,
     config: TrainConfig,
     rank: int,
     ranks: int,
@@ -148,11 +149,11 @@ def _step(
     for start in range(0, mine.input_ids_BT.shape[0], config.micro_batch_size):
         part = mine.rows(start, start + config.micro_batch_size).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            loss = loss_function(model, part)
-        (loss.total * (ranks / targets)).backward()
-        for name, value in {"loss": loss.total, **loss.parts}.items():
+            terms = objective(part)
+        (terms["loss"] * (ranks / targets)).backward()
+        for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    norm = nn.utils.clip_grad_norm_(objective.parameters(), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     stacked = torch.stack(list(sums.values()))

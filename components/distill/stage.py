@@ -12,7 +12,7 @@ from components.core.errors import InputError
 from components.core.job import Job
 from components.core.losses import cosine_sum, counted, kl_sum
 from components.core.model import TesseraForCausalLM
-from components.core.train import LossFunction, StepLoss, train, unsharded
+from components.core.train import LossFunction, train, unsharded
 from components.distill.config import DistillConfig
 
 
@@ -56,18 +56,18 @@ def distillation_loss(
 ) -> LossFunction:
     """The loss of one micro batch: mean over paired layers of the cosine distance, plus KL."""
 
-    def loss(child: TesseraForCausalLM, batch: Batch) -> StepLoss:
+    def loss(child: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
             teacher = hidden_states(parent, batch)
         student = hidden_states(child, batch)
-        student_ND, labels_N = counted(student[-1], batch.labels_BT)
+        student_ND, _ = counted(student[-1], batch.labels_BT)
         teacher_ND, _ = counted(teacher[-1], batch.labels_BT)
         kl = kl_sum(student_ND, teacher_ND, child.lm_head, parent.lm_head)
         mask_BT = batch.labels_BT != IGNORE
         cosines = [cosine_sum(student[c][mask_BT], teacher[p][mask_BT]) for p, c in pairs]
         cosine = torch.stack(cosines).sum()
         total = config.cosine_weight * cosine + config.kl_weight * kl
-        return StepLoss(total, labels_N.numel(), {"kl": kl, "cosine": cosine})
+        return {"loss": total, "kl": kl, "cosine": cosine}
 
     return loss
 

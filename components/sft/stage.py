@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from components.core.batches import Batch, PackedStream, eos_token_id, read_rows
 from components.core.chat import END_THINK, THINK, encode_chats
@@ -12,7 +13,7 @@ from components.core.errors import CheckpointError, DataError
 from components.core.job import Job
 from components.core.losses import counted, cross_entropy_sum
 from components.core.model import TesseraForCausalLM
-from components.core.train import StepLoss, train, unsharded
+from components.core.train import train, unsharded
 from components.sft.config import SftConfig
 
 
@@ -57,8 +58,8 @@ def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path, *, add_tokens: bo
     model.config.eos_token_id = eos_token_id(tokenizer)
 
 
-def answer_loss(model: TesseraForCausalLM, batch: Batch) -> StepLoss:
+def answer_loss(model: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:
     """Cross-entropy of the answers' tokens."""
     output = model.model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT)
     hidden_ND, labels_N = counted(output.last_hidden_state, batch.labels_BT)
-    return StepLoss(cross_entropy_sum(hidden_ND, labels_N, model.lm_head), labels_N.numel())
+    return {"loss": cross_entropy_sum(hidden_ND, labels_N, model.lm_head)}
