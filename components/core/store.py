@@ -8,6 +8,7 @@ Order of writing: blobs, manifest, stage record. Each is complete or absent, so 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -113,6 +114,21 @@ class Store:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         return target
+
+    def read(self, digest: str, name: str) -> bytes:
+        """One small file of an artifact, verified, without bringing the others along.
+
+        Raises:
+            StoreError: there is no such artifact or file.
+            CorruptArtifact: the contents differ from their digest.
+        """
+        entry = self.manifest(digest).files.get(name)
+        data = None if entry is None else self.backend.get(_blob(entry.sha256))
+        if entry is None or data is None:
+            raise StoreError(f"file {name} of artifact {digest[:12]} is missing in {self.uri}", hint=_MEND)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise CorruptArtifact(f"file {name} of artifact {digest[:12]} was changed", hint=_MEND)
+        return data
 
     def verify(self, digest: str) -> None:
         """Read every byte of an artifact in the store.
