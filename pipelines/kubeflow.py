@@ -33,14 +33,14 @@ def build_pipeline(
     """
     from kfp import dsl
 
-    @dsl.pipeline(name=PIPELINE_NAME, description=f"Recipe {graph.name}, {graph.digest[:12]}.")
     def pipeline(store: str, run: str) -> None:
         builder = _Builder(graph, sources, known or {}, run_label)
         for task in graph.tasks:
             if task.label not in builder.known:
                 builder.add(task, store=store, run=run)
 
-    built: Callable[..., Any] = pipeline
+    describe = dsl.pipeline(name=PIPELINE_NAME, description=f"Recipe {graph.name}, {graph.digest[:12]}.")
+    built: Callable[..., Any] = describe(pipeline)
     return built
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.core.store import Store, open_store
 from rich.console import Console
 
 from components.core.errors import InputError, MissingPackage
+from components.core.store import Store, open_store
 from components.core.vllm_server import Server
 from pipelines.runs import artifacts, find_run
 
@@ -62,14 +62,14 @@ def chat_with_run(name: str, thinking: Literal["on", "off"], store_uri: str, con
             server.start()
         console.print(f"{run}, detailed thinking {thinking}; an empty line ends", style="dim", highlight=False)
         client = openai.OpenAI(base_url=server.url, api_key="none")
-        _converse(client, run, thinking, console)
+        converse(client, run, thinking, console)
     except (KeyboardInterrupt, EOFError):
         console.print()
     finally:
         server.stop()
 
 
-def _converse(client: "openai.OpenAI", model: str, thinking: str, console: Console) -> None:
+def converse(client: "openai.OpenAI", model: str, thinking: str, console: Console) -> None:
     """Ask and answer until an empty line."""
     messages: list[dict[str, str]] = [{"role": "system", "content": f"detailed thinking {thinking}"}]
     while question := console.input("[bold]> ").strip():

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -66,7 +66,7 @@ class LiveView:
         now = time.time()
         for stage in self._stages.values():
             table.add_row(*_row(stage, now))
-        return Group(table)
+        return table
 
 
 class PlainView:

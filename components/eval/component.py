@@ -7,7 +7,7 @@ from components.core.kubeflow import image
 
 
 @dsl.component(install_kfp_package=False, base_image=image("eval"))
-def eval(  # noqa: A001
+def eval(
     config: str,
     label: str,
     store: str,

@@ -2,9 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. pipelines/recipes/demo.yaml.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or `latest`.")]
@@ -30,8 +33,8 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def console() -> Any:
+def console(*, stderr: bool = False) -> "Console":
     """The terminal."""
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)

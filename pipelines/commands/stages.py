@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import DEFAULT_STORE, Overrides, StoreUri, console
+from pipelines.commands.options import DEFAULT_STORE, AsJson, Overrides, StoreUri, console, print_json
 
 
 def stage(
@@ -26,6 +26,7 @@ def stage(
     overrides: Overrides = [],  # noqa: B006
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out instead of stopping.")] = False,
     store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
 ) -> None:
     """Run one stage on files of your own, with the same cache and resume as in a run."""
     from components.core.store import open_store
@@ -36,7 +37,12 @@ def stage(
     settings = load_settings(config, overrides)
     if skip_bad:
         settings["skip_bad"] = True
-    screen = console()
+    screen = console(stderr=as_json)
     record = run_single(declared, settings, pairs(inputs), pairs(outputs), open_store(store), screen)
+    if as_json:
+        print_json(record.canonical())
+        return
+    for name, value in record.result.items():
+        screen.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)
     for output in declared.outputs:
         screen.print(f"{output} {record.outputs.get(output, 'not made')}", highlight=False, soft_wrap=True)

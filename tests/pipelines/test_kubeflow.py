@@ -80,7 +80,7 @@ def test_an_own_parent_comes_by_digest(compiled: list[dict[str, Any]]) -> None:
 
 
 def test_finished_tasks_are_left_out_and_their_digests_passed_on(graph: Graph) -> None:
-    known = {
+    known: dict[str, dict[str, str | list[str]]] = {
         "data": {name: "d" * 64 for name in graph["data"].stage.outputs},
         "search/prepare": {"importance": "e" * 64, "costs": "f" * 64},
         "search/blocks": {"library": ["1" * 64, "2" * 64, "3" * 64], "scores": ["4" * 64] * 3},
