@@ -55,9 +55,9 @@ def cosine_sum(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student_ND, teacher_ND, dim=-1)).sum()
 
 
-def token_logprobs(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Module, temperature: float = 1.0) -> Tensor:
+def token_logprobs(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Module) -> Tensor:
     """Log-probability of each label, nats, shape (N,)."""
-    logits_NV = lm_head(hidden_ND).float() / temperature
+    logits_NV = lm_head(hidden_ND).float()
     return -F.cross_entropy(logits_NV, labels_N, reduction="none")
 
 

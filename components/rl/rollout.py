@@ -25,8 +25,8 @@ class Answer:
     """One sampled answer and what it earned."""
 
     problem: Problem
-    token_ids: list[int]
-    logprobs: list[float]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
     """Of the sampled tokens under the weights that sampled them, nats."""
     version: int
     """Of those weights."""
@@ -68,7 +68,7 @@ def roll_out(
             text = answer_text(tokenizer, sample.token_ids, eos)
             reward = environment.score(problem.id, text, problem.expected, problem.mode)
             if reward is not None:
-                answers.append(Answer(problem, sample.token_ids, sample.logprobs, sample.version, reward))
+                answers.append(Answer(problem, sample.token_ids, sample.logprobs or (), sample.weight_version, reward))
         if len(answers) == samples:
             groups.append(answers)
     return groups

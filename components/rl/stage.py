@@ -48,7 +48,7 @@ def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -
         if found:
             first_step, state = found
             curve, batches, pass_rate = state["curve"], state["batches"], state["pass_rate"]
-            engine.update_weights(policy.state_dict().items(), version=first_step)
+            engine.update_weights(policy.named_parameters(), version=first_step)
         else:
             first_step, curve = 0, []
             pass_rate, batches = rollouts.curriculum(ask(rows, model, "on"))
@@ -58,7 +58,7 @@ def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -
             groups = rollouts.sample(asked, seed=(config.seed or 0) * 7919 + step + 1)
             refuse_stale(groups, step, config.max_staleness)
             numbers = learner.learn(groups)
-            engine.update_weights(policy.state_dict().items(), version=step + 1)
+            engine.update_weights(policy.named_parameters(), version=step + 1)
             curve.append(numbers)
             job.progress(step + 1, config.num_steps, **numbers)
             if (job.stopping() or job.resume.due()) and step + 1 < config.num_steps:
@@ -226,7 +226,7 @@ class Learner:
         """Log-probabilities of the answer tokens, in row order."""
         output = model.model(input_ids_BT, position_ids=positions_BT, segment_ids=segments_BT)
         hidden_ND, labels_N = counted(output.last_hidden_state, labels_BT)
-        return token_logprobs(hidden_ND, labels_N, model.lm_head, self.config.temperature)
+        return token_logprobs(hidden_ND, labels_N, model.lm_head)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,0 +1,44 @@
+"""A bundle for vLLM servers that have not installed Tessera: a configuration class that transformers loads as remote code.
+
+Off unless asked for: our own servers never run code from a model folder.
+"""
+
+import json
+from pathlib import Path
+
+FILE = "configuration_decilm.py"
+SOURCE = '''"""Configuration of model type nemotron-nas, for servers without Tessera."""
+
+from types import SimpleNamespace
+
+from transformers import PretrainedConfig
+
+
+class DeciLMConfig(PretrainedConfig):
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs=None, **kwargs):
+        self.block_configs = [
+            SimpleNamespace(**{part: SimpleNamespace(**values) for part, values in block.items()})
+            for block in block_configs or []
+        ]
+        super().__init__(**kwargs)
+
+    def to_dict(self):
+        values = super().to_dict()
+        values["block_configs"] = [
+            {part: dict(vars(inner)) for part, inner in vars(block).items()} for block in self.block_configs
+        ]
+        return values
+'''
+
+
+def add_configuration_file(bundle: Path) -> None:
+    """Write the class, and name it in `config.json`; a dense model needs none and stays as it is."""
+    path = bundle / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config["model_type"] != "nemotron-nas":
+        return
+    config["auto_map"] = {"AutoConfig": f"{FILE.removesuffix('.py')}.DeciLMConfig"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (bundle / FILE).write_text(SOURCE)

@@ -1,0 +1,1 @@
+"""Evaluation: every model so far, both modes, through a vLLM server."""
