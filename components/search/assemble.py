@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 from components.core.architecture import Architecture, BlockConfig
 from components.core.checkpoint import model_config
@@ -60,9 +61,11 @@ def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> Tesser
     return child
 
 
-def heterogeneous_model(parent: TesseraConfig, shape: Shape) -> TesseraForCausalLM:
+def heterogeneous_model(parent: PretrainedConfig, shape: Shape) -> TesseraForCausalLM:
     """A model like the parent but for its layers, with random weights."""
-    return TesseraForCausalLM(reshaped(parent, shape)).eval()
+    model = TesseraForCausalLM(reshaped(parent, shape))
+    model.train(False)
+    return model
 
 
 def build_subblock(parent: TesseraForCausalLM, layer: int, variant: Variant, weights: Weights) -> Subblock:
@@ -78,13 +81,13 @@ def build_subblock(parent: TesseraForCausalLM, layer: int, variant: Variant, wei
     return block
 
 
-def shape_of(config: TesseraConfig) -> Shape:
+def shape_of(config: PretrainedConfig) -> Shape:
     """KV heads and FFN channels of every layer."""
     blocks = Architecture.from_config(config.to_dict()).blocks
     return tuple((block.num_key_value_heads or 0, block.intermediate_size or 0) for block in blocks)
 
 
-def reshaped(config: TesseraConfig, shape: Shape) -> TesseraConfig:
+def reshaped(config: PretrainedConfig, shape: Shape) -> TesseraConfig:
     """The same configuration for other layers."""
     values = config.to_dict()
     blocks = tuple(

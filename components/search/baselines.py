@@ -39,8 +39,9 @@ class Candidate:
 def greedy_choice(table: OptionTable, limits: Mapping[str, float]) -> tuple[int, ...]:
     """Layer by layer, easiest first, the best candidate that the layer's share of the budget allows.
 
-    The budget is split evenly over layers; what a layer leaves goes to the next. A layer also leaves what later layers need at
-    the least, so that the result is within the limits wherever one candidate of each layer is the cheapest in everything.
+    The budget is split evenly over layers; what a layer leaves goes to the next. A layer also leaves what later layers
+    need at the least, so that the result is within the limits wherever one candidate of each layer is the cheapest in
+    everything.
 
     Source: arXiv 2411.19146, appendix F.2.2.
     """

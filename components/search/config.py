@@ -8,7 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from components.core.config import Config
 from components.core.stage import Input, Output, Stage
 
-PERCENT = r"^\d+(\.\d+)?%$"
+PERCENT = r"(?=.*[1-9])\d+(\.\d+)?%"
+"""A share above 0."""
 
 
 class Limits(Config):
@@ -36,7 +37,7 @@ class Space(Config):
     ffn_fractions: tuple[float, ...] = (1.0, 0.5, 0.25)
     """FFN widths, as fractions of the parent's intermediate size; the parent's own width is always offered."""
     num_key_value_heads: tuple[int, ...] | None = None
-    """KV heads, divisors of the parent's; by default half of the parent's and one. The parent's own is always offered."""
+    """KV heads, divisors of the parent's; half of those and one by default. The parent's own is always offered."""
     no_op_attention: bool = True
     """Whether a layer may lose its attention; the first layer never does, since vLLM needs it there."""
     no_op_ffn: bool = True
@@ -223,7 +224,7 @@ SEARCH = Stage(
         "search_table": Output("table", "search.json: options, choice, predictions, Pareto front, baselines, fusion"),
     },
     entry="components.search.stage:search",
-    doc="Choose one attention and one FFN a layer by an exact solver within the limits, fuse FFN runs, assemble the child.",
+    doc="Choose one attention and one FFN a layer exactly within the limits, fuse FFN runs, write the child.",
     source="arXiv 2411.19146, section 4; arXiv 2503.18908, section 3",
 )
 

@@ -1,8 +1,8 @@
 """What every sub-block costs: parameters and KV cache counted, latency measured in vLLM on this machine.
 
-Models are built in which every layer has the same sub-blocks, each model with one of them changed; the time of their decode steps is
-then explained as a fixed part plus a part for each sub-block, a no-op being free. Counting operations would not do: what a
-sub-block takes depends on the machine.
+Models are built in which every layer has the same sub-blocks, each model with one of them changed; the time of their
+decode steps is then explained as a fixed part plus a part for each sub-block, a no-op being free. Counting operations
+would not do: what a sub-block takes depends on the machine.
 
 Source: arXiv 2411.19146, section 4.1.
 """
@@ -117,7 +117,8 @@ def own_costs_of(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], folde
     for name, (given, here) in pairs.items():
         if given.parameters != here.parameters:
             raise RecipeError(
-                f"the given costs are of another parent: {name} has {given.parameters} parameters there, {here.parameters} here",
+                f"the given costs are of another parent: {name} has {given.parameters} parameters there, "
+                f"{here.parameters} here",
                 hint="leave search.costs out to measure here",
             )
     return table
@@ -136,7 +137,7 @@ def read_costs(folder: Path) -> CostTable:
 
 
 def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[Shape]:
-    """The parent's sub-blocks in every layer; then each other attention; then each other FFN, no-ops always among them."""
+    """The parent's sub-blocks in every layer; each other attention; each other FFN; no-ops always."""
     sizes = {part: {variant.size for variant in blocks if variant.part == part} | {0} for part in PARTS}
     heads, width = max(sizes["attention"]), max(sizes["ffn"])
     shapes: list[Shape] = [((heads, width),) * num_layers]
@@ -150,7 +151,8 @@ def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[
 def explain(shapes: Sequence[Shape], step_ms: Sequence[float]) -> tuple[float, dict[Variant, float], list[float]]:
     """Split the time of models into a fixed part and a part for each sub-block, none below 0.
 
-    Least squares of relative errors, so that fast models count as much as slow ones; what would come out negative is noise, and set to 0.
+    Least squares of relative errors, so that fast models count as much as slow ones; what would come out negative is
+    noise, and set to 0.
 
     Returns:
         The fixed part, the part of each variant, and what they add up to for each model, milliseconds.

@@ -1,7 +1,7 @@
 """FFN Fusion: consecutive FFNs without attention between them become one wider FFN.
 
-A run X + FFN_i(norm_i(X)), then X + FFN_{i+1}(norm_{i+1}(X)), … is replaced by X + sum_j FFN_j(norm_j(X)), which is exactly one
-wider gated FFN. All FFNs of the run then read the same X: that alone is the approximation.
+A run X + FFN_i(norm_i(X)), then X + FFN_{i+1}(norm_{i+1}(X)), … is replaced by X + sum_j FFN_j(norm_j(X)), which is
+exactly one wider gated FFN. All FFNs of the run then read the same X: that alone is the approximation.
 
 Source: arXiv 2503.18908, section 3, equation 5 and theorem 3.1.
 """
@@ -76,8 +76,8 @@ def _fuse_run(run: Sequence[ChildLayer], *, keep_last: bool) -> list[ChildLayer]
 def fuse(run: Sequence[ChildLayer]) -> ChildLayer:
     """One layer whose FFN is the sum of the run's FFNs.
 
-    It has the norm of the run's last layer. What another layer's own norm scales differently is folded into its gate and up
-    projections, so that the sum is exact; a channel that the shared norm would erase is scaled in the projections alone.
+    It has the norm of the run's last layer. What another layer's own norm scales differently is folded into its gate
+    and up projections, so that the sum is exact; a channel that the shared norm would erase is scaled there alone.
     """
     last = run[-1].weights[NORM]
     shared = torch.where(last == 0, torch.ones_like(last), last)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from components.core.batches import Batch
 from components.core.job import Job
@@ -22,8 +23,8 @@ FILE = "importance.safetensors"
 def channel_contributions(parent: TesseraForCausalLM, batches: Sequence[Batch], job: Job) -> dict[int, Tensor]:
     """Mean contribution of every FFN channel over calibration tokens, by layer.
 
-    C_i = |X_i| * ||W_down[:, i]||: the distance between the FFN's output with the channel and without it, X being what enters the
-    down projection.
+    C_i = |X_i| * ||W_down[:, i]||: the distance between the FFN's output with the channel and without it, X being what
+    enters the down projection.
 
     Source: arXiv 2411.19146, appendix A.
     """
@@ -58,7 +59,7 @@ def share_of_top(contributions_I: Tensor, fraction: float) -> float:
     return float(ranked_I[: round(fraction * len(ranked_I))].sum() / ranked_I.sum())
 
 
-def _adding_inputs(module: nn.Module, mask_BT: Tensor, sum_I: Tensor) -> "torch.utils.hooks.RemovableHandle":
+def _adding_inputs(module: nn.Module, mask_BT: Tensor, sum_I: Tensor) -> RemovableHandle:
     """While in scope, add the absolute inputs of a module at the masked tokens to `sum_I`."""
 
     def add(_: nn.Module, args: tuple[Tensor]) -> None:

@@ -1,8 +1,8 @@
 """The block library: every variant of every sub-block, trained alone to do what the parent's own does.
 
-Decoupled blockwise local distillation: a variant is fed the parent's own activations and learns the output of the parent's
-sub-block, while everything around it stays the parent's. No gradient passes from one variant to another, so one forward pass of
-the parent feeds them all. The parent's own sub-blocks and the no-ops need no training.
+Decoupled blockwise local distillation: a variant is fed the parent's own activations and learns the output of the
+parent's sub-block, while everything around it stays the parent's. No gradient passes from one variant to another, so
+one forward pass of the parent feeds them all. The parent's own sub-blocks and the no-ops need no training.
 
 Source: arXiv 2411.19146, section 3.
 

@@ -1,4 +1,4 @@
-"""What the stages of the search write down: `costs.json`, the scores of a shard, and `search.json`; light, so that anyone can read them."""
+"""What the stages of the search write: `costs.json`, the `scores.json` of a shard, `search.json`. Light: no torch."""
 
 from components.core.config import Config
 from components.search.config import Measurement
@@ -65,7 +65,7 @@ class BlockScore(Config):
     kl: float
     """KL(parent || parent with this one sub-block replaced), nats a token."""
     first_error: float | None = None
-    """Normalised error of the untrained variant on the first batch; 1 is as good as nothing. None where nothing was trained."""
+    """Normalised error of the untrained variant on the first batch; 1 is as good as nothing. None without training."""
     last_error: float | None = None
     """Mean normalised error over the last tenth of the training steps."""
 

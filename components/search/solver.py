@@ -86,7 +86,7 @@ def solve_table(table: Mapping[str, JsonValue], limits: Limits) -> tuple[OptionT
 def minimise(table: OptionTable, objective: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Solution | None:
     """The choice with the lowest sum of `objective[slot][option]` within limits, or None if there is none.
 
-    Rows and objective are scaled to about 1, so that the solver's absolute tolerances mean the same for bytes and for nats.
+    Rows and objective are scaled to about 1, so that the solver's absolute tolerances mean the same for bytes and nats.
     """
     scale = max((abs(value) for values in objective for value in values), default=0.0) or 1.0
     highs = _quiet_solver()
@@ -140,7 +140,7 @@ def _least(table: OptionTable, resource: str, others: Mapping[str, float]) -> fl
 
 
 def _infeasible(table: OptionTable, limits: Mapping[str, float]) -> InfeasibleBudget:
-    """Which limit cannot be met, with the best that can be reached; or, where each could be met alone, which ones clash."""
+    """Which limit cannot be met, with the best that can be reached; or which clash, where each could be met alone."""
     hint = "offer smaller sub-blocks in search.ffn_fractions and search.num_key_value_heads, or raise search.limits"
     for resource, limit in limits.items():
         least = _least(table, resource, {})

@@ -93,7 +93,8 @@ def _whole_width(fraction: float, own: int) -> int:
     width = round(fraction * own)
     if width < 1 or abs(width - fraction * own) > 1e-6 * own:
         raise RecipeError(
-            f"search.ffn_fractions={fraction:g} of intermediate_size={own} is {fraction * own:g} channels, not a whole number",
+            f"search.ffn_fractions={fraction:g} of intermediate_size={own} is {fraction * own:g} channels, "
+            "not a whole number",
             hint=f"use {max(1, width)}/{own} = {max(1, width) / own:g}",
         )
     return width

@@ -187,7 +187,9 @@ def search(
 def _load_parent(folder: Path, job: Job) -> TesseraForCausalLM:
     """The parent, frozen."""
     torch.set_num_threads(job.placement.threads)
-    return load_model(folder).eval().requires_grad_(False)
+    parent = load_model(folder)
+    parent.requires_grad_(False)
+    return parent
 
 
 def _batches(config: Calibration, corpus: Path, parent: Path, split: str, limit: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""The numbers of a search: what every option scores and costs. What the solver chooses from, and `search.json` holds."""
+"""What every option of a search scores and costs: what the solver chooses from, and `search.json` holds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Self

@@ -39,7 +39,7 @@ def observe(
     """Run the parent once.
 
     Returns:
-        What each sub-block of these layers saw and made (no-ops are left out), and the hidden states after the final norm.
+        What each sub-block of these layers saw and made (no-ops have nothing), and hidden states after the final norm.
     """
     seen: dict[tuple[int, Part], Seen] = {}
     with ExitStack() as hooks:

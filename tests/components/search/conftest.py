@@ -26,7 +26,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with (folder / f"{split}.jsonl").open("w") as stream:
             for _ in range(rows):
                 a, b = generator.randrange(10), generator.randrange(10)
-                stream.write(json.dumps({"prompt": f"{a}+{b}=", "completion": f"{a}+{b}={a + b} {(a + b) % 10}"}) + "\n")
+                stream.write(
+                    json.dumps({"prompt": f"{a}+{b}=", "completion": f"{a}+{b}={a + b} {(a + b) % 10}"}) + "\n"
+                )
     return folder
 
 
@@ -51,13 +53,13 @@ def parent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=None,
         initializer_range=0.2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def parent(parent_folder: Path) -> TesseraForCausalLM:
     model = load_model(parent_folder)
     return model.requires_grad_(False)
@@ -68,6 +70,6 @@ def batches(corpus: Path, parent_folder: Path) -> list[Batch]:
     return load_batches(corpus, parent_folder, "validation", seq_len=32, batch_size=4, limit=2)
 
 
-@pytest.fixture()
+@pytest.fixture
 def job(tmp_path: Path) -> Job:
     return silent_job(tmp_path / "job")

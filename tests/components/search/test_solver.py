@@ -82,12 +82,19 @@ def test_baselines_stay_within_the_limits_and_never_beat_the_solver(
         assert table.score(choice) >= best - 1e-8
 
 
+def full(score: float) -> Option:
+    return option(2, score, 100, 8, 2.0)
+
+
+def half(score: float) -> Option:
+    return option(1, score, 50, 4, 1.0)
+
+
+def none(score: float) -> Option:
+    return option(0, score, 0, 0, 0)
+
+
 def two_layers() -> OptionTable:
-    full, half, none = (
-        (lambda s: option(2, 0, 100, 8, 2.0)),
-        (lambda s: option(1, s, 50, 4, 1.0)),
-        (lambda s: option(0, s, 0, 0, 0)),
-    )
     return table_of(
         [full(0), half(0.1)],
         [full(0), half(0.2), none(0.9)],

@@ -36,7 +36,9 @@ def given_costs(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) -
     table = CostTable(
         fixed=fixed.model_copy(update={"latency_ms": 1.0}),
         blocks={
-            variant.name: costs.model_copy(update={"latency_ms": variant.size / (1 if variant.part == "attention" else 32)})
+            variant.name: costs.model_copy(
+                update={"latency_ms": variant.size / (1 if variant.part == "attention" else 32)}
+            )
             for variant, costs in variants.items()
         },
         machine=Machine(device="none", threads=1, versions={}),
@@ -113,9 +115,7 @@ def test_an_untouched_parent_comes_out_as_it_went_in(
 def test_limits_that_nothing_meets_are_refused(
     tmp_path: Path, job: Job, parent_folder: Path, corpus: Path, given_costs: Path
 ) -> None:
-    config = CONFIG.model_copy(
-        update={"limits": Limits(latency_ms=0.5), "distillation": Distillation(num_steps=0)}
-    )
+    config = CONFIG.model_copy(update={"limits": Limits(latency_ms=0.5), "distillation": Distillation(num_steps=0)})
     with pytest.raises(InfeasibleBudget, match=r"latency_ms=0.5; the smallest reachable is 2"):
         search(config, job=job, out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs)
 
