@@ -9,7 +9,7 @@ from components.core.artifacts import describe
 from components.core.errors import InputError
 from components.core.store import StageRecord, Store
 from pipelines.names import nearest
-from pipelines.runs import artifact, artifacts, run_names, run_records
+from pipelines.runs import artifact, artifacts, flat, run_names, run_records
 
 
 def find_artifact(store: Store, name: str) -> str:
@@ -67,7 +67,7 @@ def _made_by(store: Store) -> dict[str, StageRecord]:
         digest: record
         for record in store.stage_records()
         for digest in record.outputs.values()
-        if digest not in _flat(record.inputs).values()
+        if digest not in flat(record.inputs).values()
     }
 
 
@@ -84,7 +84,7 @@ def _roles(store: Store) -> dict[str, list[str]]:
 
 def _ancestors(digest: str, made_by: dict[str, StageRecord], roles: dict[str, list[str]]) -> dict[str, Any]:
     record = made_by.get(digest)
-    inputs = {} if record is None else _flat(record.inputs)
+    inputs = {} if record is None else flat(record.inputs)
     return {
         "digest": digest,
         "roles": roles.get(digest, []),
@@ -102,22 +102,12 @@ def _descendants(digest: str, made_by: dict[str, StageRecord], roles: dict[str, 
         children = {
             output: record
             for output, record in made_by.items()
-            if output not in found and frontier.intersection(_flat(record.inputs).values())
+            if output not in found and frontier.intersection(flat(record.inputs).values())
         }
         for output, record in children.items():
             found[output] = {"digest": output, "roles": roles.get(output, []), "stage": record.stage, "key": record.key}
         frontier = set(children)
     return list(found.values())
-
-
-def _flat(inputs: dict[str, str | list[str]]) -> dict[str, str]:
-    """Inputs with lists spread out, so that each name has one digest."""
-    flat: dict[str, str] = {}
-    for name, value in inputs.items():
-        flat |= (
-            {f"{name}[{index}]": item for index, item in enumerate(value)} if isinstance(value, list) else {name: value}
-        )
-    return flat
 
 
 def _digest_of_folder(store: Store, folder: Path) -> str:

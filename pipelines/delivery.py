@@ -1,5 +1,6 @@
 """The end of a run: summary, report and lineage, and where to find them."""
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +29,7 @@ def deliver_run(store_uri: str, run: str, console: Console) -> None:
     report = report_path(store, run)
     write_report(store, run, report)
     store.put_text(f"runs/{run}/report.html", report.read_text(encoding="utf-8"))
-    print_summary(summary)
+    print_summary(summary, console)
     for what, where in (
         ("report", str(report)),
         ("MLflow", f"tessera ui{_store_option(store_uri)}"),
@@ -44,8 +45,6 @@ def report_path(store: Store, run: str) -> Path:
 
 def tracking_uri(store: Store) -> str:
     """Where MLflow keeps its records: a server named by the environment, or a database beside the store."""
-    import os
-
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(store.local / 'mlflow.db').resolve()}"
 
 

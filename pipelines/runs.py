@@ -3,8 +3,14 @@
 import time
 from typing import Any, Literal
 
+from pydantic import JsonValue
+
+from components.core.config import Config, digest_of
 from components.core.errors import InputError
+from components.core.runner import Digests
+from components.core.stage import Stage
 from components.core.store import Store
+from pipelines.graph import Binding, Graph, Made
 from pipelines.llama_nemotron import llama_nemotron
 from pipelines.names import nearest
 from pipelines.recipe import Recipe
@@ -24,27 +30,54 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
     Raises:
         InputError: the name belongs to a run of another recipe.
     """
-    record = {
-        "recipe": recipe.canonical(),
-        "recipe_name": recipe.name,
-        "recipe_digest": recipe.digest,
+    record = _new_record(recipe.canonical(), llama_nemotron(recipe), sources)
+    if name is None:
+        return _claim_number(store, recipe.name, record)
+    if not store.claim(_record_path(name), {"run": name, **record}):
+        if run_record(store, name).get("recipe_digest") != recipe.digest:
+            raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
+        store.put_document(_record_path(name), {"run": name, **record})
+    return name
+
+
+def begin_stage(store: Store, stage: Stage, config: Config, sources: dict[str, str]) -> str:
+    """The same for a stage that runs alone: its outputs are the roles, its settings stand for the recipe."""
+    roles: dict[str, Binding] = {name: Made(stage.name, name) for name in stage.outputs}
+    graph = Graph(stage.name, digest_of(config.canonical()), roles=roles)
+    return _claim_number(store, stage.name, _new_record({stage.name: config.canonical()}, graph, sources))
+
+
+def flat(inputs: Digests) -> dict[str, str]:
+    """Inputs with lists spread out, so that each name has one digest."""
+    flat: dict[str, str] = {}
+    for name, value in inputs.items():
+        flat |= (
+            {f"{name}[{index}]": item for index, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        )
+    return flat
+
+
+def _new_record(recipe: dict[str, JsonValue], graph: Graph, sources: dict[str, str]) -> dict[str, Any]:
+    """The record of a run that begins now."""
+    return {
+        "recipe": recipe,
+        "recipe_name": graph.name,
+        "recipe_digest": graph.digest,
         "started": time.time(),
         "finished": None,
         "status": "running",
         "sources": sources,
-        "roles": {role: vars(binding) for role, binding in llama_nemotron(recipe).roles.items()},
+        "roles": {role: vars(binding) for role, binding in graph.roles.items()},
         "seconds": None,
     }
-    if name is not None:
-        if not store.claim(_record_path(name), {"run": name, **record}):
-            if run_record(store, name).get("recipe_digest") != recipe.digest:
-                raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
-            store.put_document(_record_path(name), {"run": name, **record})
-        return name
-    number = 1 + max((_number(run, recipe.name) for run in run_names(store)), default=0)
-    while not store.claim(_record_path(f"{recipe.name}-{number}"), {"run": f"{recipe.name}-{number}", **record}):
+
+
+def _claim_number(store: Store, name: str, record: dict[str, Any]) -> str:
+    """Claim the next free number after a name; others may be doing the same."""
+    number = 1 + max((_number(run, name) for run in run_names(store)), default=0)
+    while not store.claim(_record_path(f"{name}-{number}"), {"run": f"{name}-{number}", **record}):
         number += 1
-    return f"{recipe.name}-{number}"
+    return f"{name}-{number}"
 
 
 def end_run(store: Store, run: str, outcome: Outcome) -> dict[str, Any]:

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.core.store import StageRecord, Store, open_store
 from rich.console import Console
 
+from components.core.config import Config
 from components.core.errors import InputError
 from components.core.job import Events, Interrupted, Placement
-from components.core.runner import events_path, run_stage
+from components.core.runner import Digests, events_path, run_stage
 from components.core.stage import Input, Stage
+from components.core.store import StageRecord, Store, open_store
 from pipelines.errors import RunStopped
 from pipelines.names import nearest
 from pipelines.progress import StageState
+from pipelines.runs import Outcome, begin_stage, end_run, flat
 from pipelines.sources import ingest
 from pipelines.view import View, open_view
 
@@ -79,17 +81,31 @@ def run_single(
         if name not in stage.inputs:
             raise InputError(f"stage {stage.name} has no input {name!r}", hint=nearest(name, list(stage.inputs)))
     digests = {name: _ingest(store, name, values, stage.inputs[name]) for name, values in inputs.items()}
-    state = StageState(stage.name)
-    with open_view({stage.name: state}, console) as view:
-        events = Events(events_path(store, "stages", stage.name))
-        reporter = _Shown(state, view, events)
-        try:
-            record = run_stage(stage, config, digests, store=store, placement=placement, reporter=reporter)
-        except Interrupted:
-            raise RunStopped(f"stage {stage.name} was stopped", hint="the same command goes on from here") from None
+    record = _run_recorded(stage, config, digests, placement, store, console)
     for name, target in targets.items():
         if name in record.outputs:
             export(store, record.outputs[name], target)
+    return record
+
+
+def _run_recorded(
+    stage: Stage, config: Config, digests: Digests, placement: Placement, store: Store, console: Console
+) -> StageRecord:
+    """Run a stage as a run of its own, and show its progress."""
+    run = begin_stage(store, stage, config, flat(digests))
+    console.print(f"run {run}", style="bold", highlight=False)
+    state = StageState(stage.name)
+    outcome: Outcome = "failed"
+    try:
+        with open_view({stage.name: state}, console) as view:
+            reporter = _Shown(state, view, Events(events_path(store, run, stage.name)))
+            record = run_stage(stage, config, digests, store=store, run=run, placement=placement, reporter=reporter)
+        outcome = "succeeded"
+    except Interrupted:
+        outcome = "interrupted"
+        raise RunStopped(f"stage {stage.name} was stopped", hint="the same command goes on from here") from None
+    finally:
+        end_run(store, run, outcome)
     return record
 
 

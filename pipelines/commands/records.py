@@ -52,8 +52,9 @@ def report(
         return
     path = report_path(opened, name)
     write_report(opened, name, path)
-    print_summary(summary)
-    console().print(str(path), highlight=False, soft_wrap=True)
+    screen = console()
+    print_summary(summary, screen)
+    screen.print(str(path), highlight=False, soft_wrap=True)
     if open_:
         webbrowser.open(path.resolve().as_uri())
 

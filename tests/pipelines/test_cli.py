@@ -81,6 +81,11 @@ def test_a_stage_alone_writes_plain_files_and_is_cached(tmp_path: Path, capsys: 
     second = capsys.readouterr().out
     assert "data: cached" in second
     assert first.splitlines()[-4:] == second.splitlines()[-4:]
+    assert run_command(["runs", "--json", "--store", str(tmp_path / "store")]) == 0
+    assert [run["run"] for run in json.loads(capsys.readouterr().out)] == ["data-1", "data-2"]
+    target = str(tmp_path / "third")
+    assert run_command(["export", "data-2", "chats", target, "--store", str(tmp_path / "store")]) == 0
+    assert (tmp_path / "third" / "train.jsonl").read_bytes() == (tmp_path / "first" / "train.jsonl").read_bytes()
     row = (tmp_path / "second" / "train.jsonl").read_text().splitlines()[0]
     assert json.loads(row)["reasoning"] in ("on", "off")
 
