@@ -1,8 +1,7 @@
 """Decode steps of several models, timed in vLLM side by side; a program of its own, so that vLLM's settings stay in it.
 
 All models are held at once, an engine a process, and measured in turn, round by round: what slows the machine for a
-while slows them alike. Importing vLLM takes longer than all else, so it is done once, in a server that the processes
-fork from.
+while slows them alike. Importing vLLM takes longer than all else, so it is done once, before the processes are forked.
 """
 
 import json
@@ -11,11 +10,11 @@ import os
 import subprocess
 import sys
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from components.core.errors import StageFailed
 from components.core.vllm_engine import Engine
+from components.core.vllm_launch import end_with_parent, import_vllm
 from components.core.vllm_settings import ENVIRONMENT, require_vllm
 from components.search.config import Measurement
 
@@ -24,17 +23,6 @@ HELD_WEIGHT_BYTES = 2 << 30
 
 REPEATS = 2
 """Measurements of a model in each round, after one to warm up: the models before it have used the caches."""
-
-PRELOADED_MODULES = (
-    "components.core.model",
-    "components.core.vllm_engine",
-    "components.core.weight_transfer",
-    "vllm",
-    "vllm.model_executor.models.nemotron_nas",
-    "vllm.v1.engine.llm_engine",
-    "vllm.v1.worker.gpu_worker",
-)
-"""What every process would import after the fork, each anew."""
 
 
 def measure_step_ms(folders: list[Path], measurement: Measurement, threads: int) -> list[list[float]]:
@@ -61,7 +49,13 @@ def measure_step_ms(folders: list[Path], measurement: Measurement, threads: int)
     environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-W", "ignore", "-m", "components.search.measure"]
     done = subprocess.run(
-        command, input=json.dumps(order), capture_output=True, text=True, env=environment, check=False
+        command,
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        env=environment,
+        start_new_session=True,  # so that it can end as a whole, with us
+        check=False,
     )
     if done.returncode:
         raise StageFailed(f"vLLM could not run the models that block costs are measured on:\n{done.stderr[-2000:]}")
@@ -73,20 +67,19 @@ def main() -> None:
     """Read the order from standard input, and write the times to standard output."""
     order = json.loads(sys.stdin.read())
     folders, measurement, threads = order["folders"], Measurement(**order["measurement"]), order["threads"]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED_MODULES))
+    end_with_parent(os.getppid())
+    import_vllm()
     weight_bytes = sum(file.stat().st_size for folder in folders for file in Path(folder).glob("*.safetensors"))
     held = len(folders) if weight_bytes <= HELD_WEIGHT_BYTES else 1
     steps: list[list[float]] = []
     for start in range(0, len(folders), held):
-        steps += _measure_together(context, folders[start : start + held], measurement, threads)
+        steps += _measure_together(folders[start : start + held], measurement, threads)
     sys.stdout.write(json.dumps(steps) + "\n")
 
 
-def _measure_together(
-    context: ForkServerContext, folders: list[str], measurement: Measurement, threads: int
-) -> list[list[float]]:
+def _measure_together(folders: list[str], measurement: Measurement, threads: int) -> list[list[float]]:
     """Hold these models at once, and measure them in turn."""
+    context = multiprocessing.get_context("fork")
     pipes, processes = [], []
     for folder in folders:
         ours, theirs = context.Pipe()
@@ -110,6 +103,7 @@ def _measure_together(
 
 def _serve(pipe: Connection, folder: str, measurement: Measurement, threads: int) -> None:
     """Hold one engine, and measure it whenever asked."""
+    end_with_parent(os.getppid())
     batch, prompt, new = measurement.batch_size, measurement.prompt_tokens, measurement.new_tokens
     with Engine(Path(folder), max_model_len=prompt + new, max_num_seqs=batch, threads=threads) as engine:
         pipe.send(True)
