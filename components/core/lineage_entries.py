@@ -1,0 +1,105 @@
+"""What the store holds, in the shapes that MLflow takes: flat settings, numbers, data sets, facts about a model."""
+
+import functools
+import json
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from components.core.architecture import Architecture
+from components.core.errors import TesseraError
+from components.core.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, Metric
+
+Item = TypeVar("Item")
+
+DIGEST_CHARACTERS = 36
+"""MLflow takes no longer digest of a data set; the whole one is in its source."""
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted name; lists stay whole, as JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": below for inner, below in flatten(value).items()}
+        else:
+            flat[key] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among nested values, by dotted name."""
+    return {
+        name: float(value)
+        for name, value in flatten(values).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items in portions that MLflow takes at once."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def milliseconds(seconds: float) -> int:
+    """Unix time as MLflow has it."""
+    return int(seconds * 1000)
+
+
+def summary_metrics(summary: Mapping[str, Any], at: int) -> list["Metric"]:
+    """The numbers of a run's summary, named so that MLflow's comparison of runs groups them by model."""
+    from mlflow.entities import Metric
+
+    models = {**summary.get("models", {}), **summary.get("baselines", {})}
+    found = {f"{role}/{name}": value for role, model in models.items() for name, value in numbers(model).items()}
+    found |= {f"target/{target['name']}": target["value"] for target in summary.get("targets", [])}
+    found["seconds"] = summary.get("seconds")
+    return [Metric(_allowed(name), value, at, 0) for name, value in found.items() if value is not None]
+
+
+def dataset_inputs(data: Sequence[tuple[str, str, str]]) -> list["DatasetInput"]:
+    """Data sets by name, digest and address."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [
+        DatasetInput(
+            Dataset(name, digest[:DIGEST_CHARACTERS], "tessera", json.dumps({"address": address, "digest": digest})),
+            [InputTag("mlflow.data.context", name)],
+        )
+        for name, digest, address in data
+    ]
+
+
+def model_facts(store: Store, digest: str) -> dict[str, str]:
+    """Size and shape of a model as its configuration tells them; nothing of one that is not ours to read."""
+    try:
+        shape = Architecture.from_config(json.loads(store.read(digest, "config.json")))
+    except (TesseraError, ValueError):
+        return {}
+    return {
+        "family": shape.family,
+        "parameters": str(shape.parameters),
+        "kv_bytes_per_token": str(shape.kv_bytes_per_token),
+        "layers": str(len(shape.blocks)),
+        "attention_layers": str(sum(block.num_key_value_heads is not None for block in shape.blocks)),
+        "ffn_layers": str(sum(block.intermediate_size is not None for block in shape.blocks)),
+    }
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit that this code was checked out at; None where it is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _allowed(name: str) -> str:
+    """A metric's name with what MLflow refuses in one, commas, left out."""
+    return name.replace(",", "")

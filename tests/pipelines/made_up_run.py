@@ -1,0 +1,303 @@
+"""A finished run of the demo recipe in a real store, without any work: every stage's artifacts, records and events are made up."""
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.core.architecture import Architecture, BlockConfig
+from components.core.artifacts import Kind
+from components.core.config import digest_of
+from components.core.job import Events
+from components.core.runner import events_path
+from components.core.store import StageRecord, Store
+from components.search.baselines import greedy_choice, random_choice
+from components.search.results import BlockScore, Chosen, LayerShape, Machine, ParetoPoint, Proof, SearchTable
+from components.search.solver import fits, pareto_front, solve
+from components.search.table import Costs, Option, OptionTable, Slot
+from pipelines.graph import Source, Task
+from pipelines.llama_nemotron import llama_nemotron
+from pipelines.recipe import Recipe
+from pipelines.runs import begin_run, end_run, run_record
+
+START = 1_790_000_000.0
+LAYERS, HEADS, WIDTH = 12, 4, 512
+PARENT = tuple((HEADS, WIDTH) for _ in range(LAYERS))
+SHAPE = {"vocab_size": 64, "hidden_size": 128, "num_attention_heads": HEADS, "head_dim": 32}
+
+# role: tokens/s; accuracy standard on, off, hard on, off; format on, off
+MEASURED: dict[str, tuple[float, tuple[float | None, ...], tuple[float | None, float | None]]] = {
+    "parent": (3612.0, (0.988, None, 0.604, None), (None, None)),
+    "child": (7104.0, (0.212, None, 0.094, None), (None, None)),
+    "random": (6988.0, (0.051, None, 0.101, None), (None, None)),
+    "greedy": (7050.0, (0.127, None, 0.088, None), (None, None)),
+    "distilled": (7098.0, (0.972, None, 0.561, None), (None, None)),
+    "pretrained": (7101.0, (0.980, None, 0.588, None), (None, None)),
+    "sft": (7093.0, (0.981, 0.392, 0.612, 0.128), (0.998, 1.0)),
+    "rl": (7110.0, (0.984, 0.388, 0.668, 0.131), (0.999, 0.996)),
+}
+
+
+def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, started: float = START) -> str:
+    """Write a run as `tessera run` would have left it; `cached` marks every stage as found in the store."""
+    recipe = Recipe(name="demo", seed=7)
+    graph = llama_nemotron(recipe)
+    begin_run(store, recipe, {}, name)
+    made: dict[str, dict[str, str]] = {}
+    now = started
+    for task in graph.items():
+        inputs = {key: _digests(binding, made) for key, binding in task.inputs.items()}
+        outputs = _outputs(store, task)
+        record = StageRecord(
+            key=digest_of([task.label, task.config.canonical(), inputs]),
+            stage=task.stage.name,
+            config=task.config.canonical(),
+            code=digest_of(task.stage.entry),
+            libraries={"torch": "2.13.0"},
+            inputs=inputs,
+            outputs=outputs,
+            result=RESULTS.get(task.label, {}),
+            seconds=SECONDS.get(task.label, 20.0),
+        )
+        record = store.put_stage_record(record)
+        made[task.label] = record.outputs
+        seconds = 0.02 if cached else record.seconds
+        document = {"label": task.label, "stage": record.stage, "key": record.key, "cached": cached}
+        times = {"seconds": seconds, "started": now, "finished": now + seconds}
+        store.put_document(f"runs/{name}/stages/{task.label}.json", document | times)
+        _write_events(store, name, task, record, now, cached)
+        now += seconds
+    end_run(store, name, "succeeded")
+    times = {"started": started, "finished": now, "seconds": now - started}
+    store.put_document(f"runs/{name}/run.json", {**run_record(store, name), **times})
+    return name
+
+
+SECONDS = {"data": 4.1, "parent": 148.0, "search/prepare": 41.0, "search": 9.0, "distill": 66.0, "rl": 97.0}
+RESULTS: dict[str, dict[str, Any]] = {
+    "deploy": {"gate": {"passed": True, "min_format": 0.996}, "alias": "champion", "registered_model": "tessera"},
+    "rl": {"pass_rate_before": 0.57, "quarantine": {}},
+    "distill": {"loss": 0.034, "num_steps": 200},
+}
+
+
+# Artifacts
+
+
+def _digests(binding: Any, made: Mapping[str, Mapping[str, str]]) -> str | list[str]:
+    """The digest behind an input; one a shard where a fan-out made it."""
+    assert not isinstance(binding, Source)
+    if binding.task in made:
+        return made[binding.task][binding.output]
+    shards = [label for label in made if label.startswith(f"{binding.task}-")]
+    return [made[label][binding.output] for label in shards]
+
+
+def _outputs(store: Store, task: Task) -> dict[str, str]:
+    """A small artifact for each output of a task."""
+    outputs: dict[str, str] = {}
+    for name, output in task.stage.outputs.items():
+        if task.label == "search" and output.kind == "model":
+            files = _model_files(f"search-{name}", _fused(PICKED[name.removesuffix("_child")]))
+        elif output.kind == "model":
+            same_as = "rl" if task.label == "deploy" else task.label
+            files = _model_files(same_as, PARENT if task.label == "parent" else _fused(PICKED["child"]))
+        elif name == "metrics":
+            files = {"metrics.json": json.dumps({"models": _metrics(), "settings": {}})}
+        elif name == "search_table":
+            files = {"search.json": SEARCH.model_dump_json()}
+        else:
+            files = {f"{name}.jsonl": json.dumps({"made by": task.label, "row": name}) + "\n"}
+        outputs[name] = put(store, files, output.kind)
+    return outputs
+
+
+def put(store: Store, files: Mapping[str, str], kind: Kind) -> str:
+    """Store texts as an artifact."""
+    folder = store.local / "made-up" / digest_of(dict(files))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return store.put_folder(folder, kind).digest
+
+
+def _model_files(identity: str, layers: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """A configuration, and something in place of weights."""
+    blocks = tuple(BlockConfig(num_key_value_heads=h or None, intermediate_size=w or None) for h, w in layers)
+    if len(set(layers)) == 1:
+        dense = {"num_key_value_heads": HEADS, "intermediate_size": WIDTH, "num_hidden_layers": LAYERS}
+        config = {"model_type": "llama", **SHAPE, **dense}
+    else:
+        blocks_of = Architecture(family="nemotron-nas", blocks=blocks, **SHAPE).block_configs()  # type: ignore[arg-type]
+        config = {"model_type": "nemotron-nas", **SHAPE, "num_hidden_layers": len(blocks), "block_configs": blocks_of}
+    return {"config.json": json.dumps(config), "model.safetensors": f"weights of {identity}"}
+
+
+def _metrics() -> dict[str, Any]:
+    """`metrics.json` of the evaluation."""
+    return {
+        role: {
+            "parameters": 1,
+            "kv_bytes_per_token": 1,
+            "tokens_per_second": speed,
+            "accuracy": _by_split(accuracy),
+            "interval": _by_split([value and [max(0.0, value - 0.024), min(1.0, value + 0.024)] for value in accuracy]),
+            "format": dict(zip(("on", "off"), kept, strict=True)),
+        }
+        for role, (speed, accuracy, kept) in MEASURED.items()
+    }
+
+
+def _by_split(values: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    return {"standard": {"on": values[0], "off": values[1]}, "hard": {"on": values[2], "off": values[3]}}
+
+
+# Search
+
+
+def _option_table() -> OptionTable:
+    """Scores that grow towards both ends of the model and with what is taken away."""
+    dice = random.Random(3)
+    slots = []
+    for layer in range(LAYERS):
+        weight = 0.05 + 0.9 * abs(layer - 7) ** 2 / 49
+        for part, sizes in (("attention", (4, 2, 1, 0)), ("ffn", (512, 384, 256, 128, 0))):
+            if layer == 0 and part == "attention":
+                sizes = sizes[:-1]
+            options = []
+            for size in sizes:
+                share = 1 - size / sizes[0]
+                score = weight * share**1.5 * dice.uniform(0.6, 1.4)
+                parameters = 128 * (256 + 64 * size) * (size > 0) if part == "attention" else 3 * 128 * size
+                latency = (0.32 + 0.02 * size if part == "attention" else 0.10 + 0.0006 * size) if size else 0.0
+                kv_bytes = 128 * size if part == "attention" else 0
+                costs = Costs(parameters=parameters, kv_bytes_per_token=kv_bytes, latency_ms=latency)
+                options.append(Option(name=f"{part}-{size}", size=size, score=score, costs=costs))
+            slots.append(Slot(layer=layer, part=part, options=tuple(options)))  # type: ignore[arg-type]
+    return OptionTable(fixed=Costs(parameters=20_000, latency_ms=0.8), slots=tuple(slots))
+
+
+def _layers(table: OptionTable, choice: Sequence[int]) -> list[tuple[int, int]]:
+    return [(attention.size, ffn.size) for attention, ffn in table.variants(choice)]
+
+
+def _fused_shapes(layers: Sequence[tuple[int, int]]) -> list[LayerShape]:
+    """Empty layers dropped, runs of FFNs without attention fused."""
+    shapes: list[LayerShape] = []
+    for number, (heads, width) in enumerate(layers):
+        last = shapes[-1] if shapes else None
+        if not heads and not width:
+            continue
+        if not heads and last is not None and not last.num_key_value_heads:
+            shapes[-1] = LayerShape(
+                num_key_value_heads=0,
+                intermediate_size=last.intermediate_size + width,
+                parent_layers=(*last.parent_layers, number),
+            )
+        else:
+            shapes.append(LayerShape(num_key_value_heads=heads, intermediate_size=width, parent_layers=(number,)))
+    return shapes
+
+
+def _fused(layers: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((shape.num_key_value_heads, shape.intermediate_size) for shape in _fused_shapes(layers))
+
+
+def _search() -> SearchTable:
+    """What the search of the made-up table finds."""
+    table = _option_table()
+    parent = table.costs(table.parent_choice)
+    limits = {"latency_ms": 0.52 * parent.latency_ms}
+    solution = solve(table, limits)
+    choices = {
+        "child": solution.choice,
+        "random_child": random_choice(table, limits, 1),
+        "greedy_child": greedy_choice(table, limits),
+    }
+    chosen = {name: _chosen(table, choice, limits) for name, choice in choices.items()}
+    scores = tuple(
+        BlockScore(layer=slot.layer, part=slot.part, size=option.size, kl=option.score, first_error=1.0, last_error=0.4)
+        for slot in table.slots
+        for option in slot.options[1:]
+    )
+    return SearchTable(
+        fixed=table.fixed,
+        slots=table.slots,
+        limits=limits,
+        parent=parent,
+        **chosen,
+        proof=Proof(objective=solution.objective, bound=solution.bound, gap=solution.gap, status=solution.status),
+        pareto=tuple(
+            ParetoPoint(limit_ms=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
+            for limit, best in pareto_front(table, limits, 9)
+        ),
+        importance=(),
+        blocks=scores,
+        machine=Machine(device="cpu", threads=1, versions={"vllm": "0.32.0"}),
+    )
+
+
+def _chosen(table: OptionTable, choice: tuple[int, ...], limits: Mapping[str, float]) -> Chosen:
+    layers = _layers(table, choice)
+    return Chosen(
+        choice=choice,
+        score=table.score(choice),
+        costs=table.costs(choice),
+        within_limits=fits(table.costs(choice), dict(limits)),
+        layers=tuple(
+            LayerShape(num_key_value_heads=heads, intermediate_size=width, parent_layers=(number,))
+            for number, (heads, width) in enumerate(layers)
+        ),
+        fused_layers=tuple(_fused_shapes(layers)),
+        parameters=table.costs(choice).parameters,
+    )
+
+
+SEARCH = _search()
+PICKED = {
+    role: [(layer.num_key_value_heads, layer.intermediate_size) for layer in chosen.layers]
+    for role, chosen in (("child", SEARCH.child), ("random", SEARCH.random_child), ("greedy", SEARCH.greedy_child))
+}
+
+
+# Events
+
+
+def _write_events(store: Store, run: str, task: Task, record: StageRecord, now: float, cached: bool) -> None:
+    """What the stage would have reported."""
+    path: Path = events_path(store, run, task.label)
+    events = Events(path)
+    events.emit({"type": "start", "time": now, "stage": record.stage, "label": task.label, "key": record.key})
+    if not cached:
+        for event in _progress(task, record.seconds, now):
+            events.emit(event)
+    kind = "cached" if cached else "finish"
+    events.emit({"type": kind, "time": now + record.seconds, "seconds": record.seconds, "result": record.result})
+
+
+def _progress(task: Task, seconds: float, now: float) -> list[dict[str, Any]]:
+    """Noisy curves that fall, or climb with rewards."""
+    dice = random.Random(task.label)
+    steps = {"parent": 800, "distill": 200, "pretrain": 100, "sft": 200, "rl": 40}.get(task.label, 0)
+    found = []
+    for step in range(1, steps + 1):
+        fallen = 1 - math.exp(-5 * step / steps)
+        if task.label == "rl":
+            reward = 0.6 + 0.25 * fallen + dice.gauss(0, 0.02)
+            metrics = {
+                "reward": reward,
+                "accuracy": reward - 0.05,
+                "format": 0.99,
+                "kl": 0.02 * fallen,
+                "grad_norm": 0.4,
+            }
+        else:
+            loss = 3.2 * (1 - fallen) + 0.03 + abs(dice.gauss(0, 0.02))
+            metrics = {"loss": loss, "grad_norm": 0.5 + dice.random(), "learning_rate": 2e-3 * (1 - step / steps)}
+            metrics |= {"tokens_per_s": 19_000 + dice.gauss(0, 300)}
+            metrics |= {"kl": 0.8 * loss, "cosine": 0.2 * loss} if task.label == "distill" else {}
+        time = now + seconds * step / steps
+        found.append({"type": "progress", "time": time, "done": step, "total": steps, "what": "", "metrics": metrics})
+    return found
