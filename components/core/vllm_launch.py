@@ -29,8 +29,6 @@ PRELOADED_MODULES = (
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
     "vllm.v1.worker.gpu_worker",
-    "vllm.model_executor.models.llama",
-    "vllm.model_executor.models.nemotron_nas",
 )
 """What a server would import after the fork, for each start anew."""
 
@@ -73,6 +71,7 @@ def import_vllm() -> None:
     gc.disable()  # collections while importing find nothing, and take a fifth of the time
     for module in PRELOADED_MODULES:
         importlib.import_module(module)
+    importlib.import_module("vllm.plugins").load_general_plugins()
     _fork_engines()
     gc.freeze()
     gc.enable()

@@ -4,7 +4,9 @@ A model folder thereby needs neither remote code nor an `auto_map`: the configur
 reasoning parser and the way to hand over weights are installed beside vLLM instead.
 """
 
-from components.core.vllm_settings import PLUGIN
+from components.core.vllm_settings import PLUGIN, vllm_uses_gpu
+
+SERVED_CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "DeciLMForCausalLM")
 
 
 def register() -> None:
@@ -19,3 +21,20 @@ def register() -> None:
     ReasoningParserManager.register_lazy_module(PLUGIN, "components.core.reasoning_parser", "TesseraReasoningParser")
     if PLUGIN not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(PLUGIN, "components.core.weight_transfer", "TesseraWeightTransfer")
+    if not vllm_uses_gpu():
+        _import_served_classes()
+
+
+def _import_served_classes() -> None:
+    """Give vLLM the model classes themselves.
+
+    By default it knows where they are, and lets a new process import all of vLLM, once a machine and class, to look at
+    each: that keeps CUDA out of the main process, and takes as long as starting a server.
+    """
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.registry import _LazyRegisteredModel
+
+    for name in SERVED_CLASSES:
+        known = ModelRegistry.models[name]
+        if isinstance(known, _LazyRegisteredModel):
+            ModelRegistry.register_model(name, known.load_model_cls())

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Self
 
 from components.core.architecture import Architecture
+from components.core.chat import has_toggle
 from components.core.errors import InputError, TesseraError
 from components.core.vllm_settings import ENVIRONMENT, PLUGIN, kv_cache_bytes, require_vllm, vllm_uses_gpu
 
 HOST = "127.0.0.1"
-TAGS = {"<think>", "</think>"}
 POLL_INTERVAL_S = 0.1
 STOP_TIMEOUT_S = 5.0
 TAIL_LINES = 15
@@ -102,6 +102,10 @@ class Server:
     """Serves one model folder on the loopback interface until the block is left.
 
     The server and its engine form a process group, which ends with this process, however that ends.
+
+    Attributes:
+        port: where it listens, known once it is started.
+        pid: its process and process group; None while it does not run.
     """
 
     def __init__(
@@ -160,7 +164,7 @@ class Server:
         self._threads, self._swappable = threads, swappable
         self._launcher, self._own_launcher = launcher, launcher is None
         self._timeout_s, self._on_wait = timeout_s, on_wait
-        self._pid: int | None = None
+        self.pid: int | None = None
 
     @property
     def url(self) -> str:
@@ -187,7 +191,7 @@ class Server:
         begin = time.monotonic()
         try:
             self._launcher = self._launcher or Launcher()
-            self._pid = self._launcher.launch(self._order(), lambda: self._on_wait(time.monotonic() - begin))
+            self.pid = self._launcher.launch(self._order(), lambda: self._on_wait(time.monotonic() - begin))
             self._wait_until_ready(begin)
         except BaseException:
             self.stop()
@@ -195,15 +199,17 @@ class Server:
 
     def stop(self) -> None:
         """End the server and every process it started; the port is free afterwards."""
-        if self._pid is not None:
+        if self.pid is not None:
             with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGTERM)
+                os.kill(self.pid, signal.SIGTERM)
             deadline = time.monotonic() + STOP_TIMEOUT_S
             while self.alive and time.monotonic() < deadline:
                 time.sleep(POLL_INTERVAL_S / 2)
             with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
-            self._pid = None
+                os.killpg(self.pid, signal.SIGKILL)
+            self.pid = None
+            while self.port and not _is_free(self.port) and time.monotonic() < deadline + STOP_TIMEOUT_S:
+                time.sleep(POLL_INTERVAL_S / 2)  # threads of a killed process may hold it a moment longer
         if self._own_launcher and self._launcher is not None:
             self._launcher.close()
             self._launcher = None
@@ -211,10 +217,10 @@ class Server:
     @property
     def alive(self) -> bool:
         """Whether the server's process is there."""
-        if self._pid is None:
+        if self.pid is None:
             return False
         try:
-            os.kill(self._pid, 0)
+            os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
         return True
@@ -310,30 +316,34 @@ class Server:
             return content
 
 
-def has_toggle(folder: Path) -> bool:
-    """Whether the tokenizer of a model folder has the tags of reasoning, each as one token."""
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        return False
-    stored = json.loads(tokenizer.read_text(encoding="utf-8"))
-    return {token["content"] for token in stored["added_tokens"]} >= TAGS
-
-
 def usable_port(wanted: int | None) -> int:
     """The wanted port, or any free one.
 
     Raises:
         InputError: it is taken, or needs rights that we do not have.
     """
+    try:
+        return _bound_port(wanted or 0)
+    except OSError as error:
+        hint = "choose another one, or none to get a free one"
+        raise InputError(f"port {wanted} cannot be used: {error.strerror}", hint=hint) from None
+
+
+def _bound_port(port: int) -> int:
+    """Take a port for a moment, any if 0; its number."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, wanted or 0))
-        except OSError as error:
-            hint = "choose another one, or none to get a free one"
-            raise InputError(f"port {wanted} cannot be used: {error.strerror}", hint=hint) from None
-        port: int = probe.getsockname()[1]
-        return port
+        probe.bind((HOST, port))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def _is_free(port: int) -> bool:
+    """Whether nobody has a port."""
+    try:
+        return _bound_port(port) == port
+    except OSError:
+        return False
 
 
 def tail(log: Path) -> str:

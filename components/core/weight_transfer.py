@@ -58,6 +58,10 @@ class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type
     def finish_weight_update(self) -> None:
         """Repack what was received for the kernels."""
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.model_config.hf_config.tie_word_embeddings:
+            # the reload fills the embedding alone, but on a CPU the head keeps a packed copy of its own
+            head = self.model.lm_head
+            head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
         """Do nothing: there is no connection to close."""
