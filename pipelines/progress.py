@@ -84,14 +84,6 @@ class Follower:
                 yield json.loads(line)
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events of a file, none where it does not exist."""
-    if not path.exists():
-        return []
-    with path.open("rb") as stream:
-        return [json.loads(line) for line in _whole_lines(stream)]
-
-
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Lines that end; the last one may still be being written."""
     return (line for line in lines if line.endswith(b"\n"))

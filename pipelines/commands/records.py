@@ -11,9 +11,9 @@ def runs(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """List the runs of a store."""
     from datetime import UTC, datetime
 
-    from components.core.store import open_store
     from rich.table import Table
 
+    from components.core.store import open_store
     from pipelines.runs import run_records
 
     records = run_records(open_store(store))
@@ -38,9 +38,7 @@ def report(
     import webbrowser
 
     from components.core.store import open_store
-
     from pipelines.delivery import report_path
-    from pipelines.report import write_report
     from pipelines.runs import find_run
     from pipelines.summary import build_summary, print_summary
 
@@ -50,6 +48,8 @@ def report(
     if as_json:
         print_json(summary)
         return
+    from pipelines.report import write_report
+
     path = report_path(opened, name)
     write_report(opened, name, path)
     screen = console()
@@ -66,7 +66,6 @@ def lineage(
 ) -> None:
     """Show what an artifact was made from, down to the data, and what was made from it."""
     from components.core.store import open_store
-
     from pipelines.ancestry import ancestry_of, as_tree, find_artifact
 
     opened = open_store(store)
@@ -82,17 +81,18 @@ def ui(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Serve the MLflow UI on the records of the runs; Ctrl-C ends it."""
+    import os
     import subprocess
     import sys
 
-    from components.core.store import open_store
-
     from components.core.errors import InputError
-    from pipelines.delivery import tracking_uri
+    from components.core.store import open_store
+    from pipelines.delivery import deliver_lineage, tracking_uri
     from pipelines.ports import check_port
 
     opened = open_store(store)
     uri = tracking_uri(opened)
+    deliver_lineage(opened, console())
     if uri.startswith("http"):
         console().print(f"the records are on a server: {uri}", highlight=False)
         return
@@ -101,4 +101,5 @@ def ui(
     check_port(port)
     console().print(f"http://127.0.0.1:{port}", highlight=False)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    subprocess.run([*command, "--backend-store-uri", uri], check=False)
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    subprocess.run([*command, "--backend-store-uri", uri], env=environment, check=False)
