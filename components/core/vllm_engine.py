@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch._dynamo
-from torch import Tensor, distributed
+from torch import Tensor
 
 from components.core.vllm_settings import ENVIRONMENT, PLUGIN, kv_cache_bytes, require_vllm, vllm_uses_gpu
 
@@ -37,8 +37,8 @@ class Sample:
 class Engine:
     """A vLLM engine in this process, for any model folder that vLLM can read.
 
-    One engine at a time: close it before opening the next. A caller that uses `torch.distributed` sets it up first;
-    vLLM would otherwise set it up for itself alone.
+    One engine at a time: close it before opening the next. A caller that uses `torch.distributed` sets it up first
+    (vLLM would otherwise set it up for itself alone) and closes the engine last. Each rank then has its own engine.
     """
 
     def __init__(
@@ -69,7 +69,6 @@ class Engine:
         require_vllm()
         self.weight_version = 0
         self._threads = threads
-        self._owns_distributed = not distributed.is_initialized()
         with _starting():
             from vllm import LLM
 
@@ -164,16 +163,13 @@ class Engine:
         return speeds[1:]
 
     def close(self) -> None:
-        """Free the model and its cache; another engine may be opened afterwards."""
-        from vllm.distributed import parallel_state
+        """Free the model and its cache; another engine may be opened afterwards.
 
+        With it vLLM ends `torch.distributed` in this process, also where the caller had set it up.
+        """
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-        if self._owns_distributed:
-            parallel_state.cleanup_dist_env_and_memory()
-        else:
-            parallel_state.destroy_model_parallel()
-            gc.collect()
+        gc.collect()
 
     def __enter__(self) -> Self:
         return self
