@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from components.core.errors import InputError, MissingPackage
+from components.core.errors import InputError, MissingPackage, TesseraError
 from components.core.store import Store, open_store
 from components.core.vllm_server import Server
 from pipelines.runs import artifacts, find_run
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 LAST_FIRST = ("bundle", "rl", "sft", "pretrained", "distilled", "child", "parent")
 """Roles of models, from the end of the pipeline to its beginning."""
-MAX_TOKENS = 1024
 
 
 def served_model(store: Store, run: str) -> Path:
@@ -65,6 +64,8 @@ def chat_with_run(name: str, thinking: Literal["on", "off"], store_uri: str, con
         converse(client, run, thinking, console)
     except (KeyboardInterrupt, EOFError):
         console.print()
+    except openai.OpenAIError as error:
+        raise TesseraError(f"the server refused to answer: {error}", hint=f"log: {server.log}") from None
     finally:
         server.stop()
 
@@ -74,12 +75,14 @@ def converse(client: "openai.OpenAI", model: str, thinking: str, console: Consol
     messages: list[dict[str, str]] = [{"role": "system", "content": f"detailed thinking {thinking}"}]
     while question := console.input("[bold]> ").strip():
         messages.append({"role": "user", "content": question})
-        answer = ""
+        answer, before = "", "content"
         for kind, text in stream_answer(client, model, messages):
-            if kind == "content" and not answer:
+            if kind != before:
                 console.print()
-            console.print(text, end="", style="dim" if kind == "reasoning" else None, markup=False, highlight=False)
+            style = "dim" if kind == "reasoning" else None
+            console.print(_harmless(text), end="", style=style, markup=False, highlight=False)
             answer += text if kind == "content" else ""
+            before = kind
         console.print()
         messages.append({"role": "assistant", "content": answer})
 
@@ -88,7 +91,7 @@ def stream_answer(
     client: "openai.OpenAI", model: str, messages: list[dict[str, str]]
 ) -> Iterator[tuple[Literal["reasoning", "content"], str]]:
     """Pieces of an answer as they arrive, the reasoning apart from what is said."""
-    options: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": MAX_TOKENS, "stream": True}
+    options: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
     for chunk in client.chat.completions.create(**options):
         delta = chunk.choices[0].delta if chunk.choices else None
         # A field of vLLM's that the client's types do not know.
@@ -96,6 +99,11 @@ def stream_answer(
             yield "reasoning", reasoning
         if delta is not None and delta.content:
             yield "content", delta.content
+
+
+def _harmless(text: str) -> str:
+    """A text without characters that would steer the terminal."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
 def _server(store: Store, run: str, port: int | None) -> Server:
