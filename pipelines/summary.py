@@ -1,16 +1,16 @@
 """What a run came to: its models, baselines, stages and targets; the `summary.json` of the run, and the table of it."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from components.core.store import Store
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from components.core.architecture import Architecture
+from components.core.store import Store
 from pipelines.runs import artifacts, run_record, stage_documents
 
 MODELS = ("parent", "child", "distilled", "pretrained", "sft", "rl")
@@ -22,19 +22,32 @@ MODES = ("on", "off")
 Models = Mapping[str, Mapping[str, Any]]
 
 
+Unit = Literal["times", "share", "points"]
+
+
 @dataclass(frozen=True)
 class Target:
     """A number that a run wants to reach.
 
     Attributes:
+        title: two or three words.
         name: what is compared, in words.
         target: the least that is good.
+        unit: a ratio, a share of the whole, or a difference of two shares.
         value: finds the number among the models; None where it was not measured.
     """
 
+    title: str
     name: str
     target: float
+    unit: Unit
     value: Callable[[Models], float | None]
+
+    def shown(self, value: float) -> str:
+        """A value as people read it."""
+        if self.unit == "times":
+            return f"{value:.2f}×"
+        return f"{100 * value:.1f} %" if self.unit == "share" else f"{100 * value:+.1f} points"
 
 
 def build_summary(store: Store, run: str) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def _find(models: Models, *path: str) -> float | None:
     value: Any = models
     for part in path:
         value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    return None if value is None else float(value)
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -148,21 +161,21 @@ def _accuracy_kept(models: Models) -> float | None:
     return _ratio(kept, whole)
 
 
+def _thinking_gain(models: Models) -> float | None:
+    return _gain(_hard(models, "sft", "on"), _hard(models, "sft", "off"))
+
+
+def _rl_gain(models: Models) -> float | None:
+    return _gain(_hard(models, "rl", "on"), _hard(models, "sft", "on"))
+
+
 TARGETS = (
-    Target("speed of the child over the parent", 1.8, _speed_up),
-    Target("accuracy of the distilled child over the parent", 0.97, _accuracy_kept),
-    Target("format kept after SFT, worse mode", 0.99, lambda models: _format(models, "sft")),
-    Target(
-        "hard problems after SFT, thinking on minus off",
-        0.20,
-        lambda models: _gain(_hard(models, "sft", "on"), _hard(models, "sft", "off")),
-    ),
-    Target(
-        "hard problems, thinking on, RL minus SFT",
-        0.03,
-        lambda models: _gain(_hard(models, "rl", "on"), _hard(models, "sft", "on")),
-    ),
-    Target("format kept after RL, worse mode", 0.99, lambda models: _format(models, "rl")),
+    Target("Speed-up", "tokens per second, child over parent", 1.8, "times", _speed_up),
+    Target("Accuracy kept", "accuracy, distilled child over parent", 0.97, "share", _accuracy_kept),
+    Target("Format after SFT", "format kept after SFT, worse mode", 0.99, "share", lambda m: _format(m, "sft")),
+    Target("Thinking gain", "hard problems after SFT, thinking on minus off", 0.20, "points", _thinking_gain),
+    Target("RL gain", "hard problems with thinking on, RL minus SFT", 0.03, "points", _rl_gain),
+    Target("Format after RL", "format kept after RL, worse mode", 0.99, "share", lambda m: _format(m, "rl")),
 )
 
 
@@ -179,7 +192,8 @@ def _judge(target: Target, models: Models) -> dict[str, Any]:
 def _models_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=f"run {summary['run']}", title_justify="left")
     table.add_column("model")
-    for heading in ("parameters", "KV B/token", "tokens/s", "standard on", "off", "hard on", "off", "format on", "off"):
+    shares = ("standard\non, %", "\noff, %", "hard\non, %", "\noff, %", "format\non, %", "\noff, %")
+    for heading in ("parameters", "KV bytes\na token", "tokens\na second", *shares):
         table.add_column(heading, justify="right")
     rows = [*summary["models"].items(), *summary["baselines"].items()]
     for role, model in sorted(rows, key=lambda row: ROW_ORDER.index(row[0])):
@@ -204,12 +218,12 @@ ROW_ORDER = ("parent", "random", "greedy", "child", "distilled", "pretrained", "
 """Models in the order of the pipeline, what the child is compared with before it."""
 
 
-def _targets_table(targets: list[dict[str, Any]]) -> Table:
+def _targets_table(targets: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("target", "at least", "reached", "")
-    for target in targets:
-        verdict = {True: Text("met", "green"), False: Text("missed", "red"), None: Text("not measured", "dim")}
-        value = "–" if target["value"] is None else f"{target['value']:.3f}"
-        table.add_row(target["name"], f"{target['target']:g}", value, verdict[target["met"]])
+    verdict = {True: Text("met", "green"), False: Text("missed", "red"), None: Text("not measured", "dim")}
+    for target, judged in zip(TARGETS, targets, strict=True):
+        reached = "–" if judged["value"] is None else target.shown(judged["value"])
+        table.add_row(target.name, target.shown(target.target), reached, verdict[judged["met"]])
     return table
 
 
@@ -223,8 +237,8 @@ def _stages_line(summary: Mapping[str, Any]) -> Text:
 
 
 def percent(value: float | None) -> str:
-    """A share as people read it."""
-    return "–" if value is None else f"{100 * value:.1f} %"
+    """A share in percent, without the sign."""
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _with_interval(value: float | None, interval: list[float] | None) -> str:

@@ -1,6 +1,7 @@
 """Curves of metrics: what a stage reported while it ran, thinned out and kept in the store under the stage's key.
 
-Events stay on the machine that wrote them; curves go where the results go, so that whoever reads a result finds its curves.
+Events stay on the machine that wrote them; curves go where the results go, so that whoever reads a result finds
+its curves.
 """
 
 import json

@@ -1,8 +1,8 @@
 """What runs did, told to MLflow: a run a pipeline, a nested run a stage, data and models by digest, the registry.
 
-Stages never talk to MLflow. They leave records and curves in the store, and `deliver` tells MLflow of them afterwards. What is there
-already is recognised by tags, so that a second delivery, or one after a crash, adds what is missing and nothing else.
-Weights stay in the store: MLflow holds digests and addresses.
+Stages never talk to MLflow. They leave records and curves in the store, and `deliver` tells MLflow of them afterwards.
+What is there already is recognised by tags, so that a second delivery, or one after a crash, adds what is missing and
+nothing else. Weights stay in the store: MLflow holds digests and addresses.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.config import digest_of
-from components.core.curves import stage_curves
+from components.core.curves import record_curves, stage_curves
 from components.core.errors import TesseraError
 from components.core.lineage_entries import (
     batches,
@@ -39,7 +39,7 @@ STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 PROBE_TIMEOUT_S = 5.0
 
 
-class TrackingUnavailable(TesseraError):
+class LineageError(TesseraError):
     """MLflow does not answer; the records stay in the store until it does."""
 
 
@@ -52,26 +52,28 @@ def deliver(store: Store, run: str, tracking_uri: str) -> None:
         tracking_uri: an MLflow server, or `sqlite:///PATH`.
 
     Raises:
-        TrackingUnavailable: MLflow cannot be reached or refuses; nothing is lost.
+        LineageError: MLflow cannot be reached or refuses; nothing is lost.
     """
+    record = store.document(f"runs/{run}/run.json")
     with _tracking(tracking_uri) as client:
-        pipeline = _Pipeline(client, store, run, tracking_uri)
-        pipeline.deliver()
-        store.put_document(_receipt_path(run), {"tracking_uri": _public(tracking_uri), "run_id": pipeline.run_id})
+        _Pipeline(client, store, record, tracking_uri).deliver()
+    store.put_document(_receipt_path(run), _receipt(record, tracking_uri))
 
 
 def deliver_pending(store: Store, tracking_uri: str) -> list[str]:
-    """Deliver the ended runs that no delivery has reached yet; returns their names.
+    """Deliver the ended runs that no delivery has reached since they ended; returns their names.
 
     Raises:
-        TrackingUnavailable: MLflow cannot be reached or refuses.
+        LineageError: MLflow cannot be reached or refuses.
     """
-    paths = [path for path in store.documents("runs/") if path.endswith("/run.json")]
-    ended = [record["run"] for record in map(store.document, paths) if record["status"] in STATUS]
+    records = [store.document(path) for path in store.documents("runs/") if path.endswith("/run.json")]
     pending = [
-        run for run in ended if (store.document(_receipt_path(run)) or {}).get("tracking_uri") != _public(tracking_uri)
+        record["run"]
+        for record in sorted(records, key=lambda record: record["started"])
+        if record["status"] in STATUS and store.document(_receipt_path(record["run"])) != _receipt(record, tracking_uri)
     ]
     for run in pending:
+        record_curves(store, run)
         deliver(store, run, tracking_uri)
     return pending
 
@@ -79,10 +81,10 @@ def deliver_pending(store: Store, tracking_uri: str) -> list[str]:
 class _Pipeline:
     """The delivery of one run."""
 
-    def __init__(self, client: "MlflowClient", store: Store, run: str, tracking_uri: str) -> None:
-        self.client, self.store, self.run = client, store, run
-        self.record: dict[str, Any] = store.document(f"runs/{run}/run.json")
-        self.summary: dict[str, Any] = store.document(f"runs/{run}/summary.json") or {}
+    def __init__(self, client: "MlflowClient", store: Store, record: dict[str, Any], tracking_uri: str) -> None:
+        self.client, self.store, self.record, self.run = client, store, record, record["run"]
+        self.summary: dict[str, Any] = store.document(f"runs/{self.run}/summary.json") or {}
+        self.evaluated = {**self.summary.get("models", {}), **self.summary.get("baselines", {})}
         self.experiment_id = self._experiment(tracking_uri)
         self.models = _Models(client, store, self.experiment_id, self._roles())
         self.run_id = ""
@@ -124,8 +126,7 @@ class _Pipeline:
 
     def _roles(self) -> dict[str, str]:
         """What users call each model, by digest."""
-        known = {**self.summary.get("baselines", {}), **self.summary.get("models", {})}
-        return {model["digest"]: role for role, model in reversed(known.items())}
+        return {model["digest"]: role for role, model in reversed(self.evaluated.items())}
 
     def _tags(self) -> dict[str, str]:
         """What every run of this pipeline carries."""
@@ -229,14 +230,14 @@ class _Pipeline:
             self.client.log_outputs(run_id, outputs)
 
     def _log_evaluation(self, run_id: str, record: StageRecord, at: int) -> None:
-        """What was measured of each model, tied to the model and the problems; the step is the model's place in the pipeline."""
+        """What was measured of each model, tied to the model and the problems; a step of the curve is a model."""
         from mlflow.entities import Metric
 
         problems = record.inputs.get("problems")
         data = {"dataset_name": "problems", "dataset_digest": str(problems)[:36]} if problems else {}
         metrics = [
             Metric(name, value, at, place, model_id=self.models.entry(model["digest"]), **data)
-            for place, model in enumerate(self.summary.get("models", {}).values())
+            for place, model in enumerate(self.evaluated.values())
             for name, value in numbers({key: model[key] for key in MEASURED}).items()
         ]
         for batch in batches(metrics, 1000):
@@ -366,8 +367,8 @@ def _probe(uri: str) -> None:
         raise _unavailable(uri, str(error)) from error
 
 
-def _unavailable(uri: str, why: str) -> TrackingUnavailable:
-    return TrackingUnavailable(
+def _unavailable(uri: str, why: str) -> LineageError:
+    return LineageError(
         f"MLflow at {_public(uri)} took no records: {why}",
         hint="they stay in the store; the next run or `tessera ui` delivers them",
     )
@@ -376,6 +377,11 @@ def _unavailable(uri: str, why: str) -> TrackingUnavailable:
 def _public(uri: str) -> str:
     """The address without user and password."""
     return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _receipt(record: Mapping[str, Any], tracking_uri: str) -> dict[str, Any]:
+    """What is left in the store when a run was delivered as it is now."""
+    return {"tracking_uri": _public(tracking_uri), "finished": record["finished"], "status": record["status"]}
 
 
 def _receipt_path(run: str) -> str:

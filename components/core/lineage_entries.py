@@ -56,9 +56,9 @@ def summary_metrics(summary: Mapping[str, Any], at: int) -> list["Metric"]:
 
     models = {**summary.get("models", {}), **summary.get("baselines", {})}
     found = {f"{role}/{name}": value for role, model in models.items() for name, value in numbers(model).items()}
-    found |= {f"target/{target['name']}": target["value"] for target in summary.get("targets", [])}
-    found["seconds"] = summary.get("seconds")
-    return [Metric(_allowed(name), value, at, 0) for name, value in found.items() if value is not None]
+    found |= numbers({f"target/{target['name']}": target["value"] for target in summary.get("targets", [])})
+    found |= numbers({"seconds": summary.get("seconds")})
+    return [Metric(_allowed(name), value, at, 0) for name, value in found.items()]
 
 
 def dataset_inputs(data: Sequence[tuple[str, str, str]]) -> list["DatasetInput"]:

@@ -1,4 +1,4 @@
-"""A finished run of the demo recipe in a real store, without any work: every stage's artifacts, records and events are made up."""
+"""A finished run of the demo recipe in a real store, without any work: artifacts, records and events are made up."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from components.core.store import StageRecord, Store
 from components.search.baselines import greedy_choice, random_choice
 from components.search.results import BlockScore, Chosen, LayerShape, Machine, ParetoPoint, Proof, SearchTable
 from components.search.solver import fits, pareto_front, solve
+from components.search.space import Part
 from components.search.table import Costs, Option, OptionTable, Slot
 from pipelines.graph import Source, Task
 from pipelines.llama_nemotron import llama_nemotron
@@ -25,7 +26,8 @@ from pipelines.runs import begin_run, end_run, run_record
 START = 1_790_000_000.0
 LAYERS, HEADS, WIDTH = 12, 4, 512
 PARENT = tuple((HEADS, WIDTH) for _ in range(LAYERS))
-SHAPE = {"vocab_size": 64, "hidden_size": 128, "num_attention_heads": HEADS, "head_dim": 32}
+OFFERED: dict[Part, tuple[int, ...]] = {"attention": (4, 2, 1, 0), "ffn": (512, 384, 256, 128, 0)}
+SHAPE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 128, "num_attention_heads": HEADS, "head_dim": 32}
 
 # role: tokens/s; accuracy standard on, off, hard on, off; format on, off
 MEASURED: dict[str, tuple[float, tuple[float | None, ...], tuple[float | None, float | None]]] = {
@@ -130,7 +132,7 @@ def _model_files(identity: str, layers: Sequence[tuple[int, int]]) -> dict[str, 
         dense = {"num_key_value_heads": HEADS, "intermediate_size": WIDTH, "num_hidden_layers": LAYERS}
         config = {"model_type": "llama", **SHAPE, **dense}
     else:
-        blocks_of = Architecture(family="nemotron-nas", blocks=blocks, **SHAPE).block_configs()  # type: ignore[arg-type]
+        blocks_of = Architecture(family="nemotron-nas", blocks=blocks, **SHAPE).block_configs()
         config = {"model_type": "nemotron-nas", **SHAPE, "num_hidden_layers": len(blocks), "block_configs": blocks_of}
     return {"config.json": json.dumps(config), "model.safetensors": f"weights of {identity}"}
 
@@ -163,9 +165,8 @@ def _option_table() -> OptionTable:
     slots = []
     for layer in range(LAYERS):
         weight = 0.05 + 0.9 * abs(layer - 7) ** 2 / 49
-        for part, sizes in (("attention", (4, 2, 1, 0)), ("ffn", (512, 384, 256, 128, 0))):
-            if layer == 0 and part == "attention":
-                sizes = sizes[:-1]
+        for part, all_sizes in OFFERED.items():
+            sizes = all_sizes[:-1] if layer == 0 and part == "attention" else all_sizes
             options = []
             for size in sizes:
                 share = 1 - size / sizes[0]
@@ -175,7 +176,7 @@ def _option_table() -> OptionTable:
                 kv_bytes = 128 * size if part == "attention" else 0
                 costs = Costs(parameters=parameters, kv_bytes_per_token=kv_bytes, latency_ms=latency)
                 options.append(Option(name=f"{part}-{size}", size=size, score=score, costs=costs))
-            slots.append(Slot(layer=layer, part=part, options=tuple(options)))  # type: ignore[arg-type]
+            slots.append(Slot(layer=layer, part=part, options=tuple(options)))
     return OptionTable(fixed=Costs(parameters=20_000, latency_ms=0.8), slots=tuple(slots))
 
 

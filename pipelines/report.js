@@ -1,0 +1,223 @@
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const root = document.documentElement;
+const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+
+// The plotting library is packed inside the page; the browser's own decompression unpacks it.
+async function loadPlotly() {
+  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+}
+
+function layout(changes) {
+  const axis = {
+    gridcolor: colour("rule"), zerolinecolor: colour("rule"), linecolor: colour("rule"), automargin: true,
+    title: { font: { size: 13 }, standoff: 8 }, tickfont: { size: 12 },
+  };
+  const { xaxis, yaxis, xaxis2, yaxis2, ...rest } = changes;
+  const axes = Object.fromEntries(
+    Object.entries({ xaxis: xaxis ?? {}, yaxis: yaxis ?? {}, xaxis2, yaxis2 })
+      .filter(([, value]) => value)
+      .map(([name, value]) => [name, { ...axis, ...value, title: { ...axis.title, text: value.title } }]),
+  );
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 12, r: 12, t: 12, b: 12 },
+    font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 13 },
+    hoverlabel: { bgcolor: colour("card"), bordercolor: colour("rule"), font: { color: colour("ink") } },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, ...rest, ...axes,
+  };
+}
+
+function draw(element, traces, changes) {
+  Plotly.react(element, traces, layout(changes), { displayModeBar: false, responsive: true });
+}
+
+const thousands = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });
+
+function drawAccuracy() {
+  const element = document.getElementById("accuracy-chart");
+  const roles = data.order.filter((role) => role in data.models);
+  if (!element) return;
+  const trace = (split, mode, place) => {
+    const known = roles.filter((role) => data.models[role].accuracy[split][mode] !== null);
+    const values = known.map((role) => 100 * data.models[role].accuracy[split][mode]);
+    const bounds = known.map((role, i) => data.models[role].interval[split][mode]?.map((b) => 100 * b) ?? [values[i], values[i]]);
+    return {
+      type: "scatter", mode: "markers", name: `thinking ${mode}`, legendgroup: mode, showlegend: place === 1,
+      x: known.map((role) => roles.indexOf(role) + (mode === "on" ? -0.11 : 0.11)), y: values,
+      xaxis: `x${place}`, yaxis: `y${place}`, text: known,
+      marker: { size: 10, color: colour(mode === "on" ? "model" : "data"), symbol: mode === "on" ? "circle" : "diamond" },
+      error_y: {
+        type: "data", symmetric: false, thickness: 1.6, width: 5,
+        array: bounds.map(([, high], i) => high - values[i]), arrayminus: bounds.map(([low], i) => values[i] - low),
+      },
+      hovertemplate: `%{text}, ${split}, thinking ${mode}: %{y:.1f} %<extra></extra>`,
+    };
+  };
+  const traces = ["standard", "hard"].flatMap((split, i) => ["on", "off"].map((mode) => trace(split, mode, i + 1)));
+  const measured = traces.filter((one) => one.x.length > 0);
+  element.hidden = measured.length === 0;
+  if (element.hidden) return;
+  const x = { tickvals: roles.map((_, i) => i), ticktext: roles, range: [-0.5, roles.length - 0.5], showgrid: false };
+  const y = { range: [0, 104], ticksuffix: " %" };
+  draw(element, measured, {
+    xaxis: { ...x, domain: [0, 0.48], title: "standard problems" },
+    yaxis: y,
+    xaxis2: { ...x, domain: [0.52, 1], title: "hard problems" },
+    yaxis2: { ...y, anchor: "x2", showticklabels: false },
+  });
+}
+
+function drawPareto() {
+  const search = data.search;
+  if (!search) return;
+  document.getElementById("search").hidden = false;
+  const { proof, machine } = search;
+  document.getElementById("search-note").textContent =
+    `${search.slots.length} subblocks, ${search.slots.reduce((sum, slot) => sum + slot.options.length, 0)} options. ` +
+    `The solver's answer is ${proof.status.toLowerCase()}: score ${proof.objective.toPrecision(4)}, bound ` +
+    `${proof.bound.toPrecision(4)}, gap ${(100 * proof.gap).toPrecision(2)} %. Latency measured on ${machine.device}.`;
+  const about = (point) =>
+    `${point.costs.latency_ms.toFixed(2)} ms, score ${point.score.toFixed(3)}<br>` +
+    `${thousands(point.costs.parameters)} parameters, ${thousands(point.costs.kv_bytes_per_token)} KV bytes a token`;
+  const marker = (name, point, tint, symbol, size) => ({
+    type: "scatter", mode: "markers", name, x: [point.costs.latency_ms], y: [point.score], text: [about(point)],
+    marker: { color: tint, symbol, size, line: { color: colour("card"), width: 1.5 } }, hovertemplate: `<b>${name}</b><br>%{text}<extra></extra>`,
+  });
+  const traces = [
+    {
+      type: "scatter", mode: "lines+markers", name: "Pareto front", x: search.pareto.map((p) => p.costs.latency_ms),
+      y: search.pareto.map((p) => p.score), text: search.pareto.map(about), line: { color: colour("model"), width: 2 },
+      marker: { size: 6 }, hovertemplate: "%{text}<extra></extra>",
+    },
+    marker("parent", { costs: search.parent, score: 0 }, colour("ink"), "square", 11),
+    marker("random choice", search.random_child, colour("bad"), "x", 12),
+    marker("greedy choice", search.greedy_child, colour("data"), "diamond", 13),
+    marker("chosen child", search.child, colour("good"), "star", 18),
+  ];
+  const limit = search.limits.latency_ms;
+  const line = { type: "line", xref: "x", yref: "paper", y0: 0, y1: 1, line: { color: colour("muted"), dash: "dot", width: 1.5 } };
+  const word = { x: limit, y: 1, yref: "paper", yanchor: "top", xanchor: "right", text: "latency limit", showarrow: false, font: { color: colour("muted") } };
+  draw(document.getElementById("pareto-chart"), traces, {
+    xaxis: { title: "predicted time of a decode step, ms" },
+    yaxis: { title: "sum of replace-one-block KL, nats a token", rangemode: "tozero" },
+    shapes: limit ? [{ ...line, x0: limit, x1: limit }] : [], annotations: limit ? [word] : [],
+  });
+}
+
+// A running mean beside the raw curve, wide enough to show where a noisy curve goes.
+function smoothed(values) {
+  const keep = Math.max(0, 1 - 12 / values.length);
+  let mean = values[0];
+  return values.map((value) => (mean = keep * mean + (1 - keep) * value));
+}
+
+const FIRST = ["reward", "loss", "error"];
+const chosenMetric = {};
+
+function drawCurve(label, curves, element) {
+  const metric = chosenMetric[label];
+  const { step, value } = curves[metric];
+  const long = value.length > 30;
+  const raw = { type: "scatter", mode: "lines", x: step, y: value, showlegend: false, line: { color: colour("model"), width: long ? 1 : 2 }, opacity: long ? 0.35 : 1, hovertemplate: "step %{x}: %{y:.4g}<extra></extra>" };
+  const mean = { ...raw, y: smoothed(value), line: { color: colour("model"), width: 2.2 }, opacity: 1, hoverinfo: "skip", hovertemplate: null };
+  draw(element, long ? [raw, mean] : [raw], { xaxis: { title: "step" }, yaxis: {} });
+}
+
+const curveCharts = [];
+
+function buildCurves() {
+  const labels = Object.keys(data.curves);
+  document.getElementById("curves").hidden = labels.length === 0;
+  for (const label of labels) {
+    const curves = data.curves[label];
+    const metrics = Object.keys(curves);
+    chosenMetric[label] = metrics.find((metric) => FIRST.includes(metric.split("/").pop())) ?? metrics[0];
+    const box = document.createElement("div");
+    const title = document.createElement("h3");
+    const choices = document.createElement("div");
+    const chart = document.createElement("div");
+    box.className = "curve";
+    title.textContent = label;
+    choices.className = "choices";
+    chart.className = "chart";
+    for (const metric of metrics) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = metric.replaceAll("_", " ");
+      button.ariaPressed = metric === chosenMetric[label];
+      button.addEventListener("click", () => {
+        chosenMetric[label] = metric;
+        for (const other of choices.children) other.ariaPressed = other === button;
+        drawCurve(label, curves, chart);
+      });
+      choices.append(button);
+    }
+    box.append(title, choices, chart);
+    document.getElementById("curve-charts").append(box);
+    curveCharts.push(() => drawCurve(label, curves, chart));
+  }
+}
+
+function drawAll() {
+  drawAccuracy();
+  drawPareto();
+  curveCharts.forEach((drawOne) => drawOne());
+}
+
+function followTheme() {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  root.classList.toggle("dark", system.matches);
+  document.getElementById("theme").addEventListener("click", () => {
+    root.classList.toggle("dark");
+    drawAll();
+  });
+  system.addEventListener("change", () => {
+    root.classList.toggle("dark", system.matches);
+    drawAll();
+  });
+}
+
+function followLineage() {
+  const box = document.getElementById("lineage");
+  if (!box) return;
+  const rows = [...box.querySelectorAll("li")];
+  const above = Object.fromEntries(rows.map((row) => [row.dataset.label, row.dataset.above.split(" ").filter(Boolean)]));
+  for (const row of rows) {
+    row.addEventListener("mouseenter", () => {
+      const lit = new Set([row.dataset.label, ...above[row.dataset.label]]);
+      box.classList.add("pointing");
+      for (const part of box.querySelectorAll("[data-label]")) part.classList.toggle("lit", lit.has(part.dataset.label));
+      for (const arc of box.querySelectorAll(".arc")) {
+        arc.classList.toggle("lit", lit.has(arc.dataset.source) && lit.has(arc.dataset.target));
+      }
+    });
+    row.addEventListener("mouseleave", () => {
+      box.classList.remove("pointing");
+      for (const part of box.querySelectorAll(".lit")) part.classList.remove("lit");
+    });
+  }
+}
+
+function followFilter() {
+  const filter = document.getElementById("filter");
+  filter.addEventListener("input", () => {
+    const wanted = filter.value.toLowerCase();
+    for (const section of document.getElementById("settings").children) {
+      const name = section.querySelector("h3").textContent;
+      const lines = [...section.querySelectorAll("dl > div")];
+      for (const line of lines) line.hidden = !`${name}.${line.textContent}`.toLowerCase().includes(wanted);
+      section.hidden = lines.every((line) => line.hidden);
+    }
+  });
+}
+
+followTheme();
+followLineage();
+followFilter();
+buildCurves();
+loadPlotly().then(drawAll).then(() => root.classList.add("drawn"));
