@@ -1,8 +1,12 @@
 """What is wrong with a recipe before any work starts."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from components.core.architecture import Architecture
 from components.core.errors import InputError, RecipeError
+from components.core.inspection import read_config
+from components.search.space import Shape, layer_spaces
 from pipelines.graph import Graph, Made
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe import Recipe, is_address
@@ -34,6 +38,15 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
             hint="set distill: null, or give search",
         )
     yield from _missing_files(recipe, graph)
+    yield from _unreadable_files(recipe)
+    try:
+        _check_search_space(recipe)
+    except InputError as error:
+        yield error
+
+
+def _unreadable_files(recipe: Recipe) -> Iterator[InputError]:
+    """Files that are not there, and a checkpoint that cannot or must not be read."""
     for name, paths in sources_of(recipe).items():
         if any(map(is_address, paths)):
             continue
@@ -41,6 +54,27 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
             list(files_of(name, paths, KINDS[name]))
         except InputError as error:
             yield error
+
+
+def _check_search_space(recipe: Recipe) -> None:
+    """Refuse widths and heads that the parent cannot be cut to, as far as its shape is known."""
+    shape = _parent_shape(recipe)
+    if recipe.search is not None and shape is not None:
+        layer_spaces(recipe.search, shape)
+
+
+def _parent_shape(recipe: Recipe) -> Shape | None:
+    """KV heads and FFN width of each layer of the parent; None where only the store knows, or nothing is there."""
+    if recipe.parent is None:
+        if recipe.parent_pretrain is None:
+            return None
+        shape = recipe.parent_pretrain.shape
+        return ((shape.num_key_value_heads, shape.intermediate_size),) * shape.num_hidden_layers
+    config = Path(recipe.parent) / "config.json"
+    if is_address(recipe.parent) or not config.is_file():
+        return None
+    blocks = Architecture.from_config(read_config(config)).blocks
+    return tuple((block.num_key_value_heads or 0, block.intermediate_size or 0) for block in blocks)
 
 
 def _missing_inputs(graph: Graph) -> Iterator[RecipeError]:

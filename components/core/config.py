@@ -63,8 +63,9 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> tupl
         elif fault["type"] == "missing":
             lines.append(f"missing key {path!r}")
         else:
-            shown = fault["input"] if isinstance(fault["input"], str | int | float | bool | None) else "…"
-            lines.append(f"{path or 'value'}={shown!r}: {fault['msg']}")
+            plain = isinstance(fault["input"], str | int | float | bool | None)
+            told = f"{path or 'value'}={fault['input']!r}" if plain else path
+            lines.append(": ".join(filter(None, [told, fault["msg"].removeprefix("Value error, ")])))
     return "; ".join(lines), "; ".join(hints) or None
 
 

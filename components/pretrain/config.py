@@ -1,6 +1,8 @@
 """What pretraining needs, takes and makes."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from components.core.config import Config
 from components.core.schedule import TrainConfig
@@ -28,6 +30,15 @@ class Shape(Config):
     """Standard deviation of new weights."""
     tie_word_embeddings: bool = False
     """Whether input and output embedding are one matrix."""
+
+    @model_validator(mode="after")
+    def _widths_divide(self) -> Self:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % heads:
+            raise ValueError(f"hidden_size={self.hidden_size} does not divide by num_attention_heads={heads}")
+        if heads % kv_heads:
+            raise ValueError(f"num_attention_heads={heads} does not divide by num_key_value_heads={kv_heads}")
+        return self
 
 
 class PretrainConfig(TrainConfig):

@@ -75,6 +75,10 @@ def test_own_files_reach_the_data_stage_and_own_costs_the_search() -> None:
         ({"search": None}, "distill needs the child that search finds, and search is left out"),
         ({"corpus": "/absent.txt"}, "corpus: no such file or folder: /absent.txt"),
         ({"sft": "/absent.jsonl"}, "sft.data: no such file or folder: /absent.jsonl"),
+        (
+            {"search": {"num_key_value_heads": [3]}},
+            "search.num_key_value_heads=3 does not divide the parent's 4 KV heads",
+        ),
         ({"parent": "/absent"}, "parent: no such file or folder: /absent"),
         ({"corpus": "/a.txt", "rl": None}, "with files of your own, sft needs sft.data too"),
     ],

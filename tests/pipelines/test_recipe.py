@@ -35,6 +35,12 @@ def test_every_recipe_of_ours_loads_and_names_its_schema(path: Path) -> None:
         ("sft: {seq_len: 1}", "sft.seq_len=1: Input should be greater than 1", None),
         ("search: {limits: {latency_ms: fast}}", "search.limits.latency_ms='fast': ", None),
         ("distill: {placement: {gpu: 1}}", "unknown key 'distill.placement.gpu'", "did you mean 'gpus'?"),
+        (
+            "parent_pretrain: {shape: {hidden_size: 100, num_attention_heads: 3}}",
+            "parent_pretrain.shape: hidden_size=100 does not divide by num_attention_heads=3",
+            None,
+        ),
+        ("search: {limits: {parameters: 0}}", "search.limits.parameters=0: a limit is a positive number", None),
         ("name: My Recipe", "name='My Recipe': String should match pattern", None),
         ("- a\n- b", "holds list, not a mapping of keys to values", None),
         ("a: [", "is not valid YAML", None),
