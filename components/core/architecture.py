@@ -4,22 +4,26 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
+from pydantic import Field, ValidationError, model_validator
+
 from components.core.config import Config
 from components.core.errors import CheckpointError
+from components.core.families import HETEROGENEOUS_FAMILY, refuse_unknown_family
 
 Family = Literal["llama", "mistral", "qwen2", "nemotron-nas"]
-DENSE_FAMILIES = ("llama", "mistral", "qwen2")
 KV_BYTES_PER_VALUE = 2
 """KV cache figures are stated at 16 bits a value."""
+UNSUPPORTED_ATTENTION = ("replace_with_linear", "window_length", "num_sink_tokens")
+"""Keys of NVIDIA's attention blocks that ask for another kind of attention."""
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 
 
 class BlockConfig(Config):
     """One decoder layer."""
 
-    num_key_value_heads: int | None
+    num_key_value_heads: int | None = Field(ge=1)
     """Key and value heads; None: no attention."""
-    intermediate_size: int | None
+    intermediate_size: int | None = Field(ge=1)
     """Width of the feed-forward network; None: no FFN."""
 
 
@@ -28,15 +32,15 @@ class Architecture(Config):
 
     family: Family
     """Model type of the configuration."""
-    vocab_size: int
+    vocab_size: int = Field(ge=1)
     """Rows of the embedding."""
-    hidden_size: int
+    hidden_size: int = Field(ge=1)
     """Width of the residual stream."""
-    num_attention_heads: int
+    num_attention_heads: int = Field(ge=1)
     """Query heads a layer."""
-    head_dim: int
+    head_dim: int = Field(ge=1)
     """Size of a head."""
-    blocks: tuple[BlockConfig, ...]
+    blocks: tuple[BlockConfig, ...] = Field(min_length=1)
     """Decoder layers, first to last."""
     qkv_bias: bool = False
     """Biases on query, key and value projections."""
@@ -47,18 +51,23 @@ class Architecture(Config):
     tie_word_embeddings: bool = False
     """Whether input and output embedding are one matrix."""
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        for number, block in enumerate(self.blocks):
+            if block.num_key_value_heads and self.num_attention_heads % block.num_key_value_heads:
+                heads, kv_heads = self.num_attention_heads, block.num_key_value_heads
+                raise ValueError(f"layer {number}: {heads} heads do not divide by {kv_heads} KV heads")
+        return self
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Read a `config.json` of a supported family.
 
         Raises:
-            CheckpointError: another family, or a key is missing.
+            CheckpointError: another family, or a key is missing or has a value that makes no sense.
         """
-        family = config.get("model_type")
-        if family not in (*DENSE_FAMILIES, "nemotron-nas"):
-            raise CheckpointError(
-                f"model_type {family!r} is not supported", hint="Llama, Mistral, Qwen2 and nemotron-nas checkpoints are"
-            )
+        refuse_unknown_family(config)
+        family = config["model_type"]
         try:
             heads, hidden = config["num_attention_heads"], config["hidden_size"]
             biased = bool(config.get("attention_bias", False))
@@ -68,14 +77,19 @@ class Architecture(Config):
                 hidden_size=hidden,
                 num_attention_heads=heads,
                 head_dim=config.get("head_dim") or hidden // heads,
-                blocks=_nas_blocks(config) if family == "nemotron-nas" else _dense_blocks(config),
-                qkv_bias=config.get("qkv_bias", True if family == "qwen2" else biased),
+                blocks=_nas_blocks(config) if family == HETEROGENEOUS_FAMILY else _dense_blocks(config),
+                qkv_bias=bool(config.get("qkv_bias", family == "qwen2" or biased)),
                 o_bias=biased,
                 mlp_bias=bool(config.get("mlp_bias", False)),
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             )
         except KeyError as error:
             raise CheckpointError(f"config.json lacks {error.args[0]!r}") from None
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise CheckpointError(f"config.json makes no sense: {faults}") from None
+        except (TypeError, AttributeError, ZeroDivisionError) as error:
+            raise CheckpointError(f"config.json makes no sense: {error}") from None
 
     @property
     def uniform(self) -> BlockConfig | None:
@@ -83,6 +97,44 @@ class Architecture(Config):
         first = self.blocks[0]
         same = all(block == first for block in self.blocks)
         return first if same and first.num_key_value_heads and first.intermediate_size else None
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight, as Hugging Face names them; a tied head is not stored."""
+        size = self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, size)}
+        for number, block in enumerate(self.blocks):
+            prefix = f"model.layers.{number}."
+            shapes |= {prefix + name: shape for name, shape in self._attention_shapes(block).items()}
+            shapes |= {prefix + name: shape for name, shape in self._ffn_shapes(block).items()}
+        shapes["model.norm.weight"] = (size,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, size)
+        return shapes
+
+    def _attention_shapes(self, block: BlockConfig) -> dict[str, tuple[int, ...]]:
+        if block.num_key_value_heads is None:
+            return {}
+        width, narrow = self.num_attention_heads * self.head_dim, block.num_key_value_heads * self.head_dim
+        rows = {"q_proj": width, "k_proj": narrow, "v_proj": narrow}
+        shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (self.hidden_size,)}
+        shapes |= {f"self_attn.{name}.weight": (size, self.hidden_size) for name, size in rows.items()}
+        shapes["self_attn.o_proj.weight"] = (self.hidden_size, width)
+        if self.qkv_bias:
+            shapes |= {f"self_attn.{name}.bias": (size,) for name, size in rows.items()}
+        if self.o_bias:
+            shapes["self_attn.o_proj.bias"] = (self.hidden_size,)
+        return shapes
+
+    def _ffn_shapes(self, block: BlockConfig) -> dict[str, tuple[int, ...]]:
+        if block.intermediate_size is None:
+            return {}
+        size, width = self.hidden_size, block.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {"post_attention_layernorm.weight": (size,)}
+        for name, rows, columns in (("gate_proj", width, size), ("up_proj", width, size), ("down_proj", size, width)):
+            shapes[f"mlp.{name}.weight"] = (rows, columns)
+            if self.mlp_bias:
+                shapes[f"mlp.{name}.bias"] = (rows,)
+        return shapes
 
     def attention_parameters(self, block: BlockConfig) -> int:
         """Weights and biases of a layer's attention, without its norm."""
@@ -128,7 +180,7 @@ class Architecture(Config):
         return sum(self.kv_bytes(block) for block in self.blocks)
 
     def block_configs(self) -> list[dict[str, Any]]:
-        """The layers as `config.json` of type nemotron-nas holds them: `intermediate_size` without `ffn_mult`, any width."""
+        """The layers as a nemotron-nas `config.json` holds them; `intermediate_size` alone, since `ffn_mult` rounds."""
         return [
             {
                 "attention": {
@@ -157,16 +209,26 @@ def _dense_blocks(config: Mapping[str, Any]) -> tuple[BlockConfig, ...]:
 
 def _nas_blocks(config: Mapping[str, Any]) -> tuple[BlockConfig, ...]:
     """Layers of a nemotron-nas configuration, ours or NVIDIA's."""
-    blocks = []
-    for number, block in enumerate(config["block_configs"]):
-        attention, ffn = block["attention"], block["ffn"]
-        if attention.get("replace_with_linear") or ffn.get("replace_with_linear"):
-            raise CheckpointError(f"layer {number} has a linear block", hint="vLLM does not run linear blocks")
-        width = ffn.get("intermediate_size")
-        if width is None and not ffn["no_op"]:
-            width = ffn_mult_width(ffn["ffn_mult"], config["hidden_size"])
-        heads = None if attention["no_op"] else config["num_attention_heads"] // attention["n_heads_in_group"]
-        blocks.append(BlockConfig(num_key_value_heads=heads, intermediate_size=None if ffn["no_op"] else width))
+    blocks = tuple(_nas_block(number, block, config) for number, block in enumerate(config["block_configs"]))
     if len(blocks) != config["num_hidden_layers"]:
         raise CheckpointError(f"{len(blocks)} block_configs for num_hidden_layers={config['num_hidden_layers']}")
-    return tuple(blocks)
+    return blocks
+
+
+def _nas_block(number: int, block: Mapping[str, Any], config: Mapping[str, Any]) -> BlockConfig:
+    """One layer; `ffn_mult` counts where no width is given."""
+    attention, ffn = block["attention"], block["ffn"]
+    unknown = [f"attention.{key}" for key in UNSUPPORTED_ATTENTION if attention.get(key)]
+    unknown += ["ffn.replace_with_linear"] * bool(ffn.get("replace_with_linear"))
+    unknown += ["ffn.hidden_act"] * (ffn.get("hidden_act") not in (None, "silu"))
+    if unknown:
+        raise CheckpointError(f"layer {number} has {', '.join(unknown)}, which the decoder does not support")
+    heads = width = None
+    if not attention.get("no_op"):
+        heads, rest = divmod(config["num_attention_heads"], attention["n_heads_in_group"])
+        if rest:
+            group = attention["n_heads_in_group"]
+            raise CheckpointError(f"layer {number}: {config['num_attention_heads']} heads in groups of {group}")
+    if not ffn.get("no_op"):
+        width = ffn.get("intermediate_size") or ffn_mult_width(ffn["ffn_mult"], config["hidden_size"])
+    return BlockConfig(num_key_value_heads=heads, intermediate_size=width)

@@ -1,45 +1,66 @@
 """Models in and out: Hugging Face folders of safetensors, dense or heterogeneous."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
-from components.core.architecture import DENSE_FAMILIES, Architecture
+from components.core.architecture import Architecture
 from components.core.errors import CheckpointError
+from components.core.families import DENSE_FAMILIES, HETEROGENEOUS_FAMILY, refuse_unsupported
+from components.core.inspection import INDEX, PICKLED_SUFFIXES, check_weights, read_config, weight_files
 from components.core.model import TesseraConfig, TesseraForCausalLM
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-INDEX = "model.safetensors.index.json"
+HETEROGENEOUS_CLASS = "DeciLMForCausalLM"
+KEPT_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "initializer_range",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "parent_layers",
+)
+"""What our configuration takes over as it is; everything about the blocks comes from the architecture."""
+DERIVED_KEYS = ("num_hidden_layers", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
+"""What else every configuration says of the decoder."""
+HETEROGENEOUS_KEYS = ("block_configs", "qkv_bias", "parent_layers", "source_family")
+"""What a dense configuration has no use for."""
+DEFAULT_RMS_NORM_EPS = 1e-6
+"""Of all three dense families, where a configuration does not name it."""
+MAX_SHARD_SIZE = "5GB"
 NOT_TOKENIZER = ("config.json", "generation_config.json", INDEX)
-PLUMBING = ("architectures", "model_type", "auto_map", "transformers_version", "_name_or_path", "dtype", "torch_dtype")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a model folder."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json", hint="give a Hugging Face model folder")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
 
 
 def model_config(values: dict[str, Any]) -> TesseraConfig:
-    """Our configuration for a supported `config.json`, the family it came from kept as `source_family`."""
+    """Our configuration for a supported `config.json`, the family it came from kept as `source_family`.
+
+    Raises:
+        CheckpointError: the decoder cannot stand for this model.
+    """
+    refuse_unsupported(values)
     architecture = Architecture.from_config(values)
-    dropped = (*PLUMBING, "num_key_value_heads", "intermediate_size", "block_configs", "num_hidden_layers")
-    dropped += ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types", "mlp_bias", "head_dim")
-    dropped += ("attention_bias", "qkv_bias", "use_cache", "pretraining_tp", "attention_dropout", "source_family")
-    kept = {key: value for key, value in values.items() if key not in dropped}
-    family = values.get("source_family", "llama") if architecture.family == "nemotron-nas" else architecture.family
+    family = (
+        values.get("source_family", "llama") if architecture.family == HETEROGENEOUS_FAMILY else architecture.family
+    )
     return TesseraConfig(
-        **kept,
+        **{key: values[key] for key in KEPT_KEYS if key in values},
+        rms_norm_eps=values.get("rms_norm_eps", DEFAULT_RMS_NORM_EPS),
         num_hidden_layers=len(architecture.blocks),
         block_configs=architecture.block_configs(),
         head_dim=architecture.head_dim,
@@ -47,7 +68,7 @@ def model_config(values: dict[str, Any]) -> TesseraConfig:
         qkv_bias=architecture.qkv_bias,
         mlp_bias=architecture.mlp_bias,
         source_family=family,
-        architectures=["DeciLMForCausalLM"],
+        architectures=[HETEROGENEOUS_CLASS],
     )
 
 
@@ -58,101 +79,127 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Te
         folder: dense Llama, Mistral or Qwen2, or nemotron-nas.
         dtype: of the weights in memory; as stored where None.
 
+    Returns:
+        The model in evaluation mode, on the CPU.
+
     Raises:
-        CheckpointError: an unsupported family, missing or unexpected weights, or no safetensors.
+        CheckpointError: an unsupported family, or weights that are pickled, damaged, missing or misshapen.
     """
-    config = model_config(read_config(folder))
+    values = read_config(folder)
+    config = model_config(values)
+    check_weights(folder, Architecture.from_config(values))
     with torch.device("meta"):
         model = TesseraForCausalLM(config)
-    state = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in read_weights(folder)}
+    wanted = model.state_dict().keys()
+    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
     if config.tie_word_embeddings:
-        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    wanted = set(model.state_dict())
-    extra = {name for name in state if name not in wanted and "rotary_emb" not in name}
-    if extra or wanted - set(state):
-        raise CheckpointError(
-            f"{folder.name}: weights do not fit its config.json: missing {sorted(wanted - set(state))[:3]}, "
-            f"unexpected {sorted(extra)[:3]}"
-        )
-    model.load_state_dict(state, assign=True, strict=False)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    # Frequencies are computed, not stored: the ones on the meta device have no values.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model.eval()
+    model.requires_grad_(True)
+    model.train(False)
+    return model
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a model folder, file by file."""
-    files = sorted(folder.glob("*.safetensors"))
-    if (folder / INDEX).is_file():
-        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        files = [folder / name for name in sorted(names)]
-    if not files:
-        raise CheckpointError(f"{folder} has no safetensors", hint="convert the weights to safetensors first")
-    for file in files:
+    """Every weight of a model folder, file by file.
+
+    Raises:
+        CheckpointError: no safetensors.
+    """
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as reader:
-            for name in reader.keys():  # noqa: SIM118 - not a dictionary
+            for name in reader.keys():
                 yield name, reader.get_tensor(name)
 
 
 def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | None) -> None:
     """Write a model folder, complete or not at all.
 
+    A model whose layers are all alike becomes a folder of its dense family, any other one of type nemotron-nas.
+
     Args:
         model: its weights are written in their own dtype.
-        folder: created, or filled where it is empty.
+        folder: created; where it exists, it has to be empty.
         tokenizer: a folder whose tokenizer files are copied beside the weights.
+
+    Raises:
+        CheckpointError: the folder has something in it.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty", hint="give a folder that does not exist yet")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
+    try:
+        _write(model, partial, tokenizer)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write(model: TesseraForCausalLM, folder: Path, tokenizer: Path | None) -> None:
+    """Fill a folder: tokenizer, configurations, weights."""
     if tokenizer is not None:
-        copy_tokenizer(tokenizer, partial)
-    (partial / "config.json").write_text(json.dumps(written_config(model), indent=2, sort_keys=True) + "\n")
-    generation = {"eos_token_id": model.config.eos_token_id, "pad_token_id": model.config.pad_token_id}
-    (partial / "generation_config.json").write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+        copy_tokenizer(tokenizer, folder)
+    _write_json(folder / "config.json", written_config(model))
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    _write_json(folder / "generation_config.json", {name: getattr(model.config, name, None) for name in ids})
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
-    if folder.is_dir():
-        folder.rmdir()
-    partial.rename(folder)
+        del state["lm_head.weight"]
+    save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def written_config(model: TesseraForCausalLM) -> dict[str, Any]:
-    """The `config.json` to write: the dense family's own where no block was changed, nemotron-nas otherwise."""
-    values = {key: value for key, value in model.config.to_dict().items() if key not in PLUMBING}
-    values["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    full = {**values, "model_type": "nemotron-nas", "architectures": ["DeciLMForCausalLM"]}
-    block, family = Architecture.from_config(full).uniform, values.get("source_family")
-    if block is None or family not in DENSE_FAMILIES:
-        return full
-    dropped = ("block_configs", "source_family", "qkv_bias", "parent_layers")
-    dense = {key: value for key, value in values.items() if key not in dropped}
+    """The `config.json` to write: the dense family's own where the layers are all alike, nemotron-nas otherwise."""
+    config = model.config
+    plain = config.to_dict()
+    values = {name: plain[name] for name in (*KEPT_KEYS, *HETEROGENEOUS_KEYS, *DERIVED_KEYS) if name in plain}
+    values["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    values |= {"model_type": HETEROGENEOUS_FAMILY, "architectures": [HETEROGENEOUS_CLASS]}
+    block, family = Architecture.from_config(values).uniform, values.get("source_family", "llama")
+    if block is None or not _expressible(config, family):
+        return values
+    dense = {name: value for name, value in values.items() if name not in HETEROGENEOUS_KEYS}
     dense |= {"num_key_value_heads": block.num_key_value_heads, "intermediate_size": block.intermediate_size}
+    dense |= {"model_type": family, "architectures": [CLASSES[family]]}
     if family == "mistral":
-        dense["sliding_window"] = None
-    return {**dense, "model_type": family, "architectures": [CLASSES[family]]}
+        dense["sliding_window"] = None  # absent would mean the family's default window
+    if family != "llama":
+        del dense["attention_bias"], dense["mlp_bias"]
+    return dense
+
+
+def _expressible(config: PretrainedConfig, family: str) -> bool:
+    """Whether the family's own configuration can say which projections have biases."""
+    biases = (config.qkv_bias, config.attention_bias, config.mlp_bias)
+    if family == "llama":
+        return bool(config.qkv_bias == config.attention_bias)
+    return family in DENSE_FAMILIES and biases == (family == "qwen2", False, False)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer files of a folder: everything that is neither weights nor configuration of a model."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.name not in NOT_TOKENIZER and file.suffix != ".safetensors":
+        if file.is_file() and file.name not in NOT_TOKENIZER and file.suffix not in (".safetensors", *PICKLED_SUFFIXES):
             shutil.copy(file, target / file.name)
 
 
 def resize_vocabulary(model: TesseraForCausalLM, size: int) -> None:
-    """Give the embedding `size` rows; new rows start as the mean of the old ones."""
-    for holder, name in ((model.model, "embed_tokens"), (model, "lm_head")):
-        module = getattr(holder, name)
-        old = module.weight.data
-        rows = old.mean(dim=0, keepdim=True).expand(max(0, size - old.shape[0]), -1)
-        module.weight = nn.Parameter(torch.cat([old[:size], rows]))
-    model.lm_head.out_features = model.model.embed_tokens.num_embeddings = size
-    if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.config.vocab_size = size
+    """Give the embeddings `size` rows; new rows start as the mean of the old ones."""
+    embedding, head = model.model.embed_tokens, model.lm_head
+    embedding.weight = _resized(embedding.weight, size)
+    head.weight = embedding.weight if model.config.tie_word_embeddings else _resized(head.weight, size)
+    embedding.num_embeddings = head.out_features = model.config.vocab_size = size
+
+
+def _resized(weight: nn.Parameter, size: int) -> nn.Parameter:
+    rows = weight.data.mean(dim=0, keepdim=True).expand(max(0, size - len(weight)), -1)
+    return nn.Parameter(torch.cat([weight.data[:size], rows]))

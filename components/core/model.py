@@ -4,10 +4,10 @@ Shape letters: B sequences, T tokens, D hidden size, H query heads, K key and va
 """
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
@@ -35,13 +35,15 @@ class TesseraConfig(PretrainedConfig):
     Attributes:
         block_configs: a layer each: `attention` {no_op, n_heads_in_group}, `ffn` {no_op, intermediate_size}.
         qkv_bias: biases on the query, key and value projections (Qwen2).
-        attention_bias: biases on all four attention projections.
+        attention_bias: biases on the attention's output projection, and on the other three where `qkv_bias` is absent.
         mlp_bias: biases on the three FFN projections.
+        rope_parameters: type, base and scaling of the rotary positions; `rope_theta` and `rope_scaling` are read too.
+        source_family: the dense family that the first parent had: llama, mistral or qwen2.
         parent_layers: for each layer, how many layers of the parent are behind its output.
     """
 
     model_type = "nemotron-nas"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class TesseraConfig(PretrainedConfig):
         hidden_act: str = "silu",
         rms_norm_eps: float = 1e-5,
         max_position_embeddings: int = 2048,
+        rope_parameters: dict[str, Any] | None = None,
         initializer_range: float = 0.02,
         attention_bias: bool = False,
         qkv_bias: bool | None = None,
@@ -70,11 +73,12 @@ class TesseraConfig(PretrainedConfig):
         self.hidden_act = hidden_act
         self.rms_norm_eps = rms_norm_eps
         self.max_position_embeddings = max_position_embeddings
+        self.rope_parameters = dict(rope_parameters or {})
         self.initializer_range = initializer_range
         self.attention_bias = attention_bias
         self.qkv_bias = attention_bias if qkv_bias is None else qkv_bias
         self.mlp_bias = mlp_bias
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -106,7 +110,9 @@ class Attention(nn.Module):
 
     def __init__(self, config: TesseraConfig, layer: int) -> None:
         super().__init__()
-        size, self.head_dim, self.layer = config.hidden_size, config.head_dim, layer
+        size, self.head_dim = config.hidden_size, config.head_dim
+        # Layers without attention take no place in the cache, so that its first place always counts the tokens.
+        self.cache_index = sum(not block.attention.no_op for block in config.block_configs[:layer])
         self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads_of(layer)
         width, narrow = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(size, width, bias=config.qkv_bias)
@@ -124,7 +130,7 @@ class Attention(nn.Module):
         v_BKTE = self.v_proj(x_BTD).view(B, T, self.num_key_value_heads, self.head_dim).transpose(1, 2)
         q_BHTE, k_BKTE = apply_rotary_pos_emb(q_BHTE, k_BKTE, *rotary)
         if cache is not None:
-            k_BKTE, v_BKTE = cache.update(k_BKTE, v_BKTE, self.layer)
+            k_BKTE, v_BKTE = cache.update(k_BKTE, v_BKTE, self.cache_index)
         mixed_BHTE = F.scaled_dot_product_attention(
             q_BHTE,
             k_BKTE,
@@ -154,7 +160,7 @@ class Mlp(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then FFN, each behind its norm and added to the residual stream; either may be absent, norm and all."""
+    """Attention, then FFN, each behind its norm and added to the stream; either may be absent, norm and all."""
 
     def __init__(self, config: TesseraConfig, layer: int) -> None:
         super().__init__()
@@ -182,16 +188,8 @@ class TesseraPreTrainedModel(PreTrainedModel):
     config_class = TesseraConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("DecoderLayer",)
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _supports_sdpa = True
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
 
 
 class TesseraModel(TesseraPreTrainedModel):
@@ -202,9 +200,9 @@ class TesseraModel(TesseraPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads no more than we have
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -222,53 +220,48 @@ class TesseraModel(TesseraPreTrainedModel):
 
         Args:
             input_ids: (B, T).
-            position_ids: (B, T); counted on from the cache where not given.
-            segment_ids: (B, T), the document of each token of a packed row, 0 for padding; attention stays within a document.
-            attention_mask: (B, S), 0 for padding on the left, over cache and input together.
+            position_ids: (B, T) or (1, T); where not given they restart with each segment, or count on from the cache.
+            segment_ids: (B, T), equal for the tokens of one document of a packed row, which lie side by side; attention
+                stays within a document. Not for use with a cache.
+            attention_mask: (B, S), 0 for padding, over cache and input together.
             past_key_values: keys and values of tokens before these.
             use_cache: return a cache.
-            output_hidden_states: also return the embedding's output and every layer's, the last one after the final norm.
+            output_hidden_states: also return the embedding's output and every layer's, the last after the final norm.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        past = self._cached_length(past_key_values)
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         if position_ids is None:
-            position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]
+            position_ids = _positions(input_ids, segment_ids, past)
         mask_B1TS = _mask(input_ids, segment_ids, attention_mask, past)
         x_BTD = self.embed_tokens(input_ids)
         rotary = self.rotary_emb(x_BTD, position_ids)
-        states = [x_BTD]
+        states = []
         for layer in self.layers:
+            if output_hidden_states:
+                states.append(x_BTD)
             if self.gradient_checkpointing and self.training:
                 x_BTD = checkpoint(layer, x_BTD, rotary, mask_B1TS, None, use_reentrant=False)
             else:
                 x_BTD = layer(x_BTD, rotary, mask_B1TS, past_key_values)
-            states.append(x_BTD)
-        states[-1] = self.norm(x_BTD)
+        x_BTD = self.norm(x_BTD)
         return BaseModelOutputWithPast(
-            last_hidden_state=states[-1],
+            last_hidden_state=x_BTD,
             past_key_values=past_key_values,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=(*states, x_BTD) if output_hidden_states else None,
         )
-
-    def _cached_length(self, cache: DynamicCache | None) -> int:
-        """Tokens in the cache, read from the first layer that has attention."""
-        if cache is None:
-            return 0
-        first = next((i for i, layer in enumerate(self.layers) if layer.self_attn is not None), 0)
-        return int(cache.get_seq_length(first))
 
 
 class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
     """The decoder with its language-model head."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: TesseraConfig) -> None:
         super().__init__(config)
         self.model = TesseraModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self, input_ids: Tensor, *, labels: Tensor | None = None, logits_to_keep: int = 0, **inputs: Any
@@ -280,8 +273,20 @@ class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits_BTV, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+            loss=loss,  # type: ignore[arg-type]  # any float will do
+            logits=logits_BTV,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
         )
+
+
+def _positions(input_ids_BT: Tensor, segment_ids_BT: Tensor | None, past: int) -> Tensor:
+    """Place of each token in its document, (1, T) or (B, T)."""
+    places_1T = torch.arange(past, past + input_ids_BT.shape[1], device=input_ids_BT.device)[None]
+    if segment_ids_BT is None:
+        return places_1T
+    begins_BT = segment_ids_BT.diff(dim=1, prepend=segment_ids_BT[:, :1] - 1) != 0
+    return places_1T - (places_1T * begins_BT).cummax(dim=1).values
 
 
 def _mask(
