@@ -24,6 +24,7 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_STORE = ".tessera"
+PLAIN_WIDTH = 132
 
 
 def print_json(value: Any) -> None:
@@ -34,7 +35,8 @@ def print_json(value: Any) -> None:
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """The terminal."""
+    """The terminal; a file or a pipe has no width of its own, and gets one that tables fit in."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH)

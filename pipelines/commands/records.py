@@ -82,7 +82,6 @@ def ui(
 ) -> None:
     """Serve the MLflow UI on the records of the runs; Ctrl-C ends it."""
     import os
-    import subprocess
     import sys
 
     from components.core.errors import InputError
@@ -100,6 +99,7 @@ def ui(
         raise InputError(f"no records yet for {store}", hint="tessera run RECIPE makes some")
     check_port(port)
     console().print(f"http://127.0.0.1:{port}", highlight=False)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    subprocess.run([*command, "--backend-store-uri", uri], env=environment, check=False)
+    # The server takes the place of this process, so that whatever ends one ends the other.
+    os.execve(sys.executable, [*command, "--backend-store-uri", uri], environment)
