@@ -39,7 +39,7 @@ def as_config(shape: Architecture) -> dict[str, Any]:
     return {"model_type": "nemotron-nas", "attention_bias": shape.o_bias, **blocks, **values}
 
 
-def test_super_49b_has_the_parameters_and_the_cache_of_the_released_model():
+def test_super_49b_has_the_parameters_and_the_cache_of_the_released_model() -> None:
     shape = Architecture.from_config(super_49b())
     assert shape.parameters == 49_867_145_216
     assert shape.parameters_by_part() == {
@@ -52,7 +52,7 @@ def test_super_49b_has_the_parameters_and_the_cache_of_the_released_model():
     assert shape.kv_bytes_per_token == 200_704
 
 
-def test_ultra_253b_has_the_parameters_and_the_cache_of_the_released_model():
+def test_ultra_253b_has_the_parameters_and_the_cache_of_the_released_model() -> None:
     shape = Architecture.from_config(ultra_253b())
     assert shape.parameters == 253_401_268_224
     assert shape.kv_bytes_per_token == 262_144
@@ -64,12 +64,12 @@ def test_ultra_253b_has_the_parameters_and_the_cache_of_the_released_model():
     ("ffn_mult", "hidden_size", "width"),
     [(5.25, 8192, 28672), (1.3125, 8192, 7168), (0.5, 8192, 2816), (2.925, 16384, 32000), (39.0, 16384, 425984)],
 )
-def test_ffn_mult_is_two_thirds_rounded_up_to_256(ffn_mult, hidden_size, width):
+def test_ffn_mult_is_two_thirds_rounded_up_to_256(ffn_mult: float, hidden_size: int, width: int) -> None:
     assert ffn_mult_width(ffn_mult, hidden_size) == width
 
 
 @pytest.mark.parametrize("name", VARIETIES)
-def test_names_shapes_and_counts_are_those_of_the_transformers_model(name):
+def test_names_shapes_and_counts_are_those_of_the_transformers_model(name: str) -> None:
     model = variety(name)
     shape = Architecture.from_config(model.config.to_dict())
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -78,7 +78,7 @@ def test_names_shapes_and_counts_are_those_of_the_transformers_model(name):
 
 @given(shape=ARCHITECTURES)
 @settings(max_examples=40, deadline=None)
-def test_any_architecture_survives_its_configuration_and_fits_the_decoder(shape):
+def test_any_architecture_survives_its_configuration_and_fits_the_decoder(shape: Architecture) -> None:
     config = as_config(shape)
     assert Architecture.from_config(config) == shape
     with torch.device("meta"):
@@ -90,7 +90,7 @@ def test_any_architecture_survives_its_configuration_and_fits_the_decoder(shape)
     assert shape.parameters == sum(value.numel() for value in model.parameters())
 
 
-def test_only_equal_full_layers_are_uniform():
+def test_only_equal_full_layers_are_uniform() -> None:
     full, narrow = (BlockConfig(num_key_value_heads=heads, intermediate_size=8) for heads in (4, 2))
     empty = BlockConfig(num_key_value_heads=None, intermediate_size=8)
     base = Architecture.from_config(super_49b())
@@ -115,20 +115,20 @@ def block(attention: Mapping[str, Any], ffn: Mapping[str, Any]) -> list[dict[str
         ({"vocab_size": 0}, "vocab_size: Input should be greater than or equal to 1"),
     ],
 )
-def test_a_configuration_that_makes_no_sense_is_refused_with_its_values(changes, message):
+def test_a_configuration_that_makes_no_sense_is_refused_with_its_values(changes: dict[str, Any], message: str) -> None:
     changes = {"num_hidden_layers": 1, **changes} if "block_configs" in changes else changes
     with pytest.raises(CheckpointError, match=message):
         Architecture.from_config({**super_49b(), **changes})
 
 
-def test_a_missing_key_is_named():
+def test_a_missing_key_is_named() -> None:
     config = super_49b()
     del config["vocab_size"]
     with pytest.raises(CheckpointError, match=r"config.json lacks 'vocab_size'"):
         Architecture.from_config(config)
 
 
-def test_kv_heads_have_to_divide_the_heads():
+def test_kv_heads_have_to_divide_the_heads() -> None:
     config = {"model_type": "llama", "vocab_size": 8, "hidden_size": 12, "num_attention_heads": 4}
     config |= {"num_key_value_heads": 3, "intermediate_size": 8, "num_hidden_layers": 1}
     with pytest.raises(CheckpointError, match="layer 0: 4 heads do not divide by 3 KV heads"):
