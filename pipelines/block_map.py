@@ -1,4 +1,4 @@
-"""The map of an architecture: a column a layer of the parent, a cell a subblock; light, drawn by the report's template."""
+"""The map of an architecture: a column a layer of the parent, a cell a subblock; the report's template draws it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

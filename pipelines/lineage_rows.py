@@ -1,4 +1,4 @@
-"""Lineage of a run as rows and arcs: a row for each thing given or stage run, an arc from whatever made an artifact to its reader."""
+"""Lineage of a run as rows and arcs: a row for each stage and each given thing, an arc from a maker to a reader."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -62,7 +62,7 @@ function drawAccuracy() {
   const measured = traces.filter((one) => one.x.length > 0);
   element.hidden = measured.length === 0;
   if (element.hidden) return;
-  const x = { tickvals: roles.map((_, i) => i), ticktext: roles, range: [-0.5, roles.length - 0.5], showgrid: false };
+  const x = { tickvals: roles.map((_, i) => i), ticktext: roles, range: [-0.5, roles.length - 0.5], showgrid: false, zeroline: false };
   const y = { range: [0, 104], ticksuffix: " %" };
   draw(element, measured, {
     xaxis: { ...x, domain: [0, 0.48], title: "standard problems" },
@@ -86,7 +86,7 @@ function drawPareto() {
     `${thousands(point.costs.parameters)} parameters, ${thousands(point.costs.kv_bytes_per_token)} KV bytes a token`;
   const marker = (name, point, tint, symbol, size) => ({
     type: "scatter", mode: "markers", name, x: [point.costs.latency_ms], y: [point.score], text: [about(point)],
-    marker: { color: tint, symbol, size, line: { color: colour("card"), width: 1.5 } }, hovertemplate: `<b>${name}</b><br>%{text}<extra></extra>`,
+    marker: { color: tint, symbol, size, line: { color: colour("card"), width: 1.5 } }, cliponaxis: false, hovertemplate: `<b>${name}</b><br>%{text}<extra></extra>`,
   });
   const traces = [
     {
@@ -107,16 +107,45 @@ function drawPareto() {
     yaxis: { title: "sum of replace-one-block KL, nats a token", rangemode: "tozero" },
     shapes: limit ? [{ ...line, x0: limit, x1: limit }] : [], annotations: limit ? [word] : [],
   });
+  drawScores(search);
 }
 
-// A running mean beside the raw curve, wide enough to show where a noisy curve goes.
+function drawScores(search) {
+  const slots = search.slots.map((slot, i) => ({ ...slot, picked: search.child.choice[i] }));
+  const sizes = (part) => [...new Set(slots.filter((s) => s.part === part).flatMap((s) => s.options.slice(1).map((o) => o.size)))];
+  const word = (part, size) => (size ? `${size} ${part === "ffn" ? "channels" : size === 1 ? "KV head" : "KV heads"}` : `no ${part === "ffn" ? "FFN" : part}`);
+  const options = ["attention", "ffn"].flatMap((part) => sizes(part).sort((a, b) => b - a).map((size) => ({ part, size })));
+  const layers = [...new Set(slots.map((slot) => slot.layer))];
+  const score = ({ part, size }, layer) =>
+    slots.find((s) => s.part === part && s.layer === layer)?.options.slice(1).find((o) => o.size === size)?.score ?? null;
+  const chosen = slots.filter((slot) => slot.picked > 0);
+  const heat = {
+    type: "heatmap", x: layers, y: options.map((o) => word(o.part, o.size)), z: options.map((o) => layers.map((layer) => score(o, layer))),
+    colorscale: [[0, colour("soft")], [0.5, colour("data")], [1, colour("bad")]], xgap: 2, ygap: 2, hoverongaps: false,
+    colorbar: { thickness: 10, outlinewidth: 0 }, hovertemplate: "layer %{x}, %{y}: %{z:.4f}<extra></extra>",
+  };
+  const dots = {
+    type: "scatter", mode: "markers", x: chosen.map((s) => s.layer), y: chosen.map((s) => word(s.part, s.options[s.picked].size)),
+    marker: { color: colour("ink"), size: 7 }, hoverinfo: "skip", showlegend: false,
+  };
+  draw(document.getElementById("scores-chart"), [heat, dots], {
+    xaxis: { title: "layer of the parent", showgrid: false, zeroline: false, dtick: layers.length > 24 ? 4 : 1 },
+    yaxis: { autorange: "reversed", type: "category", showgrid: false },
+  });
+}
+
+// The mean around each point beside the raw curve: where a noisy curve goes.
 function smoothed(values) {
-  const keep = Math.max(0, 1 - 12 / values.length);
-  let mean = values[0];
-  return values.map((value) => (mean = keep * mean + (1 - keep) * value));
+  const half = Math.ceil(values.length / 40);
+  return values.map((_, i) => {
+    const reach = Math.min(half, i, values.length - 1 - i);
+    const near = values.slice(i - reach, i + reach + 1);
+    return near.reduce((sum, value) => sum + value, 0) / near.length;
+  });
 }
 
-const FIRST = ["reward", "loss", "error"];
+const FIRST = ["reward", "accuracy", "format", "loss", "error"];
+const rank = (metric) => (FIRST.indexOf(metric.split("/").pop()) + FIRST.length + 1) % (FIRST.length + 1);
 const chosenMetric = {};
 
 function drawCurve(label, curves, element) {
@@ -135,8 +164,8 @@ function buildCurves() {
   document.getElementById("curves").hidden = labels.length === 0;
   for (const label of labels) {
     const curves = data.curves[label];
-    const metrics = Object.keys(curves);
-    chosenMetric[label] = metrics.find((metric) => FIRST.includes(metric.split("/").pop())) ?? metrics[0];
+    const metrics = Object.keys(curves).sort((a, b) => rank(a) - rank(b));
+    chosenMetric[label] = metrics[0];
     const box = document.createElement("div");
     const title = document.createElement("h3");
     const choices = document.createElement("div");

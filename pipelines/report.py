@@ -77,12 +77,12 @@ def _headlines(summary: Mapping[str, Any]) -> Iterator[Headline]:
             yield Headline(target.title, shown, target.name, least, judged["met"])
     parent, child = (summary["models"].get(role) for role in ("parent", "child"))
     if parent and child:
-        for title, key, unit in (
-            ("Parameters", "parameters", ""),
-            ("KV cache", "kv_bytes_per_token", " bytes a token"),
-        ):
-            saved = f"−{100 * (1 - child[key] / parent[key]):.0f} %"
-            yield Headline(title, saved, f"{child[key]:,} instead of {parent[key]:,}{unit}")
+        for title, key, unit in SAVINGS:
+            change = f"{100 * (child[key] / parent[key] - 1):+.0f} %".replace("-", "−")
+            yield Headline(title, change, f"{child[key]:,} instead of {parent[key]:,}{unit}")
+
+
+SAVINGS = (("Parameters", "parameters", ""), ("KV cache", "kv_bytes_per_token", " bytes a token"))
 
 
 @dataclass(frozen=True)

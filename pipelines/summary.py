@@ -1,10 +1,11 @@
 """What a run came to: its models, baselines, stages and targets; the `summary.json` of the run, and the table of it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -71,7 +72,7 @@ def build_summary(store: Store, run: str) -> dict[str, Any]:
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print the models, the targets and the stages of a summary."""
-    console.print(_models_table(summary))
+    console.print(_models_table(summary, wide=console.width >= WIDE))
     if any(target["value"] is not None for target in summary["targets"]):
         console.print(_targets_table(summary["targets"]))
     console.print(_stages_line(summary))
@@ -189,37 +190,44 @@ def _judge(target: Target, models: Models) -> dict[str, Any]:
 # Tables
 
 
-def _models_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=f"run {summary['run']}", title_justify="left")
-    table.add_column("model")
+def _models_table(summary: Mapping[str, Any], *, wide: bool) -> Table:
+    table = _table("model", title=f"run {summary['run']}", gap=wide)
     shares = ("standard\non, %", "\noff, %", "hard\non, %", "\noff, %", "format\non, %", "\noff, %")
-    for heading in ("parameters", "KV bytes\na token", "tokens\na second", *shares):
-        table.add_column(heading, justify="right")
-    rows = [*summary["models"].items(), *summary["baselines"].items()]
-    for role, model in sorted(rows, key=lambda row: ROW_ORDER.index(row[0])):
-        accuracies = [
-            _with_interval(model["accuracy"][split][mode], model["interval"][split][mode])
-            for split in SPLITS
-            for mode in MODES
-        ]
-        table.add_row(
-            role,
-            f"{model['parameters']:,}",
-            f"{model['kv_bytes_per_token']:,}",
-            "–" if model["tokens_per_second"] is None else f"{model['tokens_per_second']:,.0f}",
-            *accuracies,
-            *(percent(model["format"][mode]) for mode in MODES),
-            style="dim" if role in BASELINES else None,
-        )
+    for heading in ("weights", "KV B\n/token", "tokens\n/s", *shares):
+        table.add_column(heading, justify="right", no_wrap=True)
+    models = {**summary["models"], **summary["baselines"]}
+    for role in ROW_ORDER:
+        if role in models:
+            cells = _model_cells(models[role], wide=wide)
+            table.add_row(role, *cells, style="dim" if role in BASELINES else None)
     return table
 
 
+WIDE = 100
+"""Columns of a terminal that has room for the intervals."""
 ROW_ORDER = ("parent", "random", "greedy", "child", "distilled", "pretrained", "sft", "rl")
 """Models in the order of the pipeline, what the child is compared with before it."""
 
 
+def _model_cells(model: Mapping[str, Any], *, wide: bool) -> Iterator[str]:
+    yield f"{model['parameters'] / 1e6:,.2f} M"
+    yield f"{model['kv_bytes_per_token']:,}"
+    yield "–" if model["tokens_per_second"] is None else f"{model['tokens_per_second']:,.0f}"
+    for split in SPLITS:
+        for mode in MODES:
+            interval = model["interval"][split][mode] if wide else None
+            yield _with_interval(model["accuracy"][split][mode], interval)
+    for mode in MODES:
+        yield percent(model["format"][mode])
+
+
+def _table(*columns: str, title: str | None = None, gap: bool = True) -> Table:
+    padding = (0, int(gap), 0, 0)
+    return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=padding, pad_edge=False)
+
+
 def _targets_table(targets: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("target", "at least", "reached", "")
+    table = _table("target", "at least", "reached", "")
     verdict = {True: Text("met", "green"), False: Text("missed", "red"), None: Text("not measured", "dim")}
     for target, judged in zip(TARGETS, targets, strict=True):
         reached = "–" if judged["value"] is None else target.shown(judged["value"])

@@ -168,14 +168,16 @@ class _Pipeline:
 
     def _deliver_stage(self, document: Mapping[str, Any], record: StageRecord, found: "Run | None") -> None:
         """One stage: settings, curves, what it read and made; ended last, which is what marks it whole."""
-        run_id = (found or self._create_stage_run(document, record)).info.run_id
+        # A search tells less of a run than asking for it: it leaves out the models that went in.
+        run = self.client.get_run(found.info.run_id) if found else self._create_stage_run(document, record)
+        run_id = run.info.run_id
         at = milliseconds(document["finished"])
         for params in batches(_params(record.config), 100):
             self.client.log_batch(run_id, params=params)
         for metrics in batches(self._stage_metrics(document, record, at), 1000):
             self.client.log_batch(run_id, metrics=metrics)
-        self._log_inputs(run_id, record)
-        self._log_outputs(run_id, record)
+        self._log_inputs(run, record)
+        self._log_outputs(run, record)
         if record.stage == "eval":
             self._log_evaluation(run_id, record, at)
         if record.stage == "deploy":
@@ -206,28 +208,29 @@ class _Pipeline:
             metrics += [Metric(name, value, milliseconds(time), int(step)) for step, value, time in points]
         return metrics
 
-    def _log_inputs(self, run_id: str, record: StageRecord) -> None:
-        """Data by digest, models by the entry that stands for them."""
+    def _log_inputs(self, run: "Run", record: StageRecord) -> None:
+        """Data by digest, models by the entry that stands for them, once: MLflow refuses a model that it has."""
         from mlflow.entities import LoggedModelInput
 
         inputs = list(_each(record.inputs))
         kinds = {digest: self.store.manifest(digest).kind for _, digest in inputs}
         data = [(name, digest, address(self.store, digest)) for name, digest in inputs if kinds[digest] != "model"]
-        models = dict.fromkeys(digest for _, digest in inputs if kinds[digest] == "model")
-        entries = [LoggedModelInput(self.models.entry(digest)) for digest in models]
-        self.client.log_inputs(run_id, datasets=dataset_inputs(data), models=entries)
+        models = {self.models.entry(digest) for _, digest in inputs if kinds[digest] == "model"}
+        known = {model.model_id for model in run.inputs.model_inputs} if run.inputs else set()
+        entries = [LoggedModelInput(model_id) for model_id in sorted(models - known)]
+        self.client.log_inputs(run.info.run_id, datasets=dataset_inputs(data), models=entries)
 
-    def _log_outputs(self, run_id: str, record: StageRecord) -> None:
+    def _log_outputs(self, run: "Run", record: StageRecord) -> None:
         """The models that the stage made, each with the models it was made from."""
         from mlflow.entities import LoggedModelOutput
 
         made = {name: digest for name, digest in record.outputs.items() if self.store.manifest(digest).kind == "model"}
-        outputs = [
-            LoggedModelOutput(self.models.entry(digest, name=name, run_id=run_id, record=record), step=0)
-            for name, digest in made.items()
-        ]
-        if outputs:
-            self.client.log_outputs(run_id, outputs)
+        models = {
+            self.models.entry(digest, name=name, run_id=run.info.run_id, record=record) for name, digest in made.items()
+        }
+        known = {model.model_id for model in run.outputs.model_outputs} if run.outputs else set()
+        if new := sorted(models - known):
+            self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model_id, step=0) for model_id in new])
 
     def _log_evaluation(self, run_id: str, record: StageRecord, at: int) -> None:
         """What was measured of each model, tied to the model and the problems; a step of the curve is a model."""
