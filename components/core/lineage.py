@@ -11,7 +11,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +95,16 @@ class _Pipeline:
         self.run_id = parent.info.run_id
         known = self._stage_runs()
         documents = [self.store.document(path) for path in self.store.documents(f"runs/{self.run}/stages/")]
+        records: list[StageRecord] = []
         for document in sorted(documents, key=lambda document: document["finished"]):
             record = self.store.stage_record(document["key"])
+            if record is None:
+                continue
+            records.append(record)
             found = known.get((document["label"], document["key"]))
-            if record is not None and (found is None or found.info.status != "FINISHED"):
+            if found is None or found.info.status != "FINISHED":
                 self._deliver_stage(document, record, found)
+        self.client.log_inputs(self.run_id, datasets=dataset_inputs(self._data(records)))
         at = milliseconds(self.record["finished"] or self.record["started"])
         for batch in batches(summary_metrics(self.summary, at), 1000):
             self.client.log_batch(self.run_id, metrics=batch)
@@ -165,6 +170,16 @@ class _Pipeline:
             [self.experiment_id], f"tags.`mlflow.parentRunId` = '{self.run_id}'", max_results=1000
         )
         return {(run.data.tags[f"{TAG}label"], run.data.tags[f"{TAG}stage-key"]): run for run in found}
+
+    def _data(self, records: Sequence[StageRecord]) -> list[tuple[str, str, str]]:
+        """Name, digest and address of all data of the pipeline, given and made, so that pipelines compare by them."""
+        made = {name: digest for record in records for name, digest in record.outputs.items()}
+        known = {**made, **self.record["sources"]}.items()
+        return [
+            (name, digest, address(self.store, digest))
+            for name, digest in known
+            if self.store.manifest(digest).kind == "data"
+        ]
 
     def _deliver_stage(self, document: Mapping[str, Any], record: StageRecord, found: "Run | None") -> None:
         """One stage: settings, curves, what it read and made; ended last, which is what marks it whole."""

@@ -118,6 +118,10 @@ def test_data_goes_in_by_digest(delivered: Delivered) -> None:
     chats = artifacts(delivered.store, "demo-1")["chats"]
     assert chats.startswith(data["chats"].digest)
     assert chats in data["chats"].source
+    for name in ("demo-1", "demo-2"):
+        data = {found.dataset.name: found.dataset for found in delivered.pipeline(name).inputs.dataset_inputs}
+        assert set(data) == {"corpus", "chats", "problems"}
+        assert chats.startswith(data["chats"].digest)
 
 
 def test_every_model_is_known_once_with_the_models_it_was_made_from(delivered: Delivered) -> None:
