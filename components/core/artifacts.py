@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from components.core.config import Config, digest_of
 
@@ -31,8 +31,17 @@ class Manifest(Config):
     """What the files are."""
     files: dict[str, FileEntry]
     """Relative POSIX path to content."""
-    metadata: dict[str, JsonValue] = {}
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
     """Small facts, part of the digest: nothing that differs between two equal results."""
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        """Names stay below the artifact's folder, wherever a manifest comes from."""
+        for name in files:
+            if not name or name.startswith("/") or ".." in name.split("/"):
+                raise ValueError(f"{name!r} leaves the folder")
+        return files
 
     @property
     def digest(self) -> str:

@@ -1,6 +1,6 @@
 """The store: artifacts by digest, records of finished stages, resume points, documents of runs.
 
-    blobs/sha256/ab/abc…      file contents, immutable        artifacts/<digest>.json   manifests
+    blobs/, artifacts/        see `artifact_store.py`
     stages/<key>.json         what a finished stage made      resume/<key>/<step>/…     resume points
     runs/<run>/…              records of runs, small JSON and text
 
@@ -8,26 +8,23 @@ Order of writing: blobs, manifest, stage record. Each is complete or absent, so 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
-from components.core.artifacts import FileEntry, Kind, Manifest, describe, hash_file
-from components.core.backends import Backend, FolderBackend, open_backend
+from components.core.artifact_store import TRANSFERS, ArtifactStore
+from components.core.artifacts import Manifest, describe
+from components.core.backends import Stored, open_backend
 from components.core.config import Config
 from components.core.errors import CorruptArtifact, StoreError
 
-TRANSFERS = 4
-"""Files moved at a time."""
 GRACE_S = 3600.0
 """Age below which unreferenced objects are left alone: a writer may be about to name them."""
 
@@ -43,223 +40,124 @@ class StageRecord(Config):
     """Canonical configuration."""
     code: str
     """Digest of the code behind the stage."""
-    libraries: dict[str, str] = {}
+    libraries: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that can change a number."""
-    inputs: dict[str, str | list[str]] = {}
+    inputs: dict[str, str | list[str]] = Field(default_factory=dict)
     """Digest of each input artifact."""
-    outputs: dict[str, str] = {}
+    outputs: dict[str, str] = Field(default_factory=dict)
     """Digest of each output artifact."""
-    result: dict[str, JsonValue] = {}
+    result: dict[str, JsonValue] = Field(default_factory=dict)
     """Small facts that the stage returned."""
     seconds: float = 0.0
     """Time the computation took, s."""
 
 
-class Store:
-    """Artifacts and records behind one address; `local` keeps working copies on this machine."""
-
-    def __init__(self, uri: str, backend: Backend, local: Path) -> None:
-        self.uri = uri
-        self.local = local
-        self.backend = backend
-        self._whole: set[str] = set()
-        """Blobs whose bytes this process has verified."""
-
-    # Artifacts
-
-    def put_folder(self, folder: Path, kind: Kind, metadata: Mapping[str, JsonValue] | None = None) -> Manifest:
-        """Store the files below a folder as an artifact; contents that are there already are not sent again."""
-        manifest = describe(folder, kind, dict(metadata or {}))
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            list(pool.map(lambda item: self.backend.put_file(_blob(item[1].sha256), folder / item[0]), manifest.files.items()))
-        self.backend.put(f"artifacts/{manifest.digest}.json", _json(manifest.model_dump(mode="json")), if_absent=True)
-        return manifest
-
-    def manifest(self, digest: str) -> Manifest:
-        """The manifest of an artifact.
-
-        Raises:
-            StoreError: there is no such artifact.
-            CorruptArtifact: the manifest is not the one that the digest names.
-        """
-        data = self.backend.get(f"artifacts/{digest}.json")
-        if data is None:
-            raise StoreError(f"there is no artifact {digest[:12]} in {self.uri}", hint="check --store")
-        try:
-            manifest = Manifest.model_validate_json(data)
-        except ValueError:
-            manifest = None
-        if manifest is None or manifest.digest != digest:
-            raise CorruptArtifact(f"the manifest of artifact {digest[:12]} was changed", hint=_MEND)
-        return manifest
-
-    def fetch(self, digest: str) -> Path:
-        """The files of an artifact in a local, read-only folder, every byte verified.
-
-        Raises:
-            StoreError: there is no such artifact, or no space for it.
-            CorruptArtifact: contents differ from their digest.
-        """
-        manifest, target = self.manifest(digest), self.local / "artifacts" / digest
-        if target.is_dir() and all(self._same(target / name, entry) for name, entry in manifest.files.items()):
-            return target
-        fresh = target.with_name(f"{digest}.{uuid.uuid4().hex}.partial")
-        try:
-            for name, entry in manifest.files.items():
-                self._materialise(digest, name, entry, fresh / name)
-            fresh.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another process was first with the same files
-                fresh.rename(target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-        return target
-
-    def read(self, digest: str, name: str) -> bytes:
-        """One small file of an artifact, verified, without bringing the others along.
-
-        Raises:
-            StoreError: there is no such artifact or file.
-            CorruptArtifact: the contents differ from their digest.
-        """
-        entry = self.manifest(digest).files.get(name)
-        data = None if entry is None else self.backend.get(_blob(entry.sha256))
-        if entry is None or data is None:
-            raise StoreError(f"file {name} of artifact {digest[:12]} is missing in {self.uri}", hint=_MEND)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise CorruptArtifact(f"file {name} of artifact {digest[:12]} was changed", hint=_MEND)
-        return data
-
-    def verify(self, digest: str) -> None:
-        """Read every byte of an artifact in the store.
-
-        Raises:
-            StoreError: the artifact or one of its files is not there.
-            CorruptArtifact: a file differs in size or digest.
-        """
-        for name, entry in self.manifest(digest).files.items():
-            if entry.sha256 in self._whole:
-                continue
-            if self.backend.size(_blob(entry.sha256)) is None:
-                raise StoreError(f"file {name} of artifact {digest[:12]} is missing in {self.uri}", hint=_MEND)
-            if isinstance(self.backend, FolderBackend):
-                self._check(digest, name, entry, self.backend.root / _blob(entry.sha256))
-            else:
-                copy = self.local / "tmp" / uuid.uuid4().hex
-                try:
-                    self.backend.get_file(_blob(entry.sha256), copy)
-                    self._check(digest, name, entry, copy)
-                finally:
-                    copy.unlink(missing_ok=True)
-
-    def _materialise(self, digest: str, name: str, entry: FileEntry, target: Path) -> None:
-        """Bring one file to `target`, verified."""
-        try:
-            self.backend.get_file(_blob(entry.sha256), target)
-        except FileNotFoundError:
-            raise StoreError(f"file {name} of artifact {digest[:12]} is missing in {self.uri}", hint=_MEND) from None
-        self._check(digest, name, entry, target)
-        target.chmod(0o444)
-
-    def _check(self, digest: str, name: str, entry: FileEntry, path: Path) -> None:
-        """Compare a file with its entry; bytes are read once a process."""
-        if entry.sha256 in self._whole and path.stat().st_size == entry.size:
-            return
-        found = hash_file(path)
-        if found != entry:
-            raise CorruptArtifact(
-                f"file {name} of artifact {digest[:12]} was changed: sha256 {entry.sha256[:12]}… of {entry.size} bytes "
-                f"expected, {found.sha256[:12]}… of {found.size} found",
-                hint=_MEND,
-            )
-        self._whole.add(entry.sha256)
-
-    def _same(self, path: Path, entry: FileEntry) -> bool:
-        """Whether a local copy is whole."""
-        if not path.is_file() or path.stat().st_size != entry.size:
-            return False
-        if entry.sha256 not in self._whole:
-            if hash_file(path) != entry:
-                return False
-            self._whole.add(entry.sha256)
-        return True
+class Store(ArtifactStore):
+    """Everything of a run that lasts, behind one address."""
 
     # Finished stages
 
     def stage_record(self, key: str) -> StageRecord | None:
-        """The record of a finished stage."""
-        data = self.backend.get(f"stages/{key}.json")
-        return None if data is None else StageRecord.model_validate_json(data)
+        """The record of a finished stage; one that cannot be read counts as absent."""
+        data = self.backend.get(_record_path(key))
+        with contextlib.suppress(ValueError):
+            return None if data is None else StageRecord.model_validate_json(data)
+        return None
 
     def put_stage_record(self, record: StageRecord) -> StageRecord:
-        """Record a finished stage. Returns the record that holds: another writer's, if it came first and its outputs are whole."""
-        path, data = f"stages/{record.key}.json", _json(record.model_dump(mode="json"))
+        """Record a finished stage, whose outputs are stored.
+
+        Returns:
+            The record that holds: another writer's if it came first and what it names is whole.
+        """
+        path, data = _record_path(record.key), _json(record.model_dump(mode="json"))
         if self.backend.put(path, data, if_absent=True):
             return record
         first = self.stage_record(record.key)
-        if first is not None and first.outputs == record.outputs:
+        if first is not None and (first.outputs == record.outputs or self._outputs_are_whole(first)):
             return first
-        with contextlib.suppress(StoreError, CorruptArtifact):
-            if first is not None:
-                for digest in first.outputs.values():
-                    self.verify(digest)
-                return first
         self.backend.put(path, data)
         return record
 
     def stage_records(self) -> Iterator[StageRecord]:
         """All records of finished stages."""
-        for path in self.backend.list("stages/"):
-            data = self.backend.get(path)
-            if data is not None:
-                yield StageRecord.model_validate_json(data)
+        for found in self.backend.list("stages/"):
+            if (record := self.stage_record(Path(found.path).stem)) is not None:
+                yield record
+
+    def _outputs_are_whole(self, record: StageRecord) -> bool:
+        try:
+            for digest in record.outputs.values():
+                self.verify(digest)
+        except (StoreError, CorruptArtifact):
+            return False
+        return True
 
     # Resume points
 
     def resume_folder(self, key: str) -> Path:
-        """The local folder of a key's resume points; points of a remote store are brought there first."""
-        folder = self._resume_root() / key
+        """The local folder of a key's resume points; the newest whole one of a remote store is brought there first."""
+        folder = self._resume_root / key
         folder.mkdir(parents=True, exist_ok=True)
-        if not isinstance(self.backend, FolderBackend):
+        if self._is_remote:
             self._pull_resume(key, folder)
         return folder
 
     def push_resume(self, key: str, point: Path) -> None:
         """Copy a whole local point to a remote store: its files, then the list that makes it count; older points go."""
-        if isinstance(self.backend, FolderBackend):
+        if not self._is_remote:
             return
         manifest = describe(point, "table")
-        for name in manifest.files:
-            self.backend.put(f"resume/{key}/{point.name}/{name}", (point / name).read_bytes())
-        self.backend.put(f"resume/{key}/{point.name}.json", _json(manifest.model_dump(mode="json")))
-        for path in list(self.backend.list(f"resume/{key}/")):
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            files = [
+                (f"resume/{key}/{point.name}/{name}", point / name, entry) for name, entry in manifest.files.items()
+            ]
+            list(pool.map(lambda file: self.backend.put_file(*file), files))
+        self.put_document(f"resume/{key}/{point.name}.json", manifest.canonical())
+        for path in self.documents(f"resume/{key}/"):
             if path.split("/")[2].partition(".")[0] < point.name:
                 self.backend.delete(path)
 
     def drop_resume(self, key: str) -> None:
         """Remove all resume points of a finished stage."""
-        shutil.rmtree(self._resume_root() / key, ignore_errors=True)
-        if not isinstance(self.backend, FolderBackend):
-            for path in list(self.backend.list(f"resume/{key}/")):
+        shutil.rmtree(self._resume_root / key, ignore_errors=True)
+        if self._is_remote:
+            for path in self.documents(f"resume/{key}/"):
                 self.backend.delete(path)
 
+    @property
+    def _is_remote(self) -> bool:
+        return self.backend.folder is None
+
+    @property
     def _resume_root(self) -> Path:
-        return self.backend.root / "resume" if isinstance(self.backend, FolderBackend) else self.local / "resume"
+        return (self.backend.folder or self.local) / "resume"
 
     def _pull_resume(self, key: str, folder: Path) -> None:
-        """Bring the newest whole point of a remote store."""
-        lists = [path for path in self.backend.list(f"resume/{key}/") if path.count("/") == 2 and path.endswith(".json")]
-        for path in reversed(lists):
+        """Bring the newest point of a remote store that is whole; a damaged one is passed over."""
+        lists = [path for path in self.documents(f"resume/{key}/") if path.count("/") == 2 and path.endswith(".json")]
+        for path in sorted(lists, reverse=True):
             point = folder / Path(path).stem
-            manifest = Manifest.model_validate_json(self.backend.get(path) or b"{}")
-            if not point.is_dir():
-                fresh = folder / f".{point.name}.{os.getpid()}.partial"
-                for name in manifest.files:
-                    self.backend.get_file(f"resume/{key}/{point.name}/{name}", fresh / name)
-                fresh.rename(point)
-            if describe(point, "table").files == manifest.files:
+            with contextlib.suppress(ValueError, FileNotFoundError):
+                manifest = Manifest.model_validate_json(self.backend.get(path) or b"")
+                if point.is_dir() and describe(point, "table").files == manifest.files:
+                    return
+                self._pull_point(f"resume/{key}/{point.name}", manifest, point)
                 return
-            shutil.rmtree(point)
+
+    def _pull_point(self, prefix: str, manifest: Manifest, point: Path) -> None:
+        """Bring one point. Raises ValueError where its bytes are damaged, FileNotFoundError where some are absent."""
+        fresh = point.with_name(f".{point.name}.{os.getpid()}.partial")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        try:
+            for name, entry in manifest.files.items():
+                if self.backend.get_file(f"{prefix}/{name}", fresh / name) != entry:
+                    raise ValueError(name)
+            shutil.rmtree(point, ignore_errors=True)
+            fresh.rename(point)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
     # Documents of runs
 
@@ -274,7 +172,7 @@ class Store:
 
     def documents(self, prefix: str) -> list[str]:
         """Paths below a prefix that ends with a slash."""
-        return list(self.backend.list(prefix))
+        return [found.path for found in self.backend.list(prefix)]
 
     def claim(self, path: str, value: JsonValue | Mapping[str, Any]) -> bool:
         """Write small JSON where nothing is; False where something was."""
@@ -292,77 +190,114 @@ class Store:
     # Upkeep
 
     def gc(self, *, dry_run: bool = False) -> dict[str, int]:
-        """Remove what no finished stage and no run refers to: manifests, blobs, local copies.
+        """Remove what no finished stage and no run refers to: artifacts, blobs, working copies, resume points.
+
+        What is younger than `GRACE_S` stays, so that nothing is taken from under a writer: blobs and manifests that are
+        stored again count as new.
 
         Returns:
-            How many `artifacts`, `blobs` and `bytes` were removed, or would be.
+            How many `artifacts`, `blobs`, their `bytes`, working `copies` and `resume` points of finished stages were
+            removed, or would be.
+
+        Raises:
+            CorruptArtifact: a manifest that is referred to cannot be read, so that its blobs are unknown.
         """
-        live = {digest for record in self.stage_records() for digest in _digests_of(record)} | self._sources()
-        manifests = [path for path in self.backend.list("artifacts/") if self._old(path)]
-        dead = [path for path in manifests if Path(path).stem not in live]
-        kept = [path for path in self.backend.list("artifacts/") if path not in set(dead)]
-        needed = {entry.sha256 for path in kept for entry in self.manifest(Path(path).stem).files.values()}
-        blobs = [path for path in self.backend.list("blobs/") if Path(path).name not in needed and self._old(path)]
-        freed = sum(self.backend.size(path) or 0 for path in blobs)
+        live = self._referred_to()
+        manifests = list(self.backend.list("artifacts/"))
+        dead = [found for found in manifests if Path(found.path).stem not in live and found.age > GRACE_S]
+        kept = {Path(found.path).stem for found in manifests} - {Path(found.path).stem for found in dead}
+        needed = {entry.sha256 for digest in kept for entry in self.manifest(digest).files.values()}
+        blobs = [
+            found
+            for found in self.backend.list("blobs/")
+            if Path(found.path).name not in needed and found.age > GRACE_S
+        ]
+        copies = [path for path in self._copies() if path.name not in kept and _age(path) > GRACE_S]
+        finished = [key for key in self._resting_keys() if self.stage_record(key) is not None]
         if not dry_run:
-            for path in dead:
-                shutil.rmtree(self.local / "artifacts" / Path(path).stem, ignore_errors=True)
-            for path in [*dead, *blobs]:
-                self.backend.delete(path)
-        return {"artifacts": len(dead), "blobs": len(blobs), "bytes": freed}
+            self._delete_if_still_old([*dead, *blobs])
+            for path in copies:
+                shutil.rmtree(path, ignore_errors=True)
+            for key in finished:
+                self.drop_resume(key)
+            self.backend.discard_partial(GRACE_S)
+        freed = sum(found.size for found in blobs)
+        counts = {"artifacts": len(dead), "blobs": len(blobs), "bytes": freed}
+        return {**counts, "copies": len(copies), "resume": len(finished)}
 
     def verify_all(self) -> dict[str, str]:
-        """Check every artifact; digest to what is wrong with it, empty where all is well."""
-        wrong: dict[str, str] = {}
-        for path in self.backend.list("artifacts/"):
+        """Check every artifact that is stored or referred to.
+
+        Returns:
+            Digest to what is wrong with it; empty where all is well.
+        """
+        stored = {Path(found.path).stem for found in self.backend.list("artifacts/")}
+        wrong: dict[str, str] = Field(default_factory=dict)
+        for digest in sorted(stored | self._referred_to()):
             try:
-                self.verify(Path(path).stem)
+                self.verify(digest)
             except (StoreError, CorruptArtifact) as error:
-                wrong[Path(path).stem] = error.message
+                wrong[digest] = error.message
         return wrong
 
-    def _sources(self) -> set[str]:
-        """Artifacts that runs were started from."""
+    def _referred_to(self) -> set[str]:
+        """Artifacts that a finished stage made or read, or that a run was started from.
+
+        Plain JSON is read here, so that records of another version of this program count too.
+        """
         found: set[str] = set()
-        for path in self.backend.list("runs/"):
+        for path in self.documents("stages/"):
+            record = self.document(path) or {}
+            found |= set(record.get("outputs", {}).values())
+            for value in record.get("inputs", {}).values():
+                found |= set(value if isinstance(value, list) else [value])
+        for path in self.documents("runs/"):
             if path.endswith("/run.json"):
                 found |= set((self.document(path) or {}).get("sources", {}).values())
         return found
 
-    def _old(self, path: str) -> bool:
-        """Whether an object is older than the grace period."""
-        if isinstance(self.backend, FolderBackend):
-            return time.time() - (self.backend.root / path).stat().st_mtime > GRACE_S
-        stat = self.backend.client.stat_object(self.backend.bucket, self.backend.prefix + path)  # type: ignore[attr-defined]
-        return time.time() - stat.last_modified.timestamp() > GRACE_S
+    def _delete_if_still_old(self, objects: list[Stored]) -> None:
+        """Remove objects, save those that were stored again in the meantime."""
+        for listed in objects:
+            found = self.backend.stat(listed.path)
+            if found is not None and found.age > GRACE_S:
+                self.backend.delete(listed.path)
 
+    def _copies(self) -> list[Path]:
+        """Working copies of artifacts, half-made ones too."""
+        folder = self.local / "artifacts"
+        return sorted(folder.iterdir()) if folder.is_dir() else []
 
-_MEND = "run the recipe again: stages whose results are damaged are computed anew; `tessera store verify` lists all damage"
+    def _resting_keys(self) -> list[str]:
+        """Keys whose resume points are all old: none is being computed."""
+        youngest: dict[str, float] = {}
+        for found in self.backend.list("resume/"):
+            key = found.path.split("/")[1]
+            youngest[key] = min(found.age, youngest.get(key, found.age))
+        return sorted(key for key, age in youngest.items() if age > GRACE_S)
 
 
 def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
-    """Open a store.
+    """Open a store; nothing is written or asked yet.
 
     Args:
         uri: a folder, made on first use, or `s3://bucket/prefix`.
         local: where working copies go; inside a folder store, else `.tessera/local`.
     """
     backend = open_backend(str(uri))
-    if isinstance(backend, FolderBackend):
-        return Store(str(backend.root), backend, local or backend.root / "local")
+    if backend.folder is not None:
+        return Store(str(backend.folder), backend, local or backend.folder / "local")
     return Store(str(uri), backend, local or Path(".tessera/local").absolute())
 
 
-def _blob(sha256: str) -> str:
-    return f"blobs/sha256/{sha256[:2]}/{sha256}"
+def _record_path(key: str) -> str:
+    return f"stages/{key}.json"
 
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _digests_of(record: StageRecord) -> Iterator[str]:
-    """Artifacts that a record names."""
-    yield from record.outputs.values()
-    for value in record.inputs.values():
-        yield from value if isinstance(value, list) else [value]
+def _age(path: Path) -> float:
+    """Seconds since a local folder was last in use."""
+    return time.time() - path.stat().st_mtime

@@ -1,0 +1,201 @@
+"""Artifacts by digest: stored once, brought to this machine verified.
+
+    blobs/sha256/ab/abc…      file contents, immutable        artifacts/<digest>.json   manifests
+    <local>/artifacts/<digest>/…                              working copies, read-only
+
+Blobs are written before the manifest that names them, so whatever a reader finds named is there.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from components.core.artifacts import FileEntry, Kind, Manifest, hash_file
+from components.core.backends import Backend, hash_chunks, room_for, stamp_of
+from components.core.config import canonical_json
+from components.core.errors import CorruptArtifact, StoreError
+
+TRANSFERS = 4
+"""Files moved, or read through, at a time."""
+MEND = (
+    "run the recipe again: stages whose results are damaged are computed anew; `tessera store verify` lists all damage"
+)
+
+
+class ArtifactStore:
+    """Artifacts behind one address; `local` keeps working copies on this machine."""
+
+    def __init__(self, uri: str, backend: Backend, local: Path) -> None:
+        self.uri = uri
+        self.local = local
+        self.backend = backend
+        self._whole: set[tuple[str, Hashable]] = set()
+        """Digest and stamp of what this process has read through and found right; it is not read again."""
+
+    def put_folder(self, folder: Path, kind: Kind, metadata: Mapping[str, JsonValue] | None = None) -> Manifest:
+        """Store the files below a folder as an artifact; contents that are there already are not sent again.
+
+        Raises:
+            StoreError: no space, or the store cannot be reached; the artifact is then absent.
+        """
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            entries = list(pool.map(self._put_blob, paths))
+        files = {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
+        manifest = Manifest(kind=kind, files=files, metadata=dict(metadata or {}))
+        self.backend.put(_manifest_path(manifest.digest), canonical_json(manifest.canonical()).encode())
+        return manifest
+
+    def manifest(self, digest: str) -> Manifest:
+        """The manifest of an artifact.
+
+        Raises:
+            StoreError: there is no such artifact.
+            CorruptArtifact: the manifest is not the one that the digest names.
+        """
+        data = self.backend.get(_manifest_path(digest))
+        if data is None:
+            raise StoreError(f"there is no artifact {digest[:12]} in {self.uri}", hint="check --store")
+        try:
+            manifest = Manifest.model_validate_json(data)
+        except ValueError:
+            raise CorruptArtifact(f"the manifest of artifact {digest[:12]} cannot be read", hint=MEND) from None
+        if manifest.digest != digest:
+            raise CorruptArtifact(
+                f"the manifest of artifact {digest[:12]} was changed: {digest} expected, {manifest.digest} found",
+                hint=MEND,
+            )
+        return manifest
+
+    def fetch(self, digest: str) -> Path:
+        """The files of an artifact in a local, read-only folder, every byte verified.
+
+        Raises:
+            StoreError: there is no such artifact, or no space for it.
+            CorruptArtifact: contents differ from their digest.
+        """
+        manifest, target = self.manifest(digest), self.local / "artifacts" / digest
+        if not self._is_whole(target, manifest):
+            with room_for(manifest.size, self.local):
+                self._bring(digest, manifest, target)
+        os.utime(target)  # in use: not for the clean-up
+        return target
+
+    def read(self, digest: str, name: str) -> bytes:
+        """One small file of an artifact, verified, without bringing the others along.
+
+        Raises:
+            StoreError: there is no such artifact or file.
+            CorruptArtifact: the contents differ from their digest.
+        """
+        entry = self.manifest(digest).files.get(name)
+        data = None if entry is None else self.backend.get(blob_path(entry.sha256))
+        if entry is None or data is None:
+            raise self._missing(digest, name)
+        _compare(digest, name, entry, hash_chunks([data]))
+        return data
+
+    def verify(self, digest: str) -> None:
+        """Read every byte of an artifact in the store.
+
+        Raises:
+            StoreError: the artifact or one of its files is not there.
+            CorruptArtifact: a file differs in size or digest.
+        """
+        files = self.manifest(digest).files
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            list(pool.map(lambda item: self._verify_blob(digest, *item), files.items()))
+
+    def _put_blob(self, path: Path) -> FileEntry:
+        """Store one file under its digest."""
+        entry = hash_file(path)
+        self.backend.put_file(blob_path(entry.sha256), path, entry)
+        return entry
+
+    def _verify_blob(self, digest: str, name: str, entry: FileEntry) -> None:
+        """Read one file in the store, unless this process has."""
+        path = blob_path(entry.sha256)
+        found = self.backend.stat(path)
+        if found is None:
+            raise self._missing(digest, name)
+        if (entry.sha256, found.stamp) not in self._whole:
+            _compare(digest, name, entry, self.backend.entry(path))
+            self._whole.add((entry.sha256, found.stamp))
+
+    def _is_whole(self, folder: Path, manifest: Manifest) -> bool:
+        """Whether a working copy holds the files of the manifest, and no others."""
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        if not folder.is_dir() or names != set(manifest.files):
+            return False
+        try:
+            return all(self._same(folder / name, entry) for name, entry in manifest.files.items())
+        except FileNotFoundError:  # another process is replacing it
+            return False
+
+    def _same(self, path: Path, entry: FileEntry) -> bool:
+        """Whether a local file has the right bytes."""
+        stamp = stamp_of(path)
+        if (entry.sha256, stamp) not in self._whole:
+            if hash_file(path) != entry:
+                return False
+            self._whole.add((entry.sha256, stamp))
+        return True
+
+    def _bring(self, digest: str, manifest: Manifest, target: Path) -> None:
+        """Fill a folder beside the target, verified, then rename it."""
+        fresh = target.with_name(f"{digest}.{uuid.uuid4().hex}.partial")
+        try:
+            fresh.mkdir(parents=True)
+            with ThreadPoolExecutor(TRANSFERS) as pool:
+                list(pool.map(lambda item: self._bring_file(digest, fresh, *item), manifest.files.items()))
+            self._settle(fresh, target, manifest)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _settle(self, fresh: Path, target: Path, manifest: Manifest) -> None:
+        """Give a whole folder its name, unless another process was first; what is there and damaged goes."""
+        try:
+            fresh.rename(target)
+        except OSError:
+            if not self._is_whole(target, manifest):
+                shutil.rmtree(target, ignore_errors=True)
+                fresh.rename(target)
+
+    def _bring_file(self, digest: str, folder: Path, name: str, entry: FileEntry) -> None:
+        """Bring one file into a folder, verified."""
+        target = folder / name
+        try:
+            found = self.backend.get_file(blob_path(entry.sha256), target)
+        except FileNotFoundError:
+            raise self._missing(digest, name) from None
+        if found is not None or not self._same(target, entry):
+            _compare(digest, name, entry, found or hash_file(target))
+        target.chmod(0o444)
+        self._whole.add((entry.sha256, stamp_of(target)))
+
+    def _missing(self, digest: str, name: str) -> StoreError:
+        return StoreError(f"file {name} of artifact {digest[:12]} is missing in {self.uri}", hint=MEND)
+
+
+def blob_path(sha256: str) -> str:
+    """Where contents lie."""
+    return f"blobs/sha256/{sha256[:2]}/{sha256}"
+
+
+def _manifest_path(digest: str) -> str:
+    return f"artifacts/{digest}.json"
+
+
+def _compare(digest: str, name: str, expected: FileEntry, found: FileEntry) -> None:
+    """Refuse contents that are not what the manifest names."""
+    if found != expected:
+        raise CorruptArtifact(
+            f"file {name} of artifact {digest[:12]} was changed: sha256 {expected.sha256} of {expected.size:,} bytes "
+            f"expected, {found.sha256} of {found.size:,} bytes found",
+            hint=MEND,
+        )

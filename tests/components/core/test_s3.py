@@ -1,0 +1,157 @@
+"""What can be wrong with an S3 store: each as one error with a way out, and nothing half-written."""
+
+import http.server
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.core import s3
+from components.core.errors import StoreError
+from components.core.store import Store, open_store
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "rows.jsonl").write_text("{}\n")
+    return tmp_path / "source"
+
+
+@pytest.fixture(autouse=True)
+def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "BACKOFF_S", 0.001)
+
+
+USES: dict[str, Callable[[Store, Path], Any]] = {
+    "put_folder": lambda store, source: store.put_folder(source, "data"),
+    "fetch": lambda store, _: store.fetch("0" * 64),
+    "claim": lambda store, _: store.claim("runs/a/run.json", {}),
+    "documents": lambda store, _: store.documents("runs/"),
+}
+
+
+@pytest.fixture(params=USES)
+def use(request: pytest.FixtureRequest) -> Callable[[Store, Path], Any]:
+    return USES[request.param]
+
+
+def refusal(uri: str, tmp_path: Path, use: Callable[[Store, Path], Any]) -> str:
+    """The message of a use that must fail, and leave nothing on this machine."""
+    local = tmp_path / "local"
+    with pytest.raises(StoreError) as caught:
+        use(open_store(uri, local=local), tmp_path / "source")
+    assert not local.exists()
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "secret"), [("test", "wrong"), ("nobody", "wrong")])
+def test_wrong_credentials(
+    s3_uri: str,
+    s3_server: Any,
+    tmp_path: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use: Callable[[Store, Path], Any],
+    key: str,
+    secret: str,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    message = refusal(s3_uri, tmp_path, use)
+    assert message.startswith("the S3 server refuses these credentials for bucket 'tessera' (AccessDenied)")
+    assert "hint: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in message
+    assert secret not in message.partition("hint")[0]
+    assert not list(s3_server.client().list_objects("tessera", s3_uri.rpartition("/")[2], recursive=True))
+
+
+def test_missing_bucket(s3_uri: str, tmp_path: Path, source: Path, use: Callable[[Store, Path], Any]) -> None:
+    message = refusal("s3://nowhere/prefix", tmp_path, use)
+    assert message.startswith("there is no bucket 'nowhere' at 127.0.0.1:")
+    assert "hint: create it, or check --store" in message
+
+
+def test_unreachable_endpoint(
+    s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Store, Path], Any]
+) -> None:
+    monkeypatch.setenv("TESSERA_S3_ENDPOINT", "http://127.0.0.1:1")
+    message = refusal(s3_uri, tmp_path, use)
+    assert message.startswith("the S3 server at 127.0.0.1:1 cannot be reached:")
+    assert "hint: check TESSERA_S3_ENDPOINT" in message
+
+
+def test_an_endpoint_that_is_no_s3_server(
+    s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(418)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("TESSERA_S3_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        message = refusal(s3_uri, tmp_path, USES["claim"])
+        server.shutdown()
+    assert message.startswith(f"what answers at 127.0.0.1:{server.server_port} is no S3 server")
+
+
+def test_no_endpoint_and_no_credentials(
+    s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "MINIO_SECRET_KEY", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "needs credentials" in refusal(s3_uri, tmp_path, USES["claim"])
+    monkeypatch.delenv("TESSERA_S3_ENDPOINT")
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    assert "set TESSERA_S3_ENDPOINT or AWS_ENDPOINT_URL_S3" in refusal(s3_uri, tmp_path, USES["claim"])
+
+
+def test_credentials_come_from_a_mounted_file(
+    s3_uri: str, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(f"[default]\naws_access_key_id = {s3_server.key}\naws_secret_access_key = {s3_server.secret}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    assert open_store(s3_uri, local=tmp_path / "local").claim("runs/a/run.json", {})
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3://", "s3:// names no bucket"),
+        ("gs://bucket/prefix", "gs://bucket/prefix is no store"),
+        ("s3://UPPER CASE/prefix", "UPPER CASE"),
+    ],
+)
+def test_addresses_that_are_no_store(s3_uri: str, tmp_path: Path, source: Path, uri: str, words: str) -> None:
+    assert words in refusal(uri, tmp_path, USES["claim"])
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file is a file\n  hint: a store is a folder or s3://bucket/prefix"):
+        open_store(tmp_path / "file")
+
+
+def test_no_space_on_the_server(s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minio.error import S3Error
+
+    store = open_store(s3_uri, local=tmp_path / "local")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise S3Error(None, "QuotaExceeded", "quota", None, None, None)
+
+    monkeypatch.setattr(store.backend._client, "put_object", full)  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"no space left in bucket 'tessera': 3 bytes are needed \(QuotaExceeded\)"):
+        store.put_folder(source, "data")
+    assert store.documents("artifacts/") == []
