@@ -51,7 +51,7 @@ class Backend(Protocol):
         """Small data, None where nothing is."""
 
     def get_file(self, path: str, target: Path) -> FileEntry | None:
-        """Bring an object to a new file; returns what was read, None for a link. Raises FileNotFoundError where none is."""
+        """Bring an object to a new file; returns what was read, None for a link. FileNotFoundError where none is."""
 
     def entry(self, path: str) -> FileEntry:
         """Read an object through. Raises FileNotFoundError where nothing is."""

@@ -232,7 +232,7 @@ class Store(ArtifactStore):
             Digest to what is wrong with it; empty where all is well.
         """
         stored = {Path(found.path).stem for found in self.backend.list("artifacts/")}
-        wrong: dict[str, str] = Field(default_factory=dict)
+        wrong: dict[str, str] = {}
         for digest in sorted(stored | self._referred_to()):
             try:
                 self.verify(digest)
