@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from components.core.architecture import Architecture
 from components.core.errors import CheckpointError
-from components.core.families import DENSE_FAMILIES, HETEROGENEOUS_FAMILY, refuse_unsupported
+from components.core.families import HETEROGENEOUS_FAMILY, refuse_unsupported
 from components.core.inspection import INDEX, PICKLED_SUFFIXES, check_weights, read_config, weight_files
 from components.core.model import TesseraConfig, TesseraForCausalLM
 
@@ -178,11 +178,13 @@ def written_config(model: TesseraForCausalLM) -> dict[str, Any]:
 
 
 def _expressible(config: PretrainedConfig, family: str) -> bool:
-    """Whether the family's own configuration can say which projections have biases."""
+    """Whether the family's own configuration can say which projections have biases, and how large a head is."""
     biases = (config.qkv_bias, config.attention_bias, config.mlp_bias)
-    if family == "llama":
-        return bool(config.qkv_bias == config.attention_bias)
-    return family in DENSE_FAMILIES and biases == (family == "qwen2", False, False)
+    if family == "qwen2":
+        return biases == (True, False, False) and config.head_dim * config.num_attention_heads == config.hidden_size
+    if family == "mistral":
+        return biases == (False, False, False)
+    return family == "llama" and bool(config.qkv_bias == config.attention_bias)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

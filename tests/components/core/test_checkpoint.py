@@ -215,3 +215,12 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -
     ) as caught:
         load_model(tmp_path)
     assert "q_norm" in caught.value.message
+
+
+def test_a_qwen2_whose_heads_do_not_add_up_to_its_width_is_written_so_that_vllm_can_run_it(tmp_path: Path) -> None:
+    # vLLM takes a Qwen2's head size from its width, whatever head_dim says.
+    dense = dense_model("qwen2", head_dim=16)
+    dense.save_pretrained(tmp_path / "dense")
+    save_model(load_model(tmp_path / "dense"), tmp_path / "again", tokenizer=None)
+    assert read_config(tmp_path / "again")["model_type"] == "nemotron-nas"
+    assert torch.equal(logits(load_model(tmp_path / "again")), logits(dense))
