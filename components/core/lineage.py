@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 TAG = "tessera.dev/"
 STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 PROBE_TIMEOUT_S = 5.0
 
 
@@ -122,7 +123,7 @@ class _Pipeline:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self.client.create_experiment(name, artifact_location=where))
+                return str(self.client.create_experiment(name, artifact_location=where, tags=MODEL_TRAINING))
             except MlflowException:  # another delivery was first
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
@@ -140,6 +141,8 @@ class _Pipeline:
             f"{TAG}recipe-digest": self.record.get("recipe_digest") or digest_of(self.record["recipe"]),
             f"{TAG}store": self.store.uri,
             f"{TAG}identity": digest_of([self.store.uri, self.run]),
+            "mlflow.source.name": f"recipe {self.record['recipe_name']}",
+            "mlflow.source.type": "PROJECT",
         }
         commit = self.record.get("git_commit") or git_commit()
         return tags | ({"mlflow.source.git.commit": commit} if commit else {})
@@ -287,6 +290,8 @@ class _Pipeline:
         )
 
 
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Has MLflow's UI open on runs and models rather than on traces of chats."""
 MEASURED = ("accuracy", "format", "tokens_per_second", "parameters", "kv_bytes_per_token")
 
 
@@ -356,7 +361,7 @@ def _params(values: Mapping[str, Any]) -> list[Any]:
 @contextlib.contextmanager
 def _tracking(uri: str) -> Iterator["MlflowClient"]:
     """A client of a tracking server that answers, or of a database; whatever MLflow complains of becomes one error."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ |= QUIET
     _probe(uri)
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -378,7 +383,8 @@ def _probe(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).close()
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+PROBE_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return  # it answers; whether it lets us in shows later
     except (OSError, ValueError) as error:
