@@ -13,8 +13,11 @@ from components.core.families import HETEROGENEOUS_FAMILY, refuse_unknown_family
 Family = Literal["llama", "mistral", "qwen2", "nemotron-nas"]
 KV_BYTES_PER_VALUE = 2
 """KV cache figures are stated at 16 bits a value."""
-UNSUPPORTED_ATTENTION = ("replace_with_linear", "window_length", "num_sink_tokens")
-"""Keys of NVIDIA's attention blocks that ask for another kind of attention."""
+UNSUPPORTED_KEYS = {
+    "attention": ("replace_with_linear", "window_length", "num_sink_tokens", "mamba"),
+    "ffn": ("replace_with_linear", "moe"),
+}
+"""Keys of NVIDIA's block configurations that ask for another kind of block."""
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 
 
@@ -218,8 +221,8 @@ def _nas_blocks(config: Mapping[str, Any]) -> tuple[BlockConfig, ...]:
 def _nas_block(number: int, block: Mapping[str, Any], config: Mapping[str, Any]) -> BlockConfig:
     """One layer; `ffn_mult` counts where no width is given."""
     attention, ffn = block["attention"], block["ffn"]
-    unknown = [f"attention.{key}" for key in UNSUPPORTED_ATTENTION if attention.get(key)]
-    unknown += ["ffn.replace_with_linear"] * bool(ffn.get("replace_with_linear"))
+    unknown = [f"{part}.{key}" for part, keys in UNSUPPORTED_KEYS.items() for key in keys if block[part].get(key)]
+    unknown += ["parallel_blocks"] * bool(block.get("parallel_blocks"))
     unknown += ["ffn.hidden_act"] * (ffn.get("hidden_act") not in (None, "silu"))
     if unknown:
         raise CheckpointError(f"layer {number} has {', '.join(unknown)}, which the decoder does not support")

@@ -109,6 +109,7 @@ def block(attention: Mapping[str, Any], ffn: Mapping[str, Any]) -> list[dict[str
         ({"block_configs": block({"replace_with_linear": True}, {})}, "layer 0 has attention.replace_with_linear"),
         ({"block_configs": block({"window_length": 128}, {})}, "layer 0 has attention.window_length"),
         ({"block_configs": block({"n_heads_in_group": 5}, {})}, "layer 0: 64 heads in groups of 5"),
+        ({"block_configs": block({}, {"moe": {"num_local_experts": 8}})}, "layer 0 has ffn.moe"),
         ({"block_configs": block({}, {"hidden_act": "gelu"})}, "layer 0 has ffn.hidden_act"),
         ({"num_hidden_layers": 2}, "80 block_configs for num_hidden_layers=2"),
         ({"hidden_size": "wide"}, "makes no sense"),
