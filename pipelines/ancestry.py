@@ -9,11 +9,11 @@ from components.core.artifacts import describe
 from components.core.errors import InputError
 from components.core.store import StageRecord, Store
 from pipelines.names import nearest
-from pipelines.runs import artifact, artifacts, flat, run_names, run_records
+from pipelines.runs import artifact, artifacts, find_run, flat, run_names, run_records
 
 
 def find_artifact(store: Store, name: str) -> str:
-    """Digest of `RUN/ROLE`, of a digest's beginning, of a run's last model, or of an exported folder.
+    """Digest of `RUN/ROLE`, a role in the latest run, the beginning of a digest, a run (its last model), or a folder.
 
     Raises:
         InputError: nothing has this name.
@@ -23,11 +23,14 @@ def find_artifact(store: Store, name: str) -> str:
     run, slash, role = name.removeprefix("run://").partition("/")
     if slash:
         return artifact(store, run, role)
-    if name == "latest" or name in run_names(store):
+    runs = run_names(store)
+    if name == "latest" or name in runs:
         return artifact(store, name, "bundle")
+    if runs and name in (latest := artifacts(store, find_run(store, "latest"))):
+        return latest[name]
     found = {digest for digest in _made_by(store) if digest.startswith(name)} if len(name) >= 6 else set()
     if len(found) != 1:
-        raise InputError(f"no artifact {name!r}", hint="name RUN/ROLE, a run, a digest, or an exported folder")
+        raise InputError(f"no artifact {name!r}", hint="name RUN/ROLE, a role, a run, a digest, or an exported folder")
     return found.pop()
 
 
@@ -41,8 +44,9 @@ def ancestry_of(store: Store, digest: str) -> dict[str, Any]:
 def as_tree(found: dict[str, Any]) -> Tree:
     """The same as a drawing: what it was made from below it, then what was made from it."""
     tree = Tree(_describe(found))
+    shown: set[str] = set()
     for name, ancestor in found["inputs"].items():
-        _grow(tree, name, ancestor)
+        _grow(tree, name, ancestor, shown)
     if found["descendants"]:
         branch = tree.add("made from it")
         for descendant in found["descendants"]:
@@ -50,14 +54,19 @@ def as_tree(found: dict[str, Any]) -> Tree:
     return tree
 
 
-def _grow(tree: Tree, name: str, found: dict[str, Any]) -> None:
+def _grow(tree: Tree, name: str, found: dict[str, Any], shown: set[str]) -> None:
+    """Add an ancestor with all that it was made from; one that stands further up already is only named."""
+    if found["digest"] in shown and found["inputs"]:
+        tree.add(f"{name}: {found['digest'][:12]}, see above")
+        return
+    shown.add(found["digest"])
     branch = tree.add(f"{name}: {_describe(found)}")
     for inner, ancestor in found["inputs"].items():
-        _grow(branch, inner, ancestor)
+        _grow(branch, inner, ancestor, shown)
 
 
 def _describe(found: dict[str, Any]) -> str:
-    made = f" by {found['stage']}" if found["stage"] else " given"
+    made = f" by {found['stage']} (code {found['code'][:8]})" if found["stage"] else " given"
     return f"{found['digest'][:12]}{made}  {', '.join(found['roles'])}".rstrip()
 
 
@@ -90,6 +99,7 @@ def _ancestors(digest: str, made_by: dict[str, StageRecord], roles: dict[str, li
         "roles": roles.get(digest, []),
         "stage": record.stage if record else None,
         "key": record.key if record else None,
+        "code": record.code if record else None,
         "inputs": {name: _ancestors(value, made_by, roles) for name, value in inputs.items()},
     }
 
@@ -105,7 +115,8 @@ def _descendants(digest: str, made_by: dict[str, StageRecord], roles: dict[str, 
             if output not in found and frontier.intersection(flat(record.inputs).values())
         }
         for output, record in children.items():
-            found[output] = {"digest": output, "roles": roles.get(output, []), "stage": record.stage, "key": record.key}
+            about = {"stage": record.stage, "key": record.key, "code": record.code}
+            found[output] = {"digest": output, "roles": roles.get(output, []), **about}
         frontier = set(children)
     return list(found.values())
 
