@@ -138,4 +138,4 @@ def silent_job(folder: Path) -> Job:
     """A job that reports nowhere and keeps its resume points below `folder`: for tests and for calls by hand."""
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    return Job(reporter=Silent(), resume=Resume(folder / "resume"), scratch=scratch)
+    return Job(reporter=Silent(), resume=Resume(folder / "resume"), scratch=scratch, placement=Placement(threads=1))

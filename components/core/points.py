@@ -47,9 +47,7 @@ def save_point(
         torch.distributed.barrier()
 
 
-def load_point(
-    job: Job, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, JsonValue]] | None:
+def load_point(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, JsonValue]] | None:
     """Load the newest resume point into model and optimizer.
 
     Returns:
