@@ -1,7 +1,7 @@
 """Renews the lock files: one for machines without a GPU, one for NVIDIA GPUs.
 
-torch and the CUDA libraries that only a CUDA build of it needs stay out: the installer takes torch first, as the build that the
-machine offers, and its libraries come with it.
+torch and the CUDA libraries that only a CUDA build of it needs stay out: the installer takes torch first, as the
+build that the machine offers, and its libraries come with it.
 """
 
 import re
@@ -11,7 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HEADER = "# Every package but torch and its CUDA libraries, pinned with hashes. Renew with `make lock`.\n"
-LEFT_OUT = re.compile(r"(torch|triton|nvidia-(cublas|cuda|cudnn|cufft|cufile|curand|cusolver|cusparse|nccl|nvjitlink|nvshmem|nvtx)\S*|cuda-(bindings|pathfinder|toolkit))==")
+LEFT_OUT = re.compile(
+    r"(torch|triton|nvidia-(cublas|cuda|cudnn|cufft|cufile|curand|cusolver|cusparse|nccl|nvjitlink|nvshmem|nvtx)\S*|cuda-(bindings|pathfinder|toolkit))=="
+)
 
 
 def lock(extra: str, target: Path) -> None:

@@ -3,13 +3,12 @@
 Source: arXiv 2505.00949; the search of arXiv 2411.19146.
 """
 
-from components.data.config import STAGE as DATA
-from components.deploy.config import STAGE as DEPLOY
-from components.eval.config import STAGE as EVAL
-
 from components.core.config import Config
 from components.core.stage import Stage
+from components.data.config import STAGE as DATA
+from components.deploy.config import STAGE as DEPLOY
 from components.distill.config import STAGE as DISTILL
+from components.eval.config import STAGE as EVAL
 from components.pretrain.config import STAGE as PRETRAIN
 from components.rl.config import STAGE as RL
 from components.search.config import BLOCKS, PREPARE, SEARCH, BlocksConfig, PrepareConfig, SearchConfig

@@ -21,11 +21,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from components.core.store import Store, open_store
 from rich.console import Console
 
 from components.core.errors import InputError, StageFailed, TesseraError
 from components.core.runner import events_path, recall
+from components.core.store import Store, open_store
 from pipelines.checks import check
 from pipelines.errors import RunStopped
 from pipelines.graph import Graph, Source, Task

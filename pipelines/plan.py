@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.core.store import Store
 from rich.console import Console
 from rich.table import Table
 
 from components.core.runner import stage_key
 from components.core.schedule import TrainConfig
+from components.core.store import Store
 from pipelines.checks import find_faults
 from pipelines.graph import Binding, Source, Task
 from pipelines.llama_nemotron import llama_nemotron, sources_of

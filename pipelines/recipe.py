@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from components.data.config import DataConfig
-from components.deploy.config import DeployConfig
-from components.eval.config import EvalConfig
 from pydantic import BeforeValidator, Field, JsonValue
 
 from components.core.config import Config, digest_of
 from components.core.errors import RecipeError
 from components.core.job import Placement
+from components.data.config import DataConfig
+from components.deploy.config import DeployConfig
 from components.distill.config import DistillConfig
+from components.eval.config import EvalConfig
 from components.pretrain.config import PretrainConfig
 from components.rl.config import RlConfig
 from components.search.config import SearchConfig

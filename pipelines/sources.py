@@ -4,11 +4,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from components.core.inspection import check_checkpoint
-from components.core.store import Store, open_store
-
 from components.core.artifacts import Kind, Manifest, hash_file
 from components.core.errors import InputError
+from components.core.inspection import check_checkpoint
+from components.core.store import Store, open_store
 from pipelines.recipe import is_address
 
 MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})

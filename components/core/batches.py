@@ -17,21 +17,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from components.core.errors import DataError
+from components.core.example import Example
 
 IGNORE = -100
 """Label of a position that no loss counts (PyTorch's own value)."""
 
 PACKING_WINDOW = 4096
 """Examples that best-fit packing looks at together: enough for a fill above 99 %, small enough to stay a stream."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One document: its tokens, and which of them count in the loss."""
-
-    token_ids: Sequence[int]
-    counts: Sequence[bool]
-    """True where predicting this token counts."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +164,9 @@ class PackedStream:
 
     def batch(self, first: int, num_rows: int) -> Batch:
         """Rows `first … first + num_rows - 1` of the stream."""
-        return pack_rows([[self._pieces[i] for i in self._row(first + k)] for k in range(num_rows)], self.seq_len, self.pad)
+        return pack_rows(
+            [[self._pieces[i] for i in self._row(first + k)] for k in range(num_rows)], self.seq_len, self.pad
+        )
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

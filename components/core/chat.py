@@ -14,7 +14,7 @@ from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from components.core.batches import Example
+from components.core.example import Example
 
 THINK, END_THINK = "<think>", "</think>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -69,7 +69,8 @@ def parse_answer(text: str) -> tuple[str | None, str]:
 def format_ok(text: str, mode: str) -> bool:
     """Whether a reply keeps its mode's format.
 
-    On: one non-empty `<think>…</think>` first, then a non-empty answer without tags. Off: a non-empty answer without tags.
+    On: one non-empty `<think>…</think>` first, then a non-empty answer without tags. Off: a non-empty answer without
+    tags.
     """
     reasoning, answer = parse_answer(text)
     if not answer or THINK in answer or END_THINK in answer:

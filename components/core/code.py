@@ -1,8 +1,8 @@
 """The digest of the code that can change what a stage computes.
 
-It covers the source files of the stage's own folder and every `components` module that they import, directly or not, and
-the versions of the libraries that those modules import. Platform code (runner, store, lineage, KFP glue) moves results about and cannot change
-them, so it is left out: a fix there re-runs nothing.
+It covers the source files of the stage's own folder and every `components` module that they import, directly or not,
+and the versions of the libraries that those modules import. Platform code (runner, store, lineage, KFP glue) moves
+results about and cannot change them, so it is left out: a fix there re-runs nothing.
 """
 
 import ast

@@ -1,15 +1,15 @@
 """Errors that a user can act on.
 
-    TesseraError              exit code 1: the work failed
-    ├── StageFailed           a stage stopped with an error of its own
-    ├── CorruptArtifact       bytes in the store differ from their digest
-    └── InputError            exit code 2: wrong use or wrong input; nothing was written
-        ├── RecipeError       a key, a value, or a combination of them
-        ├── CheckpointError   a model folder that cannot or must not be read
-        ├── DataError         malformed rows, with their line numbers
-        ├── InfeasibleBudget  limits that no choice of blocks meets
-        ├── StoreError        store unreachable, wrong credentials, no space
-        └── MissingPackage    an optional part is not installed
+TesseraError              exit code 1: the work failed
+├── StageFailed           a stage stopped with an error of its own
+├── CorruptArtifact       bytes in the store differ from their digest
+└── InputError            exit code 2: wrong use or wrong input; nothing was written
+    ├── RecipeError       a key, a value, or a combination of them
+    ├── CheckpointError   a model folder that cannot or must not be read
+    ├── DataError         malformed rows, with their line numbers
+    ├── InfeasibleBudget  limits that no choice of blocks meets
+    ├── StoreError        store unreachable, wrong credentials, no space
+    └── MissingPackage    an optional part is not installed
 """
 
 

@@ -58,8 +58,8 @@ class Silent:
 class Resume:
     """Resume points of one stage key: whole or absent, newest wins.
 
-    A point is a folder `<step>` that `save` fills under another name and then renames. `mirror` (set by the runner where the
-    store is remote) copies a whole point away and `forget` drops it.
+    A point is a folder `<step>` that `save` fills under another name and then renames. `mirror` (set by the runner
+    where the store is remote) copies a whole point away and `forget` drops it.
     """
 
     folder: Path

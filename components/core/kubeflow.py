@@ -34,9 +34,11 @@ def execute(spec: str, values: Mapping[str, Any]) -> None:
 
     Args:
         spec: `module:name` of the stage's declaration.
-        values: the arguments of the component: `config` (canonical JSON of the stage's configuration, with `placement` beside its
-            keys), `label`, `store`, `run`, `sources` (JSON, digests of inputs that come from the user's files), and KFP artifacts.
-            Arguments that are neither (the item of a fan-out) replace the configuration's value of that name.
+        values: the arguments of the component: `config` (canonical JSON of the stage's configuration, with
+        `placement` beside its
+            keys), `label`, `store`, `run`, `sources` (JSON, digests of inputs that come from the user's files), and
+            KFP artifacts. Arguments that are neither (the item of a fan-out) replace the configuration's value of
+            that name.
     """
     stage = load_stage(spec)
     settings = json.loads(values["config"])

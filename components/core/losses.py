@@ -1,4 +1,6 @@
-"""Losses that two stages share, summed over the positions that count; logits of a large vocabulary are never whole in memory.
+"""Losses that two stages share, summed over the positions that count.
+
+Logits of a large vocabulary are never whole in memory.
 
 Shape letters: B rows, T tokens, N positions that count, D hidden size, V vocabulary.
 """
@@ -21,7 +23,7 @@ def counted(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cross_entropy_sum(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Module) -> Tensor:
-    """Next-token cross-entropy, nats, summed over positions; logits are made chunk by chunk and made again for the gradient."""
+    """Next-token cross-entropy, nats, summed; logits are made chunk by chunk, and again for the gradient."""
 
     def loss_of(hidden_nD: Tensor, labels_n: Tensor) -> Tensor:
         return F.cross_entropy(lm_head(hidden_nD).float(), labels_n, reduction="sum")

@@ -1,10 +1,10 @@
-"""Resume points of training: model, optimizer and randomness as safetensors, whole tensors, so that any number of ranks can go on."""
+"""Resume points of training: model, optimizer and randomness, whole, so that any number of ranks can go on."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -20,15 +20,14 @@ from components.core.job import Job
 _GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SCATTER = StateDictOptions(full_state_dict=True)
 _SEPARATOR = "/"
-"""Between the name of a parameter and the name of one of its moments; torch's own flattening cannot be read back (2.13)."""
+"""Between the name of a parameter and the name of one of its moments; torch's own flattening cannot be read back
+(2.13)."""
 
 
-def save_point(
-    job: Job, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, JsonValue]
-) -> None:
+def save_point(job: Job, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Save everything needed to go on after `step`; collective where there are several ranks, written by rank 0."""
-    weights = get_model_state_dict(model, options=_GATHER)
-    moments = get_optimizer_state_dict(model, optimizer, options=_GATHER)
+    weights: dict[str, Any] = get_model_state_dict(model, options=_GATHER)
+    moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_GATHER)
 
     def write(folder: Path) -> None:
         save_file(_contiguous(weights), folder / "model.safetensors")
@@ -47,7 +46,7 @@ def save_point(
         torch.distributed.barrier()
 
 
-def load_point(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, JsonValue]] | None:
+def load_point(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
     """Load the newest resume point into model and optimizer.
 
     Returns:
@@ -57,7 +56,8 @@ def load_point(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     if point is None:
         return None
     saved = json.loads((point / "state.json").read_text())
-    set_model_state_dict(model, load_file(point / "model.safetensors"), options=_SCATTER)
+    weights: dict[str, Any] = load_file(point / "model.safetensors")
+    set_model_state_dict(model, weights, options=_SCATTER)
     moments: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(point / "optimizer.safetensors").items():
         parameter, _, moment = name.rpartition(_SEPARATOR)
@@ -69,6 +69,6 @@ def load_point(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     return int(point.name), saved["state"]
 
 
-def _contiguous(values: dict[str, object]) -> dict[str, Tensor]:
+def _contiguous(values: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors among `values`, laid out as safetensors wants them; shared storage (tied embeddings) is copied."""
     return {name: value.contiguous().clone() for name, value in values.items() if isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""Runs one stage: key, finished result or resume point, inputs, the stage itself, outputs, record; once for all stages."""
+"""Runs one stage: key, finished result or resume point, inputs, the stage, outputs, record; once for all stages."""
 
 import contextlib
 import importlib
@@ -34,7 +34,8 @@ INTERRUPTED_EXIT_CODE = 130
 def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
     """The name of a computation: equal keys have equal results.
 
-    Hash of the stage's name, the digest of the code that can change its result, its canonical configuration, and the digests of its inputs.
+    Hash of the stage's name, the digest of the code that can change its result, its canonical configuration, and the
+    digests of its inputs.
     """
     code, libraries = code_digest(stage.entry)
     parts = {

@@ -35,9 +35,10 @@ class Stage:
         config: its configuration class.
         inputs: what it reads, by name.
         outputs: what it makes, by name.
-        entry: `module:function` of `run(config, *, job, out, **inputs) -> dict`. Each input arrives as a local folder (`Path`), as
-            `None` where an optional one is absent, as `list[Path]` where `many`. `run` fills the folder `out / <name>` for each
-            output and returns small JSON facts about the result (the `result` of the stage's record).
+        entry: `module:function` of `run(config, *, job, out, **inputs) -> dict`. Each input arrives as a local
+        folder (`Path`), as
+            `None` where an optional one is absent, as `list[Path]` where `many`. `run` fills the folder `out /
+            <name>` for each output and returns small JSON facts about the result (the `result` of the stage's record).
         doc: purpose, one sentence.
         source: paper and section.
     """

@@ -5,12 +5,15 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from components.core.chat import END_THINK, ROLE_TOKENS, TEMPLATE, THINK
 from components.core.errors import CheckpointError
 
 PAD, EOS = "<|pad|>", "<|end|>"
+PIECES = r"[-+*/=]?\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
+"""What merges never cross: a digit with the sign before it, a word or a run of signs with the space before it, white
+space."""
 TAGS = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_THINK)]
 """Not special, so that decoding never hides them: the reasoning parser has to see them."""
 
@@ -18,7 +21,8 @@ TAGS = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
     """Train a byte-level BPE tokenizer and write a Hugging Face folder with the toggle.
 
-    Digits and punctuation are tokens of their own, so that arithmetic is spelled digit by digit.
+    Every digit is a token of its own, with the sign of arithmetic before it where there is one, so that sums are
+    spelled digit by digit and a step such as `+5` is one token.
 
     Args:
         texts: what to learn merges from.
@@ -28,9 +32,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.Punctuation("isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,11 +1,12 @@
 """The one training loop: pretrain, distil and fine-tune on one process or on many.
 
-Data is a stream addressed by the global count of samples (packed rows), so a run can stop anywhere and go on with another
-number of processes. FSDP2 shards the model where there is more than one.
+Data is a stream addressed by the global count of samples (packed rows), so a run can stop anywhere and go on with
+another number of processes. FSDP2 shards the model where there is more than one.
 """
 
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -15,9 +16,12 @@ from torch.distributed.fsdp import fully_shard
 
 from components.core.batches import Batch, PackedStream
 from components.core.job import Interrupted, Job
-from components.core.model import TesseraForCausalLM
+from components.core.model import TesseraConfig, TesseraForCausalLM
 from components.core.points import load_point, save_point
 from components.core.schedule import TrainConfig, learning_rate
+
+OWN_GROUP_PARAMETERS = 1 << 20
+"""Parameters from which on a decoder layer is gathered by itself."""
 
 LossFunction = Callable[[TesseraForCausalLM, Batch], dict[str, Tensor]]
 """Sums over the counted positions of one micro batch: `loss`, with gradient, and the terms that the curves show."""
@@ -61,7 +65,7 @@ def train(
     torch.manual_seed(config.seed or 0)
     torch.set_num_threads(job.placement.threads)
     device = torch.device("cuda") if job.placement.gpus else torch.device("cpu")
-    model.to(device).train()
+    nn.Module.to(model, device).train()
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     ranks = dist.get_world_size() if dist.is_initialized() else 1
@@ -87,14 +91,14 @@ def train(
         tokens += int((batch.segment_ids_BT > 0).sum())
         per_s = tokens / (time.monotonic() - started)
         job.progress(
-            step + 1, config.num_steps, **parts, grad_norm=grad_norm, learning_rate=rate, tokens_per_s=per_s
+            step + 1, config.num_steps, "", **parts, grad_norm=grad_norm, learning_rate=rate, tokens_per_s=per_s
         )
         stopping = _any_rank(job.stopping(), ranks, device)
         if stopping or (_any_rank(job.resume.due(), ranks, device) and step + 1 < config.num_steps):
             save_point(job, step + 1, model, optimizer, {"losses": losses})
         if stopping and step + 1 < config.num_steps:
             raise Interrupted
-    model.eval()
+    model.train(False)
     return losses
 
 
@@ -112,9 +116,13 @@ def adamw(
 
 
 def shard(objective: Objective) -> None:
-    """Shard parameters, gradients and optimizer state over all processes with FSDP2, a decoder layer at a time."""
+    """Shard parameters, gradients and optimizer state over all processes with FSDP2.
+
+    Large decoder layers are gathered one at a time; small ones go with the whole, since a collective costs more than
+    it saves.
+    """
     for layer in objective.model.model.layers:
-        if any(True for _ in layer.parameters()):
+        if sum(parameter.numel() for parameter in layer.parameters()) >= OWN_GROUP_PARAMETERS:
             fully_shard(layer)
     fully_shard(objective)
 
@@ -124,10 +132,11 @@ def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    whole = type(model)(model.config)
+    whole = TesseraForCausalLM(cast("TesseraConfig", model.config))
     if dist.get_rank() == 0:
         whole.load_state_dict(state)
-    return whole.eval()
+    whole.train(False)
+    return whole
 
 
 def _step(
@@ -141,7 +150,8 @@ def _step(
 ) -> tuple[dict[str, float], float]:
     """One optimizer step on a global batch; the mean is over the counted positions of all ranks.
 
-    FSDP averages gradients over ranks, so each rank's sum is scaled by the number of ranks: the step does not depend on it.
+    FSDP averages gradients over ranks, so each rank's sum is scaled by the number of ranks: the step does not depend
+    on it.
     """
     targets = batch.num_targets
     mine = batch.rows(rank, config.global_batch_size, ranks)

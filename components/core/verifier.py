@@ -8,7 +8,7 @@ _PLAIN = re.compile(r"[\w.\-]*")
 
 
 def verify(answer: str, expected: str) -> bool:
-    """Whether `answer` equals `expected`, by text or as mathematics.
+    r"""Whether `answer` equals `expected`, by text or as mathematics.
 
     Args:
         answer: what the model gave; the last `\\boxed{…}` of it counts where there is one.
@@ -20,7 +20,8 @@ def verify(answer: str, expected: str) -> bool:
         return True
     if not given or (_PLAIN.fullmatch(given) and _PLAIN.fullmatch(wanted) and given.isalnum() and wanted.isalnum()):
         return False
-    from math_verify import parse, verify as equal  # slow to import, and seldom needed
+    from math_verify import parse  # slow to import, and seldom needed
+    from math_verify import verify as equal
 
     parsed = [parse(f"${text}$", parsing_timeout=None) for text in (wanted, given)]
     return bool(equal(*parsed, timeout_seconds=None))

@@ -43,9 +43,7 @@ def main(order_file: Path) -> None:
         name: [Path(p) for p in value] if isinstance(value, list) else Path(value)
         for name, value in order["inputs"].items()
     }
-    result = load_entry(order["entry"])(
-        config_class.parse(order["config"]), job=job, out=Path(order["out"]), **inputs
-    )
+    result = load_entry(order["entry"])(config_class.parse(order["config"]), job=job, out=Path(order["out"]), **inputs)
     if rank == 0:
         (order_file.parent / "result.json").write_text(json.dumps(result))
     dist.destroy_process_group()

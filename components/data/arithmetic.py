@@ -57,7 +57,11 @@ def split_of(question: str) -> str:
 
 
 def sample(
-    split: str, count: int, levels: tuple[int, int], rng: random.Random, hard: tuple[tuple[int, int], float] | None = None
+    split: str,
+    count: int,
+    levels: tuple[int, int],
+    rng: random.Random,
+    hard: tuple[tuple[int, int], float] | None = None,
 ) -> list[Problem]:
     """Distinct problems of one split.
 

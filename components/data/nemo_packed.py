@@ -1,7 +1,7 @@
 """Chats as NeMo's packed sequences, for teams that fine-tune with NeMo.
 
-NeMo packs with the functions used here and keeps a row a pack: `input_ids`, `loss_mask`, `seq_start_id`. Its own `.npy` file is a pickle,
-which Tessera never writes, so the rows go into Parquet under the same names.
+NeMo packs with the functions used here and keeps a row a pack: `input_ids`, `loss_mask`, `seq_start_id`. Its own
+`.npy` file is a pickle, which Tessera never writes, so the rows go into Parquet under the same names.
 """
 
 import json

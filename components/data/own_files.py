@@ -13,7 +13,7 @@ TOGGLE = "detailed thinking "
 
 
 def corpus_rows(folder: Path, *, skip_bad: bool) -> tuple[list[Row], int]:
-    """Rows {text} or {prompt, completion}: a row a text file, a row a JSONL line. Also returns how many lines were left out.
+    """Rows {text} or {prompt, completion}, one a text file or JSONL line. Also returns how many lines were left out.
 
     Raises:
         DataError: malformed lines, or no text at all.
@@ -86,7 +86,7 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _mode(row: Mapping[str, Any], system: Iterable[str], answer: str) -> str:
-    """on or off: as the row says, else as its system message says, else by whether the answer thinks."""
+    """On or off: as the row says, else as its system message says, else by whether the answer thinks."""
     thinks = answer.lstrip().startswith(THINK) and END_THINK in answer
     stated = row.get("reasoning")
     for text in system:

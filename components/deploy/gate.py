@@ -15,7 +15,7 @@ def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     accuracy, kept = measured.get("accuracy", {}), measured.get("format") or {}
     modes = [kept.get(mode) for mode in ("on", "off")]
-    lowest = None if None in modes else min(modes)
+    lowest = None if None in modes else min(float(mode) for mode in modes if mode is not None)
     split = "hard" if (accuracy.get("hard") or {}).get("on") is not None else "standard"
     on, off = ((accuracy.get(split) or {}).get(mode) for mode in ("on", "off"))
     found = {

@@ -17,9 +17,7 @@ from components.deploy.smoke import SERVED_NAME, converse
 from components.deploy.standalone import add_configuration_file
 
 
-def run(
-    config: DeployConfig, *, job: Job, out: Path, model: Path, metrics: Path | None = None
-) -> dict[str, JsonValue]:
+def run(config: DeployConfig, *, job: Job, out: Path, model: Path, metrics: Path | None = None) -> dict[str, Any]:
     """Check the gate, write the bundle, start a server on it and speak to it; the runner's lineage registers it."""
     if not has_toggle(model):
         raise CheckpointError(

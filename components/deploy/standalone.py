@@ -1,4 +1,4 @@
-"""A bundle for vLLM servers that have not installed Tessera: a configuration class that transformers loads as remote code.
+"""A bundle for vLLM servers without Tessera: a configuration class that transformers loads as remote code.
 
 Off unless asked for: our own servers never run code from a model folder.
 """

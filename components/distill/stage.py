@@ -20,7 +20,7 @@ def run(
     config: DistillConfig, *, job: Job, out: Path, teacher: Path, student: Path, corpus: Path
 ) -> dict[str, JsonValue]:
     """Minimise cosine distance of hidden states plus KL of the distributions. Source: arXiv 2411.19146, section 4.3."""
-    parent, child = load_model(teacher).eval().requires_grad_(False), load_model(student)
+    parent, child = load_model(teacher).requires_grad_(False), load_model(student)
     if parent.config.vocab_size != child.config.vocab_size:
         raise InputError(
             f"teacher and student have different vocabularies ({parent.config.vocab_size}, {child.config.vocab_size})",
@@ -28,7 +28,7 @@ def run(
         )
     stream = PackedStream(load_corpus(corpus, student, "train"), config.seq_len, config.seed or 0)
     if job.placement.gpus:
-        parent.to("cuda")
+        torch.nn.Module.to(parent, "cuda")
     losses = train(child, stream, distillation_loss(parent, paired_layers(parent, child), config), config, job)
     whole = unsharded(child)
     if job.rank == 0:
@@ -39,8 +39,8 @@ def run(
 def paired_layers(parent: TesseraForCausalLM, child: TesseraForCausalLM) -> list[tuple[int, int]]:
     """Pairs (parent, child) of hidden states that stand for the same depth; index 0 is the embedding's output.
 
-    The search writes `parent_layers` into the child's configuration: for each child layer, how many parent layers are behind
-    its output. Without it, equal depths pair one to one, and other depths pair only the last.
+    The search writes `parent_layers` into the child's configuration: for each child layer, how many parent layers
+    are behind its output. Without it, equal depths pair one to one, and other depths pair only the last.
     """
     depth = child.config.num_hidden_layers
     behind = getattr(child.config, "parent_layers", None)
@@ -51,9 +51,7 @@ def paired_layers(parent: TesseraForCausalLM, child: TesseraForCausalLM) -> list
     return [(p, c) for p, c in pairs if p < parent.config.num_hidden_layers and c < depth] + [(-1, -1)]
 
 
-def distillation_loss(
-    parent: TesseraForCausalLM, pairs: list[tuple[int, int]], config: DistillConfig
-) -> LossFunction:
+def distillation_loss(parent: TesseraForCausalLM, pairs: list[tuple[int, int]], config: DistillConfig) -> LossFunction:
     """The loss of one micro batch: mean over paired layers of the cosine distance, plus KL."""
 
     def loss(child: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ async def _chat(
     on = way == "on"
     reply = await client.chat.completions.create(
         model=SERVED_NAME,
-        messages=[system_message(way), {"role": "user", "content": row["question"]}],  # type: ignore[list-item, misc]
+        messages=[system_message(way), {"role": "user", "content": row["question"]}],  # type: ignore[list-item]
         max_tokens=config.max_tokens,
         temperature=config.temperature if on else 0,
         top_p=config.top_p if on else 1,

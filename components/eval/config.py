@@ -40,7 +40,9 @@ STAGE = Stage(
         "problems": Input("data", "test-standard.jsonl and test-hard.jsonl, rows {id, question, prompt, answer}"),
         **{role: Input("model", f"the model in the role {role}", optional=True) for role in ROLES},
     },
-    outputs={"metrics": Output("table", "metrics.json: accuracy, interval, format and speed; answers.jsonl: every answer")},
+    outputs={
+        "metrics": Output("table", "metrics.json: accuracy, interval, format and speed; answers.jsonl: every answer")
+    },
     entry="components.eval.stage:run",
     doc="Ask every model so far in both modes through a vLLM server, and measure how fast each architecture generates.",
     source="arXiv 2505.00949, section 7",

@@ -73,9 +73,7 @@ def measured_speeds(
         folders.setdefault(architectures[role], folder)
     steps = measure_step_ms(list(folders.values()), config.workload, threads=1)
     batch = config.workload.batch_size
-    return {
-        shape: 1000 * batch / statistics.median(times) for shape, times in zip(folders, steps, strict=True)
-    }
+    return {shape: 1000 * batch / statistics.median(times) for shape, times in zip(folders, steps, strict=True)}
 
 
 class Questioning:

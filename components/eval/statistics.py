@@ -19,9 +19,9 @@ def pass_at_1(right: Sequence[Sequence[bool]]) -> float:
 def interval(right: Sequence[Sequence[bool]]) -> tuple[float, float]:
     """95 % Wilson score interval of pass@1, with the effective number of independent answers.
 
-    Answers to one problem are correlated, so their number is divided by the design effect: the variance between problems over
-    the variance that independent answers would have. It lies between the number of problems and the number of answers. Wilson's
-    interval stays inside [0, 1] and has width where all answers are right.
+    Answers to one problem are correlated, so their number is divided by the design effect: the variance between
+    problems over the variance that independent answers would have. It lies between the number of problems and the
+    number of answers. Wilson's interval stays inside [0, 1] and has width where all answers are right.
     """
     p = pass_at_1(right)
     independent = effective_number(right)

@@ -13,8 +13,8 @@ def order_problems(
 ) -> list[list[int]]:
     """Problem numbers of each batch.
 
-    A batch aims at a Gaussian over pass rates whose centre moves from the highest rate to the lowest; what a bin has not left comes
-    from the fullest bins. When all problems were used the pools are filled anew.
+    A batch aims at a Gaussian over pass rates whose centre moves from the highest rate to the lowest; what a bin has
+    not left comes from the fullest bins. When all problems were used the pools are filled anew.
 
     Args:
         pass_rates: of each problem, 0 to 1.

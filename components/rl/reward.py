@@ -1,4 +1,4 @@
-"""Rewards that a program can check: is the answer right, does it keep its mode's format. Source: arXiv 2505.00949, section 5.1."""
+"""Rewards that a program can check: is the answer right, is the format kept. Source: arXiv 2505.00949, section 5.1."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -75,7 +75,7 @@ def roll_out(
 
 
 def answer_text(tokenizer: Tokenizer, token_ids: Sequence[int], eos: int) -> str:
-    """The text of an answer with its tags, without the end token. An answer that never ended has no text that counts as finished."""
+    """The text of an answer with its tags, without the end token."""
     ended = bool(token_ids) and token_ids[-1] == eos
     text: str = tokenizer.decode(token_ids[:-1] if ended else list(token_ids), skip_special_tokens=False)
     return text

@@ -4,16 +4,17 @@ import copy
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import JsonValue
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from components.core.batches import Example, best_fit_decreasing, eos_token_id, pack_rows, read_rows
+from components.core.batches import best_fit_decreasing, eos_token_id, pack_rows, read_rows
 from components.core.chat import prompt_ids
 from components.core.checkpoint import load_model, save_model
 from components.core.errors import DataError, InputError
+from components.core.example import Example
 from components.core.job import Interrupted, Job
 from components.core.losses import counted, token_logprobs
 from components.core.model import TesseraForCausalLM
@@ -27,7 +28,7 @@ from components.rl.reward import Environment
 from components.rl.rollout import Answer, Problem, refuse_stale, roll_out
 
 
-def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -> dict[str, JsonValue]:
+def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -> dict[str, Any]:
     """Measure pass rates, plan the curriculum, then roll out and learn in turn; vLLM and learner share the process."""
     if job.placement.processes > 1:
         raise InputError(
@@ -60,14 +61,14 @@ def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -
             numbers = learner.learn(groups)
             engine.update_weights(policy.named_parameters(), version=step + 1)
             curve.append(numbers)
-            job.progress(step + 1, config.num_steps, **numbers)
+            job.progress(step + 1, config.num_steps, "", **numbers)
             if (job.stopping() or job.resume.due()) and step + 1 < config.num_steps:
                 state = {"curve": curve, "batches": batches, "pass_rate": pass_rate}
                 save_point(job, step + 1, policy, learner.optimizer, state)
                 if job.stopping():
                     raise Interrupted
         quarantine = dict(rollouts.environment.quarantine)
-    save_model(policy.eval(), out / "policy", tokenizer=model)
+    save_model(policy.train(False), out / "policy", tokenizer=model)
     return {"pass_rate_before": pass_rate, "curve": curve, "quarantine": quarantine}
 
 
@@ -83,9 +84,7 @@ def load_problems(problems: Path, config: RlConfig) -> list[dict[str, object]]:
 def ask(rows: Sequence[dict[str, object]], tokenizer: Path, mode: str) -> list[Problem]:
     """Each row as a prompt in one mode."""
     encoded = prompt_ids(tokenizer, [str(row["question"]) for row in rows], mode)
-    return [
-        Problem(str(row["id"]), ids, str(row["answer"]), mode) for row, ids in zip(rows, encoded, strict=True)
-    ]
+    return [Problem(str(row["id"]), ids, str(row["answer"]), mode) for row, ids in zip(rows, encoded, strict=True)]
 
 
 def mixed_modes(
@@ -127,9 +126,7 @@ class Rollouts:
         """Mean pass rate of the incoming model, and the problem numbers of each batch, too easy ones dropped."""
         config = self._config
         groups = self.sample(problems, seed=config.seed or 0, samples=config.pass_rate_samples)
-        rate_of = {
-            group[0].problem.id: sum(answer.reward.right for answer in group) / len(group) for group in groups
-        }
+        rate_of = {group[0].problem.id: sum(answer.reward.right for answer in group) / len(group) for group in groups}
         kept = [i for i, p in enumerate(problems) if rate_of.get(p.id, 1.0) < config.max_pass_rate]
         if len(kept) < config.prompts_per_step:
             self._job.note(f"only {len(kept)} problems are below max_pass_rate={config.max_pass_rate}: all are used")
@@ -151,7 +148,7 @@ class Learner:
     def __init__(self, policy: TesseraForCausalLM, config: RlConfig, folder: Path) -> None:
         self.policy, self.config, self.eos = policy, config, eos_token_id(folder)
         self.optimizer = adamw(policy, config.learning_rate)
-        self.reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.kl_coef else None
+        self.reference = copy.deepcopy(policy).train(False).requires_grad_(False) if config.kl_coef else None
         self._updates = 0
 
     def learn(self, groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
@@ -221,7 +218,12 @@ class Learner:
         )
 
     def _logprobs(
-        self, model: TesseraForCausalLM, input_ids_BT: Tensor, positions_BT: Tensor, segments_BT: Tensor, labels_BT: Tensor
+        self,
+        model: TesseraForCausalLM,
+        input_ids_BT: Tensor,
+        positions_BT: Tensor,
+        segments_BT: Tensor,
+        labels_BT: Tensor,
     ) -> Tensor:
         """Log-probabilities of the answer tokens, in row order."""
         output = model.model(input_ids_BT, position_ids=positions_BT, segment_ids=segments_BT)

@@ -111,7 +111,7 @@ def _teach(
     for (layer, variant), student in students.items():
         lesson = seen[layer, variant.part]
         error = normalised_mse(lesson.output_BTD[mask_BT], student(lesson.hidden_BTD, lesson.context)[mask_BT])
-        error.backward()  # type: ignore[no-untyped-call]
+        error.backward()
         errors.append(float(error.detach()))
     return errors
 

@@ -8,7 +8,8 @@ class SftConfig(TrainConfig):
     """Supervised fine-tuning on chats of both modes."""
 
     add_tokens: bool = True
-    """Give the model rows for tokens that its vocabulary lacks, `<think>` and `</think>` among them; else such a model is refused."""
+    """Give the model rows for tokens that its vocabulary lacks, `<think>` and `</think>` among them; else such a
+    model is refused."""
 
 
 STAGE = Stage(

@@ -17,9 +17,7 @@ from components.core.train import train, unsharded
 from components.sft.config import SftConfig
 
 
-def run(
-    config: SftConfig, *, job: Job, out: Path, model: Path, tokenizer: Path, chats: Path
-) -> dict[str, JsonValue]:
+def run(config: SftConfig, *, job: Job, out: Path, model: Path, tokenizer: Path, chats: Path) -> dict[str, JsonValue]:
     """Tune `model` on chats that think and on chats that do not; only answers count in the loss."""
     student = load_model(model)
     fit_vocabulary(student, tokenizer, add_tokens=config.add_tokens)

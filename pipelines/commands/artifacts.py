@@ -15,8 +15,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Tell the architecture, parameters and memory of a checkpoint, also where its weights are absent."""
-    from components.core.inspection import inspect_checkpoint
     from rich.table import Table
+
+    from components.core.inspection import inspect_checkpoint
 
     facts = inspect_checkpoint(path)
     if as_json:

@@ -34,7 +34,6 @@ def plan(
 ) -> None:
     """Show the stages of a recipe, what is cached, what each will need, and what is wrong."""
     from components.core.store import open_store
-
     from pipelines.plan import make_plan, plan_as_json, show_plan
     from pipelines.recipe import load_recipe
 
@@ -58,7 +57,6 @@ def compile_(
 ) -> None:
     """Write a recipe as a pipeline that a Kubeflow Pipelines server takes; files it names go into the store."""
     from components.core.store import open_store
-
     from pipelines.checks import check
     from pipelines.kubeflow import compile_pipeline
     from pipelines.llama_nemotron import sources_of

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.core.batches import IGNORE, Example, PackedStream, best_fit_decreasing, pack_rows
+from components.core.batches import IGNORE, PackedStream, best_fit_decreasing, pack_rows
+from components.core.example import Example
 
 EXAMPLES = [Example(list(range(1, n + 2)), [False] + [True] * n) for n in (3, 5, 2, 7, 4, 6, 3, 2)]
 

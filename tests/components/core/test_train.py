@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.core.batches import Example, PackedStream
+from components.core.batches import PackedStream
 from components.core.checkpoint import model_config
+from components.core.example import Example
 from components.core.job import Interrupted, Job, Placement, Resume, Silent, silent_job
 from components.core.losses import counted, cross_entropy_sum
 from components.core.model import TesseraForCausalLM

@@ -29,9 +29,7 @@ def test_advantages_do_not_depend_on_scale_and_offset_of_the_reward(rewards, sca
     [(1.0, 2.0, -2.0), (1.5, 1.0, -1.2), (1.5, -1.0, 1.5), (0.5, -1.0, 0.8), (0.5, 1.0, -0.5)],
 )
 def test_policy_loss_is_the_clipped_surrogate_by_hand(ratio, advantage, expected):
-    loss = policy_loss(
-        torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), clip_ratio=0.2
-    )
+    loss = policy_loss(torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), clip_ratio=0.2)
 
     assert float(loss.total) == pytest.approx(expected, rel=1e-5)
 

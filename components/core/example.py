@@ -1,0 +1,13 @@
+"""A document as a model reads it; light, so that chats are encoded without torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document: its tokens, and which of them count in the loss."""
+
+    token_ids: Sequence[int]
+    counts: Sequence[bool]
+    """True where predicting this token counts."""
