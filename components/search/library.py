@@ -82,7 +82,7 @@ def distil(
         warmup_fraction=config.warmup_fraction,
     )
     point = load_point(job, together, optimizer)
-    losses: list[list[float]] = [] if point is None else point[1]["losses"]  # type: ignore[assignment]
+    losses: list[list[float]] = [] if point is None else point[1]["losses"]
     job.resume.interval_s = config.resume_interval_s
     layers = sorted({layer for layer, _ in students})
     while len(losses) < config.num_steps and students:
@@ -97,7 +97,7 @@ def distil(
         mean = sum(losses[-1]) / len(losses[-1])
         job.progress(len(losses), config.num_steps, "block library", error=mean)
         if (job.stopping() or job.resume.due()) and len(losses) < config.num_steps:
-            save_point(job, len(losses), together, optimizer, {"losses": losses})  # type: ignore[dict-item]
+            save_point(job, len(losses), together, optimizer, {"losses": losses})
             if job.stopping():
                 raise Interrupted
     return losses
