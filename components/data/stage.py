@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
+from tokenizers import Tokenizer
 
 from components.core.chat import END_THINK, THINK, system_message
 from components.core.job import Job
@@ -41,7 +42,7 @@ def run(
         vocabulary = add_toggle(parent, out / "tokenizer")
     else:
         train_tokenizer(_texts(tables), config.vocab_size, out / "tokenizer")
-        vocabulary = config.vocab_size
+        vocabulary = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json")).get_vocab_size()
     if config.nemo_packed:
         write_packed(tables["chats", "train"], out / "tokenizer", out / "chats", config.nemo_packed, config.seed or 0)
     if skipped:
