@@ -11,9 +11,8 @@ from components.core.chat import END_THINK, ROLE_TOKENS, TEMPLATE, THINK
 from components.core.errors import CheckpointError
 
 PAD, EOS = "<|pad|>", "<|end|>"
-PIECES = r"[-+*/=]?\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
-"""What merges never cross: a digit with the sign before it, a word or a run of signs with the space before it, white
-space."""
+PIECES = r"\d|[-+*/=]| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
+"""What merges never cross: digits, signs of arithmetic, words and runs of signs with the space before, white space."""
 TAGS = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_THINK)]
 """Not special, so that decoding never hides them: the reasoning parser has to see them."""
 
@@ -21,8 +20,7 @@ TAGS = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
     """Train a byte-level BPE tokenizer and write a Hugging Face folder with the toggle.
 
-    Every digit is a token of its own, with the sign of arithmetic before it where there is one, so that sums are
-    spelled digit by digit and a step such as `+5` is one token.
+    Every digit and every sign of arithmetic is a token of its own, so that sums are spelled digit by digit.
 
     Args:
         texts: what to learn merges from.

@@ -13,7 +13,7 @@ MAX_FORMULA_CHARS = 300
 def verify(answer: str, expected: str) -> bool:
     r"""Whether `answer` equals `expected`, by text or as mathematics.
 
-    A number is expected as a number: a sum that would come to it, or a chain of equations that ends with it, is no answer.
+    A number is expected as a number: a sum that comes to it, or a chain of equations that ends with it, is no answer.
 
     Args:
         answer: what the model gave; the last `\boxed{…}` of it counts where there is one.

@@ -1,7 +1,7 @@
 """A small world of multi-step problems: chains of one-digit operations modulo 10, worked from left to right.
 
     question   7+5*3-2=          (7 + 5 = 12 → 2; 2 * 3 = 6; 6 - 2 = 4)
-    trace      +5=2*3=6-2=4      each step: the operation, and where it leads
+    trace      +52*36-24         each step: operation, operand, and the value that it leads to
     answer     4
 
 Whoever works step by step needs one small fact a step; whoever answers at once has to do all steps unseen.
@@ -37,7 +37,7 @@ def make_problem(level: int, rng: random.Random) -> Problem:
         sign, operand = rng.choice("+-*"), rng.randrange(MODULUS)
         value = OPERATIONS[sign](value, operand) % MODULUS
         question += f"{sign}{operand}"
-        trace += f"{sign}{operand}={value}"
+        trace += f"{sign}{operand}{value}"
     return Problem(question + "=", trace, str(value), level)
 
 

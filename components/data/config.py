@@ -40,7 +40,7 @@ class DataConfig(Config):
 
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     """The world that is made where the user gives no corpus."""
-    vocab_size: int = Field(default=384, ge=280)
+    vocab_size: int = Field(default=320, ge=280)
     """Tokens of a tokenizer trained on the fly; a parent's own tokenizer keeps its size."""
     validation_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of a user's rows held out for validation, chosen by hash."""
