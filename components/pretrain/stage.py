@@ -42,6 +42,9 @@ def next_token_loss(model: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor
 def new_model(shape: Shape, tokenizer: Path, seed: int) -> TesseraForCausalLM:
     """A dense Llama with random weights for a tokenizer's vocabulary.
 
+    What writes to the residual stream starts smaller by the square root of the number of writers, so that depth does
+    not slow the first steps (the initialisation of GPT-2).
+
     Raises:
         RecipeError: heads do not divide.
     """
@@ -56,4 +59,9 @@ def new_model(shape: Shape, tokenizer: Path, seed: int) -> TesseraForCausalLM:
         vocab_size=vocabulary, eos_token_id=eos_token_id(tokenizer), bos_token_id=None, **shape.model_dump()
     )
     torch.manual_seed(seed)
-    return TesseraForCausalLM(model_config(config.to_dict()))
+    model = TesseraForCausalLM(model_config(config.to_dict()))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_((2 * shape.num_hidden_layers) ** -0.5)
+    return model
