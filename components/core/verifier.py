@@ -4,7 +4,7 @@ import re
 
 _SPACE = re.compile(r"\s+")
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
-_NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?|\.\d+)(/\d+)?%?|[-+]?\\[dt]?frac\{\d+\}\{\d+\}")
+_NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?|\.\d+)(/\d+)?%?|[-+]?\\[dt]?frac(\{\d+\}\{\d+\}|\d\d)|\\sqrt\{\d+\}")
 _COSTLY = re.compile(r"[\^!].*[\^!]|!|\d{40}|\^\{?-?\d{4}")
 """Towers of powers, factorials and huge numbers: working them out could take longer than the universe has."""
 MAX_FORMULA_CHARS = 300

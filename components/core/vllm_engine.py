@@ -14,7 +14,14 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from components.core.vllm_settings import ENVIRONMENT, PLUGIN, kv_cache_bytes, require_vllm, vllm_uses_gpu
+from components.core.vllm_settings import (
+    BATCHED_TOKENS,
+    ENVIRONMENT,
+    PLUGIN,
+    kv_cache_bytes,
+    require_vllm,
+    vllm_uses_gpu,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ class Engine:
                 seed=seed,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(BATCHED_TOKENS, max_model_len),
                 weight_transfer_config={"backend": PLUGIN},
                 use_tqdm_on_load=False,
                 **_memory(folder, dtype, max_model_len, max_num_seqs, gpu_memory_utilization),

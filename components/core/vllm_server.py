@@ -25,7 +25,14 @@ from typing import Self
 from components.core.architecture import Architecture
 from components.core.chat import has_toggle
 from components.core.errors import InputError, TesseraError
-from components.core.vllm_settings import ENVIRONMENT, PLUGIN, kv_cache_bytes, require_vllm, vllm_uses_gpu
+from components.core.vllm_settings import (
+    BATCHED_TOKENS,
+    ENVIRONMENT,
+    PLUGIN,
+    kv_cache_bytes,
+    require_vllm,
+    vllm_uses_gpu,
+)
 
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.1
@@ -274,7 +281,9 @@ class Server:
         options = {**self._options, "--port": self.port}
         arguments = [str(part) for option in options.items() for part in option]
         if not vllm_uses_gpu():
-            arguments.append("--enforce-eager")
+            arguments += ["--enforce-eager", "--no-enable-chunked-prefill"]
+            longest = self._options.get("--max-model-len") or max_position_embeddings(self.folder)
+            arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, int(str(longest))))]
         return {
             "arguments": [*arguments, "--disable-uvicorn-access-log"],
             "environment": {"VLLM_SERVER_DEV_MODE": str(int(self._swappable))},
@@ -350,6 +359,12 @@ def tail(log: Path) -> str:
     """The last lines of a log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return "\n".join(lines[-TAIL_LINES:])
+
+
+def max_position_embeddings(folder: Path) -> int:
+    """The longest context of a model folder, tokens."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config["max_position_embeddings"])
 
 
 def _architecture(folder: Path) -> Architecture:

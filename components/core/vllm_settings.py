@@ -19,6 +19,10 @@ ENVIRONMENT = {
 }
 """Our plug-in alone (others that are installed can take half a minute to import), no worker process, no network."""
 
+BATCHED_TOKENS = 8192
+"""Tokens that the engine takes in at a time, prompts whole: without a GPU vLLM cannot sample with a request's own seed
+from a prompt that it took in parts ("CPU Generator does not use offset")."""
+
 SMALL_CACHE_BYTES, LARGE_CACHE_BYTES = 64 << 20, 512 << 20
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
