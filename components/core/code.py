@@ -1,8 +1,8 @@
 """The digest of the code that can change what a stage computes.
 
-It covers the source files of the stage's own folder and every `components` module that they import, directly or not,
-and the versions of the libraries that those modules import. Platform code (runner, store, lineage, KFP glue) moves
-results about and cannot change them, so it is left out: a fix there re-runs nothing.
+It covers the module of the stage, every `components` module that it imports or names, directly or not, the files that
+those read from their own folder, and the versions of the libraries that they import. Platform code (runner, store,
+lineage, KFP glue) moves results about and cannot change them, so it is left out: a fix there re-runs nothing.
 """
 
 import ast
@@ -19,6 +19,8 @@ PLATFORM = frozenset(
     f"components.core.{name}"
     for name in ("code", "errors", "job", "kubeflow", "lineage", "runner", "stage", "store", "backends", "worker")
 )
+VLLM_SETTINGS, VLLM_PLUGIN = "components.core.vllm_settings", "components.core.vllm_plugin"
+"""Whoever uses vLLM has these settings; vLLM itself then loads the plug-in, by its entry point."""
 DECISIVE_LIBRARIES = ("highspy", "numpy", "tokenizers", "torch", "transformers", "vllm")
 """Libraries whose version can change a number; others only carry bytes about."""
 
@@ -39,7 +41,10 @@ def code_digest(entry: str) -> tuple[str, dict[str, str]]:
 
 @functools.cache
 def _reachable(start: str) -> tuple[dict[str, Path], frozenset[str]]:
-    """Own modules reachable from `start` by import statements, and the top-level names of everything else imported."""
+    """Own modules reachable from `start`, the files that they read, and the top-level names of all else they import.
+
+    A string counts where it is the name of a module of ours (run with `-m`, or loaded late) or of a file beside it.
+    """
     modules: dict[str, Path] = {}
     libraries: set[str] = set()
     waiting = [start]
@@ -51,7 +56,14 @@ def _reachable(start: str) -> tuple[dict[str, Path], frozenset[str]]:
         if path is None:
             continue
         modules[name] = path
-        for imported in _imports(path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        modules |= {f"{name}/{file.name}": file for file in path.parent.iterdir() if file.name in texts}
+        waiting += [text for text in texts if text.startswith("components.")]
+        waiting += [VLLM_PLUGIN] if name == VLLM_SETTINGS else []
+        for imported in _imports(tree):
             if imported.startswith("components."):
                 waiting.append(imported)
             else:
@@ -59,9 +71,9 @@ def _reachable(start: str) -> tuple[dict[str, Path], frozenset[str]]:
     return modules, frozenset(libraries)
 
 
-def _imports(path: Path) -> Iterator[str]:
+def _imports(tree: ast.Module) -> Iterator[str]:
     """Names of the modules that a source file may import, wherever in the file the statement stands."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:

@@ -56,7 +56,9 @@ def run_alone(
     record = run_stage(stage, config, digests, store=store, placement=placement)
     for name, target in outputs.items():
         if name in record.outputs:
-            shutil.copytree(store.fetch(record.outputs[name]), target, dirs_exist_ok=True, copy_function=shutil.copy)
+            shutil.copytree(
+                store.fetch(record.outputs[name]), target, dirs_exist_ok=True, copy_function=shutil.copyfile
+            )
     return record
 
 

@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -246,19 +245,18 @@ def _run_ranks(stage: Stage, config: Config, paths: Mapping[str, object], out: P
     order_file.write_text(json.dumps(order))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.placement.processes}", "-m", "components.core.worker", str(order_file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:  # rank 0 writes its events here, a line each
-        with contextlib.suppress(ValueError):
-            job.reporter.emit(json.loads(line))
-        if job.stopping():
-            process.terminate()
-    if process.wait() == INTERRUPTED_EXIT_CODE or job.stopping():
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:  # rank 0 writes its events here, a line each
+            with contextlib.suppress(ValueError):
+                job.reporter.emit(json.loads(line))
+            if job.stopping():
+                process.terminate()
+    if process.returncode == INTERRUPTED_EXIT_CODE or job.stopping():
         raise Interrupted
     if process.returncode != 0:
         raise StageFailed(f"{stage.name}: a training process ended with status {process.returncode}")
     result: dict[str, JsonValue] = json.loads((job.scratch / "result.json").read_text())
-    shutil.rmtree(job.scratch / "order.json", ignore_errors=True)
     return result
 
 

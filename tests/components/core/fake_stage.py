@@ -1,0 +1,81 @@
+"""A stage of a few lines that adds numbers up, and can fail, stop or be slow: what the platform does shows on it."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue
+
+from components.core.config import Config
+from components.core.errors import DataError
+from components.core.job import Interrupted, Job
+from components.core.stage import Input, Output, Stage
+
+
+class FakeConfig(Config):
+    """How to add."""
+
+    factor: int = 1
+    """What every number is multiplied by."""
+    shard: str | None = None
+    """Item of a fan-out; says nothing here."""
+    fail: Literal["data", "bug", "system"] | None = None
+    """How to fail, if at all."""
+
+
+STAGE = Stage(
+    name="fake",
+    config=FakeConfig,
+    inputs={
+        "numbers": Input("data", "a file numbers.json, a list of integers"),
+        "more": Input("data", "further lists", optional=True, many=True),
+    },
+    outputs={"total": Output("table", "total.json"), "nothing": Output("table", "stays empty")},
+    entry="tests.components.core.fake_stage:run",
+    doc="Add numbers up.",
+    source="none",
+)
+
+
+def run(
+    config: FakeConfig, *, job: Job, out: Path, numbers: Path, more: list[Path] | None = None
+) -> dict[str, JsonValue]:
+    """One number a step, a resume point after each."""
+    if config.fail == "data":
+        raise DataError("row 3 is no number", hint="mend row 3")
+    if config.fail == "bug":
+        raise ZeroDivisionError("division by zero")
+    if config.fail == "system":
+        raise OSError(28, "No space left on device")
+    values = [value for folder in (numbers, *(more or [])) for value in read(folder)]
+    point = job.resume.latest()
+    first, total = (0, 0) if point is None else json.loads((point / "state.json").read_text())
+    for step in range(first, len(values)):
+        total += config.factor * values[step]
+        job.progress(step + 1, len(values), sum=total)
+        if job.rank == 0:
+            job.resume.save(step + 1, partial(save, [step + 1, total]))
+        if job.stopping() and step + 1 < len(values):
+            raise Interrupted
+    if job.rank == 0:
+        (out / "total" / "total.json").write_text(json.dumps(total))
+    return {"total": total}
+
+
+def read(folder: Path) -> list[int]:
+    """The numbers of a folder."""
+    values: list[int] = json.loads((folder / "numbers.json").read_text())
+    return values
+
+
+def save(state: list[int], point: Path) -> None:
+    """Write a resume point: steps done, and the sum so far."""
+    (point / "state.json").write_text(json.dumps(state))
+
+
+def numbers_folder(folder: Path, *values: int) -> Path:
+    """A folder that the stage can read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "numbers.json").write_text(json.dumps(values))
+    return folder

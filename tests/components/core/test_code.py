@@ -1,0 +1,107 @@
+"""What the code digest covers, on a made-up tree of modules and on our own."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from components.core import code
+from pipelines.single import STAGES, find_stage
+
+TREE = {
+    "paint/stage.py": "from components.core.colour import mix\nimport torch\n\ndef run(): ...\n",
+    "paint/config.py": "SIZE = 1\n",
+    "core/__init__.py": "",
+    "core/colour.py": "def mix():\n    import components.core.light\n    from components.core import runner\n",
+    "core/light.py": "from components.core import shade\nTEXT = 'light.jinja'\n",
+    "core/light.jinja": "light",
+    "core/shade.py": "import numpy as np\nimport json\nLATE = ['components.core.late', 'components.core.no_such']\n",
+    "core/late.py": "",
+    "core/runner.py": "from components.core.platform_only import move\n",
+    "core/platform_only.py": "import vllm\n",
+    "core/unused.py": "",
+}
+ENTRY = "components.paint.stage:run"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in TREE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(code, "components", SimpleNamespace(__path__=[str(tmp_path)]))
+    monkeypatch.setattr(code, "_version", lambda library: f"{library} 1")
+    return tmp_path
+
+
+def digest() -> str:
+    """The digest as another process sees it, which has nothing in memory yet."""
+    code._reachable.cache_clear()
+    code._source.cache_clear()
+    return code.code_digest(ENTRY)[0]
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    yield
+    code._reachable.cache_clear()
+    code._source.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "paint/stage.py",
+        "core/colour.py",
+        "core/light.py",
+        "core/shade.py",
+        "core/light.jinja",
+        "core/late.py",
+        "core/__init__.py",
+    ],
+)
+def test_the_digest_changes_with_every_file_that_the_stage_reaches(tree, name):
+    before = digest()
+    (tree / name).write_text((tree / name).read_text() + "\n# new\n")
+
+    assert digest() != before
+
+
+@pytest.mark.parametrize("name", ["core/runner.py", "core/platform_only.py", "core/unused.py", "paint/config.py"])
+def test_the_digest_stays_where_platform_and_unused_modules_change(tree, name):
+    before = digest()
+    (tree / name).write_text(TREE[name] + "# new\n")
+
+    assert digest() == before
+
+
+def test_versions_are_those_of_the_libraries_that_can_change_a_number(tree):
+    digest()
+
+    assert code.code_digest(ENTRY)[1] == {"numpy": "numpy 1", "torch": "torch 1"}  # neither json nor vllm
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_our_stages_reach_their_ideas_but_no_other_stage_and_no_platform(name):
+    stage = find_stage(name)
+    modules, _ = code._reachable(stage.entry.partition(":")[0])
+    folders = {module.split(".")[1] for module in modules if module != "components"}
+
+    assert stage.entry.partition(":")[0] in modules
+    assert folders <= {name.partition("-")[0], "core"}
+    assert not code.PLATFORM & modules.keys()
+    assert not {"components.core.artifact_store", "components.core.s3"} & modules.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "reached"),
+    [
+        ("sft", {"train", "losses", "batches", "model", "chat", "chat/chat_template.jinja", "checkpoint", "points"}),
+        ("rl", {"vllm_engine", "weight_transfer", "verifier", "chat/chat_template.jinja"}),
+        ("eval", {"vllm_server", "vllm_launch", "vllm_timing", "reasoning_parser", "verifier"}),
+    ],
+)
+def test_stages_reach_what_their_numbers_hang_on(name, reached):
+    modules, _ = code._reachable(f"components.{name}.stage")
+
+    assert {f"components.core.{module}" for module in reached} <= modules.keys()
