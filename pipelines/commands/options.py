@@ -21,6 +21,7 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key, e.g. --set sft.num_steps=50. Repeatable."),
 ]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out instead of stopping.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_STORE = ".tessera"

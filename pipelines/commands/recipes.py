@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import DEFAULT_STORE, AsJson, Overrides, RecipeFile, StoreUri, console, print_json
+from pipelines.commands.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Overrides,
+    RecipeFile,
+    SkipBad,
+    StoreUri,
+    console,
+    print_json,
+)
 
 
 def run(
@@ -15,6 +24,7 @@ def run(
     name: Annotated[
         str | None, typer.Option("--run", metavar="NAME", help="Name of the run; <recipe>-<n> by default.")
     ] = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Run a recipe on this machine, from where an earlier run of it got to."""
     from pipelines.delivery import deliver_run
@@ -22,7 +32,8 @@ def run(
     from pipelines.recipe import load_recipe
 
     screen = console()
-    done = run_recipe(load_recipe(recipe, overrides), store_uri=store, name=name, console=screen)
+    loaded = load_recipe(recipe, [*overrides, "data.skip_bad=true"] if skip_bad else overrides)
+    done = run_recipe(loaded, store_uri=store, name=name, console=screen)
     deliver_run(store, done, screen)
 
 

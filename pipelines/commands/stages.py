@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import DEFAULT_STORE, AsJson, Overrides, StoreUri, console, print_json
+from pipelines.commands.options import DEFAULT_STORE, AsJson, Overrides, SkipBad, StoreUri, console, print_json
 
 
 def stage(
@@ -24,7 +24,7 @@ def stage(
         typer.Option("--output", metavar="NAME=PATH_OR_URI", help="Where to write an output: a new folder or a store."),
     ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out instead of stopping.")] = False,
+    skip_bad: SkipBad = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
