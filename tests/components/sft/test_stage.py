@@ -1,0 +1,134 @@
+"""Fine-tuning on chats of both modes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from components.core.chat import END_THINK, THINK, prompt_ids, system_message
+from components.core.checkpoint import load_model
+from components.core.errors import CheckpointError, DataError
+from components.sft.config import SftConfig
+from components.sft.stage import fit_vocabulary, run
+from tests.components.conftest import write_rows
+
+CONFIG = SftConfig(num_steps=60, global_batch_size=4, micro_batch_size=4, seq_len=64, learning_rate=1e-2, seed=1)
+ANSWERS = {"on": f"{THINK}3+4=7{END_THINK}7", "off": "7"}
+
+
+def chat(mode: str, question: str = "3+4=", answer: str | None = None) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer or ANSWERS[mode]}]
+    return {"messages": [system_message(mode), *turns], "reasoning": mode}
+
+
+def llama(folder: Path, vocab_size: int) -> Path:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    config = LlamaConfig(**sizes, **heads, vocab_size=vocab_size, eos_token_id=0, bos_token_id=None)
+    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    return folder
+
+
+@pytest.fixture
+def vocab_size(tokenizer_folder: Path) -> int:
+    size: int = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json")).get_vocab_size()
+    return size
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    (tmp_path / "chats").mkdir()
+    write_rows(tmp_path / "chats" / "train.jsonl", [chat("on"), chat("off")] * 8)
+    return tmp_path / "chats"
+
+
+def test_the_model_learns_to_answer_in_either_mode(
+    recorded_job, recorder, out, chats, tmp_path, tokenizer_folder, vocab_size
+):
+    model = llama(tmp_path / "model", vocab_size)
+    result = run(CONFIG, job=recorded_job, out=out, model=model, tokenizer=tokenizer_folder, chats=chats)
+
+    losses = recorder.curve("loss")
+    assert losses[-1] < 0.1 * losses[0]
+    assert result == {"loss": losses[-1], "num_steps": 60, "chats": 16}
+    tuned: Any = AutoModelForCausalLM.from_pretrained(out / "tuned")
+    tokenizer = Tokenizer.from_file(str(out / "tuned" / "tokenizer.json"))
+    for mode, answer in ANSWERS.items():
+        (prompt,) = prompt_ids(out / "tuned", ["3+4="], mode)
+        ids = torch.tensor([prompt])
+        found = tuned.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+        *answered, end = found[0, len(prompt) :].tolist()
+        assert tokenizer.decode(answered, skip_special_tokens=False) == answer
+        assert end == tuned.generation_config.eos_token_id == tokenizer.token_to_id("<|end|>")
+
+
+def test_chats_that_do_not_fit_are_left_out_with_a_note(
+    recorded_job, recorder, out, chats, tmp_path, tokenizer_folder, vocab_size
+):
+    write_rows(chats / "train.jsonl", [chat("on"), chat("off", answer="1" * 100), chat("off")])
+    config, model = CONFIG.model_copy(update={"num_steps": 1}), llama(tmp_path / "model", vocab_size)
+    result = run(config, job=recorded_job, out=out, model=model, tokenizer=tokenizer_folder, chats=chats)
+
+    assert result["chats"] == 2
+    assert recorder.notes == ["1 chats are longer than seq_len=64 and were left out"]
+
+
+@pytest.mark.parametrize("rows", [[], [chat("on", answer="1" * 100)]])
+def test_without_chats_there_is_nothing_to_learn(
+    recorded_job, out, chats, tmp_path, tokenizer_folder, vocab_size, rows
+):
+    write_rows(chats / "train.jsonl", rows)
+    with pytest.raises(DataError, match="no chats to learn from"):
+        run(
+            CONFIG,
+            job=recorded_job,
+            out=out,
+            model=llama(tmp_path / "model", vocab_size),
+            tokenizer=tokenizer_folder,
+            chats=chats,
+        )
+
+
+def test_tokens_that_the_model_lacks_get_the_mean_of_its_rows(tmp_path, tokenizer_folder, vocab_size):
+    model = load_model(llama(tmp_path / "model", vocab_size - 2))
+    before = model.state_dict()
+    fit_vocabulary(model, tokenizer_folder, add_tokens=True)
+
+    assert model.config.vocab_size == vocab_size
+    assert model.config.eos_token_id == Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json")).token_to_id(
+        "<|end|>"
+    )
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        after = model.state_dict()[name]
+        assert torch.equal(after[:-2], before[name])
+        torch.testing.assert_close(after[-2:], before[name].mean(0).expand(2, -1))
+    assert model(torch.tensor([[vocab_size - 1]])).logits.shape[-1] == vocab_size
+
+
+def test_a_larger_vocabulary_of_the_model_stays(tmp_path, tokenizer_folder, vocab_size):
+    model = load_model(llama(tmp_path / "model", vocab_size + 7))
+    fit_vocabulary(model, tokenizer_folder, add_tokens=False)
+
+    assert model.lm_head.weight.shape[0] == model.config.vocab_size == vocab_size + 7
+
+
+def test_a_model_that_lacks_tokens_is_refused_where_none_may_be_added(tmp_path, tokenizer_folder, vocab_size):
+    model = load_model(llama(tmp_path / "model", vocab_size - 2))
+
+    with pytest.raises(
+        CheckpointError, match=f"has {vocab_size} tokens, the model {vocab_size - 2}\n  hint: .*add_tokens"
+    ):
+        fit_vocabulary(model, tokenizer_folder, add_tokens=False)
+    assert model.config.vocab_size == vocab_size - 2
+
+
+def test_a_tokenizer_without_the_tags_is_refused(tmp_path, tokenizer_folder, vocab_size):
+    text = (tokenizer_folder / "tokenizer.json").read_text().replace(END_THINK, "</thunk>")
+    (tmp_path / "tokenizer.json").write_text(text)
+
+    with pytest.raises(CheckpointError, match=f"no {THINK} and {END_THINK}"):
+        fit_vocabulary(load_model(llama(tmp_path / "model", vocab_size)), tmp_path, add_tokens=True)
