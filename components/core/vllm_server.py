@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 from components.core.architecture import Architecture
@@ -57,6 +58,8 @@ class Launcher:
             MissingPackage: vLLM is not installed.
         """
         require_vllm()
+        self._turn = Lock()
+        """Orders are answered in order: whoever asks waits for the answer before the next one asks."""
         self._complaints = tempfile.NamedTemporaryFile(prefix="tessera-vllm-", suffix=".log")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "components.core.vllm_launch", str(os.getpid())],
@@ -82,14 +85,15 @@ class Launcher:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            self._process.stdin.flush()
-        while not select.select([self._process.stdout], [], [], POLL_INTERVAL_S)[0]:
-            on_wait()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise TesseraError(f"vLLM could not be imported:\n{tail(Path(self._complaints.name))}")
+        with self._turn:
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps(order).encode() + b"\n")
+                self._process.stdin.flush()
+            while not select.select([self._process.stdout], [], [], POLL_INTERVAL_S)[0]:
+                on_wait()
+            answer = self._process.stdout.readline()
+            if not answer:
+                raise TesseraError(f"vLLM could not be imported:\n{tail(Path(self._complaints.name))}")
         return int(answer)
 
     def close(self) -> None:
