@@ -1,0 +1,91 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from tokenizers import Tokenizer
+
+from components.core.errors import StageFailed
+from components.core.vllm_engine import Engine, Sample
+from components.rl.reward import Environment, Reward
+from components.rl.rollout import Answer, Problem, answer_text, refuse_stale, roll_out
+from tests.components.core import tiny_models
+from tests.components.core.tiny_models import EOS, TOKENS
+
+PROBLEMS = [Problem("a", [7], "4", "on"), Problem("b", [8], "5", "on")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    tiny_models.tokenizer().save_pretrained(folder)
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def ids(*tokens: str) -> tuple[int, ...]:
+    return tuple(TOKENS.index(token) for token in tokens)
+
+
+def engine(*samples: tuple[int, ...], asked: dict[str, Any] | None = None) -> Engine:
+    """Gives these samples to every prompt, made by weights 3."""
+
+    def generate(prompts: list[list[int]], **options: Any) -> list[list[Sample]]:
+        (asked if asked is not None else {}).update(options)
+        return [[Sample(sample, (-0.5,) * len(sample), "stop", 3) for sample in samples] for _ in prompts]
+
+    return cast("Engine", SimpleNamespace(generate=generate))
+
+
+def rolled_out(engine: Engine, tokenizer: Tokenizer, environment: Environment, seed: int = 1) -> list[list[Answer]]:
+    options: dict[str, Any] = {"samples": 2, "temperature": 1.0, "max_tokens": 8, "eos": EOS, "seed": seed}
+    return roll_out(engine, tokenizer, PROBLEMS, environment, **options)
+
+
+def test_every_problem_gets_its_group_of_judged_answers(tokenizer):
+    right, wrong = ids("<think>", "1", "</think>", "4", "<eos>"), ids("4", "4")
+    groups = rolled_out(engine(right, wrong), tokenizer, Environment(1.0, 0.2))
+
+    assert [[answer.problem.id for answer in group] for group in groups] == [["a", "a"], ["b", "b"]]
+    assert [answer.reward for answer in groups[0]] == [Reward(1.2, True, True), Reward(0.0, False, False)]
+    assert groups[1][0].reward == Reward(0.2, False, True)
+    assert (groups[0][1].token_ids, groups[0][1].logprobs, groups[0][1].version) == (wrong, (-0.5, -0.5), 3)
+
+
+def test_requests_have_seeds_of_their_own(tokenizer):
+    seeds = []
+    for seed in (1, 1, 2):
+        asked: dict[str, Any] = {}
+        rolled_out(engine(ids("4"), ids("4"), asked=asked), tokenizer, Environment(1.0, 0.2), seed)
+        seeds.append(asked["seeds"])
+
+    assert seeds[0] == seeds[1]
+    assert len({*seeds[0], *seeds[2]}) == 4
+
+
+def test_a_problem_in_quarantine_is_left_out_as_a_whole(tokenizer):
+    def judge(answer: str, expected: str) -> bool:
+        if expected == "4":
+            raise ZeroDivisionError("judge")
+        return True
+
+    environment = Environment(1.0, 0.2, judge)
+    groups = rolled_out(engine(ids("4"), ids("4")), tokenizer, environment)
+
+    assert [[answer.problem.id for answer in group] for group in groups] == [["b", "b"]]
+    assert environment.quarantine == {"a": "ZeroDivisionError: judge"}
+
+
+def test_the_text_has_its_tags_and_not_its_end(tokenizer):
+    assert answer_text(tokenizer, ids("<think>", "1", "</think>", "4", "<eos>"), EOS) == "<think>1</think>4"
+    assert answer_text(tokenizer, ids("<think>", "1"), EOS) == "<think>1"
+    assert answer_text(tokenizer, ids("<eos>"), EOS) == ""
+
+
+def test_answers_of_too_old_weights_are_refused(tokenizer):
+    groups = rolled_out(engine(ids("4"), ids("4")), tokenizer, Environment(1.0, 0.2))
+
+    refuse_stale(groups, version=3, max_staleness=0)
+    refuse_stale(groups, version=5, max_staleness=2)
+    refuse_stale([], version=5, max_staleness=0)
+    with pytest.raises(StageFailed, match="weights 3 met a learner at 4; max_staleness=0"):
+        refuse_stale(groups, version=4, max_staleness=0)

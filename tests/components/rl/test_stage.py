@@ -1,0 +1,126 @@
+"""Reinforcement learning with a real engine, on a model that guesses between two answers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from components.core.checkpoint import load_model
+from components.core.errors import DataError, InputError
+from components.core.job import Interrupted, Job, Placement, Resume
+from components.rl import grpo
+from components.rl.config import RlConfig
+from components.rl.stage import mixed_modes, run
+from tests.components.conftest import Recorder, write_rows
+from tests.components.core import tiny_models
+
+CONFIG = RlConfig(
+    num_steps=8,
+    prompts_per_step=4,
+    samples_per_prompt=8,
+    updates_per_step=1,
+    micro_batch_size=16,
+    max_tokens=12,
+    learning_rate=0.06,
+    warmup_steps=0,
+    pass_rate_samples=4,
+    max_pass_rate=1.0,
+    seed=1,
+)
+LOGPROB_TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After its thinking it says 4 or 5, either as likely; prompts end with a sign that its vocabulary lacks."""
+    thinking = ["<pad>", "<think>", "2", "+", "</think>"]
+    torch.set_num_threads(1)
+    return tiny_models.write(
+        tiny_models.speaker([*thinking, "4", "<eos>"], [*thinking, "5", "<eos>"]), tmp_path_factory.mktemp("model")
+    )
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("problems")
+    write_rows(folder / "train.jsonl", ({"id": str(i), "question": f"{i}+{4 - i}=", "answer": "4"} for i in range(5)))
+    return folder
+
+
+def job_in(folder: Path) -> Job:
+    (folder / "scratch").mkdir(parents=True, exist_ok=True)
+    return Job(Recorder(), Resume(folder / "resume"), folder / "scratch", Placement(threads=1))
+
+
+def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(
+    model, problems, out, tmp_path, monkeypatch
+):
+    gaps, loss = [], grpo.policy_loss
+
+    def watched(logprobs_N: Any, old_logprobs_N: Any, *rest: Any, **options: Any) -> Any:
+        gaps.append((logprobs_N - old_logprobs_N).abs().max().item())
+        return loss(logprobs_N, old_logprobs_N, *rest, **options)
+
+    monkeypatch.setattr("components.rl.stage.policy_loss", watched)
+    result = run(CONFIG, job=job_in(tmp_path), out=out, model=model, problems=problems)
+    curve = result["curve"]
+
+    assert max(gaps) < LOGPROB_TOLERANCE  # each answer is learnt from once: the engine has the learner's own weights
+    assert {numbers["clipped"] for numbers in curve if "clipped" in numbers} == {0.0}
+    assert 0.2 < result["pass_rate_before"] < 0.8
+    assert 0.2 < curve[0]["accuracy"] < 0.8
+    assert curve[-1]["accuracy"] > 0.9
+    assert curve[-1]["reward"] > curve[0]["reward"]
+    assert result["quarantine"] == {}
+
+    def probability(folder: Path) -> float:
+        four, tag = (tiny_models.TOKENS.index(token) for token in ("4", "</think>"))
+        with torch.no_grad():
+            return float(load_model(folder)(torch.tensor([[tag]])).logits[0, -1].softmax(-1)[four])
+
+    assert probability(model) == pytest.approx(0.5, abs=0.05)
+    assert probability(out / "policy") > 0.8
+    assert (out / "policy" / "chat_template.jinja").is_file()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_curve(model, problems, tmp_path):
+    config = CONFIG.model_copy(update={"num_steps": 3, "updates_per_step": 2})
+    given = {"model": model, "problems": problems}
+    whole = run(config, job=job_in(tmp_path / "whole"), out=tmp_path / "out1", **given)
+    job = job_in(tmp_path / "parts")
+    job.stopping = lambda: True
+    with pytest.raises(Interrupted):
+        run(config, job=job, out=tmp_path / "none", **given)
+    again = job_in(tmp_path / "parts")
+    result = run(config, job=again, out=tmp_path / "out2", **given)
+
+    assert [len(j.reporter.curve("reward")) for j in (job, again)] == [1, 2]  # type: ignore[attr-defined]
+    assert result == whole
+    first, second = (tmp_path / name / "policy" / "model.safetensors" for name in ("out1", "out2"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_share_of_the_problems_is_asked_with_thinking_off(model):
+    rows: list[dict[str, object]] = [{"id": str(i), "question": f"{i}+1=", "answer": str(i + 1)} for i in range(8)]
+    config = CONFIG.model_copy(update={"thinking_off_share": 0.25})
+    problems = mixed_modes(rows, [0, 1, 2, 3, 4, 5, 6, 7], model, config, step=0)
+
+    assert sorted(problem.mode for problem in problems) == ["off"] * 2 + ["on"] * 6
+    assert {(p.id, p.expected) for p in problems} == {(str(i), str(i + 1)) for i in range(8)}
+    assert mixed_modes(rows, list(range(8)), model, config, step=1) != problems
+
+
+def test_without_problems_there_is_nothing_to_reinforce(model, out, tmp_path):
+    write_rows(tmp_path / "train.jsonl", [])
+    with pytest.raises(DataError, match="no training problems"):
+        run(CONFIG, job=job_in(tmp_path), out=out, model=model, problems=tmp_path)
+
+
+def test_several_processes_are_refused(model, problems, out, tmp_path):
+    job = job_in(tmp_path)
+    job.placement = Placement(processes=2)
+    with pytest.raises(InputError, match="one process, not 2"):
+        run(CONFIG, job=job, out=out, model=model, problems=problems)
