@@ -52,7 +52,7 @@ def smoke_test(config: DeployConfig, bundle: Path, job: Job) -> list[JsonValue]:
     """Start a server on the bundle and ask every question in both modes.
 
     Raises:
-        StageFailed: with thinking off, reasoning came; or a streamed reply differed from the whole one.
+        StageFailed: a streamed reply differed from the whole one.
     """
     talks: list[JsonValue] = []
     total = 2 * len(config.questions)

@@ -36,10 +36,15 @@ def ask_all(
     return asyncio.run(_ask_all(url, rows, way, config, on_answer))
 
 
+def num_samples(config: EvalConfig, way: Way) -> int:
+    """Answers to each problem: greedy ones are all the same, so there is one."""
+    return config.num_samples if way == "on" and config.temperature > 0 else 1
+
+
 async def _ask_all(
     url: str, rows: Sequence[Mapping[str, Any]], way: Way, config: EvalConfig, on_answer: Callable[[], None]
 ) -> list[Answered]:
-    samples = config.num_samples if way == "on" else 1
+    samples = num_samples(config, way)
     room = asyncio.Semaphore(max(1, config.concurrency // samples))
     async with AsyncOpenAI(base_url=url, api_key="-", timeout=600, max_retries=1) as client:
 

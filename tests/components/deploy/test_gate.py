@@ -1,0 +1,65 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.core.errors import RecipeError
+from components.deploy.config import DeployConfig, Gate
+from components.deploy.gate import check
+
+MEASURED: dict[str, Any] = {
+    "accuracy": {"standard": {"on": 0.9, "off": 0.75}, "hard": {"on": 0.75, "off": 0.25}},
+    "format": {"on": 1.0, "off": 0.875},
+}
+
+
+def values(gate: Gate, measured: dict[str, Any]) -> dict[str, tuple[float | None, bool]]:
+    return {entry["check"]: (entry["value"], entry["passed"]) for entry in check(gate, measured)}
+
+
+def test_each_check_finds_its_number():
+    gate = Gate(min_accuracy=0.9, min_format=0.9, min_thinking_gain=0.5)
+
+    assert values(gate, MEASURED) == {
+        "min_accuracy": (0.9, True),  # the threshold itself passes
+        "min_format": (0.875, False),  # the worse of the modes
+        "min_thinking_gain": (0.5, True),  # on the hard split
+    }
+
+
+def test_without_a_hard_split_the_gain_is_that_of_the_standard_one():
+    measured = {**MEASURED, "accuracy": {"standard": {"on": 0.75, "off": 0.5}, "hard": {"on": None, "off": None}}}
+
+    assert values(Gate(min_thinking_gain=0.2), measured) == {"min_thinking_gain": (0.25, True)}
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {},
+        {"accuracy": {"standard": {"on": None, "off": None}}, "format": {"on": None, "off": None}},
+        {"accuracy": {"hard": {"on": 0.5, "off": None}}, "format": None},
+        {"format": {"on": 1.0}},
+    ],
+)
+def test_a_number_that_is_missing_does_not_pass(measured):
+    gate = Gate(min_accuracy=0.0, min_format=0.0, min_thinking_gain=-1.0)
+
+    assert set(values(gate, measured).values()) == {(None, False)}
+
+
+def test_a_check_without_a_threshold_is_not_made():
+    assert check(Gate(), MEASURED) == []
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_check_passes_exactly_where_the_number_reaches_the_threshold(threshold, value):
+    (entry,) = check(Gate(min_accuracy=threshold), {"accuracy": {"standard": {"on": value}}})
+
+    assert entry["passed"] == (value >= threshold)
+
+
+def test_thresholds_out_of_range_are_refused():
+    with pytest.raises(RecipeError, match=r"deploy\.gate\.min_format=90"):
+        DeployConfig.parse({"gate": {"min_format": 90}}, where="deploy")
