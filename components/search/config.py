@@ -78,8 +78,8 @@ class Measurement(Config):
     """Length of each prompt, tokens."""
     new_tokens: int = Field(default=32, gt=1)
     """Length of each answer, tokens."""
-    rounds: int = Field(default=2, gt=0)
-    """Times that all models are measured in turn, twice each time; medians count."""
+    rounds: int = Field(default=5, gt=0)
+    """Times that all models are measured in turn; medians count, so that up to two in five may be disturbed."""
     num_layers: int | None = Field(default=None, gt=1)
     """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
 

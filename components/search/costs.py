@@ -32,6 +32,9 @@ from components.search.space import PARTS, LayerSpace, Shape, Variant
 from components.search.table import Costs
 from components.search.variants import initialise, subblock_weights
 
+NOISY = 1.5
+"""A round this many times slower than the median is told to the user."""
+
 
 def counted_costs(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace]) -> tuple[Costs, dict[Variant, Costs]]:
     """Parameters and KV bytes of the fixed part and of every variant, exact; latency still 0."""
@@ -70,6 +73,8 @@ def measure_costs(
     threads = 1 if job.placement.gpus == 0 else job.placement.threads
     times = measure_step_ms(folders, measurement, threads)
     medians = [statistics.median(rounds) for rounds in times]
+    if any(max(rounds) > NOISY * median for rounds, median in zip(times, medians, strict=True)):
+        job.note("the machine was busy while block costs were measured: latencies are rough, costs.json has the spread")
     fixed_ms, latency_ms, explained = explain(shapes, medians)
     return CostTable(
         fixed=fixed.model_copy(update={"latency_ms": fixed_ms}),

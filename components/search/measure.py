@@ -21,9 +21,6 @@ from components.search.config import Measurement
 HELD_WEIGHT_BYTES = 2 << 30
 """Models whose weights together exceed this are measured one after another instead of side by side."""
 
-REPEATS = 2
-"""Measurements of a model in each round, after one to warm up: the models before it have used the caches."""
-
 
 def measure_step_ms(folders: list[Path], measurement: Measurement, threads: int) -> list[list[float]]:
     """Time of one decode step of a batch, prefill spread over its steps, for each model folder.
@@ -34,7 +31,7 @@ def measure_step_ms(folders: list[Path], measurement: Measurement, threads: int)
         threads: CPU threads of each engine.
 
     Returns:
-        For each folder some numbers a round, milliseconds.
+        For each folder one number a round, milliseconds.
 
     Raises:
         MissingPackage: vLLM is not installed.
@@ -94,7 +91,7 @@ def _measure_together(folders: list[str], measurement: Measurement, threads: int
     for _ in range(measurement.rounds):
         for pipe, times in zip(pipes, steps, strict=True):
             pipe.send(True)
-            times += pipe.recv()
+            times.append(pipe.recv())
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(False)
         process.join()
@@ -108,8 +105,8 @@ def _serve(pipe: Connection, folder: str, measurement: Measurement, threads: int
     with Engine(Path(folder), max_model_len=prompt + new, max_num_seqs=batch, threads=threads) as engine:
         pipe.send(True)
         while pipe.recv():
-            speeds = engine.throughput(batch, prompt, new, REPEATS)
-            pipe.send([1000 * batch / tokens_per_s for tokens_per_s in speeds])
+            [tokens_per_s] = engine.throughput(batch, prompt, new, 1)
+            pipe.send(1000 * batch / tokens_per_s)
 
 
 if __name__ == "__main__":

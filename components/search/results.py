@@ -18,7 +18,7 @@ class MeasuredModel(Config):
     intermediate_size: tuple[int, ...]
     """FFN channels of each layer; 0 where there is no FFN."""
     step_ms: tuple[float, ...]
-    """Time of one decode step of the batch, prefill spread over the steps; two a round."""
+    """Time of one decode step of the batch, prefill spread over the steps; one a round."""
     median_ms: float
     """Median over the rounds: what counts."""
     spread_ms: float
