@@ -7,14 +7,14 @@ from components.core.stage import Input, Output, Stage
 
 
 class Gate(Config):
-    """What a model has to show before it becomes the champion; a check without a number is not made."""
+    """What a model has to show before it becomes the champion; null asks for nothing."""
 
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Accuracy with thinking on, standard split."""
     min_format: float | None = Field(default=None, ge=0, le=1)
     """Share of answers that keep their format, in either mode."""
     min_thinking_gain: float | None = Field(default=None, ge=-1, le=1)
-    """Accuracy with thinking on less that with thinking off, hard split where there is one."""
+    """Accuracy with thinking on minus that with thinking off, hard split where there is one."""
 
 
 class DeployConfig(Config):
@@ -32,6 +32,10 @@ class DeployConfig(Config):
     """What the smoke test asks, in both modes, whole and streamed."""
     max_tokens: int = Field(default=128, gt=0)
     """Longest answer of the smoke test, tokens."""
+    temperature: float = Field(default=0.6, ge=0)
+    """What the bundle tells servers to sample with where a request does not say; 0 is greedy."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus of the distribution, likewise."""
     add_configuration_file: bool = False
     """Put a configuration class into the bundle, for vLLM servers without Tessera that allow remote code."""
 

@@ -5,23 +5,23 @@ from typing import Any
 
 from components.deploy.config import Gate
 
+ROUNDING = 1e-9
+
 
 def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each check with what was measured and whether it passed; a number that is missing does not pass.
+    """Each check that the gate asks for, with what was measured; a number that is missing does not pass.
 
     Args:
-        gate: thresholds.
-        measured: the model's entry in metrics.json: `accuracy`, `format`.
+        gate: thresholds; None asks for nothing.
+        measured: the model's entry in metrics.json: `accuracy`, `format`; empty where nothing was measured.
+
+    Returns:
+        For each check `check`, `threshold`, `value` and `passed`.
     """
-    accuracy, kept = measured.get("accuracy", {}), measured.get("format") or {}
-    modes = [kept.get(mode) for mode in ("on", "off")]
-    lowest = None if None in modes else min(float(mode) for mode in modes if mode is not None)
-    split = "hard" if (accuracy.get("hard") or {}).get("on") is not None else "standard"
-    on, off = ((accuracy.get(split) or {}).get(mode) for mode in ("on", "off"))
     found = {
-        "min_accuracy": (accuracy.get("standard") or {}).get("on"),
-        "min_format": lowest,
-        "min_thinking_gain": None if on is None or off is None else on - off,
+        "min_accuracy": _number(measured, "accuracy", "standard", "on"),
+        "min_format": _lowest_format(measured),
+        "min_thinking_gain": _thinking_gain(measured),
     }
     return [
         {"check": name, "threshold": threshold, "value": found[name], "passed": _at_least(found[name], threshold)}
@@ -30,5 +30,27 @@ def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _lowest_format(measured: Mapping[str, Any]) -> float | None:
+    """Format kept in the worse mode."""
+    on, off = (_number(measured, "format", mode) for mode in ("on", "off"))
+    return None if on is None or off is None else min(on, off)
+
+
+def _thinking_gain(measured: Mapping[str, Any]) -> float | None:
+    """What thinking adds to accuracy, on hard problems where there are some."""
+    split = "standard" if _number(measured, "accuracy", "hard", "on") is None else "hard"
+    on, off = (_number(measured, "accuracy", split, mode) for mode in ("on", "off"))
+    return None if on is None or off is None else on - off
+
+
+def _number(measured: Mapping[str, Any], *path: str) -> float | None:
+    """A number below `measured`; None where any step towards it is missing."""
+    value: Any = measured
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
 def _at_least(value: float | None, threshold: float) -> bool:
-    return value is not None and value >= threshold
+    """Whether a number reaches its threshold; a difference of just the threshold does, however it was rounded."""
+    return value is not None and value >= threshold - ROUNDING

@@ -1,67 +1,78 @@
 """Gate, bundle, running server."""
 
 import json
-import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
-
-from components.core.chat import has_toggle
+from components.core.chat import Mode, has_toggle
 from components.core.errors import CheckpointError, StageFailed
-from components.core.job import Job
+from components.core.job import Interrupted, Job
 from components.core.vllm_server import Server
+from components.deploy.bundle import write_bundle
 from components.deploy.config import DeployConfig
 from components.deploy.gate import check
 from components.deploy.smoke import SERVED_NAME, converse
-from components.deploy.standalone import add_configuration_file
+
+MODES: tuple[Mode, ...] = ("on", "off")
 
 
 def run(config: DeployConfig, *, job: Job, out: Path, model: Path, metrics: Path | None = None) -> dict[str, Any]:
-    """Check the gate, write the bundle, start a server on it and speak to it; the runner's lineage registers it."""
+    """Hold the model to its gate, write the bundle, start a server on it and speak to it.
+
+    Raises:
+        CheckpointError: the model cannot be told to think.
+        StageFailed: the gate is not passed and `fail_on_gate` is set; or the server mixes reasoning and answer up.
+    """
     if not has_toggle(model):
         raise CheckpointError(
             "the model's tokenizer has no toggle: it cannot be told to think", hint="deploy a model from sft or rl"
         )
-    checks = check(config.gate, measured(metrics, config.role)) if metrics is not None else []
-    passed = all(entry["passed"] for entry in checks)
+    measured = {} if metrics is None else measurements(metrics, config.role)
+    checks = check(config.gate, measured)
+    passed = bool(measured) and all(entry["passed"] for entry in checks)
     if not passed:
-        failed = ", ".join(f"{e['check']}={e['threshold']} (found {e['value']})" for e in checks if not e["passed"])
+        reason = shortcomings(checks) if measured else "nothing was measured"
         if config.fail_on_gate:
-            raise StageFailed(f"the gate is not passed: {failed}", hint="see the report, or lower deploy.gate")
-        job.note(f"the gate is not passed: {failed}; the model is registered as a candidate")
-    shutil.copytree(model, out / "bundle", dirs_exist_ok=True, copy_function=shutil.copyfile)
-    if config.add_configuration_file:
-        add_configuration_file(out / "bundle")
-    talks = smoke_test(config, out / "bundle", job)
+            raise StageFailed(f"the gate is not passed: {reason}", hint="see the report, or lower deploy.gate")
+        job.note(f"the gate is not passed: {reason}; the model is registered as a candidate")
+    write_bundle(model, out / "bundle", config)
     return {
         "gate": {"passed": passed, "checks": checks},
         "alias": "champion" if passed else "candidate",
         "registered_model": config.name,
-        "smoke": talks,
+        "smoke": smoke_test(config, out / "bundle", job),
     }
 
 
-def measured(metrics: Path, role: str) -> dict[str, Any]:
-    """The entry of a model in metrics.json; of the last model where the role is absent."""
-    models: dict[str, dict[str, Any]] = json.loads((metrics / "metrics.json").read_text())["models"]
+def measurements(metrics: Path, role: str) -> dict[str, Any]:
+    """What the evaluation says of a model; of the last one evaluated where the role is absent."""
+    models: dict[str, dict[str, Any]] = json.loads((metrics / "metrics.json").read_text(encoding="utf-8"))["models"]
     return models.get(role) or list(models.values())[-1]
 
 
-def smoke_test(config: DeployConfig, bundle: Path, job: Job) -> list[JsonValue]:
-    """Start a server on the bundle and ask every question in both modes.
+def shortcomings(checks: Sequence[Mapping[str, Any]]) -> str:
+    """The checks that did not pass, in words."""
+    return ", ".join(f"{e['check']}={e['threshold']} (found {e['value']})" for e in checks if not e["passed"])
 
-    Raises:
-        StageFailed: a streamed reply differed from the whole one.
-    """
-    talks: list[JsonValue] = []
-    total = 2 * len(config.questions)
-    with Server(bundle, name=SERVED_NAME, log=job.scratch / "server.log") as server:
-        for question in config.questions:
-            for mode in ("on", "off"):
-                talk = converse(server.url, question, mode, config.max_tokens)
-                if not talk["same_when_streamed"]:
-                    raise StageFailed(f"the server streams another reply than it gives whole: {talk}")
-                talks.append(talk)
-                job.progress(len(talks), total, what="smoke test")
+
+def smoke_test(config: DeployConfig, bundle: Path, job: Job) -> list[dict[str, Any]]:
+    """Start a server on the bundle, ask every question in both modes, and stop it: the transcript."""
+
+    def stop_if_asked(_: float = 0.0) -> None:
+        if job.stopping():
+            raise Interrupted
+
+    talks: list[dict[str, Any]] = []
+    asked = [(question, mode) for question in config.questions for mode in MODES]
+    with Server(bundle, name=SERVED_NAME, log=job.scratch / "server.log", on_wait=stop_if_asked) as server:
+        for question, mode in asked:
+            stop_if_asked()
+            talk = converse(server.url, question, mode, config.max_tokens)
+            if not talk["kept_format"]:
+                job.note(f"smoke test: thinking {mode}, {question!r} was answered without the format of that mode")
+            if not talk["same_when_streamed"]:
+                job.note(f"smoke test: thinking {mode}, {question!r} was answered otherwise when streamed")
+            talks.append(talk)
+            job.progress(len(talks), len(asked), what="smoke test")
     return talks

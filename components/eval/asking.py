@@ -1,39 +1,60 @@
-"""Asks a served model a set of problems, many at a time, through the OpenAI API."""
+"""Asks a served model some problems, many at a time, through the OpenAI API."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, BadRequestError
 
-from components.core.chat import END_THINK, THINK, plain_answer, system_message
+from components.core.chat import END_THINK, THINK, format_ok, parse_answer, plain_answer, system_message
+from components.core.errors import DataError
 from components.core.verifier import verify
+from components.eval.answers import Answered, Way
 from components.eval.config import EvalConfig
-
-Way = Literal["on", "off", "plain"]
-"""Thinking on, thinking off, or a base model's own way: a completion of the plain prompt."""
+from components.eval.problems import Problem
 
 SERVED_NAME = "model"
+TIMEOUT_S = 600.0
 
 
-@dataclass(frozen=True)
-class Answered:
-    """All answers to one problem in one way."""
-
-    id: str
-    expected: str
-    texts: tuple[str, ...]
-    right: tuple[bool, ...]
-    kept_format: tuple[bool, ...] | None
-    """None for a base model, which has no format to keep."""
-
-
-def ask_all(
-    url: str, rows: Sequence[Mapping[str, Any]], way: Way, config: EvalConfig, on_answer: Callable[[], None]
+async def ask(
+    url: str,
+    model: str,
+    problems: Sequence[Problem],
+    ways: Sequence[Way],
+    config: EvalConfig,
+    on_answer: Callable[[], None],
 ) -> list[Answered]:
-    """Ask every problem in one way; `on_answer` is called after each."""
-    return asyncio.run(_ask_all(url, rows, way, config, on_answer))
+    """Ask a model every problem in every way, all in one go, so that the server's batch stays full.
+
+    Args:
+        url: base URL of the server.
+        model: role of the model that it serves.
+        problems: what is asked.
+        ways: how; the answers come way by way, in the order of the problems.
+        config: sampling, limits and seed.
+        on_answer: called when a problem has its answers; what it raises ends the asking.
+
+    Raises:
+        DataError: a problem is too long for the model.
+        openai.APIError: the server failed, or went away.
+    """
+    room = asyncio.Semaphore(config.concurrency)
+    async with AsyncOpenAI(base_url=url, api_key="-", timeout=TIMEOUT_S, max_retries=1) as client:
+
+        async def one(problem: Problem, way: Way) -> Answered:
+            async with room:
+                try:
+                    samples = await (_complete if way == "plain" else _chat)(client, problem, way, config)
+                except BadRequestError as error:
+                    raise DataError(
+                        f"problem {problem.id} of test-{problem.split} cannot be asked: {error.message}",
+                        hint="shorten it, leave it out, or lower eval.max_tokens",
+                    ) from None
+            on_answer()
+            return grade(model, problem, way, samples)
+
+        return list(await asyncio.gather(*(one(problem, way) for way in ways for problem in problems)))
 
 
 def num_samples(config: EvalConfig, way: Way) -> int:
@@ -41,69 +62,56 @@ def num_samples(config: EvalConfig, way: Way) -> int:
     return config.num_samples if way == "on" and config.temperature > 0 else 1
 
 
-async def _ask_all(
-    url: str, rows: Sequence[Mapping[str, Any]], way: Way, config: EvalConfig, on_answer: Callable[[], None]
-) -> list[Answered]:
-    samples = num_samples(config, way)
-    room = asyncio.Semaphore(max(1, config.concurrency // samples))
-    async with AsyncOpenAI(base_url=url, api_key="-", timeout=600, max_retries=1) as client:
-
-        async def one(number: int, row: Mapping[str, Any]) -> Answered:
-            async with room:
-                seed = (config.seed or 0) * 1_000_003 + number * 101
-                answered = await (_plain if way == "plain" else _chat)(client, row, way, config, samples, seed)
-            on_answer()
-            return answered
-
-        return list(await asyncio.gather(*(one(number, row) for number, row in enumerate(rows))))
-
-
-async def _plain(
-    client: AsyncOpenAI, row: Mapping[str, Any], way: Way, config: EvalConfig, samples: int, seed: int
-) -> Answered:
+async def _complete(client: AsyncOpenAI, problem: Problem, way: Way, config: EvalConfig) -> list[str]:
     """A greedy completion of the plain prompt."""
     reply = await client.completions.create(
         model=SERVED_NAME,
-        prompt=row["prompt"],
+        prompt=problem.prompt,
         max_tokens=config.max_tokens,
         temperature=0,
-        extra_body={"add_special_tokens": False},
+        extra_body={"add_special_tokens": False},  # as in training
     )
-    texts = tuple(choice.text for choice in reply.choices)
-    right = tuple(verify(plain_answer(text), row["answer"]) for text in texts)
-    return Answered(row["id"], row["answer"], texts, right, None)
+    return [choice.text for choice in reply.choices]
 
 
-async def _chat(
-    client: AsyncOpenAI, row: Mapping[str, Any], way: Way, config: EvalConfig, samples: int, seed: int
-) -> Answered:
-    """Sampled answers with thinking on, a greedy one with thinking off."""
+async def _chat(client: AsyncOpenAI, problem: Problem, way: Way, config: EvalConfig) -> list[str]:
+    """Sampled replies with thinking on, a greedy one with thinking off."""
     on = way == "on"
+    samples = num_samples(config, way)
     reply = await client.chat.completions.create(
         model=SERVED_NAME,
-        messages=[system_message(way), {"role": "user", "content": row["question"]}],  # type: ignore[list-item]
+        messages=[system_message(way), {"role": "user", "content": problem.question}],  # type: ignore[list-item]
         max_tokens=config.max_tokens,
         temperature=config.temperature if on else 0,
         top_p=config.top_p if on else 1,
         n=samples,
-        seed=seed,
+        seed=((config.seed or 0) * 1_000_003 + problem.number) * samples,  # sample i takes seed + i
     )
-    texts, right, kept = [], [], []
-    for choice in reply.choices:
-        reasoning, content = reasoning_of(choice.message), choice.message.content or ""
-        texts.append(f"{THINK}{reasoning}{END_THINK}{content}" if reasoning else content)
-        kept.append(keeps_format(reasoning, content, way))
-        right.append(verify(content, row["answer"]))
-    return Answered(row["id"], row["answer"], tuple(texts), tuple(right), tuple(kept))
+    return [joined(_reasoning(choice.message), choice.message.content or "") for choice in reply.choices]
 
 
-def reasoning_of(message: Any) -> str:
-    """The reasoning field of a chat message; OpenAI's own types do not know it."""
-    extra = message.model_extra or {}
-    return str(extra.get("reasoning") or extra.get("reasoning_content") or "")
+def grade(model: str, problem: Problem, way: Way, samples: Sequence[str]) -> Answered:
+    """Which answers are right, and which keep their format."""
+    base = way == "plain"
+    answers = [plain_answer(text) if base else parse_answer(text)[1] for text in samples]
+    return Answered(
+        model=model,
+        split=problem.split,
+        mode=way,
+        id=problem.id,
+        question=problem.question,
+        expected=problem.answer,
+        samples=tuple(samples),
+        correct=tuple(verify(answer, problem.answer) for answer in answers),
+        kept_format=None if base else tuple(format_ok(text, way) for text in samples),
+    )
 
 
-def keeps_format(reasoning: str, content: str, way: Way) -> bool:
-    """On: some reasoning, then an answer without tags. Off: an answer without tags, and no reasoning."""
-    clean = bool(content.strip()) and THINK not in content and END_THINK not in content
-    return clean and bool(reasoning.strip()) == (way == "on")
+def joined(reasoning: str, content: str) -> str:
+    """A reply as one text: reasoning between its tags, then the answer."""
+    return f"{THINK}{reasoning}{END_THINK}{content}" if reasoning else content
+
+
+def _reasoning(message: Any) -> str:
+    """A field that OpenAI's own types do not know."""
+    return str((message.model_extra or {}).get("reasoning") or "")

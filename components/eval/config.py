@@ -18,7 +18,7 @@ class EvalConfig(Config):
     num_problems: int = Field(default=250, gt=0)
     """Problems of each split, at most."""
     num_samples: int = Field(default=4, gt=0)
-    """Answers to each problem where answers are sampled; greedy answers are given once."""
+    """Answers to each problem where they are sampled; a greedy answer would only repeat itself."""
     temperature: float = Field(default=0.6, ge=0)
     """Sampling temperature with thinking on; with thinking off, and for base models, answers are greedy."""
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -26,7 +26,7 @@ class EvalConfig(Config):
     max_tokens: int = Field(default=128, gt=0)
     """Longest answer, tokens."""
     concurrency: int = Field(default=64, gt=0)
-    """Answers under way at a time in one server."""
+    """Answers that a server generates at a time; more requests wait in it."""
     workload: Workload = Workload(new_tokens=64, rounds=3)
     """The load that tokens per second are measured under."""
     seed: int | None = None
@@ -37,7 +37,9 @@ STAGE = Stage(
     name="eval",
     config=EvalConfig,
     inputs={
-        "problems": Input("data", "test-standard.jsonl and test-hard.jsonl, rows {id, question, prompt, answer}"),
+        "problems": Input(
+            "data", "test-standard.jsonl and test-hard.jsonl, rows {id, question, prompt (for base models), answer}"
+        ),
         **{role: Input("model", f"the model in the role {role}", optional=True) for role in ROLES},
     },
     outputs={

@@ -53,9 +53,16 @@ def test_a_check_without_a_threshold_is_not_made():
     assert check(Gate(), MEASURED) == []
 
 
-@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_gain_of_just_the_threshold_passes_however_it_was_rounded():
+    measured = {"accuracy": {"hard": {"on": 0.75, "off": 0.55}}}
+
+    assert measured["accuracy"]["hard"]["on"] - measured["accuracy"]["hard"]["off"] < 0.2
+    assert values(Gate(min_thinking_gain=0.2), measured)["min_thinking_gain"][1]
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
 def test_a_check_passes_exactly_where_the_number_reaches_the_threshold(threshold, value):
-    (entry,) = check(Gate(min_accuracy=threshold), {"accuracy": {"standard": {"on": value}}})
+    (entry,) = check(Gate(min_accuracy=threshold / 1000), {"accuracy": {"standard": {"on": value / 1000}}})
 
     assert entry["passed"] == (value >= threshold)
 

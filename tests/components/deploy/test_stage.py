@@ -1,18 +1,21 @@
 """Deployment of a model whose replies are known, with a real server."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 pytest.importorskip("vllm")
 
+from components.core.chat import Mode
 from components.core.errors import CheckpointError, StageFailed
 from components.core.job import Job
 from components.deploy.config import DeployConfig, Gate
-from components.deploy.stage import measured, run
+from components.deploy.smoke import converse
+from components.deploy.stage import measurements, run
 from tests.components.conftest import Recorder
 from tests.components.core import tiny_models
 
@@ -51,15 +54,27 @@ def test_the_bundle_is_served_in_both_modes_whole_and_streamed_alike(
     result = run(CONFIG, job=recorded_job, out=tmp_path, model=model, metrics=metrics)
 
     assert result["smoke"] == [
-        {"question": question, "mode": mode, "reasoning": reasoning, "answer": "42", "same_when_streamed": True}
+        {
+            "question": question,
+            "mode": mode,
+            "reasoning": reasoning,
+            "answer": "42",
+            "streamed": {"reasoning": reasoning, "answer": "42"},
+            "same_when_streamed": True,
+            "kept_format": True,
+        }
         for question in CONFIG.questions
         for mode, reasoning in (("on", "6*7"), ("off", ""))
     ]
+    assert recorder.notes == []
     assert (result["alias"], result["registered_model"]) == ("champion", "tiny")
-    assert [event["done"] for event in recorder.events] == [1, 2, 3, 4]
+    assert [event["done"] for event in recorder.events if event["type"] == "progress"] == [1, 2, 3, 4]
     bundle = tmp_path / "bundle"
     assert {file.name for file in bundle.iterdir()} == {file.name for file in model.iterdir()}
-    assert all((bundle / file.name).read_bytes() == file.read_bytes() for file in model.iterdir())
+    changed = [file.name for file in model.iterdir() if (bundle / file.name).read_bytes() != file.read_bytes()]
+    assert changed == ["generation_config.json"]
+    before, after = (json.loads((folder / changed[0]).read_text()) for folder in (model, bundle))
+    assert after == {**before, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
 
 
 @pytest.mark.parametrize(("threshold", "alias"), [(0.75, "champion"), (0.8, "candidate")])
@@ -88,15 +103,20 @@ def test_a_gate_may_stop_the_stage(model: Path, metrics: Path, recorded_job: Job
 
 
 @pytest.mark.usefixtures("without_server")
-def test_without_an_evaluation_no_check_is_made(model: Path, recorded_job: Job, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"gate": Gate(min_accuracy=1.0)})
+@pytest.mark.parametrize("gate", [Gate(), Gate(min_accuracy=0.0)])
+def test_a_model_that_nobody_measured_is_a_candidate(
+    gate: Gate, model: Path, recorded_job: Job, recorder: Recorder, tmp_path: Path
+) -> None:
+    result = run(CONFIG.model_copy(update={"gate": gate}), job=recorded_job, out=tmp_path, model=model)
 
-    assert run(config, job=recorded_job, out=tmp_path, model=model)["gate"] == {"passed": True, "checks": []}
+    assert result["alias"] == "candidate"
+    assert not result["gate"]["passed"]
+    assert recorder.notes == ["the gate is not passed: nothing was measured; the model is registered as a candidate"]
 
 
 def test_the_model_is_looked_up_by_role_else_the_last_one_counts(metrics: Path) -> None:
-    assert measured(metrics, "sft") == MODELS["sft"]
-    assert measured(metrics, "pretrained") == MODELS["rl"]
+    assert measurements(metrics, "sft") == MODELS["sft"]
+    assert measurements(metrics, "pretrained") == MODELS["rl"]
 
 
 @pytest.mark.usefixtures("without_server")
@@ -109,23 +129,49 @@ def test_a_model_that_cannot_be_told_to_think_is_refused(model: Path, recorded_j
         run(CONFIG, job=recorded_job, out=tmp_path, model=tmp_path / "base")
 
 
-def test_a_server_that_streams_another_reply_fails_the_stage(
-    model: Path, recorded_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Reply(SimpleNamespace):
+    """A message, or a piece of one, as the client gives it."""
+
+    def __init__(self, reasoning: str | None, content: str | None) -> None:
+        super().__init__(model_extra={"reasoning": reasoning}, content=content)
+
+
+def talk_with(monkeypatch: pytest.MonkeyPatch, whole: Reply, pieces: list[Reply], mode: Mode) -> dict[str, Any]:
+    """A conversation with a client that has its replies from here."""
+
+    def create(*, stream: bool = False, **_: Any) -> Any:
+        if not stream:
+            return SimpleNamespace(choices=[SimpleNamespace(message=whole)])
+        return [SimpleNamespace(choices=[SimpleNamespace(delta=piece)]) for piece in pieces]
+
+    client = MagicMock()
+    client.return_value.__enter__.return_value.chat.completions.create = create
+    monkeypatch.setattr("components.deploy.smoke.OpenAI", client)
+    return converse("", "6*7=", mode, 8)
+
+
+def test_pieces_of_a_reply_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [Reply("6*", None), Reply("7", None), Reply(None, "4"), Reply(None, "2")]
+    talk = talk_with(monkeypatch, Reply("6*7", "42"), pieces, "on")
+
+    assert talk["streamed"] == {"reasoning": "6*7", "answer": "42"}
+    assert talk["same_when_streamed"]
+    assert talk["kept_format"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "reasoning", "answer"), [("on", None, "42"), ("on", "6*7", None), ("off", "6*7", "42"), ("off", None, "")]
+)
+def test_a_reply_without_the_format_of_its_mode_is_told(
+    mode: Mode, reasoning: str | None, answer: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def converse(url: str, question: str, mode: str, max_tokens: int) -> Mapping[str, Any]:
-        return {"question": question, "mode": mode, "reasoning": "hm", "answer": "42", "same_when_streamed": False}
+    reply = Reply(reasoning, answer)
+    talk = talk_with(monkeypatch, reply, [reply], mode)
 
-    class NoServer:
-        url = ""
+    assert not talk["kept_format"]
+    assert talk["same_when_streamed"]
 
-        def __init__(self, *_: object, **__: object) -> None: ...
 
-        def __enter__(self) -> "NoServer":
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-    monkeypatch.setattr("components.deploy.stage.Server", NoServer)
-    monkeypatch.setattr("components.deploy.stage.converse", converse)
-    with pytest.raises(StageFailed, match="streams another reply"):
-        run(CONFIG, job=recorded_job, out=tmp_path, model=model)
+def test_a_server_that_streams_a_tag_as_text_fails_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StageFailed, match="streams </think> as text"):
+        talk_with(monkeypatch, Reply("6*7", "42"), [Reply("6*7", None), Reply(None, "</think>42")], "on")

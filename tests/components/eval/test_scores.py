@@ -1,33 +1,41 @@
 """What is counted, from answers that are made up."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from components.core.chat import plain_answer
 from components.core.errors import DataError
-from components.eval.asking import Answered, keeps_format, reasoning_of
-from components.eval.stage import load_tests, scores
+from components.eval.answers import Answered, Way, read_answers, write_answers
+from components.eval.asking import grade, joined
+from components.eval.problems import Problem, load_problems
+from components.eval.scores import scores
 from tests.components.conftest import write_rows
 
 
-def answered(*right: bool, kept: tuple[bool, ...] | None = None) -> Answered:
-    return Answered("p", "4", ("x",) * len(right), right, kept)
+def answered(split: str, mode: Way, *correct: bool, kept: tuple[bool, ...] | None = None) -> Answered:
+    facts = {"model": "sft", "id": "p", "question": "2+2=", "expected": "4", "samples": ("x",) * len(correct)}
+    return Answered(split=split, mode=mode, correct=correct, kept_format=kept, **facts)
 
 
 def test_both_modes_are_counted_apart():
-    on = [answered(True, False, kept=(True, True)), answered(True, True, kept=(True, False))]
-    off = [answered(False, kept=(True,)), answered(True, kept=(False,))]
-    found = scores({"standard": {"on": on, "off": off}, "hard": {"on": on[:1], "off": off[:1]}})
+    rows = [
+        answered("standard", "on", True, False, kept=(True, True)),
+        answered("standard", "on", True, True, kept=(True, False)),
+        answered("standard", "off", False, kept=(True,)),
+        answered("standard", "off", True, kept=(False,)),
+        answered("hard", "on", True, False, kept=(True, True)),
+        answered("hard", "off", False, kept=(True,)),
+    ]
+    found = scores(rows)
 
     assert found["accuracy"] == {"standard": {"on": 0.75, "off": 0.5}, "hard": {"on": 0.5, "off": 0.0}}
     assert found["format"] == {"on": 5 / 6, "off": 2 / 3}  # over both splits
+    assert found["answers"] == {"standard": {"on": 4, "off": 2}, "hard": {"on": 2, "off": 1}}
     low, high = found["interval"]["standard"]["on"]
     assert low < 0.75 < high
 
 
 def test_a_base_model_has_one_way_and_no_format():
-    found = scores({"standard": {"plain": [answered(True), answered(False)]}})
+    found = scores([answered("standard", "plain", True), answered("standard", "plain", False)])
 
     assert found["accuracy"] == {"standard": {"on": 0.5, "off": None}, "hard": {"on": None, "off": None}}
     assert found["interval"]["standard"]["off"] is None
@@ -35,27 +43,30 @@ def test_a_base_model_has_one_way_and_no_format():
 
 
 @pytest.mark.parametrize(
-    ("reasoning", "content", "way", "kept"),
+    ("reasoning", "content", "way", "correct", "kept"),
     [
-        ("2+2=4", "4", "on", True),
-        ("", "4", "on", False),
-        (" \n", "4", "on", False),
-        ("2+2=4", "", "on", False),
-        ("2+2=4", "<think>4", "on", False),
-        ("", "4", "off", True),
-        ("2+2=4", "4", "off", False),
-        ("", "4</think>", "off", False),
-        ("", " ", "off", False),
+        ("2+2=4", "4", "on", True, True),
+        ("2+2=5", "5", "on", False, True),
+        ("", "4", "on", True, False),
+        (" \n", "4", "on", True, False),
+        ("2+2=4", "", "on", False, False),  # cut off while it was thinking
+        ("2+2=4", "<think>4", "on", False, False),
+        ("", "4", "off", True, True),
+        ("2+2=4", "4", "off", True, False),
+        ("", "4</think>", "off", False, False),
+        ("", " ", "off", False, False),
     ],
 )
-def test_format(reasoning, content, way, kept):
-    assert keeps_format(reasoning, content, way) is kept
+def test_a_tuned_model_is_right_by_its_answer_and_keeps_the_format_of_its_mode(reasoning, content, way, correct, kept):
+    row = grade("sft", Problem("standard", 0, "p", "2+2=", "2+2=", "4"), way, [joined(reasoning, content)])
+
+    assert (row.correct, row.kept_format) == ((correct,), (kept,))
 
 
-def test_reasoning_is_read_under_either_name():
-    assert reasoning_of(SimpleNamespace(model_extra={"reasoning": "a"})) == "a"
-    assert reasoning_of(SimpleNamespace(model_extra={"reasoning_content": "b"})) == "b"
-    assert reasoning_of(SimpleNamespace(model_extra=None)) == ""
+def test_a_base_model_is_right_by_what_follows_its_last_colon():
+    row = grade("parent", Problem("hard", 0, "p", "2+2=", "2+2=", "4"), "plain", ["+24:4", "+25:5", "4: 5", "4"])
+
+    assert (row.correct, row.kept_format) == ((True, False, False, True), None)
 
 
 @pytest.mark.parametrize(("text", "answer"), [("7+5=2 2*3=6: 6", "6"), (" 6 \n", "6"), ("a: b: 7", "7"), ("", "")])
@@ -63,11 +74,34 @@ def test_the_answer_of_a_base_model_follows_its_last_colon(text, answer):
     assert plain_answer(text) == answer
 
 
-def test_problems_are_cut_to_a_number_and_empty_splits_left_out(tmp_path):
-    write_rows(tmp_path / "test-standard.jsonl", [{"id": i} for i in range(5)])
-    write_rows(tmp_path / "test-hard.jsonl", [])
-    assert load_tests(tmp_path, 3) == {"standard": [{"id": 0}, {"id": 1}, {"id": 2}]}
+def test_answers_are_read_as_they_were_written(tmp_path):
+    rows = [answered("hard", "on", True, False, kept=(True, False)), answered("hard", "plain", True)]
+    write_answers(tmp_path / "answers.jsonl", rows)
 
+    assert read_answers(tmp_path / "answers.jsonl") == rows
+
+
+def problem_row(number: int) -> dict[str, object]:
+    return {"id": number, "question": "q", "prompt": "q\nAnswer:", "answer": 4, "level": 1}
+
+
+def test_problems_are_cut_to_a_number_in_each_split_that_is_there(tmp_path):
+    write_rows(tmp_path / "test-standard.jsonl", map(problem_row, range(5)))
+    found = load_problems(tmp_path, 3)
+
+    assert found == [Problem("standard", i, str(i), "q", "q\nAnswer:", "4") for i in range(3)]
+
+    write_rows(tmp_path / "test-hard.jsonl", [problem_row(7)])
+    assert [each.id for each in load_problems(tmp_path, 2)] == ["0", "1", "7"]
+
+
+def test_without_problems_there_is_nothing_to_ask(tmp_path):
     write_rows(tmp_path / "test-standard.jsonl", [])
     with pytest.raises(DataError, match="no test problems"):
-        load_tests(tmp_path, 3)
+        load_problems(tmp_path, 3)
+
+
+def test_a_problem_that_lacks_a_field_is_named(tmp_path):
+    write_rows(tmp_path / "test-standard.jsonl", [problem_row(0), {"id": 1, "question": "q", "answer": "4"}])
+    with pytest.raises(DataError, match=r"test-standard\.jsonl line 2: no 'prompt'"):
+        load_problems(tmp_path, 3)

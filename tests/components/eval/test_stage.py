@@ -1,6 +1,9 @@
 """The whole evaluation with real servers, of models whose answers are known."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,13 @@ import pytest
 pytest.importorskip("vllm")
 
 from components.core.chat import END_THINK, parse_answer, plain_answer
-from components.core.errors import InputError
-from components.core.job import silent_job
-from components.core.vllm_server import Server
+from components.core.errors import CheckpointError, DataError, InputError
+from components.core.job import Interrupted, silent_job
+from components.core.vllm_server import Launcher, Server
 from components.core.workload import Workload
 from components.eval.asking import num_samples
 from components.eval.config import EvalConfig
+from components.eval.serving import turns
 from components.eval.stage import run
 from components.eval.statistics import interval
 from tests.components.conftest import write_rows
@@ -49,38 +53,59 @@ def watch(patch: pytest.MonkeyPatch, calls: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One evaluation: its metrics, its answers, and how often a server was started and given other weights."""
-    folder = tmp_path_factory.mktemp("eval")
+def one_launcher() -> Iterator[None]:
+    """Every evaluation here starts its servers from the same process: importing vLLM takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch, Launcher() as launcher:
+        patch.setattr("components.eval.serving.Launcher", lambda: nullcontext(launcher))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three models of one architecture."""
+    root = tmp_path_factory.mktemp("models")
+    thinking = ["<on>", "<think>", "6", "*", "7", "</think>"]
+    models = {
+        "parent": tiny_models.speaker(["=", "4", "2", "<eos>"]),
+        "sft": tiny_models.speaker([*thinking, "4"], ["<off>", "4", "2", "<eos>"]),
+        "rl": tiny_models.speaker([*thinking, "1"], ["<off>", "1", "3", "<eos>"]),
+    }
+    return {name: tiny_models.write(model, root / name) for name, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("problems")
     for split, answers in EXPECTED.items():
         rows = (
             {"id": f"{split}-{i}", "question": "6*7=", "prompt": "6*7=", "answer": a} for i, a in enumerate(answers)
         )
         write_rows(folder / f"test-{split}.jsonl", rows)
-    thinking = ["<on>", "<think>", "6", "*", "7", "</think>"]
-    sft = tiny_models.speaker([*thinking, "4"], ["<off>", "4", "2", "<eos>"])
-    rl = tiny_models.speaker([*thinking, "1"], ["<off>", "1", "3", "<eos>"])
-    parent = tiny_models.speaker(["=", "4", "2", "<eos>"])
-    models = {"parent": parent, "sft": sft, "rl": rl}
-    folders: dict[str, Path | None] = {name: tiny_models.write(model, folder / name) for name, model in models.items()}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(
+    folders: dict[str, Path], problems: Path, one_launcher: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """One evaluation: its metrics, its answers, and how often a server was started and given other weights."""
+    folder = tmp_path_factory.mktemp("eval")
     (folder / "out" / "metrics").mkdir(parents=True)
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, calls)
-        result = run(CONFIG, job=silent_job(folder / "job"), out=folder / "out", problems=folder, **folders)
+        result = run(CONFIG, job=silent_job(folder / "job"), out=folder / "out", problems=problems, **folders)
     lines = (folder / "out" / "metrics" / "answers.jsonl").read_text().splitlines()
     return {
         "result": result,
         "metrics": json.loads((folder / "out" / "metrics" / "metrics.json").read_text()),
         "answers": [json.loads(line) for line in lines],
         "calls": calls,
-        "folder": folder,
-        "folders": folders,
     }
 
 
 def test_models_of_one_architecture_share_a_server(made):
-    assert made["calls"] == ["start", "parent", "sft", "rl"]
+    assert made["calls"] == ["start", "sft", "rl"]
 
 
 def test_accuracies_are_those_of_models_that_always_say_the_same(made):
@@ -97,12 +122,12 @@ def test_accuracies_are_those_of_models_that_always_say_the_same(made):
 
 
 def test_every_problem_was_asked_in_every_way_as_often_as_set(made):
-    asked = [(row["model"], row["split"], row["mode"], row["id"], len(row["texts"])) for row in made["answers"]]
+    asked = [(row["model"], row["split"], row["mode"], row["id"], len(row["samples"])) for row in made["answers"]]
     ways = [("parent", "plain", 1), *((role, mode, n) for role in ("sft", "rl") for mode, n in (("on", 3), ("off", 1)))]
     ids = [("standard", f"standard-{i}") for i in range(3)] + [("hard", f"hard-{i}") for i in range(2)]
 
     assert sorted(asked) == sorted((role, split, way, name, n) for role, way, n in ways for split, name in ids)
-    assert {(row["model"], row["mode"]): set(row["texts"]) for row in made["answers"]} == {
+    assert {(row["model"], row["mode"]): set(row["samples"]) for row in made["answers"]} == {
         ("parent", "plain"): {"42"},
         ("sft", "on"): {"<think>6*7</think>42"},
         ("sft", "off"): {"42"},
@@ -121,13 +146,15 @@ def test_a_recount_from_the_answers_gives_the_metrics(made):
                 if not found:
                     assert row["accuracy"][split][mode] is None
                     continue
-                said = [[plain_answer(t) if way == "plain" else parse_answer(t)[1] for t in a["texts"]] for a in found]
+                said = [
+                    [plain_answer(t) if way == "plain" else parse_answer(t)[1] for t in a["samples"]] for a in found
+                ]
                 right = [[text == a["expected"] for text in texts] for a, texts in zip(found, said, strict=True)]
                 share = sum(sum(each) / len(each) for each in right) / len(right)
                 assert row["accuracy"][split][mode] == pytest.approx(share)
                 assert row["interval"][split][mode] == pytest.approx(interval(right))
                 if way != "plain":
-                    kept = [(END_THINK in text) == (mode == "on") for a in found for text in a["texts"]]
+                    kept = [(END_THINK in text) == (mode == "on") for a in found for text in a["samples"]]
                     assert all(kept) == (row["format"][mode] == 1.0)
 
 
@@ -141,18 +168,54 @@ def test_size_and_speed_are_those_of_the_architecture(made):
     assert min(row["tokens_per_second"] for row in rows) > 0
 
 
-def test_models_that_were_asked_before_an_interruption_are_not_asked_again(made, tmp_path, monkeypatch):
-    """With every answer saved no server is started at all."""
-    monkeypatch.setattr("components.eval.stage.Launcher", None)
-    monkeypatch.setattr(
-        "components.eval.stage.measure_step_ms", lambda folders, workload, threads: [[1.0]] * len(folders)
-    )
+def test_an_interrupted_evaluation_goes_on_with_the_models_that_are_left(made, folders, problems, tmp_path):
+    """Interrupted while the second model answers; what then goes on starts with it, and measures no speed again."""
+    job = silent_job(tmp_path)
+    calls: list[str] = []
     (tmp_path / "metrics").mkdir()
-    job = silent_job(made["folder"] / "job")
-    run(CONFIG, job=job, out=tmp_path, problems=made["folder"], **made["folders"])
+    job.stopping = lambda: "sft" in calls
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, calls)
+        patch.setattr("components.eval.stage.measure_step_ms", lambda folders, *_, **__: [[8.0]] * len(folders))
+        with pytest.raises(Interrupted):
+            run(CONFIG, job=job, out=tmp_path, problems=problems, **folders)
+        job.stopping = lambda: False
+        patch.setattr("components.eval.stage.measure_step_ms", None)
+        run(CONFIG, job=job, out=tmp_path, problems=problems, **folders)
 
+    assert calls == ["start", "sft", "start", "rl"]
     lines = (tmp_path / "metrics" / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == made["answers"]
+    metrics = json.loads((tmp_path / "metrics" / "metrics.json").read_text())
+    assert {row["tokens_per_second"] for row in metrics["models"].values()} == {1000 * 2 / 8}
+
+
+def test_a_problem_that_is_too_long_for_the_model_is_named(folders, one_launcher, tmp_path):
+    row = {"id": "long", "question": "7" * 600, "prompt": "7" * 600, "answer": "7"}
+    write_rows(tmp_path / "test-standard.jsonl", [row])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.eval.stage.measure_step_ms", lambda folders, *_, **__: [[8.0]])
+        with pytest.raises(DataError, match=r"problem long of test-standard cannot be asked: .*length"):
+            run(CONFIG, job=silent_job(tmp_path), out=tmp_path, problems=tmp_path, parent=folders["parent"])
+
+
+def test_a_server_is_shared_by_models_that_differ_in_their_weights_alone(folders, tmp_path):
+    parent, sft, rl = (folders[role] for role in ("parent", "sft", "rl"))
+    other_end = Path(shutil.copytree(rl, tmp_path / "other-end"))
+    generation = json.loads((rl / "generation_config.json").read_text())
+    (other_end / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 5}))
+    wider = tiny_models.write(tiny_models.llama(0, intermediate_size=64), tmp_path / "wider")
+    models = {"parent": parent, "child": wider, "sft": sft, "rl": rl}
+
+    assert turns(models) == [["parent", "sft", "rl"], ["child"]]
+    assert turns({**models, "rl": other_end}) == [["parent", "sft"], ["rl"], ["child"]]
+
+
+def test_a_model_that_cannot_be_told_to_think_is_refused(folders, tmp_path):
+    base = Path(shutil.copytree(folders["sft"], tmp_path / "base"))
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer of sft has no toggle"):
+        run(CONFIG, job=silent_job(tmp_path), out=tmp_path, problems=tmp_path, sft=base)
 
 
 def test_greedy_answers_are_given_once():
