@@ -1,30 +1,47 @@
 """A bundle that brings its own configuration class."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
-
-import pytest
-from transformers import AutoConfig
 
 from components.core.checkpoint import save_model
 from components.deploy.standalone import FILE, add_configuration_file
 from tests.components.core import tiny_models
 
 
-def test_transformers_reads_the_bundle_with_the_class_that_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
-    model = tiny_models.heterogeneous(0)
-    save_model(model, tmp_path / "bundle", tokenizer=None)
+WITHOUT_TESSERA = """
+import json, sys
+from transformers import AutoConfig
+
+config = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(json.dumps({
+    "class": type(config).__name__,
+    "no_op": [block.attention.no_op for block in config.block_configs],
+    "width": config.block_configs[0].ffn.intermediate_size,
+    "again": json.loads(config.to_json_string(use_diff=False))["block_configs"],
+}))
+"""
+"""A program of its own: where our configuration class is registered, transformers takes that one."""
+
+
+def test_transformers_reads_the_bundle_with_the_class_that_lies_in_it(tmp_path: Path):
+    save_model(tiny_models.heterogeneous(0), tmp_path / "bundle", tokenizer=None)
     before = json.loads((tmp_path / "bundle" / "config.json").read_text())
     add_configuration_file(tmp_path / "bundle")
 
-    config = AutoConfig.from_pretrained(tmp_path / "bundle", trust_remote_code=True)
-    assert type(config).__name__ == "DeciLMConfig"
-    assert [block.attention.no_op for block in config.block_configs] == [False, True, False, False]
-    assert config.block_configs[0].ffn.intermediate_size == 40
-    assert config.block_configs[2].ffn.no_op is True
-    again = json.loads(config.to_json_string(use_diff=False))
-    assert again["block_configs"] == before["block_configs"]
+    command = [sys.executable, "-c", WITHOUT_TESSERA, str(tmp_path / "bundle")]
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout)
+    assert read == {
+        "class": "DeciLMConfig",
+        "no_op": [False, True, False, False],
+        "width": 40,
+        "again": before["block_configs"],
+    }
     after = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert after == {**before, "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"}}
 
