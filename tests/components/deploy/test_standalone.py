@@ -10,7 +10,6 @@ from components.core.checkpoint import save_model
 from components.deploy.standalone import FILE, add_configuration_file
 from tests.components.core import tiny_models
 
-
 WITHOUT_TESSERA = """
 import json, sys
 from transformers import AutoConfig
