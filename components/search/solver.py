@@ -122,13 +122,16 @@ def pareto_front(table: OptionTable, limits: Mapping[str, float], num_points: in
     """The best choice at each of several latency limits, under the other limits as they are.
 
     Returns:
-        Latency limit (ms) and solution, from the least latency that the other limits allow to the parent's latency.
+        Latency limit (ms) and solution, from the least latency that the other limits allow to the parent's latency; a
+        single limit where that least is not below the parent's.
     """
     others = {resource: limit for resource, limit in limits.items() if resource != "latency_ms"}
     least, most = _least(table, "latency_ms", others), table.costs(table.parent_choice).latency_ms
     if least is None:
         return []
-    steps = [least + (most - least) * k / (num_points - 1) for k in range(num_points)]
+    if least >= most:  # measured: what the other limits leave may be no faster than the parent
+        num_points, most = 1, least
+    steps = [least + (most - least) * k / max(1, num_points - 1) for k in range(num_points)]
     return [(limit, solve(table, {**others, "latency_ms": limit})) for limit in steps]
 
 

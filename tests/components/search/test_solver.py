@@ -155,3 +155,11 @@ def test_a_written_table_is_solved_again_under_other_limits() -> None:
 def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     solve(two_layers(), {"latency_ms": 5.0})
     assert capfd.readouterr().out == ""
+
+
+def test_pareto_front_is_one_point_where_what_the_limits_leave_is_slower_than_the_parent() -> None:
+    table = table_of([option(4, 0.0, 10, 64, 1.0), option(1, 0.5, 8, 16, 1.3)])  # as a noisy measurement has it
+    ((limit, solution),) = pareto_front(table, {"kv_bytes_per_token": 16}, 6)
+
+    assert limit == pytest.approx(1.3)
+    assert solution.choice == (1,)
