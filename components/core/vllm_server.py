@@ -10,7 +10,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Self
 from components.core.architecture import Architecture
 from components.core.chat import has_toggle
 from components.core.errors import InputError, TesseraError
+from components.core.ports import HOST, is_free, usable_port
 from components.core.vllm_settings import (
     BATCHED_TOKENS,
     ENVIRONMENT,
@@ -35,7 +35,6 @@ from components.core.vllm_settings import (
     vllm_uses_gpu,
 )
 
-HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.1
 STOP_TIMEOUT_S = 5.0
 TAIL_LINES = 15
@@ -133,7 +132,7 @@ class Server:
         threads: int = 1,
         swappable: bool = False,
         launcher: Launcher | None = None,
-        timeout_s: float = 300.0,
+        timeout_s: float = 600.0,
         on_wait: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """Describe a server; nothing starts before `start` or `with`.
@@ -219,7 +218,7 @@ class Server:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self.pid = None
-            while self.port and not _is_free(self.port) and time.monotonic() < deadline + STOP_TIMEOUT_S:
+            while self.port and not is_free(self.port) and time.monotonic() < deadline + STOP_TIMEOUT_S:
                 time.sleep(POLL_INTERVAL_S / 2)  # threads of a killed process may hold it a moment longer
         if self._own_launcher and self._launcher is not None:
             self._launcher.close()
@@ -327,36 +326,6 @@ class Server:
         with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
             content: bytes = answer.read()
             return content
-
-
-def usable_port(wanted: int | None) -> int:
-    """The wanted port, or any free one.
-
-    Raises:
-        InputError: it is taken, or needs rights that we do not have.
-    """
-    try:
-        return _bound_port(wanted or 0)
-    except OSError as error:
-        hint = "choose another one, or none to get a free one"
-        raise InputError(f"port {wanted} cannot be used: {error.strerror}", hint=hint) from None
-
-
-def _bound_port(port: int) -> int:
-    """Take a port for a moment, any if 0; its number."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((HOST, port))
-        number: int = probe.getsockname()[1]
-        return number
-
-
-def _is_free(port: int) -> bool:
-    """Whether nobody has a port."""
-    try:
-        return _bound_port(port) == port
-    except OSError:
-        return False
 
 
 def tail(log: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from components.core.errors import StageFailed
 from components.core.vllm_engine import Engine
+from components.core.vllm_launch import end_with_parent
 from components.core.vllm_settings import ENVIRONMENT, require_vllm
 from components.core.workload import Workload
 
@@ -55,13 +56,19 @@ def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> li
     require_vllm()
     order = {
         "folders": [str(folder) for folder in folders],
-        "workload": workload.model_dump(),
+        "workload": workload.model_dump(include=set(Workload.model_fields)),
         "threads": threads,
     }
     environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-W", "ignore", "-m", "components.core.vllm_timing"]
     done = subprocess.run(
-        command, input=json.dumps(order), capture_output=True, text=True, env=environment, check=False
+        command,
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        env=environment,
+        start_new_session=True,  # so that it can end as a whole, with us
+        check=False,
     )
     if done.returncode:
         raise StageFailed(f"vLLM could not run the models to be measured:\n{done.stderr[-2000:]}")
@@ -71,6 +78,7 @@ def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> li
 
 def main() -> None:
     """Read the order from standard input, and write the times to standard output."""
+    end_with_parent(os.getppid())
     order = json.loads(sys.stdin.read())
     folders, workload, threads = order["folders"], Workload.parse(order["workload"]), order["threads"]
     context = multiprocessing.get_context("forkserver")

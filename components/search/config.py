@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from components.core.config import Config
 from components.core.stage import Input, Output, Stage
+from components.core.workload import Workload
 
 PERCENT = r"(?=.*[1-9])\d+(\.\d+)?%"
 """A share above 0."""
@@ -69,17 +70,11 @@ class Calibration(Config):
     """Order of the data and all randomness; the recipe's seed where not given."""
 
 
-class Measurement(Config):
+class Measurement(Workload):
     """The deployment that block costs are measured for, in vLLM on this machine."""
 
-    batch_size: int = Field(default=32, gt=0)
-    """Requests decoded together."""
-    prompt_tokens: int = Field(default=16, gt=0)
-    """Length of each prompt, tokens."""
-    new_tokens: int = Field(default=32, gt=1)
-    """Length of each answer, tokens."""
-    rounds: int = Field(default=5, gt=0)
-    """Times that all models are measured in turn; medians count, so that up to two in five may be disturbed."""
+    rounds: int = Field(default=3, gt=0)
+    """Times that all models are measured in turn, twice each time; medians count: a few may be disturbed."""
     num_layers: int | None = Field(default=None, gt=1)
     """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
 

@@ -24,9 +24,9 @@ from components.core.checkpoint import save_model
 from components.core.errors import RecipeError
 from components.core.job import Job
 from components.core.model import TesseraForCausalLM
+from components.core.vllm_timing import measure_step_ms
 from components.search.assemble import heterogeneous_model
 from components.search.config import Measurement
-from components.search.measure import measure_step_ms
 from components.search.results import CostTable, Machine, MeasuredModel
 from components.search.space import PARTS, LayerSpace, Shape, Variant
 from components.search.table import Costs

@@ -85,9 +85,9 @@ def ui(
     import sys
 
     from components.core.errors import InputError
+    from components.core.ports import usable_port
     from components.core.store import open_store
     from pipelines.delivery import deliver_lineage, tracking_uri
-    from pipelines.ports import check_port
 
     opened = open_store(store)
     uri = tracking_uri(opened)
@@ -97,7 +97,7 @@ def ui(
         return
     if not (opened.local / "mlflow.db").exists():
         raise InputError(f"no records yet for {store}", hint="tessera run RECIPE makes some")
-    check_port(port)
+    usable_port(port)
     console().print(f"http://127.0.0.1:{port}", highlight=False)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -15,7 +15,8 @@ pytest.importorskip("vllm")
 
 from components.core.checkpoint import save_model
 from components.core.errors import InputError, MissingPackage, TesseraError
-from components.core.vllm_server import HOST, Launcher, Server, usable_port
+from components.core.ports import HOST, usable_port
+from components.core.vllm_server import Launcher, Server
 from tests.components.core import tiny_models
 
 ON, OFF = "detailed thinking on", "detailed thinking off"
