@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.core.architecture import Architecture
-from components.core.errors import InputError, RecipeError
+from components.core.architecture import Architecture, BlockConfig
+from components.core.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.inspection import read_config
-from components.search.space import Shape, layer_spaces
+from components.search.space import layer_spaces
 from pipelines.graph import Graph, Made
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe import Recipe, is_address
@@ -40,7 +40,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
     yield from _missing_files(recipe, graph)
     yield from _unreadable_files(recipe)
     try:
-        _check_search_space(recipe)
+        _check_search(recipe)
     except InputError as error:
         yield error
 
@@ -56,25 +56,41 @@ def _unreadable_files(recipe: Recipe) -> Iterator[InputError]:
             yield error
 
 
-def _check_search_space(recipe: Recipe) -> None:
-    """Refuse widths and heads that the parent cannot be cut to, as far as its shape is known."""
-    shape = _parent_shape(recipe)
-    if recipe.search is not None and shape is not None:
-        layer_spaces(recipe.search, shape)
+def _check_search(recipe: Recipe) -> None:
+    """Refuse widths and heads that the parent cannot be cut to, and limits that no cut meets, as far as shapes tell."""
+    parent = _parent_architecture(recipe)
+    if recipe.search is None or parent is None:
+        return
+    shape = tuple((block.num_key_value_heads or 0, block.intermediate_size or 0) for block in parent.blocks)
+    smallest = tuple(
+        BlockConfig(num_key_value_heads=space.attention[-1].size or None, intermediate_size=space.ffn[-1].size or None)
+        for space in layer_spaces(recipe.search, shape)
+    )
+    least = parent.model_copy(update={"blocks": smallest})
+    for resource in ("parameters", "kv_bytes_per_token"):
+        limit, reachable = recipe.search.limits.absolute(resource, getattr(parent, resource)), getattr(least, resource)
+        if limit is not None and reachable > limit:
+            raise InfeasibleBudget(
+                f"no choice of blocks fits {resource}={limit:.6g}; the smallest reachable is {reachable}",
+                hint=f"offer smaller sub-blocks in search, or raise search.limits.{resource}",
+            )
 
 
-def _parent_shape(recipe: Recipe) -> Shape | None:
-    """KV heads and FFN width of each layer of the parent; None where only the store knows, or nothing is there."""
+def _parent_architecture(recipe: Recipe) -> Architecture | None:
+    """The parent's shape; None where only the store knows it, or nothing is there.
+
+    A vocabulary that is still to be trained counts as one token, which makes the least that a child can have no larger
+    than it will be.
+    """
     if recipe.parent is None:
         if recipe.parent_pretrain is None:
             return None
-        shape = recipe.parent_pretrain.shape
-        return ((shape.num_key_value_heads, shape.intermediate_size),) * shape.num_hidden_layers
+        values = recipe.parent_pretrain.shape.model_dump(exclude_none=True)
+        return Architecture.from_config({**values, "model_type": "llama", "vocab_size": 1})
     config = Path(recipe.parent) / "config.json"
     if is_address(recipe.parent) or not config.is_file():
         return None
-    blocks = Architecture.from_config(read_config(config)).blocks
-    return tuple((block.num_key_value_heads or 0, block.intermediate_size or 0) for block in blocks)
+    return Architecture.from_config(read_config(config))
 
 
 def _missing_inputs(graph: Graph) -> Iterator[RecipeError]:

@@ -45,6 +45,8 @@ class RlConfig(Config):
     """Problems that the incoming model solves at least this often are dropped; the paper has 0.75."""
     pass_rate_samples: int = Field(default=8, gt=0)
     """Answers a problem that estimate its pass rate; the paper has 8."""
+    min_level: int = Field(default=0, ge=0)
+    """Problems of a lower level are not drawn; the level is the data's own, 0 where it has none."""
     max_problems: int = Field(default=512, gt=0)
     """Problems drawn from the training split before any is dropped."""
     curriculum_width: float = Field(default=0.2, gt=0)

@@ -73,10 +73,17 @@ def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -
 
 
 def load_problems(problems: Path, config: RlConfig) -> list[dict[str, object]]:
-    """Training problems in seeded order, at most `max_problems`."""
-    rows = list(read_rows(problems / "train.jsonl"))
-    if not rows:
+    """Training problems of `min_level` and above in seeded order, at most `max_problems`."""
+    everything = list(read_rows(problems / "train.jsonl"))
+    if not everything:
         raise DataError("there are no training problems", hint="give the recipe `rl:` problems with answers")
+    levels = [int(str(row.get("level", 0))) for row in everything]
+    rows = [row for row, level in zip(everything, levels, strict=True) if level >= config.min_level]
+    if not rows:
+        raise DataError(
+            f"no training problem has level {config.min_level} or above; the highest is {max(levels)}",
+            hint="lower rl.min_level",
+        )
     random.Random(config.seed or 0).shuffle(rows)
     return rows[: config.max_problems]
 

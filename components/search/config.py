@@ -31,6 +31,11 @@ class Limits(Config):
             raise ValueError("a limit is a positive number, or a share of the parent such as '60%'")
         return value
 
+    def absolute(self, resource: str, parents: float) -> float | None:
+        """One limit as a number, shares taken of the parent's own cost; None where it is not set."""
+        value: float | str | None = getattr(self, resource)
+        return float(value.removesuffix("%")) / 100 * parents if isinstance(value, str) else value
+
 
 class Space(Config):
     """The sub-blocks that each layer may have. Source: arXiv 2411.19146, section 2."""

@@ -45,14 +45,8 @@ class Solution:
 
 def absolute_limits(limits: Limits, parent: Costs) -> dict[str, float]:
     """The limits that are set, as numbers; shares are taken of the parent's cost."""
-    absolute: dict[str, float] = {}
-    for resource in RESOURCES:
-        value = getattr(limits, resource)
-        if isinstance(value, str):
-            absolute[resource] = float(value.removesuffix("%")) / 100 * parent.of(resource)
-        elif value is not None:
-            absolute[resource] = float(value)
-    return absolute
+    found = {resource: limits.absolute(resource, parent.of(resource)) for resource in RESOURCES}
+    return {resource: float(limit) for resource, limit in found.items() if limit is not None}
 
 
 def fits(costs: Costs, limits: Mapping[str, float]) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,22 @@ def test_a_width_that_does_not_divide_is_told_the_nearest_that_does(refused: Ref
     message = refused("run", RECIPES / "demo.yaml", "--set", "search.ffn_fractions=[0.3]", "--store", store)
     assert "search.ffn_fractions=0.3 of intermediate_size=256 is 76.8 channels, not a whole number" in message
     assert "hint: use 77/256" in message
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ("{parameters: '1%'}", r"no choice of blocks fits parameters=[\d.]+; the smallest reachable is \d+"),
+        ("{kv_bytes_per_token: 10}", r"no choice of blocks fits kv_bytes_per_token=10; the smallest reachable is 128"),
+    ],
+)
+def test_limits_that_sizes_alone_rule_out_are_refused_before_any_work(
+    refused: Refused, store: Path, limits: str, told: str
+) -> None:
+    message = refused("run", RECIPES / "demo.yaml", "--set", f"search.limits={limits}", "--store", store)
+    assert re.search(told, message)
+    assert "raise search.limits." in message
     assert not store.exists()
 
 

@@ -13,7 +13,7 @@ from components.core.errors import DataError, InputError
 from components.core.job import Interrupted, Job, Placement, Resume
 from components.rl import grpo
 from components.rl.config import RlConfig
-from components.rl.stage import mixed_modes, run
+from components.rl.stage import load_problems, mixed_modes, run
 from tests.components.conftest import Recorder, write_rows
 from tests.components.core import tiny_models
 
@@ -48,6 +48,15 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("problems")
     write_rows(folder / "train.jsonl", ({"id": str(i), "question": f"{i}+{4 - i}=", "answer": "4"} for i in range(5)))
     return folder
+
+
+def test_problems_below_the_least_level_are_not_drawn(tmp_path):
+    write_rows(tmp_path / "train.jsonl", ({"id": str(level), "level": level} for level in range(1, 10)))
+    drawn = load_problems(tmp_path, CONFIG.model_copy(update={"min_level": 7}))
+    assert sorted(str(row["id"]) for row in drawn) == ["7", "8", "9"]
+    assert len(load_problems(tmp_path, CONFIG)) == 9
+    with pytest.raises(DataError, match="no training problem has level 10 or above; the highest is 9"):
+        load_problems(tmp_path, CONFIG.model_copy(update={"min_level": 10}))
 
 
 def job_in(folder: Path) -> Job:
