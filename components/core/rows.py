@@ -17,7 +17,7 @@ def read_user_rows(paths: Iterable[Path], parse: Callable[[Row], T], *, skip_bad
     """Parse every line of some JSONL files.
 
     Args:
-        paths: JSONL files, UTF-8; blank lines count as malformed.
+        paths: JSONL files, UTF-8; lines that are blank or no UTF-8 count as malformed.
         parse: makes something of a row, or raises ValueError with the reason.
         skip_bad: leave malformed lines out instead of refusing the files.
 
@@ -30,7 +30,7 @@ def read_user_rows(paths: Iterable[Path], parse: Callable[[Row], T], *, skip_bad
     parsed: list[T] = []
     bad: list[str] = []
     for path in paths:
-        with path.open(encoding="utf-8", errors="replace") as stream:
+        with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
                 try:
                     parsed.append(parse(_object(line)))
@@ -53,14 +53,40 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     return count
 
 
-def _object(line: str) -> Row:
+def decode(content: bytes) -> str:
+    """Bytes as the text they are; a byte-order mark is no part of it.
+
+    Raises:
+        ValueError: they are not UTF-8, or have a zero byte, which no text has.
+    """
+    if b"\0" in content:
+        raise ValueError("binary, not text")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte 0x{content[error.start]:02x} at {error.start})") from None
+
+
+def _object(line: bytes) -> Row:
     """The JSON object of one line."""
-    if not line.strip():
+    text = decode(line)
+    if not text.strip():
         raise ValueError("empty line")
     try:
-        value = json.loads(line)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    if "\\ud" in text.lower() and _half_characters(value):
+        raise ValueError("half of a surrogate pair, which is no character")
     return value
+
+
+def _half_characters(value: Row) -> bool:
+    """Whether a text in the value cannot be written as UTF-8, which JSON's escapes can ask for."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -55,3 +55,28 @@ def test_a_message_names_five_lines_and_counts_all_over_several_files(tmp_path: 
         file.write_text("\n" * 4)
     with pytest.raises(DataError, match=r"^8 malformed lines: a\.jsonl line 1: .* b\.jsonl line 1: empty line; …"):
         read_user_rows(files, value, skip_bad=False)
+
+
+def test_a_line_that_is_no_utf8_is_malformed_and_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"value": 1}\n{"value": "caf\xe9"}\n\0\0\n{"value": 2}\n')
+    with pytest.raises(
+        DataError, match=r"2 malformed lines: rows.jsonl line 2: not UTF-8 \(byte 0xe9 at 14\)"
+    ) as caught:
+        read_user_rows([path], value, skip_bad=False)
+    assert "line 3: binary, not text" in caught.value.message
+    assert read_user_rows([path], value, skip_bad=True) == ([1, 2], 2)
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('\ufeff{"value": 1}\r\n{"value": 2}'.encode())
+    assert read_user_rows([path], value, skip_bad=False) == ([1, 2], 0)
+
+
+def test_half_a_surrogate_pair_is_malformed_and_a_whole_one_is_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "\\uD83D\\uDE00"}\n{"text": "\\ud83d"}\n')
+    rows, skipped = read_user_rows([path], lambda row: row, skip_bad=True)
+    assert (rows, skipped) == ([{"text": "\N{GRINNING FACE}"}], 1)
+    write_rows(tmp_path / "again.jsonl", rows)
