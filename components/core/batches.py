@@ -18,6 +18,7 @@ from torch import Tensor
 
 from components.core.errors import DataError
 from components.core.example import Example
+from components.core.tokenizer_files import token_text
 
 IGNORE = -100
 """Label of a position that no loss counts (PyTorch's own value)."""
@@ -96,8 +97,7 @@ def load_corpus(corpus: Path, tokenizer_folder: Path, split: str) -> list[Exampl
 def eos_token_id(folder: Path) -> int:
     """The id of the end-of-sequence token of a tokenizer folder."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    eos = config["eos_token"]
-    token = eos["content"] if isinstance(eos, dict) else eos
+    token = token_text(config["eos_token"])
     found = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token)
     if found is None:
         raise DataError(f"eos_token {token!r} is not in the vocabulary of {folder.name}")

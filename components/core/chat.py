@@ -14,7 +14,9 @@ from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from components.core.errors import DataError
 from components.core.example import Example
+from components.core.tokenizer_files import token_text
 
 THINK, END_THINK = "<think>", "</think>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -34,12 +36,36 @@ def render(messages: Sequence[Mapping[str, str]], *, eos: str, add_generation_pr
     return _template().render(messages=messages, eos_token=eos, add_generation_prompt=add_generation_prompt)
 
 
+def check_turns(messages: Sequence[Mapping[str, str]]) -> None:
+    """Refuse a chat that the template would tell otherwise than it was meant.
+
+    Raises:
+        ValueError: not at most one system message, then user and assistant in turn, the assistant last.
+    """
+    roles = [message["role"] for message in messages]
+    start = 1 if roles[:1] == ["system"] else 0
+    for number, role in enumerate(roles[start:], start):
+        expected = ("user", "assistant")[(number - start) % 2]
+        if role != expected:
+            raise ValueError(f"message {number + 1} is of role {role!r} where {expected!r} is due")
+    if roles[-1:] != ["assistant"]:
+        raise ValueError("the last message is not an answer of the assistant")
+
+
 def encode_chats(rows: Iterable[Mapping[str, Any]], tokenizer_folder: Path) -> list[Example]:
-    """Chat rows to examples: of each row the last answer counts, with its end token; nothing else does."""
+    """Chat rows to examples: of each row the last answer counts, with its end token; nothing else does.
+
+    Raises:
+        DataError: a chat whose turns are out of order; names the row.
+    """
     tokenizer, eos = _load(tokenizer_folder)
     heads, tails = [], []
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         messages = row["messages"]
+        try:
+            check_turns(messages)
+        except ValueError as error:
+            raise DataError(f"chat {number}: {error}", hint="read chats through the data stage") from None
         head = render(messages[:-1], eos=eos, add_generation_prompt=True)
         heads.append(head)
         tails.append(render(messages, eos=eos)[len(head) :])
@@ -101,8 +127,7 @@ def _template() -> Template:
 def _load(folder: Path) -> tuple[Tokenizer, str]:
     """Tokenizer and end-of-sequence text of a folder."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    eos = config["eos_token"]
-    return Tokenizer.from_file(str(folder / "tokenizer.json")), eos["content"] if isinstance(eos, dict) else eos
+    return Tokenizer.from_file(str(folder / "tokenizer.json")), token_text(config["eos_token"])
 
 
 def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

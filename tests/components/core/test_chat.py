@@ -19,6 +19,7 @@ from components.core.chat import (
     render,
     system_message,
 )
+from components.core.errors import DataError
 from components.core.tokenizer import EOS, train_tokenizer
 
 WORDS = st.text(alphabet="abc+=4 \n", min_size=1).filter(str.strip)
@@ -162,3 +163,36 @@ def test_a_folder_has_the_toggle_only_with_tags_and_template(folder: Path, tmp_p
     assert not has_toggle(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     assert not has_toggle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([user("a"), assistant("b"), assistant("c")], "message 3 is of role 'assistant' where 'user' is due"),
+        ([user("a"), user("b"), assistant("c")], "message 2 is of role 'user' where 'assistant' is due"),
+        ([assistant("a"), user("b"), assistant("c")], "message 1 is of role 'assistant' where 'user' is due"),
+        ([user("a"), system("be kind"), assistant("b")], "message 2 is of role 'system' where 'assistant' is due"),
+        ([system("a"), system("b"), user("c"), assistant("d")], "message 2 is of role 'system' where 'user' is due"),
+        ([user("a"), {"role": "tool", "content": "b"}], "message 2 is of role 'tool' where 'assistant' is due"),
+        ([user("a"), assistant("b"), user("c")], "the last message is not an answer"),
+        ([system("a")], "the last message is not an answer"),
+        ([], "the last message is not an answer"),
+    ],
+)
+def test_turns_out_of_order_are_refused_by_row(folder: Path, turns: list[dict[str, str]], reason: str) -> None:
+    rows = [{"messages": [user("a"), assistant("b")]}, {"messages": turns}]
+    with pytest.raises(DataError, match=f"chat 2: {reason}"):
+        encode_chats(rows, folder)
+
+
+@given(messages=chats(), thought=st.booleans(), answer=WORDS)
+def test_what_counts_of_a_chat_of_several_turns_is_what_transformers_adds_to_the_prompt(
+    folder: Path, hugging_face: Any, messages: list[dict[str, str]], thought: bool, answer: str
+) -> None:
+    last = assistant(f"{THINK}a{END_THINK}{answer}" if thought else answer)
+    example = encode_chats([{"messages": [*messages, last]}], folder)[0]
+    asked = hugging_face.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    whole = hugging_face.apply_chat_template([*messages, last], return_dict=False)
+    assert list(example.token_ids) == whole
+    assert whole[: len(asked)] == asked
+    assert list(example.counts) == [False] * len(asked) + [True] * (len(whole) - len(asked))
