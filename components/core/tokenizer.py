@@ -1,7 +1,6 @@
 """Tokenizers: trained on the fly for new models, and given the toggle where a user's model brings its own."""
 
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from components.core.chat import END_THINK, ROLE_TOKENS, TEMPLATE, THINK
 from components.core.errors import CheckpointError
+from components.core.tokenizer_files import SETTINGS, VOCABULARY, read_settings, token_text
 
 PAD, EOS = "<|pad|>", "<|end|>"
 PIECES = r"\d|[-+*/=]| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
@@ -44,7 +44,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(TAGS)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(out / "tokenizer.json"))
+    tokenizer.save(str(out / VOCABULARY))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": EOS,
@@ -52,42 +52,62 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1 << 20,
     }
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
     (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
 
 
 def add_toggle(source: Path, out: Path) -> int:
-    """Copy a user's tokenizer, with the tags and roles as single tokens and our chat template.
+    """Give a user's tokenizer the tags and roles as single tokens, and our chat template in place of its own.
+
+    Its tokens stay as they are, and those that it lacks come after them. Tags that it has as special tokens become
+    plain ones. Only `tokenizer.json`, `tokenizer_config.json` and the template are written: what older forms of the
+    same vocabulary say beside them could contradict the toggle.
 
     Returns:
         Tokens of the new vocabulary.
 
     Raises:
-        CheckpointError: there is no tokenizer.json, or no end-of-sequence token.
+        CheckpointError: a file is missing or damaged, or there is no end-of-sequence token.
     """
-    file, config_file = source / "tokenizer.json", source / "tokenizer_config.json"
-    for needed in (file, config_file):
-        if not needed.is_file():
-            raise CheckpointError(
-                f"the tokenizer of {source.name} has no {needed.name}, which the toggle needs",
-                hint="save it as a fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-            )
-    settings = json.loads(config_file.read_text(encoding="utf-8"))
-    if not settings.get("eos_token"):
-        raise CheckpointError(
-            f"the tokenizer of {source.name} has no eos_token, which ends every answer",
-            hint="set eos_token in tokenizer_config.json",
-        )
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.add_special_tokens([AddedToken(role, special=True, normalized=False) for role in ROLE_TOKENS])
-    tokenizer.add_tokens(TAGS)
+    settings = read_settings(source)
+    tokenizer = _with_toggle(_load(source))
     out.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_file() and path.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "added_tokens")):
-            shutil.copy(path, out / path.name)
-    tokenizer.save(str(out / "tokenizer.json"))
-    settings.pop("chat_template", None)
-    settings.pop("added_tokens_decoder", None)
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    tokenizer.save(str(out / VOCABULARY))
+    for key in ("chat_template", "added_tokens_decoder"):
+        settings.pop(key, None)
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        if isinstance(settings.get(key), list):
+            settings[key] = [token for token in settings[key] if token_text(token) not in (THINK, END_THINK)]
+    # Any other class may build another tokenizer of the same vocabulary; this one reads tokenizer.json as it is.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (out / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     return int(tokenizer.get_vocab_size())
+
+
+def _load(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder.
+
+    Raises:
+        CheckpointError: the library cannot read it.
+    """
+    try:
+        return Tokenizer.from_file(str(folder / VOCABULARY))
+    except Exception as error:  # the library knows no other type
+        raise CheckpointError(
+            f"the {VOCABULARY} of {folder.name} cannot be read: {error}", hint="copy or download it again"
+        ) from None
+
+
+def _with_toggle(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer with tags and roles, which neither cuts nor pads what it reads."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.add_special_tokens([AddedToken(role, special=True, normalized=False) for role in ROLE_TOKENS])
+    tokenizer.add_tokens(TAGS)
+    described = json.loads(tokenizer.to_str())
+    for token in described["added_tokens"]:
+        if token["content"] in (THINK, END_THINK):  # adding leaves a token that was there as it was
+            token |= {"special": False, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+    changed: Tokenizer = Tokenizer.from_str(json.dumps(described))
+    return changed

@@ -1,11 +1,13 @@
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -111,3 +113,96 @@ def test_a_tokenizer_without_an_end_is_refused_with_the_way_out(own: Path, tmp_p
         add_toggle(own, tmp_path / "out")
     assert caught.value.hint == "set eos_token in tokenizer_config.json"
     assert not (tmp_path / "out").exists()
+
+
+def test_tags_that_were_special_become_plain_so_that_decoding_shows_them(own: Path, tmp_path: Path) -> None:
+    described = json.loads((own / "tokenizer.json").read_text())
+    for token in described["added_tokens"]:
+        token["special"] = True
+    (own / "tokenizer.json").write_text(json.dumps(described))
+    edit_settings(own, extra_special_tokens=[THINK, END_THINK, "<on>"])
+    add_toggle(own, tmp_path / "out")
+    before, after = reload(own), reload(tmp_path / "out")
+    thought = f"{THINK}7{END_THINK}2"
+    assert before.decode(before.encode(thought), skip_special_tokens=True) == "72"
+    assert after.decode(after.encode(thought), skip_special_tokens=True) == thought
+    assert after.encode(thought) == before.encode(thought)
+    assert "<on>" in after.all_special_tokens
+
+
+def test_a_tokenizer_that_cuts_and_pads_does_neither_any_more(own: Path, tmp_path: Path) -> None:
+    core = Tokenizer.from_file(str(own / "tokenizer.json"))
+    core.enable_truncation(4)
+    core.enable_padding(length=4)
+    core.save(str(own / "tokenizer.json"))
+    add_toggle(own, tmp_path / "out")
+    after = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert [len(found.ids) for found in after.encode_batch(["7+5-2*3=", "7"])] == [8, 1]
+
+
+def test_the_users_chat_template_is_replaced_wherever_it_stands(own: Path, tmp_path: Path) -> None:
+    (own / "chat_template.jinja").write_text("the user's own")
+    edit_settings(own, chat_template="the user's own")
+    add_toggle(own, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    for path in (tmp_path / "out").iterdir():
+        assert "the user's own" not in path.read_text()
+
+
+@pytest.mark.parametrize("claimed", ["LlamaTokenizerFast", "Qwen2Tokenizer", "GPT2TokenizerFast", "MyTokenizer"])
+def test_transformers_reads_the_vocabulary_as_it_is_whatever_class_was_claimed(
+    trained: Path, tmp_path: Path, claimed: str
+) -> None:
+    source = Path(shutil.copytree(trained, tmp_path / "own"))
+    edit_settings(source, tokenizer_class=claimed)
+    add_toggle(source, tmp_path / "out")
+    core = Tokenizer.from_file(str(source / "tokenizer.json"))
+    for text in TEXTS[:4]:
+        assert reload(tmp_path / "out").encode(text) == core.encode(text).ids
+
+
+def test_an_end_that_older_folders_name_in_a_file_of_its_own_is_found(own: Path, tmp_path: Path) -> None:
+    edit_settings(own, eos_token=None)
+    (own / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<eos>", "lstrip": False}}))
+    add_toggle(own, tmp_path / "out")
+    assert reload(tmp_path / "out").eos_token == "<eos>"
+
+
+def spoil(name: str, content: str | None) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink() if content is None else (folder / name).write_text(content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (spoil("tokenizer_config.json", None), r"the tokenizer of own has no tokenizer_config\.json"),
+        (spoil("tokenizer_config.json", "{"), r"the tokenizer_config\.json of own is not JSON"),
+        (spoil("tokenizer_config.json", "[]"), r"the tokenizer_config\.json of own is not a JSON object"),
+        (spoil("tokenizer_config.json", '{"eos_token": "<end>"}'), "eos_token '<end>', which is not in its vocabulary"),
+        (spoil("tokenizer.json", "{"), r"the tokenizer\.json of own is not JSON"),
+        (spoil("tokenizer.json", "{}"), r"the tokenizer\.json of own has no vocabulary"),
+        (spoil("tokenizer.json", '{"model": {"vocab": {"<eos>": 0}}}'), r"the tokenizer\.json of own cannot be read"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused_with_the_way_out(
+    own: Path, tmp_path: Path, change: Callable[[Path], None], told: str
+) -> None:
+    change(own)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        add_toggle(own, tmp_path / "out")
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_unigram_vocabulary_is_read_too(tmp_path: Path) -> None:
+    core = Tokenizer(models.Unigram([("<unk>", 0.0), ("<eos>", 0.0), *((letter, -1.0) for letter in "abc4")], unk_id=0))
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(tmp_path / "own")  # type: ignore[no-untyped-call]
+    assert add_toggle(tmp_path / "own", tmp_path / "out") == 6 + 5
+    assert reload(tmp_path / "out").encode(f"a{THINK}4") == [2, 9, 5]
