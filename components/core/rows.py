@@ -1,13 +1,13 @@
 """JSONL that users wrote: every malformed line is named, and nothing is used until the whole file was read."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from components.core.errors import DataError
 
-MAX_LINES_SHOWN = 5
+MAX_FAULTS_SHOWN = 5
 
 Row = dict[str, object]
 T = TypeVar("T")
@@ -38,9 +38,15 @@ def read_user_rows(paths: Iterable[Path], parse: Callable[[Row], T], *, skip_bad
                     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
                     bad.append(f"{path.name} line {number}: {reason}")
     if bad and not skip_bad:
-        shown = "; ".join(bad[:MAX_LINES_SHOWN]) + ("; …" if len(bad) > MAX_LINES_SHOWN else "")
-        raise DataError(f"{len(bad)} malformed lines: {shown}", hint="mend them, or go on without them: --skip-bad")
+        raise DataError(
+            f"{len(bad)} malformed lines: {first_few(bad)}", hint="mend them, or go on without them: --skip-bad"
+        )
     return parsed, len(bad)
+
+
+def first_few(faults: Sequence[str]) -> str:
+    """As many faults as a message shows."""
+    return "; ".join(faults[:MAX_FAULTS_SHOWN]) + ("; …" if len(faults) > MAX_FAULTS_SHOWN else "")
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:

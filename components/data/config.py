@@ -16,7 +16,8 @@ class ArithmeticConfig(Config):
     hard_levels: tuple[int, int] = (8, 10)
     """Fewest and most operations of a hard problem: the longest there are."""
     hard_share: float = Field(default=0.04, ge=0, le=1)
-    """Share of hard problems in training."""
+    """Share of hard problems among those drawn for training. Short ones repeat, and repeats are dropped, so that the
+    share of those kept is larger: 0.056 with the defaults."""
     num_train: int = Field(default=36000, gt=0)
     """Training problems."""
     num_chats: int = Field(default=9000, gt=0)
@@ -43,11 +44,12 @@ class DataConfig(Config):
     vocab_size: int = Field(default=320, ge=280)
     """Tokens of a tokenizer trained on the fly; a parent's own tokenizer keeps its size."""
     validation_share: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of a user's rows held out for validation, chosen by hash."""
+    """Share of what a user's rows ask held out for validation, chosen by hash."""
     test_share: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of a user's problems held out for the test, chosen by hash."""
+    """Share of a user's problems held out for the test, chosen by hash; those of the top third of levels, where rows
+    have a `level`, are the hard test."""
     skip_bad: bool = False
-    """Leave malformed lines out instead of refusing the file."""
+    """Leave malformed lines, and corpus files that are no text, out instead of refusing them."""
     nemo_packed: int = Field(default=0, ge=0)
     """Also write the chats packed to this many tokens, in NeMo's packed-sequence form; 0 for not."""
     seed: int | None = None
@@ -61,7 +63,7 @@ STAGE = Stage(
         "parent": Input("model", "a model whose tokenizer is taken over and given the toggle", optional=True),
         "own_corpus": Input("data", "text files, or JSONL with rows {text}", optional=True),
         "own_chats": Input("data", "JSONL with rows {messages}, or {input, output, reasoning, …}", optional=True),
-        "own_problems": Input("data", "JSONL with rows {question, answer}", optional=True),
+        "own_problems": Input("data", "JSONL with rows {question, answer}, or also {id, level}", optional=True),
     },
     outputs={
         "tokenizer": Output("tokenizer", "the tokenizer with `<think>`, `</think>` and the chat template"),

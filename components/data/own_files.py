@@ -1,70 +1,95 @@
 """A user's own files: text and JSONL to the rows that the stages read."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.core.chat import END_THINK, THINK, system_message
+from components.core.chat import END_THINK, THINK, check_turns, format_ok, system_message
 from components.core.errors import DataError
-from components.core.rows import Row, read_user_rows
+from components.core.rows import Row, decode, first_few, read_user_rows
 
-TOGGLE = "detailed thinking "
+TOGGLE = re.compile(r"\s*detailed thinking (on|off)\b\s*")
 
 
 def corpus_rows(folder: Path, *, skip_bad: bool) -> tuple[list[Row], int]:
-    """Rows {text} or {prompt, completion}, one a text file or JSONL line. Also returns how many lines were left out.
+    """Rows {text} or {prompt, completion}, one a text file or JSONL line.
+
+    Returns:
+        The rows, and how many lines and files were left out.
 
     Raises:
-        DataError: malformed lines, or no text at all.
+        DataError: malformed lines, files that are no text, or no text at all.
     """
     files = _files(folder)
-    tables = [path for path in files if path.suffix == ".jsonl"]
+    tables = [path for path in files if path.suffix.lower() == ".jsonl"]
     rows, skipped = read_user_rows(tables, _corpus_row, skip_bad=skip_bad)
-    for path in files:
-        if path.suffix != ".jsonl":
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if text.strip():
-                rows.append({"text": text})
-    if not rows:
-        raise DataError("the corpus holds no text", hint="give text files, or JSONL with rows {text}")
-    return rows, skipped
+    bad: list[str] = []
+    for path in sorted(set(files).difference(tables)):
+        try:
+            text = decode(path.read_bytes())
+        except ValueError as error:
+            bad.append(f"{path.relative_to(folder)}: {error}")
+        else:
+            rows += [{"text": text}] if text.strip() else []
+    if bad and not skip_bad:
+        raise DataError(
+            f"{len(bad)} files of the corpus are no text: {first_few(bad)}",
+            hint="take them out or convert them to UTF-8, or go on without them: --skip-bad",
+        )
+    return _some(rows, "the corpus holds no text", "text files, or JSONL with rows {text}"), skipped + len(bad)
 
 
 def chat_rows(folder: Path, *, skip_bad: bool) -> tuple[list[Row], int]:
-    """Rows {messages, reasoning}; the first message is the toggle. Also returns how many lines were left out."""
-    return read_user_rows(_files(folder), chat_row, skip_bad=skip_bad)
+    """Rows {messages, reasoning}; the first message is the toggle. Also returns how many lines were left out.
+
+    Raises:
+        DataError: malformed lines, or no chat at all.
+    """
+    rows, skipped = read_user_rows(_files(folder), chat_row, skip_bad=skip_bad)
+    return _some(rows, "there are no chats", "JSONL with rows {messages} or {input, output}"), skipped
 
 
 def problem_rows(folder: Path, *, skip_bad: bool) -> tuple[list[Row], int]:
-    """Rows {id, question, prompt, answer, level}. Also returns how many lines were left out."""
-    return read_user_rows(_files(folder), _problem_row, skip_bad=skip_bad)
+    """Rows {id, question, prompt, answer, level}. Also returns how many lines were left out.
 
-
-def held_out(text: str, share: float) -> bool:
-    """Whether a row belongs to the held-out share, by its hash: the same row always does."""
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    return number / 2**64 < share
+    Raises:
+        DataError: malformed lines, or no problem at all.
+    """
+    rows, skipped = read_user_rows(_files(folder), _problem_row, skip_bad=skip_bad)
+    return _some(rows, "there are no problems", "JSONL with rows {question, answer}"), skipped
 
 
 def chat_row(row: Row) -> Row:
     """A chat, from {messages} or from a row of the Llama-Nemotron post-training data set.
 
+    Several system messages at the start become one.
+
     Raises:
-        ValueError: no question, no answer, or a reasoning mode that the text contradicts.
+        ValueError: turns out of order, no question, no answer, or a reasoning mode that the text contradicts.
     """
     messages = _messages(row)
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise ValueError("the last message is not an answer of the assistant")
-    if not messages[-1]["content"].strip():
-        raise ValueError("empty answer")
-    system = [m["content"] for m in messages if m["role"] == "system"]
-    mode = _mode(row, system, messages[-1]["content"])
-    extra = "\n".join(text for text in system if not text.strip().startswith(TOGGLE)).strip()
+    start = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    system, turns = [message["content"] for message in messages[:start]], messages[start:]
+    check_turns(turns)
+    for message in turns:
+        if not message["content"].strip():
+            raise ValueError("empty question" if message["role"] == "user" else "empty answer")
+    mode = _mode(row, system, turns[-1]["content"])
+    extra = "\n".join(text for content in system if (text := TOGGLE.sub("", content, count=1).strip()))
     first = system_message(mode)
     if extra:
         first = {**first, "content": f"{first['content']}\n{extra}"}
-    return {"messages": [first, *(m for m in messages if m["role"] != "system")], "reasoning": mode}
+    return {"messages": [first, *turns], "reasoning": mode}
+
+
+def questions(row: Row) -> list[str]:
+    """What a chat or a document of the corpus asks: its user's messages, its prompt, or else its text."""
+    messages = row.get("messages")
+    if isinstance(messages, list):
+        return [message["content"] for message in messages if message["role"] == "user"]
+    return [str(row["prompt"] if "prompt" in row else row["text"])]
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -72,35 +97,33 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     if "messages" in row:
         messages = row["messages"]
     else:
-        asked = row["input"]
-        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
-        if row.get("system_prompt"):
-            messages.insert(0, {"role": "system", "content": row["system_prompt"]})
-        messages.append({"role": "assistant", "content": row["output"]})
+        asked, prompt = row["input"], row.get("system_prompt")
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        if isinstance(messages, list):
+            before = [{"role": "system", "content": prompt}] if prompt else []
+            messages = [*before, *messages, {"role": "assistant", "content": row["output"]}]
     if not isinstance(messages, list):
-        raise ValueError("messages is not a list")
-    for message in messages:
-        if message["role"] not in ("system", "user", "assistant") or not isinstance(message["content"], str):
-            raise ValueError(f"a message of role {message['role']!r} without text")
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
+        raise ValueError("the messages are not a list")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(f"message {number} has no role and text")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def _mode(row: Mapping[str, Any], system: Iterable[str], answer: str) -> str:
-    """On or off: as the row says, else as its system message says, else by whether the answer thinks."""
-    thinks = answer.lstrip().startswith(THINK) and END_THINK in answer
-    stated = row.get("reasoning")
-    for text in system:
-        if stated is None and text.strip().startswith(TOGGLE):
-            stated = "off" if text.strip().startswith(TOGGLE + "off") else "on"
-    if stated is None:
-        return "on" if thinks else "off"
-    if stated not in ("on", "off"):
-        raise ValueError(f"reasoning={stated!r} is neither on nor off")
-    if stated == "on" and not thinks:
-        raise ValueError(f"reasoning is on, but the answer does not start with {THINK}…{END_THINK}")
-    if stated == "off" and (THINK in answer or END_THINK in answer):
-        raise ValueError("reasoning is off, but the answer has a thinking tag")
-    return str(stated)
+def _mode(row: Mapping[str, Any], system: Sequence[str], answer: str) -> str:
+    """On or off: as the row and its system message say, else by whether the answer thinks."""
+    stated = [found[1] for text in system if (found := TOGGLE.match(text))]
+    if row.get("reasoning") is not None:
+        stated.append(row["reasoning"])
+    if any(mode not in ("on", "off") for mode in stated):
+        raise ValueError(f"reasoning={str(row['reasoning'])[:20]!r} is neither on nor off")
+    if len(set(stated)) > 1:
+        raise ValueError(f"the system message says {stated[0]}, and reasoning {stated[-1]}")
+    mode = str(stated[0]) if stated else "on" if THINK in answer else "off"
+    if not format_ok(answer, mode):
+        form = f"{THINK}…{END_THINK} and an answer" if mode == "on" else "an answer without thinking tags"
+        raise ValueError(f"reasoning is {mode}, but the answer is not {form}")
+    return mode
 
 
 def _corpus_row(row: Row) -> Row:
@@ -111,18 +134,23 @@ def _corpus_row(row: Row) -> Row:
 
 def _problem_row(row: Row) -> Row:
     key = next((name for name in ("question", "problem", "prompt") if name in row), "question")
-    question, answer = _text(row, key), row["answer"]
+    question, answer, identity = _text(row, key), row["answer"], row.get("id")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
         raise ValueError("answer is not a text or number")
-    identity = str(row.get("id", hashlib.sha256(question.encode()).hexdigest()[:16]))
-    level = row.get("level", 0)
     return {
-        "id": identity,
+        "id": str(identity) if identity is not None else hashlib.sha256(question.encode()).hexdigest()[:16],
         "question": question,
         "prompt": f"{question}\nAnswer:",
         "answer": str(answer),
-        "level": level if isinstance(level, int) else 0,
+        "level": _level(row.get("level")),
     }
+
+
+def _level(value: object) -> int:
+    """How hard a problem is said to be: a whole number, or a text that ends with one ("Level 5"); else 0."""
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    found = re.search(r"(?<![.\d])\d+$", text.strip())
+    return int(found[0]) if found else 0
 
 
 def _text(row: Row, key: str) -> str:
@@ -130,6 +158,13 @@ def _text(row: Row, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key} is not a text")
     return value
+
+
+def _some(rows: list[Row], what: str, form: str) -> list[Row]:
+    """The rows, of which there has to be one."""
+    if not rows:
+        raise DataError(what, hint=f"give {form}")
+    return rows
 
 
 def _files(folder: Path) -> list[Path]:

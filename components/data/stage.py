@@ -14,6 +14,7 @@ from components.core.tokenizer import add_toggle, train_tokenizer
 from components.data import arithmetic, own_files
 from components.data.config import ArithmeticConfig, DataConfig
 from components.data.nemo_packed import write_packed
+from components.data.splits import identity, split_problems, split_rows
 
 TOKENIZER_SAMPLE = 20000
 """Rows that a tokenizer is trained on, at most."""
@@ -29,7 +30,7 @@ def run(
     own_chats: Path | None = None,
     own_problems: Path | None = None,
 ) -> dict[str, JsonValue]:
-    """Write the four outputs; splits share no row. Source: arXiv 2505.00949, section 3."""
+    """Write the four outputs; splits share no question. Source: arXiv 2505.00949, section 3."""
     if own_corpus is None and own_chats is None and own_problems is None:
         tables = demo_tables(config.arithmetic, config.seed or 0)
         skipped = 0
@@ -44,9 +45,14 @@ def run(
         train_tokenizer(_texts(tables), config.vocab_size, out / "tokenizer")
         vocabulary = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json")).get_vocab_size()
     if config.nemo_packed:
-        write_packed(tables["chats", "train"], out / "tokenizer", out / "chats", config.nemo_packed, config.seed or 0)
+        packed = write_packed(
+            tables["chats", "train"], out / "tokenizer", out / "chats", config.nemo_packed, config.seed or 0
+        )
+        if packed < len(tables["chats", "train"]):
+            left = len(tables["chats", "train"]) - packed
+            job.note(f"{left} chats are longer than nemo_packed={config.nemo_packed} and were left out of NeMo's packs")
     if skipped:
-        job.note(f"{skipped} malformed lines were left out")
+        job.note(f"{skipped} malformed lines or files were left out")
     return {"rows": counts, "skipped": skipped, "vocab_size": vocabulary}
 
 
@@ -78,30 +84,29 @@ def demo_tables(config: ArithmeticConfig, seed: int) -> Tables:
 def own_tables(
     config: DataConfig, corpus: Path | None, chats: Path | None, problems: Path | None
 ) -> tuple[Tables, int]:
-    """The user's rows, split by hash; what the user does not give stays empty. Also how many lines were left out."""
-    tables: Tables = {}
+    """The user's rows, split by what they ask; what the user does not give stays empty.
+
+    What a problem of the validation or of a test asks is in no chat or document for training.
+
+    Returns:
+        The tables, and how many malformed lines and files were left out.
+    """
+    readers: dict[str, tuple[Path | None, Callable[..., tuple[list[Row], int]]]] = {
+        "problems": (problems, own_files.problem_rows),
+        "chats": (chats, own_files.chat_rows),
+        "corpus": (corpus, own_files.corpus_rows),
+    }
+    rows: dict[str, list[Row]] = {}
     skipped = 0
-    readers: tuple[tuple[str, Path | None, Callable[..., tuple[list[Row], int]], str], ...] = (
-        ("corpus", corpus, own_files.corpus_rows, "text"),
-        ("chats", chats, own_files.chat_rows, "messages"),
-        ("problems", problems, own_files.problem_rows, "question"),
-    )
-    for output, folder, read, key in readers:
-        rows, bad = read(folder, skip_bad=config.skip_bad) if folder is not None else ([], 0)
+    for output, (folder, read) in readers.items():
+        rows[output], bad = read(folder, skip_bad=config.skip_bad) if folder is not None else ([], 0)
         skipped += bad
-        out = [own_files.held_out(f"validation {row.get(key, row)}", config.validation_share) for row in rows]
-        if rows and not any(out):
-            out[0] = len(rows) > 1
-        tables[output, "validation"] = [row for row, away in zip(rows, out, strict=True) if away]
-        tables[output, "train"] = [row for row, away in zip(rows, out, strict=True) if not away]
-    train = tables["problems", "train"]
-    tested = [own_files.held_out(f"test {row['question']}", config.test_share) for row in train]
-    if train and not any(tested):
-        tested[0] = len(train) > 1
-    tables["problems", "test-standard"] = [row for row, away in zip(train, tested, strict=True) if away]
-    tables["problems", "test-hard"] = []
-    tables["problems", "train"] = [row for row, away in zip(train, tested, strict=True) if not away]
-    return tables, skipped
+    splits = {"problems": split_problems(rows["problems"], config.validation_share, config.test_share)}
+    away = (row for split, out in splits["problems"].items() if split != "train" for row in out)
+    held = {identity(str(row["question"])) for row in away}
+    for output in ("chats", "corpus"):
+        splits[output] = split_rows(rows[output], own_files.questions, config.validation_share, held)
+    return {(output, split): out for output, tables in splits.items() for split, out in tables.items()}, skipped
 
 
 def _document(problem: arithmetic.Problem) -> Row:
