@@ -6,6 +6,7 @@ from pathlib import Path
 from components.core.architecture import Architecture, BlockConfig
 from components.core.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.inspection import read_config
+from components.core.tokenizer_files import VOCABULARY, read_settings
 from components.search.space import layer_spaces
 from pipelines.graph import Graph, Made
 from pipelines.llama_nemotron import llama_nemotron, sources_of
@@ -39,6 +40,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
         )
     yield from _missing_files(recipe, graph)
     yield from _unreadable_files(recipe)
+    yield from _unfit_tokenizer(recipe)
     try:
         _check_search(recipe)
     except InputError as error:
@@ -52,6 +54,17 @@ def _unreadable_files(recipe: Recipe) -> Iterator[InputError]:
             continue
         try:
             list(files_of(name, paths, KINDS[name]))
+        except InputError as error:
+            yield error
+
+
+def _unfit_tokenizer(recipe: Recipe) -> Iterator[InputError]:
+    """A parent's tokenizer that the data stage could not give the toggle."""
+    if recipe.data is None or recipe.parent is None or is_address(recipe.parent):
+        return
+    if (Path(recipe.parent) / VOCABULARY).is_file():  # that it is missing was said already
+        try:
+            read_settings(Path(recipe.parent))
         except InputError as error:
             yield error
 

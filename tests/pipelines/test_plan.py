@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from components.core.artifacts import Manifest
 from components.core.runner import stage_key
 from components.core.store import StageRecord, Store, open_store
 from pipelines.llama_nemotron import llama_nemotron
 from pipelines.plan import make_plan
 from pipelines.recipe import load_recipe
+from tests.components.core import tiny_models
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
 PROBE = """
@@ -81,3 +84,50 @@ def test_a_training_stage_says_how_many_tokens_it_takes(tmp_path: Path) -> None:
     recipe.write_text("distill: {num_steps: 100, global_batch_size: 10, seq_len: 1000}\n")
     plan = make_plan(load_recipe(recipe), open_store(str(tmp_path / "store")))
     assert "1.00 M tokens" in next(stage.needs for stage in plan.stages if stage.label == "distill")
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> Path:
+    """A recipe with a parent of one's own."""
+    tiny_models.write(tiny_models.llama(0), tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a text")
+    recipe = tmp_path / "own.yaml"
+    left_out = "".join(f"{stage}: null\n" for stage in ("search", "distill", "sft", "rl", "eval"))
+    recipe.write_text(f"parent: ./model\ncorpus: ./text.txt\n{left_out}")
+    return recipe
+
+
+SETTINGS, VOCABULARY = "tokenizer_config.json", "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told", "hint"),
+    [
+        (SETTINGS, "{}", "of model has no eos_token, which ends every answer", "set eos_token in"),
+        (SETTINGS, '{"eos_token": "</s>"}', "'</s>', which is not in its vocabulary", "set eos_token in"),
+        (SETTINGS, None, "of model has no tokenizer_config.json, which the toggle needs", "fast tokenizer"),
+        (VOCABULARY, "{", "the tokenizer.json of model is not JSON", "copy or download it again"),
+        (VOCABULARY, None, "model has no tokenizer.json", "save its tokenizer there"),
+    ],
+)
+def test_a_parent_whose_tokenizer_lacks_what_the_toggle_needs_is_said_once(
+    own_model: Path, name: str, content: str | None, told: str, hint: str
+) -> None:
+    file = own_model.parent / "model" / name
+    file.unlink() if content is None else file.write_text(content)
+    (fault,) = make_plan(load_recipe(own_model), open_store(str(own_model.parent / "store"))).faults
+    assert told in str(fault["message"])
+    assert hint in str(fault["hint"])
+
+
+def test_a_parents_tokenizer_is_looked_at_without_torch(own_model: Path) -> None:
+    command = [sys.executable, "-c", PROBE, str(own_model), str(own_model.parent / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["faults"] == []
+
+
+def test_without_the_data_stage_nobody_needs_a_tokenizer(own_model: Path) -> None:
+    (own_model.parent / "model" / SETTINGS).unlink()
+    alone = load_recipe(own_model, ["data=null", "corpus=[]", "pretrain=null", "deploy=null"])
+    assert make_plan(alone, open_store(str(own_model.parent / "store"))).faults == []
