@@ -49,6 +49,8 @@ def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -
         if found:
             first_step, state = found
             curve, batches, pass_rate = state["curve"], state["batches"], state["pass_rate"]
+            learner.updates = state["updates"]
+            rollouts.environment.quarantine |= state["quarantine"]
             engine.update_weights(policy.named_parameters(), version=first_step)
         else:
             first_step, curve = 0, []
@@ -63,7 +65,8 @@ def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -
             curve.append(numbers)
             job.progress(step + 1, config.num_steps, "", **numbers)
             if (job.stopping() or job.resume.due()) and step + 1 < config.num_steps:
-                state = {"curve": curve, "batches": batches, "pass_rate": pass_rate}
+                state = {"curve": curve, "batches": batches, "pass_rate": pass_rate, "updates": learner.updates}
+                state["quarantine"] = rollouts.environment.quarantine
                 save_point(job, step + 1, policy, learner.optimizer, state)
                 if job.stopping():
                     raise Interrupted
@@ -156,7 +159,8 @@ class Learner:
         self.policy, self.config, self.eos = policy, config, eos_token_id(folder)
         self.optimizer = adamw(policy, config.learning_rate)
         self.reference = copy.deepcopy(policy).train(False).requires_grad_(False) if config.kl_coef else None
-        self._updates = 0
+        self.updates = 0
+        """Optimizer steps so far, which the warm-up goes by."""
 
     def learn(self, groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
         """`updates_per_step` optimizer steps, each on an equal share of the groups. Returns the curves' numbers."""
@@ -187,9 +191,9 @@ class Learner:
             (loss.total / num_tokens).backward()
             clipped, kl = clipped + float(loss.clipped), kl + float(loss.kl)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        self._updates += 1
+        self.updates += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * min(1.0, self._updates / max(1, self.config.warmup_steps))
+            group["lr"] = self.config.learning_rate * min(1.0, self.updates / max(1, self.config.warmup_steps))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"clipped": clipped / num_tokens, "kl": kl / num_tokens, "grad_norm": float(norm)}

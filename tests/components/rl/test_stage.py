@@ -1,5 +1,9 @@
 """Reinforcement learning with a real engine, on a model that guesses between two answers."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import torch
 
 pytest.importorskip("vllm")
 
+from components.core import faults
 from components.core.checkpoint import load_model
 from components.core.errors import DataError, InputError
 from components.core.job import Interrupted, Job, Placement, Resume
@@ -30,6 +35,7 @@ CONFIG = RlConfig(
     max_pass_rate=1.0,
     seed=1,
 )
+SHORT = CONFIG.model_copy(update={"num_steps": 3, "updates_per_step": 2, "warmup_steps": 4, "resume_interval_s": 1e-9})
 LOGPROB_TOLERANCE = 1e-4
 
 
@@ -95,21 +101,39 @@ def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(
     assert (out / "policy" / "chat_template.jinja").is_file()
 
 
-def test_an_interrupted_run_goes_on_to_the_same_curve(model, problems, tmp_path):
-    config = CONFIG.model_copy(update={"num_steps": 3, "updates_per_step": 2})
+@pytest.fixture(scope="module")
+def whole(model: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, bytes]:
+    """Result and weights of a short run that nothing interrupted; its warm-up is longer than a step."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "out" / "policy").mkdir(parents=True)
+    result = run(SHORT, job=job_in(folder), out=folder / "out", model=model, problems=problems)
+    return result, (folder / "out" / "policy" / "model.safetensors").read_bytes()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_curve(model, problems, out, tmp_path, whole):
     given = {"model": model, "problems": problems}
-    whole = run(config, job=job_in(tmp_path / "whole"), out=tmp_path / "out1", **given)
     job = job_in(tmp_path / "parts")
     job.stopping = lambda: True
     with pytest.raises(Interrupted):
-        run(config, job=job, out=tmp_path / "none", **given)
+        run(SHORT, job=job, out=tmp_path / "none", **given)
     again = job_in(tmp_path / "parts")
-    result = run(config, job=again, out=tmp_path / "out2", **given)
+    result = run(SHORT, job=again, out=out, **given)
 
     assert [len(j.reporter.curve("reward")) for j in (job, again)] == [1, 2]  # type: ignore[attr-defined]
-    assert result == whole
-    first, second = (tmp_path / name / "policy" / "model.safetensors" for name in ("out1", "out2"))
-    assert first.read_bytes() == second.read_bytes()
+    assert (result, (out / "policy" / "model.safetensors").read_bytes()) == whole
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(model, problems, out, tmp_path, whole):
+    """Sampling repeats in another process, so rollouts need not be kept."""
+    command = [sys.executable, __file__, str(model), str(problems), str(tmp_path / "parts")]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), faults.VARIABLE: "point.trimmed:2=kill"}
+    killed = subprocess.run(command, env=environment, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    job = job_in(tmp_path / "parts")
+    result = run(SHORT, job=job, out=out, model=model, problems=problems)
+
+    assert len(job.reporter.curve("reward")) == 1  # type: ignore[attr-defined]
+    assert (result, (out / "policy" / "model.safetensors").read_bytes()) == whole
 
 
 def test_a_share_of_the_problems_is_asked_with_thinking_off(model):
@@ -133,3 +157,8 @@ def test_several_processes_are_refused(model, problems, out, tmp_path):
     job.placement = Placement(processes=2)
     with pytest.raises(InputError, match="one process, not 2"):
         run(CONFIG, job=job, out=out, model=model, problems=problems)
+
+
+if __name__ == "__main__":
+    parts = Path(sys.argv[3])
+    run(SHORT, job=job_in(parts), out=parts / "out", model=Path(sys.argv[1]), problems=Path(sys.argv[2]))
