@@ -3,15 +3,18 @@
 It has a process group of its own, so that a run ends as a whole; its output, KFP's chatter included, is the run's log.
 """
 
+import functools
 import json
 import os
 import signal
 import sys
-import tempfile
-import threading
 from pathlib import Path
 from types import FrameType
 
+from components.core.kubeflow import GRACE_S, HELD
+from components.core.processes import leave, when_input_ends
+from components.core.store import open_store
+from components.core.workspace import workspace
 from pipelines.kubeflow import build_pipeline
 from pipelines.llama_nemotron import llama_nemotron
 from pipelines.recipe import Recipe
@@ -23,24 +26,20 @@ def main(order_file: Path) -> None:
 
     order = json.loads(order_file.read_text(encoding="utf-8"))
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_input_ends(functools.partial(leave, GRACE_S))
+    os.environ[HELD] = "1"
     graph = llama_nemotron(Recipe.parse(order["recipe"]))
     pipeline = build_pipeline(graph, order["sources"], known=order["known"])
-    with tempfile.TemporaryDirectory(prefix="tessera-kfp-") as root:
+    store = open_store(order["store"])
+    with workspace(store.local / "tmp", f"kfp-{order['run']}-{os.getpid()}") as root:
         # A virtual environment of its own for each task would install KFP anew; everything a stage needs is in ours.
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
         pipeline(store=order["store"], run=order["run"])
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     """End without starting another task; the tasks themselves got the same signal and save what they need."""
     raise SystemExit(128 + signum)
-
-
-def _end_with_parent() -> None:
-    """Wait for the end of the process that holds our standard input, and end the whole group then."""
-    os.read(sys.stdin.fileno(), 1)
-    os.killpg(0, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ from typing import Any
 from rich.console import Console
 
 from components.core.errors import InputError, StageFailed, TesseraError
+from components.core.faults import fault_point
+from components.core.kubeflow import GRACE_S
+from components.core.processes import living
 from components.core.runner import events_path, recall
 from components.core.store import Store, open_store
 from pipelines.checks import check
@@ -37,8 +40,6 @@ from pipelines.sources import KINDS, ingest
 from pipelines.view import open_view
 
 POLL_S = 0.2
-GRACE_S = 60.0
-"""Time that stages have to save a resume point when the run is stopped."""
 TASK_ERROR = re.compile(r"^    [\w.]+: ")
 """The line that ends a traceback in the output of a task, which KFP indents by four spaces."""
 
@@ -57,6 +58,7 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
     store = open_store(store_uri)
     sources = {source: ingest(store, source, paths, KINDS[source]) for source, paths in sources_of(recipe).items()}
     run = begin_run(store, recipe, sources, name)
+    fault_point("run.begun")
     console.print(f"run {run}", style="bold", highlight=False)
     outcome: Outcome = "failed"
     try:
@@ -67,6 +69,7 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
         outcome = "interrupted"
         raise RunStopped(f"run {run} was stopped", hint="the same command goes on from here") from None
     finally:
+        fault_point("run.ending")
         end_run(store, run, outcome)
     return run
 
@@ -164,8 +167,10 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                process.wait(GRACE_S)
+            deadline = time.monotonic() + GRACE_S
+            with contextlib.suppress(KeyboardInterrupt):
+                while living(process.pid) and time.monotonic() < deadline:
+                    time.sleep(POLL_S)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     if process.stdin is not None:

@@ -1,10 +1,11 @@
 """What is known of each stage of a run, from the events that the stages write."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from components.core.job import read_event
 
 Status = Literal["waiting", "running", "done", "cached", "failed", "interrupted"]
 STATUS_AFTER: Mapping[str, Status] = {
@@ -81,7 +82,8 @@ class Follower:
             stream.seek(self._offsets[label])
             for line in _whole_lines(stream):
                 self._offsets[label] += len(line)
-                yield json.loads(line)
+                if (event := read_event(line)) is not None:
+                    yield event
 
 
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:

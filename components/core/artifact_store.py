@@ -19,6 +19,7 @@ from components.core.artifacts import FileEntry, Kind, Manifest, hash_file
 from components.core.backends import Backend, hash_chunks, room_for, stamp_of
 from components.core.config import canonical_json
 from components.core.errors import CorruptArtifact, StoreError
+from components.core.faults import fault_point
 
 TRANSFERS = 4
 """Files moved, or read through, at a time."""
@@ -48,7 +49,9 @@ class ArtifactStore:
             entries = list(pool.map(self._put_blob, paths))
         files = {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
         manifest = Manifest(kind=kind, files=files, metadata=dict(metadata or {}))
+        fault_point("artifact.blobs")
         self.backend.put(_manifest_path(manifest.digest), canonical_json(manifest.canonical()).encode())
+        fault_point("artifact.named")
         return manifest
 
     def manifest(self, digest: str) -> Manifest:
@@ -151,9 +154,12 @@ class ArtifactStore:
         fresh = target.with_name(f"{digest}.{uuid.uuid4().hex}.partial")
         try:
             fresh.mkdir(parents=True)
+            fault_point("copy.begun")
             with ThreadPoolExecutor(TRANSFERS) as pool:
                 list(pool.map(lambda item: self._bring_file(digest, fresh, *item), manifest.files.items()))
+            fault_point("copy.filled")
             self._settle(fresh, target, manifest)
+            fault_point("copy.named")
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 
 from components.core.artifacts import HASH_CHUNK_BYTES, FileEntry, hash_file
 from components.core.errors import StoreError
+from components.core.faults import fault_point
 
 TOUCH_S = 900.0
 """Age from which an object that is written again counts as new, so that no clean-up takes it from under its writer."""
@@ -97,11 +98,14 @@ class FolderBackend:
             return False
         with self._partial(path, len(data)) as partial:
             partial.write_bytes(data)
+            fault_point("folder.written")
             _flush(partial, path)
+            fault_point("folder.flushed")
             try:
                 os.link(partial, self._at(path))
             except FileExistsError:
                 return False
+            fault_point("folder.named")
         return True
 
     def get(self, path: str) -> bytes | None:
@@ -142,6 +146,7 @@ class FolderBackend:
 
     def delete(self, path: str) -> None:
         """Unlink a file."""
+        fault_point("folder.delete")
         self._at(path).unlink(missing_ok=True)
 
     def discard_partial(self, age_s: float) -> None:
@@ -163,6 +168,7 @@ class FolderBackend:
             handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=target.parent)
             os.close(handle)
             try:
+                fault_point("folder.created")
                 yield Path(name)
             finally:
                 Path(name).unlink(missing_ok=True)
@@ -172,8 +178,11 @@ class FolderBackend:
         """A file of another name that takes the target's place once it is written and flushed."""
         with self._partial(path, size) as partial:
             yield partial
+            fault_point("folder.written")
             _flush(partial, path)
+            fault_point("folder.flushed")
             partial.rename(self._at(path))
+            fault_point("folder.named")
 
 
 def open_backend(uri: str) -> Backend:

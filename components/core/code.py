@@ -17,7 +17,10 @@ from components.core.config import digest_of
 
 PLATFORM = frozenset(
     f"components.core.{name}"
-    for name in ("code", "errors", "job", "kubeflow", "lineage", "runner", "stage", "store", "backends", "worker")
+    for name in (
+        *("code", "errors", "faults", "job", "kubeflow", "lineage", "processes", "ranks", "runner", "stage", "store"),
+        *("backends", "worker", "workspace"),
+    )
 )
 VLLM_SETTINGS, VLLM_PLUGIN = "components.core.vllm_settings", "components.core.vllm_plugin"
 """Whoever uses vLLM has these settings; vLLM itself then loads the plug-in, by its entry point."""

@@ -4,11 +4,11 @@ Events stay on the machine that wrote them; curves go where the results go, so t
 its curves.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.core.job import read_event
 from components.core.runner import events_path
 from components.core.store import Store
 
@@ -58,11 +58,11 @@ def events_of_key(events: Iterable[Mapping[str, Any]], key: str) -> Iterator[Map
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Events of a file, none where there is no file; a last line that was cut off is left out."""
+    """Events of a file, none where there is no file; lines that were cut off are left out."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream if line.endswith("\n")]
+        return [event for line in stream if line.endswith("\n") and (event := read_event(line)) is not None]
 
 
 def _thinned(points: Mapping[int, tuple[float, float]], max_points: int) -> Curve:

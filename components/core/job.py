@@ -1,15 +1,18 @@
 """What a running stage sees of the platform: a place to report to, and a place to resume from."""
 
+import contextlib
 import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from components.core.config import Config
+from components.core.faults import fault_point
 
 
 class Placement(Config):
@@ -42,9 +45,24 @@ class Events:
         self._path = path
 
     def emit(self, event: Mapping[str, object]) -> None:
-        """Append one event."""
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(event) + "\n")
+        """Append one event, in one write; a line that a killed process left unended is ended first."""
+        fault_point("event")
+        line = json.dumps(event).encode() + b"\n"
+        with self._path.open("ab", buffering=0) as stream:
+            stream.write(line if self._ends_whole() else b"\n" + line)
+
+    def _ends_whole(self) -> bool:
+        with self._path.open("rb") as stream:
+            return stream.seek(0, os.SEEK_END) == 0 or (stream.seek(-1, os.SEEK_END) >= 0 and stream.read() == b"\n")
+
+
+def read_event(line: str | bytes) -> dict[str, Any] | None:
+    """The event of one line of a file of events, None for a line that was cut off."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 class Silent:
@@ -75,17 +93,24 @@ class Resume:
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write one point: `write` fills a folder, which counts only once it is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{step}.{os.getpid()}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in self.folder.glob(".*"):  # by attempts that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        partial = self.folder / f".{step}.partial"
         partial.mkdir()
+        fault_point("point.begun")
         write(partial)
+        fault_point("point.written")
         final = self.folder / f"{step:09d}"
-        shutil.rmtree(final, ignore_errors=True)
+        discard_folder(final)
+        fault_point("point.cleared")
         partial.rename(final)
+        fault_point("point.named")
         if self.mirror is not None:
             self.mirror(final)
+        fault_point("point.mirrored")
         for old in self.points()[: -self.keep]:
-            shutil.rmtree(old)
+            discard_folder(old)
+        fault_point("point.trimmed")
         self._last = time.monotonic()
 
     def points(self) -> list[Path]:
@@ -96,6 +121,14 @@ class Resume:
         """The newest whole point, or None."""
         points = self.points()
         return points[-1] if points else None
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, in such a way that nobody takes it for whole once some of it is gone."""
+    hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.gone")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Stage to KFP component: the two lines that a component's body consists of, and the images they run in."""
 
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -9,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from components.core.job import Placement
+from components.core.processes import leave, when_input_ends
 from components.core.runner import Digests, run_stage
 from components.core.stage import Stage
 from components.core.store import open_store
 
 PARAMETERS = ("config", "label", "store", "run", "sources")
+HELD = "TESSERA_HELD"
+"""Set where standard input is a pipe that the run of which this task is a part holds open as long as it lives."""
+GRACE_S = 60.0
+"""Time that stages have to save a resume point when the run ends or is stopped."""
 
 
 def image(stage: str) -> str:
@@ -40,6 +46,8 @@ def execute(spec: str, values: Mapping[str, Any]) -> None:
             KFP artifacts. Arguments that are neither (the item of a fan-out) replace the configuration's value of
             that name.
     """
+    if HELD in os.environ:
+        when_input_ends(functools.partial(leave, GRACE_S))
     stage = load_stage(spec)
     settings = json.loads(values["config"])
     placement = Placement.parse(settings.pop("placement", None) or {})

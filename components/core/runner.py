@@ -2,12 +2,8 @@
 
 import contextlib
 import importlib
-import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -20,9 +16,12 @@ from pydantic import JsonValue
 from components.core.code import code_digest
 from components.core.config import Config, digest_of
 from components.core.errors import InputError, StageFailed, TesseraError
+from components.core.faults import fault_point
 from components.core.job import Events, Interrupted, Job, Placement, Reporter, Resume
+from components.core.ranks import run_ranks
 from components.core.stage import Stage
 from components.core.store import StageRecord, Store
+from components.core.workspace import workspace
 
 Digests = Mapping[str, str | list[str]]
 """Digest of each input artifact by name; a list where the stage takes many."""
@@ -95,11 +94,12 @@ def run_stage(
         reporter = Events(events_path(store, run or key[:16], label))
     started = time.time()
     reporter.emit({"type": "start", "time": started, "stage": stage.name, "label": label, "key": key})
+    fault_point("stage.begun")
     record = finished(store, key)
     cached = record is not None
     try:
         if record is None:
-            record = _compute(stage, config, inputs, key, store, placement, reporter)
+            record, cached = _compute_alone(stage, config, inputs, key, store, placement, reporter)
     except Interrupted:
         reporter.emit({"type": "interrupted", "time": time.time()})
         raise
@@ -139,7 +139,9 @@ def _settle(
     if run is not None:
         document = {"label": label, "stage": record.stage, "key": record.key, "cached": cached}
         times = {"seconds": seconds, "started": started, "finished": ended}
+        fault_point("stage.settle")
         store.put_document(f"runs/{run}/stages/{label}.json", document | times)
+        fault_point("stage.settled")
     reporter.emit(
         {"type": "cached" if cached else "finish", "time": ended, "seconds": seconds, "result": record.result}
     )
@@ -177,7 +179,7 @@ def _check_inputs(stage: Stage, inputs: Digests, store: Store) -> None:
                 )
 
 
-def _compute(
+def _compute_alone(
     stage: Stage,
     config: Config,
     inputs: Digests,
@@ -185,33 +187,54 @@ def _compute(
     store: Store,
     placement: Placement,
     reporter: Reporter,
-) -> StageRecord:
+) -> tuple[StageRecord, bool]:
+    """Compute a stage while no other process of this machine does; what another one made meanwhile is taken.
+
+    Returns:
+        The record, and whether another process made it.
+    """
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(_stop_signals())
+        told: list[bool] = []
+
+        def wait() -> None:
+            if not told:
+                reporter.emit({"type": "note", "time": time.time(), "text": "another run computes this: waiting"})
+                told.append(True)
+
+        scratch = stack.enter_context(workspace(store.local / "tmp", f"{stage.name}-{key[:16]}", wait))
+        fault_point("stage.alone")
+        record = finished(store, key)
+        if record is not None:
+            return record, True
+        resume = Resume(store.resume_folder(key), mirror=lambda point: store.push_resume(key, point))
+        job = Job(reporter, resume, scratch, placement, stopping=stopping)
+        return _compute(stage, config, inputs, key, store, job), False
+
+
+def _compute(stage: Stage, config: Config, inputs: Digests, key: str, store: Store, job: Job) -> StageRecord:
     """Fetch, run, store: the outputs first, then the record that names them."""
     started = time.monotonic()
-    os.environ["OMP_NUM_THREADS"] = str(placement.threads)
+    os.environ["OMP_NUM_THREADS"] = str(job.placement.threads)
     paths = {
         name: [store.fetch(digest) for digest in value] if isinstance(value, list) else store.fetch(value)
         for name, value in inputs.items()
         if value
     }
-    (store.local / "tmp").mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=store.local / "tmp", prefix=f"{stage.name}-") as scratch,
-        _stop_signals() as stopping,
-    ):
-        resume = Resume(store.resume_folder(key), mirror=lambda point: store.push_resume(key, point))
-        out = Path(scratch) / "out"
-        for name in stage.outputs:
-            (out / name).mkdir(parents=True)
-        job = Job(reporter, resume, Path(scratch), placement, stopping=stopping)
-        if placement.processes > 1:
-            result = _run_ranks(stage, config, paths, out, job)
-        else:
-            result = load_entry(stage.entry)(config, job=job, out=out, **paths)
-        outputs: dict[str, str] = {}
-        for name, output in stage.outputs.items():
-            if any((out / name).iterdir()):
-                outputs[name] = store.put_folder(out / name, output.kind).digest
+    fault_point("stage.fetched")
+    out = job.scratch / "out"
+    for name in stage.outputs:
+        (out / name).mkdir(parents=True)
+    if job.placement.processes > 1:
+        result = run_ranks(stage, config, paths, out, job)
+    else:
+        result = load_entry(stage.entry)(config, job=job, out=out, **paths)
+    fault_point("stage.computed")
+    outputs: dict[str, str] = {}
+    for name, output in stage.outputs.items():
+        if any((out / name).iterdir()):
+            outputs[name] = store.put_folder(out / name, output.kind).digest
+    fault_point("stage.stored")
     code, libraries = code_digest(stage.entry)
     record = StageRecord(
         key=key,
@@ -225,57 +248,40 @@ def _compute(
         seconds=time.monotonic() - started,
     )
     record = store.put_stage_record(record)
+    fault_point("stage.recorded")
     store.drop_resume(key)
+    fault_point("stage.rested")
     return record
 
 
-def _run_ranks(stage: Stage, config: Config, paths: Mapping[str, object], out: Path, job: Job) -> dict[str, JsonValue]:
-    """Run the stage as `placement.processes` ranks under torchrun; rank 0 reports and writes the outputs."""
-    order = {
-        "entry": stage.entry,
-        "config_class": f"{type(config).__module__}:{type(config).__qualname__}",
-        "config": config.model_dump(mode="json"),
-        "inputs": {name: [str(p) for p in v] if isinstance(v, list) else str(v) for name, v in paths.items()},
-        "out": str(out),
-        "scratch": str(job.scratch),
-        "resume": str(job.resume.folder),
-        "placement": job.placement.model_dump(mode="json"),
-    }
-    order_file = job.scratch / "order.json"
-    order_file.write_text(json.dumps(order))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={job.placement.processes}", "-m", "components.core.worker", str(order_file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:  # rank 0 writes its events here, a line each
-            with contextlib.suppress(ValueError):
-                job.reporter.emit(json.loads(line))
-            if job.stopping():
-                process.terminate()
-    if process.returncode == INTERRUPTED_EXIT_CODE or job.stopping():
-        raise Interrupted
-    if process.returncode != 0:
-        raise StageFailed(f"{stage.name}: a training process ended with status {process.returncode}")
-    result: dict[str, JsonValue] = json.loads((job.scratch / "result.json").read_text())
-    return result
+class _Stop:
+    """Whether the stage was asked to leave; long loops look at it."""
+
+    def __init__(self) -> None:
+        self.asked = self.looked_at = False
+
+    def __call__(self) -> bool:
+        """Look."""
+        self.looked_at = True
+        return self.asked
+
+    def ask(self, signum: int, frame: FrameType | None) -> None:
+        """Take a signal: interrupt at once what was asked before, and what does not look, so has nothing to save."""
+        if self.asked or not self.looked_at:
+            raise Interrupted
+        self.asked = True
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into a flag that long loops look at; a second one interrupts at once."""
-    asked = threading.Event()
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn SIGTERM and SIGINT into something that long loops look at."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield stop
         return
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise Interrupted
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked.is_set
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

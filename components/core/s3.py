@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from components.core.artifacts import FileEntry
 from components.core.backends import TOUCH_S, Stored, changed_meanwhile, hash_chunks
 from components.core.errors import StoreError
+from components.core.faults import fault_point
 
 PART_BYTES = 8 << 20
 """Smallest part of a multipart upload; S3 allows 10,000 parts, so large files get larger ones."""
@@ -71,6 +72,7 @@ class S3Backend:
                 self._touch(path, entry)
             return
         with source.open("rb") as stream, self._explained(entry.size):
+            fault_point("s3.upload")
             self._client.put_object(
                 self._bucket,
                 self._prefix + path,
@@ -80,6 +82,7 @@ class S3Backend:
                 part_size=max(PART_BYTES, _whole_mebibytes(entry.size / MAX_PARTS)),
                 num_parallel_uploads=PARTS_AT_A_TIME,
             )
+            fault_point("s3.uploaded")
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         """One request, conditional where only one writer may win."""
@@ -88,12 +91,14 @@ class S3Backend:
         # The public put_object has no way to send the condition.
         headers = {"Content-Type": "application/octet-stream", **({"If-None-Match": "*"} if if_absent else {})}
         with self._explained(len(data)):
+            fault_point("s3.put")
             try:
                 self._client._put_object(self._bucket, self._prefix + path, data, headers)
             except S3Error as error:
                 if if_absent and error.code in ("PreconditionFailed", "ConditionalRequestConflict"):
                     return False
                 raise
+            fault_point("s3.was-put")
         return True
 
     def get(self, path: str) -> bytes | None:
@@ -131,6 +136,7 @@ class S3Backend:
     def delete(self, path: str) -> None:
         """Remove a key."""
         with self._explained():
+            fault_point("s3.delete")
             self._client.remove_object(self._bucket, self._prefix + path)
 
     def discard_partial(self, age_s: float) -> None:
@@ -167,6 +173,7 @@ class S3Backend:
 
         with self._explained():
             for attempt in itertools.count():
+                fault_point("s3.download")
                 try:
                     response = self._client.get_object(self._bucket, self._prefix + path)
                 except S3Error as error:
@@ -214,6 +221,7 @@ class _Checked:
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes; StoreError at the end of a file that changed."""
+        fault_point("s3.part")
         chunk = self._stream.read(size)
         self._sha.update(chunk)
         self._left -= len(chunk)

@@ -24,6 +24,8 @@ from components.core.artifacts import Manifest, describe
 from components.core.backends import Stored, open_backend
 from components.core.config import Config
 from components.core.errors import CorruptArtifact, StoreError
+from components.core.faults import fault_point
+from components.core.job import discard_folder
 
 GRACE_S = 3600.0
 """Age below which unreferenced objects are left alone: a writer may be about to name them."""
@@ -71,7 +73,9 @@ class Store(ArtifactStore):
             The record that holds: another writer's if it came first and what it names is whole.
         """
         path, data = _record_path(record.key), _json(record.model_dump(mode="json"))
+        fault_point("record.write")
         if self.backend.put(path, data, if_absent=True):
+            fault_point("record.written")
             return record
         first = self.stage_record(record.key)
         if first is not None and (first.outputs == record.outputs or self._outputs_are_whole(first)):
@@ -108,19 +112,28 @@ class Store(ArtifactStore):
         if not self._is_remote:
             return
         manifest = describe(point, "table")
+        fault_point("mirror.begun")
         with ThreadPoolExecutor(TRANSFERS) as pool:
             files = [
                 (f"resume/{key}/{point.name}/{name}", point / name, entry) for name, entry in manifest.files.items()
             ]
             list(pool.map(lambda file: self.backend.put_file(*file), files))
+        fault_point("mirror.files")
         self.put_document(f"resume/{key}/{point.name}.json", manifest.canonical())
+        fault_point("mirror.list")
         for path in self.documents(f"resume/{key}/"):
             if path.split("/")[2].partition(".")[0] < point.name:
                 self.backend.delete(path)
+        fault_point("mirror.trimmed")
 
     def drop_resume(self, key: str) -> None:
-        """Remove all resume points of a finished stage."""
+        """Remove all resume points of a finished stage; one that is half-removed does not count."""
+        fault_point("resume.drop")
+        for point in (self._resume_root / key).glob("[0-9]*"):
+            discard_folder(point)
+        fault_point("resume.hidden")
         shutil.rmtree(self._resume_root / key, ignore_errors=True)
+        fault_point("resume.dropped")
         if self._is_remote:
             for path in self.documents(f"resume/{key}/"):
                 self.backend.delete(path)
@@ -154,8 +167,11 @@ class Store(ArtifactStore):
             for name, entry in manifest.files.items():
                 if self.backend.get_file(f"{prefix}/{name}", fresh / name) != entry:
                     raise ValueError(name)
-            shutil.rmtree(point, ignore_errors=True)
+            fault_point("pull.filled")
+            discard_folder(point)
+            fault_point("pull.cleared")
             fresh.rename(point)
+            fault_point("pull.named")
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 

@@ -14,10 +14,10 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
+
+from components.core.processes import end_with_parent
 
 UNUSED_PACKAGES = ("boto3", "opentelemetry", "pandas", "scipy", "sklearn", "trio")
 """Imported by what we import if they can be, for features that serving a local folder never uses."""
@@ -31,8 +31,6 @@ PRELOADED_MODULES = (
     "vllm.v1.worker.gpu_worker",
 )
 """What a server would import after the fork, for each start anew."""
-
-WATCH_INTERVAL_S = 0.5
 
 
 def main() -> None:
@@ -48,20 +46,6 @@ def main() -> None:
         if pid == 0:
             serve(order)
         print(pid, flush=True)  # noqa: T201
-
-
-def end_with_parent(parent: int) -> None:
-    """Kill this process group as soon as `parent` is no longer our parent.
-
-    Asking the kernel for a signal (PR_SET_PDEATHSIG) would tie us to the thread that started us, not to the process.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_INTERVAL_S)
-        os.killpg(os.getpgid(0), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def import_vllm() -> None:

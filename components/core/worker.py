@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,11 @@ import torch
 import torch.distributed as dist
 
 from components.core.config import Config
+from components.core.errors import TesseraError
+from components.core.faults import fault_point
 from components.core.job import Interrupted, Job, Placement, Resume
+from components.core.processes import end_with_parent, when_input_ends
+from components.core.ranks import FAILURE, ORDER, RESULT
 from components.core.runner import INTERRUPTED_EXIT_CODE, load_entry
 
 
@@ -25,32 +30,56 @@ class StandardOutput:
         sys.stdout.flush()
 
 
-def main(order_file: Path) -> None:
-    """Do what the order says as this rank; rank 0 leaves `result.json` beside it."""
-    order = json.loads(order_file.read_text())
+def main(scratch: Path) -> None:
+    """Do what the order in the scratch folder says as this rank; rank 0 leaves the result beside it."""
+    order = json.loads((scratch / ORDER).read_text())
     module, _, name = order["config_class"].partition(":")
     config_class: type[Config] = getattr(importlib.import_module(module), name)
     placement = Placement.parse(order["placement"])
     torch.set_num_threads(placement.threads)
     dist.init_process_group("nccl" if placement.gpus else "gloo")
+    fault_point("rank.begun")
     asked = [False]
     signal.signal(signal.SIGTERM, lambda *_: asked.__setitem__(0, True))
     rank = int(os.environ["RANK"])
-    job = Job(
-        StandardOutput(), Resume(Path(order["resume"])), Path(order["scratch"]), placement, rank, lambda: asked[0]
-    )
+    job = Job(StandardOutput(), Resume(Path(order["resume"])), scratch, placement, rank, lambda: asked[0])
     inputs = {
         name: [Path(p) for p in value] if isinstance(value, list) else Path(value)
         for name, value in order["inputs"].items()
     }
     result = load_entry(order["entry"])(config_class.parse(order["config"]), job=job, out=Path(order["out"]), **inputs)
+    fault_point("rank.computed")
     if rank == 0:
-        (order_file.parent / "result.json").write_text(json.dumps(result))
+        (scratch / RESULT).write_text(json.dumps(result))
     dist.destroy_process_group()
 
 
+def tell(scratch: Path, error: BaseException) -> None:
+    """Leave word of why this rank failed."""
+    known = error if isinstance(error, TesseraError) else None
+    failure = {
+        "type": type(error).__name__,
+        "message": known.message if known else str(error),
+        "hint": known.hint if known else None,
+        "exit_code": known.exit_code if known else None,
+        "time": time.time(),
+    }
+    (scratch / FAILURE.format(os.environ["RANK"])).write_text(json.dumps(failure))
+
+
+def end_at_once() -> None:
+    """Leave no trace of this process: the stage that it works for has ended."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    end_with_parent(os.getppid())
+    when_input_ends(end_at_once)
     try:
         main(Path(sys.argv[1]))
-    except Interrupted:
+    except Interrupted as interrupted:
+        tell(Path(sys.argv[1]), interrupted)
         sys.exit(INTERRUPTED_EXIT_CODE)
+    except Exception as error:
+        tell(Path(sys.argv[1]), error)
+        raise

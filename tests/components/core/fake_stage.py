@@ -52,12 +52,12 @@ def run(
     point = job.resume.latest()
     first, total = (0, 0) if point is None else json.loads((point / "state.json").read_text())
     for step in range(first, len(values)):
+        if job.stopping():
+            raise Interrupted
         total += config.factor * values[step]
         job.progress(step + 1, len(values), sum=total)
         if job.rank == 0:
             job.resume.save(step + 1, partial(save, [step + 1, total]))
-        if job.stopping() and step + 1 < len(values):
-            raise Interrupted
     if job.rank == 0:
         (out / "total" / "total.json").write_text(json.dumps(total))
     return {"total": total}
