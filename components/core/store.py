@@ -26,6 +26,7 @@ from components.core.config import Config
 from components.core.errors import CorruptArtifact, StoreError
 from components.core.faults import fault_point
 from components.core.job import discard_folder
+from components.core.workspace import sweep
 
 GRACE_S = 3600.0
 """Age below which unreferenced objects are left alone: a writer may be about to name them."""
@@ -237,6 +238,7 @@ class Store(ArtifactStore):
             for key in finished:
                 self.drop_resume(key)
             self.backend.discard_partial(GRACE_S)
+            sweep(self.local / "tmp")
         freed = sum(found.size for found in blobs)
         counts = {"artifacts": len(dead), "blobs": len(blobs), "bytes": freed}
         return {**counts, "copies": len(copies), "resume": len(finished)}

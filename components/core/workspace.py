@@ -24,7 +24,7 @@ def workspace(parent: Path, name: str, on_wait: Callable[[], None] = lambda: Non
         on_wait: called about ten times a second while another process has the name; may raise to give up.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
+    sweep(parent)
     with _held(parent / f"{name}{_LOCK}", on_wait):
         folder = parent / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -35,7 +35,7 @@ def workspace(parent: Path, name: str, on_wait: Callable[[], None] = lambda: Non
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
     """Remove folders whose process has ended without doing so."""
     for lock in parent.glob(f"*{_LOCK}"):
         with contextlib.suppress(_Taken), _held(lock, _give_up):

@@ -1,0 +1,157 @@
+"""One attempt at a tiny run, in a process of its own that can be killed at any point; what it did is in a ledger.
+
+The ledger is written with one system call a line, outside the store, so that it tells what happened whatever becomes
+of the process.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from components.core import faults
+from components.core.backends import Backend, open_backend
+from components.core.errors import TesseraError
+from components.core.job import Events, Interrupted, Placement
+from components.core.runner import events_path, run_stage, stage_key
+from components.core.store import Store, open_store
+from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
+
+NUMBERS = (1, 2, 4)
+TIMEOUT_S = 60.0
+RUN, LABEL = "tiny-1", "tiny"
+FAILED, INTERRUPTED = 1, 130
+LATER_S = 7200.0
+"""Old enough for the clean-up."""
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.chaos.attempt", "components.core.s3", "minio", "minio.error", "urllib3"])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where attempts at one run work."""
+
+    uri: str
+    folder: Path
+    """Of this machine: working copies, ledger, sources."""
+    environment: Mapping[str, str]
+    machine: str = "here"
+    """Attempts on another machine share nothing but a remote store."""
+
+    @property
+    def store(self) -> Store:
+        """The store, with nothing in memory but its connections."""
+        local = None if "://" not in self.uri else self.folder / self.machine
+        store = open_store(self.uri, local=local)
+        store.backend = _backend(self.uri)
+        return store
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """What all attempts did, in order."""
+        path = self.folder / "ledger.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def note(self, what: str, **facts: object) -> None:
+        """Add to the ledger."""
+        handle = os.open(self.folder / "ledger.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(handle, json.dumps({"pid": os.getpid(), "what": what, **facts}).encode() + b"\n")
+        os.close(handle)
+
+
+@functools.lru_cache(maxsize=8)
+def _backend(uri: str) -> Backend:
+    return open_backend(uri)
+
+
+def begin(place: Place, fault: str | None = None, *, clean: bool = False, slow_s: float = 0.0) -> BaseProcess:
+    """Start an attempt.
+
+    Args:
+        place: where it works.
+        fault: an order for `components.core.faults`.
+        clean: whether it cleans the store up in the end.
+        slow_s: time that a step takes.
+    """
+    process = CONTEXT.Process(target=_attempt, args=(place, fault, clean, slow_s))
+    process.start()
+    return process
+
+
+def attempt(place: Place, fault: str | None = None, *, clean: bool = False) -> int:
+    """Make an attempt; returns its exit code, negative for a signal."""
+    process = begin(place, fault, clean=clean)
+    process.join(TIMEOUT_S)
+    assert process.exitcode is not None, "the attempt hangs"
+    return process.exitcode
+
+
+def _attempt(place: Place, fault: str | None, clean: bool, slow_s: float) -> None:
+    os.environ.update(place.environment)
+    os.environ.pop(faults.VARIABLE, None)
+    if fault is not None:
+        os.environ[faults.VARIABLE] = fault
+    try:
+        tiny_run(place, clean, slow_s)
+    except (TesseraError, OSError) as error:
+        place.note("failed", error=f"{type(error).__name__}: {error}")
+        os._exit(FAILED)
+    except Interrupted:
+        os._exit(INTERRUPTED)
+    finally:
+        place.note("reached", points=faults.reached())
+
+
+def tiny_run(place: Place, clean: bool, slow_s: float) -> None:
+    """Store what is read, store what nobody needs, compute, clean up."""
+    store = place.store
+    place.note("begun")
+    numbers = store.put_folder(numbers_folder(place.folder / "numbers", *NUMBERS), "data").digest
+    place.note("stored", digest=numbers)
+    store.put_folder(numbers_folder(place.folder / "garbage", 0), "data")
+    inputs = {"numbers": numbers}
+    reporter = _Ledger(place, Events(events_path(store, RUN, LABEL)), slow_s)
+    options: dict[str, Any] = {"label": LABEL, "run": RUN, "placement": Placement(threads=1), "reporter": reporter}
+    record = run_stage(STAGE, FakeConfig(), inputs, store=store, **options)
+    for digest in record.outputs.values():
+        place.note("stored", digest=digest)
+    place.note("finished", key=record.key, outputs=record.outputs, result=record.result)
+    if clean:
+        with later():
+            store.gc()
+
+
+@contextmanager
+def later() -> Iterator[None]:
+    """Let all that is there now be old."""
+    now = time.time
+    with patch("time.time", lambda: now() + LATER_S):
+        yield
+
+
+def key_of(numbers: str) -> str:
+    """The key of the tiny computation."""
+    return stage_key(STAGE, FakeConfig(), {"numbers": numbers})
+
+
+class _Ledger:
+    """Passes events on, and keeps the steps: the side effects of the stage."""
+
+    def __init__(self, place: Place, events: Events, slow_s: float) -> None:
+        self._place, self._events, self._slow_s = place, events, slow_s
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Take one event."""
+        self._events.emit(event)
+        if event["type"] == "progress":
+            self._place.note("step", step=event["done"])
+            time.sleep(self._slow_s)
