@@ -34,7 +34,8 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
     if name is None:
         return _claim_number(store, recipe.name, record)
     if not store.claim(_record_path(name), {"run": name, **record}):
-        if run_record(store, name).get("recipe_digest") != recipe.digest:
+        found = store.whole_document(_record_path(name))  # a damaged one is written anew
+        if found is not None and found.get("recipe_digest") != recipe.digest:
             raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
         store.put_document(_record_path(name), {"run": name, **record})
     return name
@@ -95,8 +96,9 @@ def run_names(store: Store) -> list[str]:
 
 
 def run_records(store: Store) -> list[dict[str, Any]]:
-    """Records of all runs, oldest first."""
-    return sorted((run_record(store, run) for run in run_names(store)), key=lambda record: record["started"])
+    """Records of all runs, oldest first; damaged ones, which `tessera store verify` names, are left out."""
+    records = (store.whole_document(_record_path(run)) for run in run_names(store))
+    return sorted(filter(None, records), key=lambda record: record["started"])
 
 
 def run_record(store: Store, run: str) -> dict[str, Any]:

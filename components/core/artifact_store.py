@@ -6,19 +6,24 @@
 Blobs are written before the manifest that names them, so whatever a reader finds named is there.
 """
 
+import contextlib
 import os
+import re
 import shutil
+import stat
+import threading
 import uuid
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from components.core.artifacts import FileEntry, Kind, Manifest, hash_file
-from components.core.backends import Backend, hash_chunks, room_for, stamp_of
+from components.core.backends import Backend, Stored, hash_chunks, room_for, stamp_of
 from components.core.config import canonical_json
 from components.core.errors import CorruptArtifact, StoreError
+from components.core.exclusion import writing
 from components.core.faults import fault_point
 
 TRANSFERS = 4
@@ -37,6 +42,9 @@ class ArtifactStore:
         self.backend = backend
         self._whole: set[tuple[str, Hashable]] = set()
         """Digest and stamp of what this process has read through and found right; it is not read again."""
+        self._damaged: set[str] = set()
+        """Digests of blobs that this process has found damaged, whatever the server says of them."""
+        self._entering, self._inside, self._announcement = threading.Lock(), 0, contextlib.ExitStack()
 
     def put_folder(self, folder: Path, kind: Kind, metadata: Mapping[str, JsonValue] | None = None) -> Manifest:
         """Store the files below a folder as an artifact; contents that are there already are not sent again.
@@ -44,13 +52,37 @@ class ArtifactStore:
         Raises:
             StoreError: no space, or the store cannot be reached; the artifact is then absent.
         """
+        with self.writing():
+            return self._put_folder(folder, kind, metadata or {})
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep clean-ups away while what is stored is not referred to yet; may be entered again inside."""
+        with self._entering:
+            if self._inside == 0:
+                self._announcement.enter_context(writing(self.backend))
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._entering:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._announcement.close()
+
+    def _put_folder(self, folder: Path, kind: Kind, metadata: Mapping[str, JsonValue]) -> Manifest:
+        """Blobs, then the manifest that names them."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         with ThreadPoolExecutor(TRANSFERS) as pool:
             entries = list(pool.map(self._put_blob, paths))
         files = {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
-        manifest = Manifest(kind=kind, files=files, metadata=dict(metadata or {}))
+        try:
+            manifest = Manifest(kind=kind, files=files, metadata=dict(metadata))
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise StoreError(f"the files of {folder} cannot be an artifact: {reason}") from None
         fault_point("artifact.blobs")
-        self.backend.put(_manifest_path(manifest.digest), canonical_json(manifest.canonical()).encode())
+        self.backend.put(manifest_path(manifest.digest), canonical_json(manifest.canonical()).encode())
         fault_point("artifact.named")
         return manifest
 
@@ -61,13 +93,13 @@ class ArtifactStore:
             StoreError: there is no such artifact.
             CorruptArtifact: the manifest is not the one that the digest names.
         """
-        data = self.backend.get(_manifest_path(digest))
-        if data is None:
-            raise StoreError(f"there is no artifact {digest[:12]} in {self.uri}", hint="check --store")
         try:
-            manifest = Manifest.model_validate_json(data)
-        except ValueError:
+            data = self.backend.get(manifest_path(digest)) if re.fullmatch("[0-9a-f]{64}", digest) else None
+            manifest = None if data is None else Manifest.model_validate_json(data)
+        except (ValueError, CorruptArtifact):
             raise CorruptArtifact(f"the manifest of artifact {digest[:12]} cannot be read", hint=MEND) from None
+        if manifest is None:
+            raise StoreError(f"there is no artifact {digest[:12]} in {self.uri}", hint="check --store")
         if manifest.digest != digest:
             raise CorruptArtifact(
                 f"the manifest of artifact {digest[:12]} was changed: {digest} expected, {manifest.digest} found",
@@ -83,7 +115,7 @@ class ArtifactStore:
             CorruptArtifact: contents differ from their digest.
         """
         manifest, target = self.manifest(digest), self.local / "artifacts" / digest
-        if not self._is_whole(target, manifest):
+        if not self.is_whole_copy(target, manifest):
             with room_for(manifest.size, self.local):
                 self._bring(digest, manifest, target)
         os.utime(target)  # in use: not for the clean-up
@@ -100,40 +132,55 @@ class ArtifactStore:
         data = None if entry is None else self.backend.get(blob_path(entry.sha256))
         if entry is None or data is None:
             raise self._missing(digest, name)
-        _compare(digest, name, entry, hash_chunks([data]))
+        self._compare(digest, name, entry, hash_chunks([data]))
         return data
 
-    def verify(self, digest: str) -> None:
-        """Read every byte of an artifact in the store.
+    def verify(self, digest: str) -> Manifest:
+        """Read every byte of an artifact in the store; returns its manifest.
 
         Raises:
             StoreError: the artifact or one of its files is not there.
             CorruptArtifact: a file differs in size or digest.
         """
-        files = self.manifest(digest).files
+        manifest = self.manifest(digest)
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            list(pool.map(lambda item: self._verify_blob(digest, *item), files.items()))
+            list(pool.map(lambda item: self._verify_blob(digest, *item), manifest.files.items()))
+        return manifest
 
     def _put_blob(self, path: Path) -> FileEntry:
         """Store one file under its digest."""
         entry = hash_file(path)
+        if entry.sha256 in self._damaged:
+            self.backend.delete(blob_path(entry.sha256))
+            self._damaged.discard(entry.sha256)
         self.backend.put_file(blob_path(entry.sha256), path, entry)
         return entry
 
     def _verify_blob(self, digest: str, name: str, entry: FileEntry) -> None:
         """Read one file in the store, unless this process has."""
-        path = blob_path(entry.sha256)
-        found = self.backend.stat(path)
+        found = self.backend.stat(blob_path(entry.sha256))
         if found is None:
             raise self._missing(digest, name)
-        if (entry.sha256, found.stamp) not in self._whole:
-            _compare(digest, name, entry, self.backend.entry(path))
-            self._whole.add((entry.sha256, found.stamp))
+        if found.size != entry.size or not self.is_whole_blob(entry.sha256, found):
+            self._compare(digest, name, entry, self._entry(found.path))
 
-    def _is_whole(self, folder: Path, manifest: Manifest) -> bool:
+    def is_whole_blob(self, sha256: str, found: Stored) -> bool:
+        """Whether a blob has the digest that it is named by; read once a process."""
+        if (sha256, found.stamp) not in self._whole:
+            entry = self._entry(found.path)
+            if entry is None or entry.sha256 != sha256:
+                return False
+            self._whole.add((sha256, found.stamp))
+        return True
+
+    def is_whole_copy(self, folder: Path, manifest: Manifest) -> bool:
         """Whether a working copy holds the files of the manifest, and no others."""
-        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        if not folder.is_dir() or names != set(manifest.files):
+        if folder.is_symlink() or not folder.is_dir():
+            return False
+        names = {
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()
+        }
+        if names != set(manifest.files):
             return False
         try:
             return all(self._same(folder / name, entry) for name, entry in manifest.files.items())
@@ -142,7 +189,10 @@ class ArtifactStore:
 
     def _same(self, path: Path, entry: FileEntry) -> bool:
         """Whether a local file has the right bytes."""
-        stamp = stamp_of(path)
+        status = path.lstat()
+        stamp = stamp_of(status)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+            return False
         if (entry.sha256, stamp) not in self._whole:
             if hash_file(path) != entry:
                 return False
@@ -168,7 +218,9 @@ class ArtifactStore:
         try:
             fresh.rename(target)
         except OSError:
-            if not self._is_whole(target, manifest):
+            if not self.is_whole_copy(target, manifest):
+                with contextlib.suppress(OSError):  # a link or a file that a stranger put there
+                    target.unlink()
                 shutil.rmtree(target, ignore_errors=True)
                 fresh.rename(target)
 
@@ -179,10 +231,31 @@ class ArtifactStore:
             found = self.backend.get_file(blob_path(entry.sha256), target)
         except FileNotFoundError:
             raise self._missing(digest, name) from None
+        except CorruptArtifact:
+            self._compare(digest, name, entry, None)
+            raise
         if found is not None or not self._same(target, entry):
-            _compare(digest, name, entry, found or hash_file(target))
+            self._compare(digest, name, entry, found or hash_file(target))
         target.chmod(0o444)
-        self._whole.add((entry.sha256, stamp_of(target)))
+        self._whole.add((entry.sha256, stamp_of(target.stat())))
+
+    def _entry(self, path: str) -> FileEntry | None:
+        """What a blob has in it; None where it cannot be read."""
+        with contextlib.suppress(CorruptArtifact):
+            return self.backend.entry(path)
+        return None
+
+    def _compare(self, digest: str, name: str, expected: FileEntry, found: FileEntry | None) -> None:
+        """Refuse contents that are not what the manifest names."""
+        if found == expected:
+            return
+        self._damaged.add(expected.sha256)
+        now = "cannot be read" if found is None else f"{found.sha256} of {found.size:,} bytes found"
+        raise CorruptArtifact(
+            f"file {name} of artifact {digest[:12]} was changed: sha256 {expected.sha256} of {expected.size:,} bytes "
+            f"expected, {now}",
+            hint=MEND,
+        )
 
     def _missing(self, digest: str, name: str) -> StoreError:
         return StoreError(f"file {name} of artifact {digest[:12]} is missing in {self.uri}", hint=MEND)
@@ -193,15 +266,6 @@ def blob_path(sha256: str) -> str:
     return f"blobs/sha256/{sha256[:2]}/{sha256}"
 
 
-def _manifest_path(digest: str) -> str:
+def manifest_path(digest: str) -> str:
+    """Where a manifest lies."""
     return f"artifacts/{digest}.json"
-
-
-def _compare(digest: str, name: str, expected: FileEntry, found: FileEntry) -> None:
-    """Refuse contents that are not what the manifest names."""
-    if found != expected:
-        raise CorruptArtifact(
-            f"file {name} of artifact {digest[:12]} was changed: sha256 {expected.sha256} of {expected.size:,} bytes "
-            f"expected, {found.sha256} of {found.size:,} bytes found",
-            hint=MEND,
-        )

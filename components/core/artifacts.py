@@ -1,6 +1,7 @@
 """What passes between stages: folders of files, known by the digest of their manifest."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +14,18 @@ Kind = Literal["model", "tokenizer", "data", "library", "table"]
 library: trained block variants, safetensors. table: JSON files with numbers."""
 
 HASH_CHUNK_BYTES = 1 << 20
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
+"""What file systems and S3 keep of a name, and of a path."""
+_UNSAFE = re.compile(r"[\0\\]|^[A-Za-z]:")
+"""What leaves the folder on some system: zero bytes, backslashes, drive letters."""
 
 
 class FileEntry(Config):
     """One file of an artifact."""
 
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of the contents, 64 hex digits."""
-    size: int
+    size: int = Field(ge=0)
     """Bytes."""
 
 
@@ -38,9 +43,10 @@ class Manifest(Config):
     @classmethod
     def _stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         """Names stay below the artifact's folder, wherever a manifest comes from."""
+        folders = {name[:end] for name in files for end, letter in enumerate(name) if letter == "/"}
         for name in files:
-            if not name or name.startswith("/") or ".." in name.split("/"):
-                raise ValueError(f"{name!r} leaves the folder")
+            if (reason := _objection(name)) or name in folders:
+                raise ValueError(f"{name[:80]!r} {reason or 'is a file and a folder'}")
         return files
 
     @property
@@ -52,6 +58,18 @@ class Manifest(Config):
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files.values())
+
+
+def _objection(name: str) -> str | None:
+    """Why a relative path cannot name a file of an artifact; None where it can."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or _UNSAFE.search(name):
+        return "leaves the folder"
+    try:
+        sizes = [len(part.encode()) for part in parts]
+    except UnicodeEncodeError:
+        return "is no UTF-8"
+    return "is too long" if max(sizes) > MAX_NAME_BYTES or len(name.encode()) > MAX_PATH_BYTES else None
 
 
 def hash_file(path: Path) -> FileEntry:

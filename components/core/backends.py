@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Hashable, Iterable, Iterator
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 from urllib.parse import urlparse
 
-from components.core.artifacts import HASH_CHUNK_BYTES, FileEntry, hash_file
-from components.core.errors import StoreError
+from components.core.artifacts import HASH_CHUNK_BYTES, FileEntry
+from components.core.errors import CorruptArtifact, StoreError
 from components.core.faults import fault_point
 
 TOUCH_S = 900.0
 """Age from which an object that is written again counts as new, so that no clean-up takes it from under its writer."""
+MAX_DOCUMENT_BYTES = 64 << 20
+"""What is read into memory at once: manifests, records, reports; weights and data are streamed."""
 
 
 class Stored(NamedTuple):
@@ -49,7 +52,7 @@ class Backend(Protocol):
         """Store small data; with `if_absent` only where nothing is, False where something was."""
 
     def get(self, path: str) -> bytes | None:
-        """Small data, None where nothing is."""
+        """Small data, None where nothing is. CorruptArtifact where it is no plain file, or larger than small."""
 
     def get_file(self, path: str, target: Path) -> FileEntry | None:
         """Bring an object to a new file; returns what was read, None for a link. FileNotFoundError where none is."""
@@ -80,10 +83,11 @@ class FolderBackend:
     def put_file(self, path: str, source: Path, entry: FileEntry) -> None:
         """Copy, flush to the disk, then rename; a damaged file is replaced."""
         found = self.stat(path)
-        if found is not None and found.size == entry.size and hash_file(self._at(path)) == entry:
-            if found.age > TOUCH_S:
-                os.utime(self._at(path))
-            return
+        with contextlib.suppress(OSError, CorruptArtifact):  # unreadable, a link, or gone in the meantime: written anew
+            if found is not None and found.size == entry.size and self.entry(path) == entry:
+                if found.age > TOUCH_S:
+                    os.utime(self._at(path))
+                return
         with self._whole(path, entry.size) as partial, source.open("rb") as stream, partial.open("wb") as sink:
             if hash_chunks(iter(lambda: stream.read(HASH_CHUNK_BYTES), b""), sink) != entry:
                 raise changed_meanwhile(source)
@@ -94,7 +98,7 @@ class FolderBackend:
             with self._whole(path, len(data)) as partial:
                 partial.write_bytes(data)
             return True
-        if self._at(path).exists():
+        if os.path.lexists(self._at(path)):
             return False
         with self._partial(path, len(data)) as partial:
             partial.write_bytes(data)
@@ -110,44 +114,49 @@ class FolderBackend:
 
     def get(self, path: str) -> bytes | None:
         """Read a file."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return self._at(path).read_bytes()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _readable(self._at(path)) as stream:
+            return join_chunks(path, iter(lambda: stream.read(HASH_CHUNK_BYTES), b""))
         return None
 
     def get_file(self, path: str, target: Path) -> FileEntry | None:
         """Link where both are on one file system, else copy."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(self._at(path), target)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            with self._at(path).open("rb") as stream, target.open("wb") as sink:
-                return hash_chunks(iter(lambda: stream.read(HASH_CHUNK_BYTES), b""), sink)
+        with _readable(self._at(path)) as stream:
+            try:
+                os.link(self._at(path), target)
+            except OSError:
+                with target.open("wb") as sink:
+                    return hash_chunks(iter(lambda: stream.read(HASH_CHUNK_BYTES), b""), sink)
         return None
 
     def entry(self, path: str) -> FileEntry:
         """Read a file through."""
-        return hash_file(self._at(path))
+        with _readable(self._at(path)) as stream:
+            return hash_chunks(iter(lambda: stream.read(HASH_CHUNK_BYTES), b""))
 
     def stat(self, path: str) -> Stored | None:
         """What the file system knows of a file."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            status = self._at(path).stat()
-            return Stored(path, status.st_size, status.st_mtime, stamp_of(self._at(path)))
+            status = self._at(path).lstat()
+            return Stored(path, status.st_size, status.st_mtime, stamp_of(status))
         return None
 
     def list(self, prefix: str) -> Iterator[Stored]:
-        """Files below a folder; half-written ones do not count."""
-        paths = (path for path in self._at(prefix).rglob("*") if path.is_file() and not path.name.startswith(_PARTIAL))
-        for path in sorted(path.relative_to(self._root).as_posix() for path in paths):
+        """Files and links below a folder; half-written ones do not count."""
+        names = (
+            os.path.join(folder, name)
+            for folder, folders, files in os.walk(self._at(prefix))
+            for name in (*files, *(each for each in folders if os.path.islink(os.path.join(folder, each))))
+            if not name.startswith(_PARTIAL)
+        )
+        for path in sorted(Path(name).relative_to(self._root).as_posix() for name in names):
             if (found := self.stat(path)) is not None:
                 yield found
 
     def delete(self, path: str) -> None:
-        """Unlink a file."""
+        """Unlink a file, or whatever a stranger put in its place."""
         fault_point("folder.delete")
-        self._at(path).unlink(missing_ok=True)
+        _remove(self._at(path))
 
     def discard_partial(self, age_s: float) -> None:
         """Unlink temporary files."""
@@ -181,6 +190,8 @@ class FolderBackend:
             fault_point("folder.written")
             _flush(partial, path)
             fault_point("folder.flushed")
+            if self._at(path).is_dir():
+                _remove(self._at(path))
             partial.rename(self._at(path))
             fault_point("folder.named")
 
@@ -217,9 +228,18 @@ def hash_chunks(chunks: Iterable[bytes], sink: IO[bytes] | None = None) -> FileE
     return FileEntry(sha256=sha.hexdigest(), size=size)
 
 
-def stamp_of(path: Path) -> Hashable:
+def join_chunks(path: str, chunks: Iterable[bytes]) -> bytes:
+    """What streams by, as one piece. Raises CorruptArtifact where it is larger than any document of ours."""
+    joined = bytearray()
+    for chunk in chunks:
+        joined += chunk
+        if len(joined) > MAX_DOCUMENT_BYTES:
+            raise CorruptArtifact(f"{path} is larger than {MAX_DOCUMENT_BYTES:,} bytes", hint="it is none of ours")
+    return bytes(joined)
+
+
+def stamp_of(status: os.stat_result) -> Hashable:
     """What stays the same while a file keeps its bytes; links to one file share it."""
-    status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -246,6 +266,33 @@ def room_for(size: int, folder: Path) -> Iterator[None]:
 def changed_meanwhile(source: Path) -> StoreError:
     """The error for a file that was written to while it was being stored."""
     return StoreError(f"{source} changed while it was being stored", hint="store it once nothing writes to it any more")
+
+
+def _readable(path: Path) -> IO[bytes]:
+    """Open a file of the store; whoever wrote it wrote a plain file, never a link, a pipe or a device.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        CorruptArtifact: something else is there, or it may not be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        raise CorruptArtifact(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CorruptArtifact(f"{path} is no plain file")
+    return os.fdopen(handle, "rb")
+
+
+def _remove(path: Path) -> None:
+    """Remove what is at a path, whatever it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(partial: Path, path: str) -> None:

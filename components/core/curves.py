@@ -22,8 +22,8 @@ Curve = dict[str, list[float]]
 def record_curves(store: Store, run: str) -> None:
     """Put the curves of a run's stages into the store, those that are not there yet."""
     for path in store.documents(f"runs/{run}/stages/"):
-        stage = store.document(path)
-        if stage["cached"] or store.document(_path(stage["key"])) is not None:
+        stage = store.whole_document(path)
+        if stage is None or stage["cached"] or store.whole_document(_path(stage["key"])) is not None:
             continue
         events = read_events(events_path(store, run, stage["label"]))
         curves = curves_of_events(events_of_key(events, stage["key"]))
@@ -33,7 +33,7 @@ def record_curves(store: Store, run: str) -> None:
 
 def stage_curves(store: Store, key: str) -> dict[str, Curve]:
     """The curves of a finished stage by metric; empty where it reported none, or on another machine."""
-    found: dict[str, Curve] = store.document(_path(key)) or {}
+    found: dict[str, Curve] = store.whole_document(_path(key)) or {}
     return found
 
 

@@ -1,11 +1,9 @@
 """What a running stage sees of the platform: a place to report to, and a place to resume from."""
 
-import contextlib
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Protocol
 
 from components.core.config import Config
 from components.core.faults import fault_point
+from components.core.point_list import is_whole, list_of, write_list
 
 
 class Placement(Config):
@@ -74,16 +73,17 @@ class Silent:
 
 @dataclass
 class Resume:
-    """Resume points of one stage key: whole or absent, newest wins.
+    """Resume points of one stage key: whole or absent, newest wins, older ones go.
 
-    A point is a folder `<step>` that `save` fills under another name and then renames. `mirror` (set by the runner
-    where the store is remote) copies a whole point away and `forget` drops it.
+    A point is a folder `<step>` that `save` fills under another name and then renames; the list of its files, with
+    their digests, makes it count. `mirror` (set by the runner where the store is remote) copies a whole point away.
+    `notice` is told of points that were damaged.
     """
 
     folder: Path
     interval_s: float = 30.0
-    keep: int = 1
     mirror: Callable[[Path], None] | None = None
+    notice: Callable[[str], None] | None = None
     _last: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
@@ -94,41 +94,41 @@ class Resume:
         """Write one point: `write` fills a folder, which counts only once it is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(".*"):  # by attempts that were killed
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         partial = self.folder / f".{step}.partial"
         partial.mkdir()
         fault_point("point.begun")
         write(partial)
         fault_point("point.written")
         final = self.folder / f"{step:09d}"
-        discard_folder(final)
+        list_of(final).unlink(missing_ok=True)
+        shutil.rmtree(final, ignore_errors=True)
         fault_point("point.cleared")
         partial.rename(final)
+        write_list(final)
         fault_point("point.named")
         if self.mirror is not None:
             self.mirror(final)
         fault_point("point.mirrored")
-        for old in self.points()[: -self.keep]:
-            discard_folder(old)
+        for old in self.points():
+            if old.name < final.name:
+                list_of(old).unlink(missing_ok=True)
+                shutil.rmtree(old, ignore_errors=True)
         fault_point("point.trimmed")
         self._last = time.monotonic()
 
     def points(self) -> list[Path]:
-        """Whole points, oldest first."""
+        """Saved points, oldest first."""
         return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir()) if self.folder.is_dir() else []
 
     def latest(self) -> Path | None:
-        """The newest whole point, or None."""
-        points = self.points()
-        return points[-1] if points else None
-
-
-def discard_folder(folder: Path) -> None:
-    """Remove a folder, if it is there, in such a way that nobody takes it for whole once some of it is gone."""
-    hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.gone")
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        """The newest point of which every byte is as it was saved, or None."""
+        for point in reversed(self.points()):
+            if is_whole(point):
+                return point
+            if self.notice is not None and list_of(point).exists():
+                self.notice(f"resume point {point} was changed; it is not used")
+        return None
 
 
 @dataclass
@@ -150,6 +150,9 @@ class Job:
     placement: Placement = field(default_factory=Placement)
     rank: int = 0
     stopping: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        self.resume.notice = self.note
 
     def progress(self, done: int, total: int, what: str = "", **metrics: float) -> None:
         """Report that `done` of `total` steps are done, with the numbers that matter at this step."""

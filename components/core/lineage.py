@@ -67,7 +67,8 @@ def deliver_pending(store: Store, tracking_uri: str) -> list[str]:
     Raises:
         LineageError: MLflow cannot be reached or refuses.
     """
-    records = [store.document(path) for path in store.documents("runs/") if path.endswith("/run.json")]
+    paths = [path for path in store.documents("runs/") if path.endswith("/run.json")]
+    records = [record for path in paths if (record := store.whole_document(path)) is not None]
     pending = [
         record["run"]
         for record in sorted(records, key=lambda record: record["started"])
@@ -95,7 +96,8 @@ class _Pipeline:
         parent = self._parent_run()
         self.run_id = parent.info.run_id
         known = self._stage_runs()
-        documents = [self.store.document(path) for path in self.store.documents(f"runs/{self.run}/stages/")]
+        paths = self.store.documents(f"runs/{self.run}/stages/")
+        documents = [found for path in paths if (found := self.store.whole_document(path)) is not None]
         records: list[StageRecord] = []
         for document in sorted(documents, key=lambda document: document["finished"]):
             record = self.store.stage_record(document["key"])

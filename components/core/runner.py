@@ -14,13 +14,13 @@ from types import FrameType
 from pydantic import JsonValue
 
 from components.core.code import code_digest
-from components.core.config import Config, digest_of
-from components.core.errors import InputError, StageFailed, TesseraError
+from components.core.config import Config
+from components.core.errors import CorruptArtifact, InputError, StageFailed, TesseraError
 from components.core.faults import fault_point
 from components.core.job import Events, Interrupted, Job, Placement, Reporter, Resume
 from components.core.ranks import run_ranks
 from components.core.stage import Stage
-from components.core.store import StageRecord, Store
+from components.core.store import StageRecord, Store, key_of
 from components.core.workspace import workspace
 
 Digests = Mapping[str, str | list[str]]
@@ -36,25 +36,28 @@ def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
     digests of its inputs.
     """
     code, libraries = code_digest(stage.entry)
-    parts = {
-        "stage": stage.name,
-        "code": code,
-        "libraries": libraries,
-        "config": config.canonical(),
-        "inputs": {name: value for name, value in sorted(inputs.items()) if value},
-    }
-    return digest_of(parts)
+    return key_of(stage=stage.name, code=code, libraries=libraries, config=config.canonical(), inputs=inputs)
 
 
-def finished(store: Store, key: str) -> StageRecord | None:
-    """The record of a finished stage whose outputs are there whole, size and digest; None if it has to run."""
-    record = store.stage_record(key)
-    if record is None:
-        return None
+def finished(
+    store: Store, key: str, stage: Stage | None = None, notice: Callable[[str], None] = lambda text: None
+) -> StageRecord | None:
+    """The record of a finished stage whose outputs are there whole, size and digest; None if it has to run.
+
+    Args:
+        store: where it may be.
+        key: name of the computation.
+        stage: what it computes, where outputs of a kind that it does not make are to count as damage.
+        notice: told what is wrong with a result that is there and cannot be used.
+    """
     try:
-        for digest in record.outputs.values():
-            store.verify(digest)
-    except TesseraError:
+        record = store.checked_record(key)
+        for name, digest in record.outputs.items() if record is not None else ():
+            kind = store.verify(digest).kind
+            if stage is not None and (name not in stage.outputs or kind != stage.outputs[name].kind):
+                raise CorruptArtifact(f"artifact {digest[:12]} is a {kind}, and no {name} of stage {stage.name}")
+    except TesseraError as error:
+        notice(f"not used, computed anew: {error.message}")
         return None
     return record
 
@@ -95,7 +98,7 @@ def run_stage(
     started = time.time()
     reporter.emit({"type": "start", "time": started, "stage": stage.name, "label": label, "key": key})
     fault_point("stage.begun")
-    record = finished(store, key)
+    record = finished(store, key, stage, _noting(reporter))
     cached = record is not None
     try:
         if record is None:
@@ -121,7 +124,7 @@ def recall(stage: Stage, config: Config, inputs: Digests, *, store: Store, label
     """What `run_stage` would return from the store, recorded in the run alike; None if it would have to compute."""
     started = time.time()
     key = stage_key(stage, config, inputs)
-    record = finished(store, key)
+    record = finished(store, key, stage)
     if record is None:
         return None
     reporter = Events(events_path(store, run, label))
@@ -199,12 +202,12 @@ def _compute_alone(
 
         def wait() -> None:
             if not told:
-                reporter.emit({"type": "note", "time": time.time(), "text": "another run computes this: waiting"})
+                _noting(reporter)("another run computes this: waiting")
                 told.append(True)
 
         scratch = stack.enter_context(workspace(store.local / "tmp", f"{stage.name}-{key[:16]}", wait))
         fault_point("stage.alone")
-        record = finished(store, key)
+        record = finished(store, key, stage)
         if record is not None:
             return record, True
         resume = Resume(store.resume_folder(key), mirror=lambda point: store.push_resume(key, point))
@@ -230,13 +233,37 @@ def _compute(stage: Stage, config: Config, inputs: Digests, key: str, store: Sto
     else:
         result = load_entry(stage.entry)(config, job=job, out=out, **paths)
     fault_point("stage.computed")
-    outputs: dict[str, str] = {}
-    for name, output in stage.outputs.items():
-        if any((out / name).iterdir()):
-            outputs[name] = store.put_folder(out / name, output.kind).digest
-    fault_point("stage.stored")
+    with store.writing():  # until the record names the outputs
+        outputs = _store_outputs(stage, out, store)
+        fault_point("stage.stored")
+        record = store.put_stage_record(_record(stage, config, inputs, key, outputs, result, started))
+        fault_point("stage.recorded")
+    store.drop_resume(key)
+    fault_point("stage.rested")
+    return record
+
+
+def _store_outputs(stage: Stage, out: Path, store: Store) -> dict[str, str]:
+    """Digests of what the stage left in its output folders; one that stayed empty is none."""
+    return {
+        name: store.put_folder(out / name, output.kind).digest
+        for name, output in stage.outputs.items()
+        if any((out / name).iterdir())
+    }
+
+
+def _record(
+    stage: Stage,
+    config: Config,
+    inputs: Digests,
+    key: str,
+    outputs: dict[str, str],
+    result: dict[str, JsonValue],
+    started: float,
+) -> StageRecord:
+    """What the stage made of what."""
     code, libraries = code_digest(stage.entry)
-    record = StageRecord(
+    return StageRecord(
         key=key,
         stage=stage.name,
         config=config.canonical(),
@@ -247,11 +274,6 @@ def _compute(stage: Stage, config: Config, inputs: Digests, key: str, store: Sto
         result=result,
         seconds=time.monotonic() - started,
     )
-    record = store.put_stage_record(record)
-    fault_point("stage.recorded")
-    store.drop_resume(key)
-    fault_point("stage.rested")
-    return record
 
 
 class _Stop:
@@ -285,6 +307,11 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _noting(reporter: Reporter) -> Callable[[str], None]:
+    """Tells the user a sentence."""
+    return lambda text: reporter.emit({"type": "note", "time": time.time(), "text": text})
 
 
 def _failure(message: str, hint: str | None, exit_code: int) -> dict[str, object]:

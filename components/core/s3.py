@@ -12,7 +12,7 @@ from typing import IO, Any, TypeVar
 from urllib.parse import urlparse
 
 from components.core.artifacts import FileEntry
-from components.core.backends import TOUCH_S, Stored, changed_meanwhile, hash_chunks
+from components.core.backends import TOUCH_S, Stored, changed_meanwhile, hash_chunks, join_chunks
 from components.core.errors import StoreError
 from components.core.faults import fault_point
 
@@ -104,7 +104,7 @@ class S3Backend:
     def get(self, path: str) -> bytes | None:
         """Download small data."""
         with contextlib.suppress(FileNotFoundError):
-            return self._read(path, b"".join)
+            return self._read(path, functools.partial(join_chunks, path))
         return None
 
     def get_file(self, path: str, target: Path) -> FileEntry | None:

@@ -5,13 +5,12 @@
     runs/<run>/…              records of runs, small JSON and text
 
 Order of writing: blobs, manifest, stage record. Each is complete or absent, so whatever a reader finds named is there.
+Stage records and documents are sealed (`sealed.py`); one that was changed is never used.
 """
 
 import contextlib
-import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,17 +18,28 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from components.core.artifact_store import TRANSFERS, ArtifactStore
-from components.core.artifacts import Manifest, describe
-from components.core.backends import Stored, open_backend
-from components.core.config import Config
+from components.core.artifact_store import MEND, TRANSFERS, ArtifactStore
+from components.core.artifacts import Kind, Manifest
+from components.core.backends import open_backend
+from components.core.config import Config, digest_of
 from components.core.errors import CorruptArtifact, StoreError
 from components.core.faults import fault_point
-from components.core.job import discard_folder
-from components.core.workspace import sweep
+from components.core.point_list import is_whole, list_of, read_list
+from components.core.sealed import seal, unseal
+from components.core.upkeep import GRACE_S, WAIT_S, collect_garbage, find_faults
 
-GRACE_S = 3600.0
-"""Age below which unreferenced objects are left alone: a writer may be about to name them."""
+
+def key_of(
+    *,
+    stage: str,
+    code: str,
+    libraries: Mapping[str, str],
+    config: Mapping[str, JsonValue],
+    inputs: Mapping[str, str | list[str]],
+) -> str:
+    """The name of a computation: hash of the stage's name, its code, its canonical configuration, and its inputs."""
+    given = {name: value for name, value in sorted(inputs.items()) if value}
+    return digest_of({"stage": stage, "code": code, "libraries": libraries, "config": config, "inputs": given})
 
 
 class StageRecord(Config):
@@ -54,6 +64,13 @@ class StageRecord(Config):
     seconds: float = 0.0
     """Time the computation took, s."""
 
+    @property
+    def derived_key(self) -> str:
+        """The key that the rest of the record has."""
+        return key_of(
+            stage=self.stage, code=self.code, libraries=self.libraries, config=self.config, inputs=self.inputs
+        )
+
 
 class Store(ArtifactStore):
     """Everything of a run that lasts, behind one address."""
@@ -61,11 +78,28 @@ class Store(ArtifactStore):
     # Finished stages
 
     def stage_record(self, key: str) -> StageRecord | None:
-        """The record of a finished stage; one that cannot be read counts as absent."""
-        data = self.backend.get(_record_path(key))
-        with contextlib.suppress(ValueError):
-            return None if data is None else StageRecord.model_validate_json(data)
+        """The record of a finished stage; one that was changed counts as absent."""
+        with contextlib.suppress(CorruptArtifact):
+            return self.checked_record(key)
         return None
+
+    def checked_record(self, key: str) -> StageRecord | None:
+        """The record of a finished stage, None where it has not finished.
+
+        Raises:
+            CorruptArtifact: the record was changed, or is of another computation than its name says.
+        """
+        path = record_path(key)
+        try:
+            data = self.backend.get(path)
+            record = None if data is None else StageRecord.model_validate(unseal(path, data))
+        except (ValueError, CorruptArtifact):
+            raise CorruptArtifact(f"the record of stage {key[:12]} was changed", hint=MEND) from None
+        if record is not None and not key == record.key == record.derived_key:
+            raise CorruptArtifact(
+                f"the record of stage {key[:12]} is of another computation: {record.derived_key[:12]}", hint=MEND
+            )
+        return record
 
     def put_stage_record(self, record: StageRecord) -> StageRecord:
         """Record a finished stage, whose outputs are stored.
@@ -73,7 +107,8 @@ class Store(ArtifactStore):
         Returns:
             The record that holds: another writer's if it came first and what it names is whole.
         """
-        path, data = _record_path(record.key), _json(record.model_dump(mode="json"))
+        path = record_path(record.key)
+        data = seal(path, record.model_dump(mode="json"))
         fault_point("record.write")
         if self.backend.put(path, data, if_absent=True):
             fault_point("record.written")
@@ -102,7 +137,7 @@ class Store(ArtifactStore):
 
     def resume_folder(self, key: str) -> Path:
         """The local folder of a key's resume points; the newest whole one of a remote store is brought there first."""
-        folder = self._resume_root / key
+        folder = self.resume_root / key
         folder.mkdir(parents=True, exist_ok=True)
         if self._is_remote:
             self._pull_resume(key, folder)
@@ -112,15 +147,16 @@ class Store(ArtifactStore):
         """Copy a whole local point to a remote store: its files, then the list that makes it count; older points go."""
         if not self._is_remote:
             return
-        manifest = describe(point, "table")
+        data = list_of(point).read_bytes()
         fault_point("mirror.begun")
         with ThreadPoolExecutor(TRANSFERS) as pool:
             files = [
-                (f"resume/{key}/{point.name}/{name}", point / name, entry) for name, entry in manifest.files.items()
+                (f"resume/{key}/{point.name}/{name}", point / name, entry)
+                for name, entry in read_list(point, data).files.items()
             ]
             list(pool.map(lambda file: self.backend.put_file(*file), files))
         fault_point("mirror.files")
-        self.put_document(f"resume/{key}/{point.name}.json", manifest.canonical())
+        self.backend.put(f"resume/{key}/{point.name}.json", data)
         fault_point("mirror.list")
         for path in self.documents(f"resume/{key}/"):
             if path.split("/")[2].partition(".")[0] < point.name:
@@ -128,12 +164,12 @@ class Store(ArtifactStore):
         fault_point("mirror.trimmed")
 
     def drop_resume(self, key: str) -> None:
-        """Remove all resume points of a finished stage; one that is half-removed does not count."""
+        """Remove all resume points of a finished stage; without its list none counts, so the lists go first."""
         fault_point("resume.drop")
-        for point in (self._resume_root / key).glob("[0-9]*"):
-            discard_folder(point)
+        for listed in (self.resume_root / key).glob("*.json"):
+            listed.unlink(missing_ok=True)
         fault_point("resume.hidden")
-        shutil.rmtree(self._resume_root / key, ignore_errors=True)
+        shutil.rmtree(self.resume_root / key, ignore_errors=True)
         fault_point("resume.dropped")
         if self._is_remote:
             for path in self.documents(f"resume/{key}/"):
@@ -144,7 +180,8 @@ class Store(ArtifactStore):
         return self.backend.folder is None
 
     @property
-    def _resume_root(self) -> Path:
+    def resume_root(self) -> Path:
+        """Where resume points are on this machine."""
         return (self.backend.folder or self.local) / "resume"
 
     def _pull_resume(self, key: str, folder: Path) -> None:
@@ -152,11 +189,12 @@ class Store(ArtifactStore):
         lists = [path for path in self.documents(f"resume/{key}/") if path.count("/") == 2 and path.endswith(".json")]
         for path in sorted(lists, reverse=True):
             point = folder / Path(path).stem
-            with contextlib.suppress(ValueError, FileNotFoundError):
-                manifest = Manifest.model_validate_json(self.backend.get(path) or b"")
-                if point.is_dir() and describe(point, "table").files == manifest.files:
-                    return
-                self._pull_point(f"resume/{key}/{point.name}", manifest, point)
+            with contextlib.suppress(ValueError, FileNotFoundError, CorruptArtifact):
+                data = self.backend.get(path) or b""
+                manifest = read_list(point, data)
+                if not is_whole(point) or list_of(point).read_bytes() != data:
+                    self._pull_point(f"resume/{key}/{point.name}", manifest, point)
+                    list_of(point).write_bytes(data)
                 return
 
     def _pull_point(self, prefix: str, manifest: Manifest, point: Path) -> None:
@@ -169,7 +207,8 @@ class Store(ArtifactStore):
                 if self.backend.get_file(f"{prefix}/{name}", fresh / name) != entry:
                     raise ValueError(name)
             fault_point("pull.filled")
-            discard_folder(point)
+            list_of(point).unlink(missing_ok=True)
+            shutil.rmtree(point, ignore_errors=True)
             fault_point("pull.cleared")
             fresh.rename(point)
             fault_point("pull.named")
@@ -178,22 +217,37 @@ class Store(ArtifactStore):
 
     # Documents of runs
 
-    def put_document(self, path: str, value: JsonValue | Mapping[str, Any]) -> None:
-        """Write small JSON, replacing what was there at once."""
-        self.backend.put(path, _json(value))
+    def put_document(self, path: str, value: Mapping[str, Any]) -> None:
+        """Write a small JSON object, replacing what was there at once."""
+        self.backend.put(path, seal(path, value))
 
     def document(self, path: str) -> Any:
-        """Small JSON, None where nothing is."""
-        data = self.backend.get(path)
-        return None if data is None else json.loads(data)
+        """A small JSON object, None where nothing is.
+
+        Raises:
+            CorruptArtifact: it was changed.
+        """
+        try:
+            data = self.backend.get(path)
+            return None if data is None else unseal(path, data)
+        except (ValueError, CorruptArtifact):
+            raise CorruptArtifact(
+                f"{path} in {self.uri} was changed", hint="run the recipe again, or remove this file; artifacts stay"
+            ) from None
+
+    def whole_document(self, path: str) -> Any:
+        """The same, None also where it was changed: for lists that one damaged document must not spoil."""
+        with contextlib.suppress(CorruptArtifact):
+            return self.document(path)
+        return None
 
     def documents(self, prefix: str) -> list[str]:
         """Paths below a prefix that ends with a slash."""
         return [found.path for found in self.backend.list(prefix)]
 
-    def claim(self, path: str, value: JsonValue | Mapping[str, Any]) -> bool:
-        """Write small JSON where nothing is; False where something was."""
-        return self.backend.put(path, _json(value), if_absent=True)
+    def claim(self, path: str, value: Mapping[str, Any]) -> bool:
+        """Write a small JSON object where nothing is; False where something was."""
+        return self.backend.put(path, seal(path, value), if_absent=True)
 
     def put_text(self, path: str, text: str) -> None:
         """Write a text, replacing what was there at once."""
@@ -206,93 +260,15 @@ class Store(ArtifactStore):
 
     # Upkeep
 
-    def gc(self, *, dry_run: bool = False) -> dict[str, int]:
-        """Remove what no finished stage and no run refers to: artifacts, blobs, working copies, resume points.
+    def gc(self, *, dry_run: bool = False, grace_s: float = GRACE_S, wait_s: float = WAIT_S) -> dict[str, int]:
+        """Remove what no finished stage and no run refers to; see `upkeep.collect_garbage`."""
+        return collect_garbage(self, dry_run=dry_run, grace_s=grace_s, wait_s=wait_s)
 
-        What is younger than `GRACE_S` stays, so that nothing is taken from under a writer: blobs and manifests that are
-        stored again count as new.
-
-        Returns:
-            How many `artifacts`, `blobs`, their `bytes`, working `copies` and `resume` points of finished stages were
-            removed, or would be.
-
-        Raises:
-            CorruptArtifact: a manifest that is referred to cannot be read, so that its blobs are unknown.
-        """
-        live = self._referred_to()
-        manifests = list(self.backend.list("artifacts/"))
-        dead = [found for found in manifests if Path(found.path).stem not in live and found.age > GRACE_S]
-        kept = {Path(found.path).stem for found in manifests} - {Path(found.path).stem for found in dead}
-        needed = {entry.sha256 for digest in kept for entry in self.manifest(digest).files.values()}
-        blobs = [
-            found
-            for found in self.backend.list("blobs/")
-            if Path(found.path).name not in needed and found.age > GRACE_S
-        ]
-        copies = [path for path in self._copies() if path.name not in kept and _age(path) > GRACE_S]
-        finished = [key for key in self._resting_keys() if self.stage_record(key) is not None]
-        if not dry_run:
-            self._delete_if_still_old([*dead, *blobs])
-            for path in copies:
-                shutil.rmtree(path, ignore_errors=True)
-            for key in finished:
-                self.drop_resume(key)
-            self.backend.discard_partial(GRACE_S)
-            sweep(self.local / "tmp")
-        freed = sum(found.size for found in blobs)
-        counts = {"artifacts": len(dead), "blobs": len(blobs), "bytes": freed}
-        return {**counts, "copies": len(copies), "resume": len(finished)}
-
-    def verify_all(self) -> dict[str, str]:
-        """Check every artifact that is stored or referred to.
-
-        Returns:
-            Digest to what is wrong with it; empty where all is well.
-        """
-        stored = {Path(found.path).stem for found in self.backend.list("artifacts/")}
-        wrong: dict[str, str] = {}
-        for digest in sorted(stored | self._referred_to()):
-            try:
-                self.verify(digest)
-            except (StoreError, CorruptArtifact) as error:
-                wrong[digest] = error.message
-        return wrong
-
-    def _referred_to(self) -> set[str]:
-        """Artifacts that a finished stage made or read, or that a run was started from.
-
-        Plain JSON is read here, so that records of another version of this program count too.
-        """
-        found: set[str] = set()
-        for path in self.documents("stages/"):
-            record = self.document(path) or {}
-            found |= set(record.get("outputs", {}).values())
-            for value in record.get("inputs", {}).values():
-                found |= set(value if isinstance(value, list) else [value])
-        for path in self.documents("runs/"):
-            if path.endswith("/run.json"):
-                found |= set((self.document(path) or {}).get("sources", {}).values())
-        return found
-
-    def _delete_if_still_old(self, objects: list[Stored]) -> None:
-        """Remove objects, save those that were stored again in the meantime."""
-        for listed in objects:
-            found = self.backend.stat(listed.path)
-            if found is not None and found.age > GRACE_S:
-                self.backend.delete(listed.path)
-
-    def _copies(self) -> list[Path]:
-        """Working copies of artifacts, half-made ones too."""
-        folder = self.local / "artifacts"
-        return sorted(folder.iterdir()) if folder.is_dir() else []
-
-    def _resting_keys(self) -> list[str]:
-        """Keys whose resume points are all old: none is being computed."""
-        youngest: dict[str, float] = {}
-        for found in self.backend.list("resume/"):
-            key = found.path.split("/")[1]
-            youngest[key] = min(found.age, youngest.get(key, found.age))
-        return sorted(key for key, age in youngest.items() if age > GRACE_S)
+    def verify_all(
+        self, kinds: Mapping[str, Mapping[str, Kind]] | None = None, *, contents: bool = True
+    ) -> dict[str, str]:
+        """What is wrong with whatever is stored; see `upkeep.find_faults`."""
+        return find_faults(self, kinds or {}, contents=contents)
 
 
 def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
@@ -308,14 +284,6 @@ def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
     return Store(str(uri), backend, local or Path(".tessera/local").absolute())
 
 
-def _record_path(key: str) -> str:
+def record_path(key: str) -> str:
+    """Where the record of a finished stage lies."""
     return f"stages/{key}.json"
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _age(path: Path) -> float:
-    """Seconds since a local folder was last in use."""
-    return time.time() - path.stat().st_mtime

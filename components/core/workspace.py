@@ -35,23 +35,29 @@ def workspace(parent: Path, name: str, on_wait: Callable[[], None] = lambda: Non
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(parent: Path) -> None:
-    """Remove folders whose process has ended without doing so."""
+def sweep(parent: Path, *, dry_run: bool = False) -> int:
+    """Remove folders whose process has ended without doing so; returns how many there are."""
+    found = 0
     for lock in parent.glob(f"*{_LOCK}"):
-        with contextlib.suppress(_Taken), _held(lock, _give_up):
-            shutil.rmtree(parent / lock.name.removesuffix(_LOCK), ignore_errors=True)
+        with contextlib.suppress(_Taken), _held(lock, _give_up, keep=dry_run):
+            folder = parent / lock.name.removesuffix(_LOCK)
+            found += folder.exists()
+            if not dry_run:
+                shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
 @contextlib.contextmanager
-def _held(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock file, which is removed afterwards."""
+def _held(lock: Path, on_wait: Callable[[], None], *, keep: bool = False) -> Iterator[None]:
+    """Hold a lock file, which is removed afterwards if it is not to be kept."""
     while (handle := _try(lock)) is None:
         on_wait()
         time.sleep(POLL_S)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        if not keep:
+            lock.unlink(missing_ok=True)
         os.close(handle)
 
 

@@ -12,7 +12,7 @@ from components.core.artifacts import Kind
 from components.core.config import digest_of
 from components.core.job import Events
 from components.core.runner import events_path
-from components.core.store import StageRecord, Store
+from components.core.store import StageRecord, Store, key_of
 from components.search.baselines import greedy_choice, random_choice
 from components.search.results import BlockScore, Chosen, LayerShape, Machine, ParetoPoint, Proof, SearchTable
 from components.search.solver import fits, pareto_front, solve
@@ -52,13 +52,16 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
     for task in graph.items():
         inputs = {key: _digests(binding, made) for key, binding in task.inputs.items()}
         outputs = _outputs(store, task)
+        computed: Any = {
+            "stage": task.stage.name,
+            "config": task.config.canonical(),
+            "code": digest_of([task.stage.entry, task.label]),
+            "libraries": {"torch": "2.13.0"},
+            "inputs": inputs,
+        }
         record = StageRecord(
-            key=digest_of([task.label, task.config.canonical(), inputs]),
-            stage=task.stage.name,
-            config=task.config.canonical(),
-            code=digest_of(task.stage.entry),
-            libraries={"torch": "2.13.0"},
-            inputs=inputs,
+            key=key_of(**computed),
+            **computed,
             outputs=outputs,
             result=RESULTS.get(task.label, {}),
             seconds=SECONDS.get(task.label, 20.0),

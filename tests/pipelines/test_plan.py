@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.core.artifacts import Manifest
+from components.core.code import code_digest
 from components.core.runner import stage_key
 from components.core.store import StageRecord, Store, open_store
 from pipelines.llama_nemotron import llama_nemotron
@@ -42,13 +43,14 @@ def finish(store: Store, recipe: Path, folder: Path) -> Manifest:
     (folder / "rows").mkdir(parents=True)
     (folder / "rows" / "train.jsonl").write_text("{}\n")
     made = store.put_folder(folder / "rows", "data")
+    code, libraries = code_digest(task.stage.entry)
     store.put_stage_record(
         StageRecord(
             key=stage_key(task.stage, task.config, {}),
             stage="data",
-            config={},
-            code="",
-            libraries={},
+            config=task.config.canonical(),
+            code=code,
+            libraries=libraries,
             inputs={},
             outputs=dict.fromkeys(task.stage.outputs, made.digest),
             result={},

@@ -258,7 +258,7 @@ def test_a_changed_blob_is_found_named_and_mended(store_uri: str, source: Path, 
             look(opened(store_uri, tmp_path), digest)
         for part in (name, digest[:12], expected, sha256(data).hexdigest(), "hint: run the recipe again"):
             assert part in str(caught.value)
-    assert list(opened(store_uri, tmp_path).verify_all()) == [digest]
+    assert set(opened(store_uri, tmp_path).verify_all()) == {digest, expected}
     assert not list((tmp_path / "local" / "here" / "artifacts").glob("*"))
     store.put_folder(source, "data")
     opened(store_uri, tmp_path).verify(digest)

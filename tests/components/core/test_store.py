@@ -8,14 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.core import backends, s3
-from components.core import store as store_module
 from components.core.artifact_store import blob_path
 from components.core.errors import CorruptArtifact
-from components.core.store import StageRecord, Store, open_store
+from components.core.point_list import write_list
+from components.core.store import StageRecord, Store, key_of, open_store
 
 
 def opened(uri: str, tmp_path: Path, machine: str = "here") -> Store:
@@ -42,10 +43,13 @@ def put(store: Store, tmp_path: Path) -> Callable[[str], str]:
     return artifact
 
 
-def record(key: str = "k", seconds: float = 1.0, **fields: dict[str, str | list[str]]) -> StageRecord:
-    return StageRecord.model_validate(
-        {"key": key, "stage": "sft", "config": {"steps": 3}, "code": "c0de", "seconds": seconds, **fields}
-    )
+def record(seconds: float = 1.0, *, code: str = "c0de", **fields: dict[str, str | list[str]]) -> StageRecord:
+    values: dict[str, Any] = {"stage": "sft", "config": {"steps": 3}, "code": code, "libraries": {"torch": "2"}}
+    key = key_of(**values, inputs=fields.get("inputs", {}))
+    return StageRecord.model_validate({"key": key, **values, "seconds": seconds, **fields})
+
+
+KEY = record().key
 
 
 def test_the_store_is_light_to_import() -> None:
@@ -55,20 +59,20 @@ def test_the_store_is_light_to_import() -> None:
 
 
 def test_a_stage_record_comes_back(store: Store, put: Callable[[str], str]) -> None:
-    assert store.stage_record("k") is None
     made = record(outputs={"tuned": put("a")}, inputs={"many": ["b", "c"]})
+    assert store.stage_record(made.key) is None
     assert store.put_stage_record(made) == made
-    assert store.stage_record("k") == made
+    assert store.stage_record(made.key) == made
     assert list(store.stage_records()) == [made]
 
 
 def test_of_two_writers_of_one_key_all_see_the_same_winner(
     store_uri: str, tmp_path: Path, put: Callable[[str], str]
 ) -> None:
-    records = [record(seconds=number, outputs={"tuned": put(str(number))}) for number in range(6)]
+    records = [record(number, outputs={"tuned": put(str(number))}) for number in range(6)]
     with ThreadPoolExecutor(6) as pool:
         winners = list(pool.map(lambda made: opened(store_uri, tmp_path).put_stage_record(made), records))
-    assert winners == [opened(store_uri, tmp_path).stage_record("k")] * 6
+    assert winners == [opened(store_uri, tmp_path).stage_record(KEY)] * 6
     assert winners[0] in records
 
 
@@ -76,14 +80,14 @@ def test_a_record_whose_outputs_are_damaged_gives_way(store: Store, put: Callabl
     first, second = record(outputs={"tuned": put("a")}), record(outputs={"tuned": put("b")}, seconds=2.0)
     store.put_stage_record(first)
     store.backend.delete(blob_path(sha256(b"a").hexdigest()))
-    assert store.put_stage_record(second) == second == store.stage_record("k")
+    assert store.put_stage_record(second) == second == store.stage_record(KEY)
 
 
 def test_a_record_that_cannot_be_read_counts_as_absent(store: Store) -> None:
-    store.put_text("stages/k.json", '{"key": "k", "sta')
-    assert store.stage_record("k") is None
+    store.put_text(f"stages/{KEY}.json", '{"key": "k", "sta')
+    assert store.stage_record(KEY) is None
     assert list(store.stage_records()) == []
-    assert store.put_stage_record(record()) == store.stage_record("k") == record()
+    assert store.put_stage_record(record()) == store.stage_record(KEY) == record()
 
 
 def test_documents_are_replaced_and_listed(store: Store) -> None:
@@ -92,7 +96,7 @@ def test_documents_are_replaced_and_listed(store: Store) -> None:
     for value in ({"status": "running"}, {"status": "succeeded"}):
         store.put_document("runs/a/run.json", value)
         assert store.document("runs/a/run.json") == value
-    store.put_document("runs/a/stages/search/blocks-0.json", [1, None])
+    store.put_document("runs/a/stages/search/blocks-0.json", {"label": None})
     store.put_text("runs/ab/report.html", "<p>ü</p>")
     assert store.text("runs/ab/report.html") == "<p>ü</p>"
     assert store.text("runs/ab/none.html") is None
@@ -102,12 +106,12 @@ def test_documents_are_replaced_and_listed(store: Store) -> None:
 
 def test_a_claim_has_one_winner(store_uri: str, tmp_path: Path) -> None:
     def claim(number: int) -> bool:
-        return opened(store_uri, tmp_path).claim("runs/a/run.json", number)
+        return opened(store_uri, tmp_path).claim("runs/a/run.json", {"number": number})
 
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(claim, range(8)))
     assert won.count(True) == 1
-    assert opened(store_uri, tmp_path).document("runs/a/run.json") == won.index(True)
+    assert opened(store_uri, tmp_path).document("runs/a/run.json") == {"number": won.index(True)}
     assert not claim(9)
 
 
@@ -117,6 +121,7 @@ def point(store: Store, key: str, step: int, text: str = "state") -> Path:
     (folder / "rank").mkdir(parents=True)
     (folder / "state.json").write_text(f"{text} {step}")
     (folder / "rank" / "empty").touch()
+    write_list(folder)
     store.push_resume(key, folder)
     return folder
 
@@ -153,16 +158,13 @@ def test_a_damaged_point_is_passed_over(s3_uri: str, tmp_path: Path) -> None:
     store.put_text("resume/k/000000030/state.json", "a push that was killed before its list")
     assert newer.is_dir()
     found = opened(s3_uri, tmp_path, "there").resume_folder("k")
-    assert [path.name for path in found.iterdir()] == ["000000010"]
+    assert sorted(path.name for path in found.iterdir()) == ["000000010", "000000010.json"]
 
 
-@pytest.fixture
-def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything counts as old; servers tell time in whole seconds, so a second of slack."""
-    monkeypatch.setattr(store_module, "GRACE_S", -5.0)
+NO_GRACE_S = -5.0
+"""Everything counts as old; servers tell time in whole seconds, so a second of slack."""
 
 
-@pytest.mark.usefixtures("no_grace")
 def test_gc_removes_what_nothing_refers_to(store: Store, put: Callable[[str], str]) -> None:
     made, read, source, lost = put("made"), put("read"), put("source"), put("lost")
     store.put_stage_record(record(outputs={"tuned": made}, inputs={"one": read, "many": [read]}))
@@ -170,16 +172,16 @@ def test_gc_removes_what_nothing_refers_to(store: Store, put: Callable[[str], st
     for digest in (made, lost):
         store.fetch(digest)
     before = store.documents("blobs/")
-    would = store.gc(dry_run=True)
-    assert would == {"artifacts": 1, "blobs": 1, "bytes": 4, "copies": 1, "resume": 0}
+    would = store.gc(dry_run=True, grace_s=NO_GRACE_S)
+    assert would == {"artifacts": 1, "blobs": 1, "bytes": 4, "copies": 1, "scratch": 0, "resume": 0}
     assert store.documents("blobs/") == before
-    assert store.gc() == would
+    assert store.gc(grace_s=NO_GRACE_S) == would
     assert set(before) - set(store.documents("blobs/")) == {blob_path(sha256(b"lost").hexdigest())}
     assert [path.name for path in (store.local / "artifacts").iterdir()] == [made]
     assert store.verify_all() == {}
     for digest in (made, read, source):
         assert store.manifest(digest).digest == digest
-    assert not any(store.gc().values())
+    assert not any(store.gc(grace_s=NO_GRACE_S).values())
 
 
 def test_gc_leaves_what_is_young(store: Store, put: Callable[[str], str]) -> None:
@@ -195,34 +197,31 @@ def test_what_is_stored_again_counts_as_young(
     digest = put("again")
     for module in (backends, s3):
         monkeypatch.setattr(module, "TOUCH_S", 0.5)
-    monkeypatch.setattr(store_module, "GRACE_S", 1.0)
-    time.sleep(2.1)
-    assert store.gc(dry_run=True)["blobs"] == 2
+    time.sleep(3.1)
+    assert store.gc(dry_run=True, grace_s=2.0)["blobs"] == 2
     assert store.put_folder(tmp_path / "made" / "again", "data").digest == digest
-    assert store.gc() == {"artifacts": 0, "blobs": 0, "bytes": 0, "copies": 0, "resume": 0}
+    assert not any(store.gc(grace_s=2.0).values())
     store.verify(digest)
 
 
-@pytest.mark.usefixtures("no_grace")
 def test_gc_drops_resume_points_of_finished_stages_alone(store: Store) -> None:
-    for key in ("finished", "running"):
+    finished = record(code="finished")
+    for key in (finished.key, "running"):
         point(store, key, 1)
-    store.put_stage_record(record("finished"))
-    assert store.gc()["resume"] == 1
+    store.put_stage_record(finished)
+    assert store.gc(grace_s=NO_GRACE_S)["resume"] == 1
     assert {path.split("/")[1] for path in store.documents("resume/")} == {"running"}
 
 
-@pytest.mark.usefixtures("no_grace")
 def test_gc_refuses_where_it_cannot_know_what_is_needed(store: Store, put: Callable[[str], str]) -> None:
     digest = put("made")
     store.put_stage_record(record(outputs={"tuned": digest}))
     store.put_text(f"artifacts/{digest}.json", "{")
     with pytest.raises(CorruptArtifact, match=digest[:12]):
-        store.gc()
+        store.gc(grace_s=NO_GRACE_S)
     assert len(store.documents("blobs/")) == 2
 
 
-@pytest.mark.usefixtures("no_grace")
 def test_gc_removes_half_written_files(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     store.claim("runs/a/run.json", {})
@@ -230,7 +229,7 @@ def test_gc_removes_half_written_files(tmp_path: Path) -> None:
     partial.touch()
     os.utime(partial, (0, 0))
     assert store.documents("runs/") == ["runs/a/run.json"]
-    store.gc()
+    store.gc(grace_s=NO_GRACE_S)
     assert not partial.exists()
 
 
