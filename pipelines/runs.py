@@ -155,7 +155,7 @@ def _digest_of(store: Store, record: dict[str, Any], binding: dict[str, str]) ->
     if "name" in binding:
         digest: str | None = record["sources"].get(binding["name"])
         return digest
-    document = store.document(f"runs/{record['run']}/stages/{binding['task']}.json")
+    document = store.whole_document(f"runs/{record['run']}/stages/{binding['task']}.json")
     stage = store.stage_record(document["key"]) if document is not None else None
     return stage.outputs.get(binding["output"]) if stage is not None else None
 

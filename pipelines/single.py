@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from components.core.artifacts import Kind
 from components.core.config import Config
 from components.core.errors import InputError
 from components.core.job import Events, Interrupted, Placement
@@ -44,6 +45,12 @@ def find_stage(name: str) -> Stage:
     module, _, attribute = STAGES[name].partition(":")
     stage: Stage = getattr(importlib.import_module(module), attribute)
     return stage
+
+
+def output_kinds() -> dict[str, dict[str, Kind]]:
+    """Kind of each output of each stage."""
+    stages = map(find_stage, STAGES)
+    return {stage.name: {name: output.kind for name, output in stage.outputs.items()} for stage in stages}
 
 
 def run_single(

@@ -49,17 +49,53 @@ def export(
 
 
 @store_app.command()
-def verify(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Read every byte of a store and compare it with its digest."""
+def path(store: StoreUri = DEFAULT_STORE) -> None:
+    """Print where a store is."""
     from components.core.store import open_store
 
-    damage = open_store(store).verify_all()
+    typer.echo(open_store(store).uri)
+
+
+@store_app.command("list")
+def list_(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List the artifacts of a store: what they are, and which stage and run they belong to."""
+    from rich.table import Table
+
+    from components.core.store import open_store
+    from pipelines.inventory import list_artifacts
+
+    found = list_artifacts(open_store(store))
+    if as_json:
+        print_json(found)
+        return
+    table = Table("digest", "kind", "files", "bytes", "made by", "roles")
+    for artifact in found:
+        makers = ", ".join(sorted({f"{maker['stage']}.{maker['output']}" for maker in artifact["made_by"]})) or "given"
+        size = [f"{artifact[name]:,}" if artifact["kind"] else "" for name in ("files", "bytes")]
+        table.add_row(
+            artifact["digest"][:12], artifact["kind"] or "damaged", *size, makers, ", ".join(artifact["roles"])
+        )
+    console().print(table)
+
+
+@store_app.command()
+def verify(
+    store: StoreUri = DEFAULT_STORE,
+    manifests: Annotated[bool, typer.Option("--manifests", help="Leave the contents of files unread.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte of a store and compare it with its digest; exit code 1 where something is wrong."""
+    from components.core.store import open_store
+    from pipelines.single import output_kinds
+
+    damage = open_store(store).verify_all(output_kinds(), contents=not manifests)
     if as_json:
         print_json(damage)
     elif damage:
-        console().print("\n".join(damage.values()), style="red", markup=False, soft_wrap=True)
+        lines = (f"{name}\n  {fault}" for name, fault in damage.items())
+        console().print("\n".join(lines), style="red", markup=False, highlight=False, soft_wrap=True)
     else:
-        console().print("every artifact is whole", style="green")
+        console().print("everything is whole", style="green")
     if damage:
         raise typer.Exit(1)
 
@@ -70,7 +106,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what no run and no finished stage refers to."""
+    """Remove what no run and no finished stage refers to; safe while runs go on."""
     from components.core.store import open_store
 
     removed = open_store(store).gc(dry_run=dry_run)
