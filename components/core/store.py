@@ -158,9 +158,7 @@ class Store(ArtifactStore):
         fault_point("mirror.files")
         self.backend.put(f"resume/{key}/{point.name}.json", data)
         fault_point("mirror.list")
-        for path in self.documents(f"resume/{key}/"):
-            if path.split("/")[2].partition(".")[0] < point.name:
-                self.backend.delete(path)
+        self._delete_points(key, before=point.name)
         fault_point("mirror.trimmed")
 
     def drop_resume(self, key: str) -> None:
@@ -172,7 +170,12 @@ class Store(ArtifactStore):
         shutil.rmtree(self.resume_root / key, ignore_errors=True)
         fault_point("resume.dropped")
         if self._is_remote:
-            for path in self.documents(f"resume/{key}/"):
+            self._delete_points(key)
+
+    def _delete_points(self, key: str, before: str = "a") -> None:
+        """Remove the points of a remote store whose names come before another: their lists, then their files."""
+        for path in sorted(self.documents(f"resume/{key}/"), key=lambda path: path.count("/")):
+            if path.split("/")[2].partition(".")[0] < before:
                 self.backend.delete(path)
 
     @property

@@ -9,13 +9,11 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from components.core import faults
 from components.core.backends import Backend, open_backend
@@ -29,8 +27,8 @@ NUMBERS = (1, 2, 4)
 TIMEOUT_S = 60.0
 RUN, LABEL = "tiny-1", "tiny"
 FAILED, INTERRUPTED = 1, 130
-LATER_S = 7200.0
-"""Old enough for the clean-up."""
+NO_GRACE_S = -60.0
+"""Has a clean-up take what is as young as can be."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.chaos.attempt", "components.core.s3", "minio", "minio.error", "urllib3"])
@@ -126,16 +124,7 @@ def tiny_run(place: Place, clean: bool, slow_s: float) -> None:
         place.note("stored", digest=digest)
     place.note("finished", key=record.key, outputs=record.outputs, result=record.result)
     if clean:
-        with later():
-            store.gc()
-
-
-@contextmanager
-def later() -> Iterator[None]:
-    """Let all that is there now be old."""
-    now = time.time
-    with patch("time.time", lambda: now() + LATER_S):
-        yield
+        store.gc(grace_s=NO_GRACE_S)
 
 
 def key_of(numbers: str) -> str:

@@ -9,7 +9,7 @@ from components.core.config import canonical_json
 from components.core.job import read_event
 from components.core.runner import events_path
 from components.core.store import Store
-from tests.chaos.attempt import LABEL, NUMBERS, RUN, Place, later
+from tests.chaos.attempt import LABEL, NO_GRACE_S, NUMBERS, RUN, Place
 
 State = dict[str, Any]
 
@@ -24,7 +24,7 @@ def check_at_rest(place: Place) -> None:
             record = store.stage_record(entry["key"])
             assert record is not None
             assert record.outputs == entry["outputs"]
-    assert store.verify_all() == {}
+    assert store.verify_all() == {}, store.verify_all()
     found = contents(store)
     for path, data in found.items():
         name = path.rpartition("/")[2]
@@ -72,10 +72,9 @@ def check_end(place: Place, expected: State) -> None:
 def state(place: Place) -> State:
     """What is in the store and on this machine after a clean-up; times are left out."""
     store = place.store
-    with later():
-        store.gc()
+    store.gc(grace_s=NO_GRACE_S)
     check_at_rest(place)
-    objects = {}
+    objects: dict[str, object] = {}
     for path, data in contents(store).items():
         if path.startswith(("stages/", "runs/")):
             document = json.loads(data)
