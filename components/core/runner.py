@@ -18,6 +18,7 @@ from components.core.config import Config
 from components.core.errors import CorruptArtifact, InputError, StageFailed, TesseraError
 from components.core.faults import fault_point
 from components.core.job import Events, Interrupted, Job, Placement, Reporter, Resume
+from components.core.notes import hear_warnings
 from components.core.ranks import run_ranks
 from components.core.stage import Stage
 from components.core.store import StageRecord, Store, key_of
@@ -95,6 +96,7 @@ def run_stage(
     key = stage_key(stage, config, inputs)
     if reporter is None:
         reporter = Events(events_path(store, run or key[:16], label))
+    hear_warnings(reporter)
     started = time.time()
     reporter.emit({"type": "start", "time": started, "stage": stage.name, "label": label, "key": key})
     fault_point("stage.begun")

@@ -3,13 +3,15 @@
 import contextlib
 import functools
 import hashlib
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 from urllib.parse import urlparse
+from xml.etree.ElementTree import ParseError
 
 from components.core.artifacts import FileEntry
 from components.core.backends import TOUCH_S, Stored, changed_meanwhile, hash_chunks, join_chunks
@@ -22,16 +24,15 @@ MAX_PARTS = 9_000
 PARTS_AT_A_TIME = 2
 """Parts of one file under way: with this, a transfer holds at most three parts in memory."""
 CHUNK_BYTES = 1 << 20
-RETRIES = 4
-"""Further tries after a failure that may pass."""
-BACKOFF_S = 0.2
-"""Pause before the second try; doubled before each further one."""
-
-Result = TypeVar("Result")
+PAUSE_S = 0.2
+BREAKS = 5
+"""How often a download may break off without a whole chunk in between."""
+SKEW_S = 300.0
+"""Difference of clocks that is named as the cause where a server refuses; S3 allows 900 s."""
 
 
 class S3Backend:
-    """Objects of a bucket below a prefix. Retries of requests are urllib3's; downloads that break off begin again."""
+    """Objects of a bucket below a prefix. `PatientHttp` repeats requests; a download that breaks off goes on."""
 
     folder: Path | None = None
 
@@ -40,12 +41,14 @@ class S3Backend:
 
     @functools.cached_property
     def _client(self) -> Any:
-        """The client, made on first use; the bucket is checked then, so that a wrong address fails before any work.
+        """The client, made on first use; the bucket is looked into then, so that what is wrong fails before any work.
 
         Raises:
-            StoreError: no endpoint or credentials in the environment, or the bucket cannot be reached.
+            StoreError: no endpoint or credentials in the environment, or the bucket cannot be reached or used.
         """
         from minio import Minio
+
+        from components.core.s3_http import PatientHttp
 
         url = _endpoint()
         try:
@@ -54,24 +57,115 @@ class S3Backend:
                 credentials=_credentials(),
                 secure=url.scheme == "https",
                 region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-                http_client=_http_client(),
+                http_client=PatientHttp(url.netloc),
             )
-            with self._explained():
-                found = client.bucket_exists(self._bucket)
+            inside = client.list_objects(self._bucket, prefix=self._prefix)
         except ValueError as error:  # how the client reports addresses and names that S3 does not allow
             raise StoreError(str(error), hint="check TESSERA_S3_ENDPOINT and --store") from None
-        if not found:
-            raise StoreError(f"there is no bucket {self._bucket!r} at {url.netloc}", hint="create it, or check --store")
+        with self._explained("list"):
+            next(inside, None)
         return client
 
     def put_file(self, path: str, source: Path, entry: FileEntry) -> None:
         """Upload in parts; the object appears when all have arrived, with its digest among its metadata."""
-        found = self._head(path)
-        if found is not None and found.size == entry.size and found.metadata.get(_DIGEST_HEADER) == entry.sha256:
-            if time.time() - found.last_modified.timestamp() > TOUCH_S:
-                self._touch(path, entry)
+        from minio.error import S3Error
+
+        if self._holds(path, entry):
             return
-        with source.open("rb") as stream, self._explained(entry.size):
+        with self._explained("write to", entry.size):
+            try:
+                self._upload(path, source, entry)
+            except S3Error as error:
+                # Gone because the server lost it, or because it was ended by a request whose answer was lost.
+                if error.code != "NoSuchUpload":
+                    raise
+                if not self._holds(path, entry):
+                    self._upload(path, source, entry)
+
+    def put(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """One request, conditional where only one writer may win."""
+        from minio.error import S3Error
+
+        # The public put_object has no way to send the condition. The name of the writer tells whether the object that
+        # is there is our own, from a request that was repeated because its answer was lost.
+        writer = uuid.uuid4().hex
+        headers = {"Content-Type": "application/octet-stream", _WRITER_HEADER: writer}
+        with self._explained("write to", len(data)):
+            fault_point("s3.put")
+            try:
+                self._client._put_object(
+                    self._bucket, self._prefix + path, data, headers | ({"If-None-Match": "*"} if if_absent else {})
+                )
+            except S3Error as error:
+                if not if_absent or error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    raise
+                found = self._head(path)
+                return found is not None and found.metadata.get(_WRITER_HEADER) == writer
+            fault_point("s3.was-put")
+        return True
+
+    def get(self, path: str) -> bytes | None:
+        """Download small data."""
+        with contextlib.suppress(FileNotFoundError):
+            return join_chunks(path, self._chunks(path))
+        return None
+
+    def get_file(self, path: str, target: Path) -> FileEntry | None:
+        """Stream to a file."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as sink:
+            return hash_chunks(self._chunks(path), sink)
+
+    def entry(self, path: str) -> FileEntry:
+        """Stream through, keeping nothing."""
+        return hash_chunks(self._chunks(path))
+
+    def stat(self, path: str) -> Stored | None:
+        """Ask for the object's head."""
+        found = self._head(path)
+        return None if found is None else Stored(path, found.size, found.last_modified.timestamp(), found.etag)
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """List the keys, page by page."""
+        with self._explained("list"):
+            for found in self._client.list_objects(self._bucket, prefix=self._prefix + prefix, recursive=True):
+                path = found.object_name.removeprefix(self._prefix)
+                yield Stored(path, found.size, found.last_modified.timestamp(), found.etag)
+
+    def delete(self, path: str) -> None:
+        """Remove a key."""
+        with self._explained("delete from"):
+            fault_point("s3.delete")
+            self._client.remove_object(self._bucket, self._prefix + path)
+
+    def discard_partial(self, age_s: float) -> None:
+        """Abort the uploads that nobody will end; until then a server keeps their parts, unseen."""
+        with self._explained("delete from"):
+            for upload in list(self._uploads()):
+                if time.time() - upload.initiated_time.timestamp() > age_s:
+                    self._client._abort_multipart_upload(self._bucket, upload.object_name, upload.upload_id)
+
+    def _uploads(self) -> Iterator[Any]:
+        """Uploads that were begun and have not ended, page by page."""
+        marks: dict[str, str] = {}
+        while True:
+            page = self._client._list_multipart_uploads(self._bucket, prefix=self._prefix, **marks)
+            yield from page.uploads
+            if not page.is_truncated:
+                return
+            marks = {"key_marker": page.next_key_marker, "upload_id_marker": page.next_upload_id_marker}
+
+    def _holds(self, path: str, entry: FileEntry) -> bool:
+        """Whether a file's contents are stored; they count as new from now on."""
+        found = self._head(path)
+        if found is None or found.size != entry.size or found.metadata.get(_DIGEST_HEADER) != entry.sha256:
+            return False
+        if time.time() - found.last_modified.timestamp() > TOUCH_S:
+            self._touch(path, entry)
+        return True
+
+    def _upload(self, path: str, source: Path, entry: FileEntry) -> None:
+        with source.open("rb") as stream:
             fault_point("s3.upload")
             self._client.put_object(
                 self._bucket,
@@ -84,68 +178,10 @@ class S3Backend:
             )
             fault_point("s3.uploaded")
 
-    def put(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
-        """One request, conditional where only one writer may win."""
-        from minio.error import S3Error
-
-        # The public put_object has no way to send the condition.
-        headers = {"Content-Type": "application/octet-stream", **({"If-None-Match": "*"} if if_absent else {})}
-        with self._explained(len(data)):
-            fault_point("s3.put")
-            try:
-                self._client._put_object(self._bucket, self._prefix + path, data, headers)
-            except S3Error as error:
-                if if_absent and error.code in ("PreconditionFailed", "ConditionalRequestConflict"):
-                    return False
-                raise
-            fault_point("s3.was-put")
-        return True
-
-    def get(self, path: str) -> bytes | None:
-        """Download small data."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._read(path, functools.partial(join_chunks, path))
-        return None
-
-    def get_file(self, path: str, target: Path) -> FileEntry | None:
-        """Stream to a file."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-
-        def take(chunks: Iterable[bytes]) -> FileEntry:
-            with target.open("wb") as sink:
-                return hash_chunks(chunks, sink)
-
-        return self._read(path, take)
-
-    def entry(self, path: str) -> FileEntry:
-        """Stream through, keeping nothing."""
-        return self._read(path, hash_chunks)
-
-    def stat(self, path: str) -> Stored | None:
-        """Ask for the object's head."""
-        found = self._head(path)
-        return None if found is None else Stored(path, found.size, found.last_modified.timestamp(), found.etag)
-
-    def list(self, prefix: str) -> Iterator[Stored]:
-        """List the keys, page by page."""
-        with self._explained():
-            for found in self._client.list_objects(self._bucket, prefix=self._prefix + prefix, recursive=True):
-                path = found.object_name.removeprefix(self._prefix)
-                yield Stored(path, found.size, found.last_modified.timestamp(), found.etag)
-
-    def delete(self, path: str) -> None:
-        """Remove a key."""
-        with self._explained():
-            fault_point("s3.delete")
-            self._client.remove_object(self._bucket, self._prefix + path)
-
-    def discard_partial(self, age_s: float) -> None:
-        """Nothing to do: an upload without its end is no object, and a bucket's lifecycle rule drops it."""
-
     def _head(self, path: str) -> Any:
         from minio.error import S3Error
 
-        with self._explained():
+        with self._explained("read"):
             try:
                 return self._client.stat_object(self._bucket, self._prefix + path)
             except S3Error as error:
@@ -157,7 +193,7 @@ class S3Backend:
         """Copy an object onto itself, which gives it a new time and moves no bytes here."""
         from minio.commonconfig import REPLACE, CopySource
 
-        with self._explained():
+        with self._explained("write to"):
             self._client.copy_object(
                 self._bucket,
                 self._prefix + path,
@@ -166,33 +202,47 @@ class S3Backend:
                 metadata_directive=REPLACE,
             )
 
-    def _read(self, path: str, take: Callable[[Iterable[bytes]], Result]) -> Result:
-        """Hand an object's bytes to `take`, from the start again where the connection breaks."""
-        from minio.error import S3Error
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        """An object's bytes; where the connection breaks, the rest is asked for, of the same object."""
         from urllib3.exceptions import HTTPError
 
-        with self._explained():
-            for attempt in itertools.count():
+        done, breaks = 0, 0
+        asked: dict[str, Any] = {}
+        with self._explained("read"):
+            while True:
                 fault_point("s3.download")
+                response = self._open(path, **asked)
                 try:
-                    response = self._client.get_object(self._bucket, self._prefix + path)
-                except S3Error as error:
-                    if error.code in _ABSENT:
-                        raise FileNotFoundError(path) from None
-                    raise
-                try:
-                    return take(response.stream(CHUNK_BYTES))
+                    for chunk in response.stream(CHUNK_BYTES):
+                        yield chunk
+                        done, breaks = done + len(chunk), 0
+                    return
                 except HTTPError:
-                    if attempt == RETRIES:
+                    breaks += 1
+                    if breaks > BREAKS:
                         raise
-                    time.sleep(BACKOFF_S * 2**attempt)
+                    time.sleep(PAUSE_S * breaks)
                 finally:
                     response.close()
                     response.release_conn()
-        raise AssertionError("unreachable")
+                if done:
+                    asked = {"offset": done, "request_headers": {"If-Match": response.headers["ETag"]}}
+
+    def _open(self, path: str, **asked: Any) -> Any:
+        """Begin to read an object. Raises FileNotFoundError where there is none."""
+        from minio.error import S3Error
+
+        try:
+            return self._client.get_object(self._bucket, self._prefix + path, **asked)
+        except S3Error as error:
+            if error.code in _ABSENT:
+                raise FileNotFoundError(path) from None
+            if error.code == "PreconditionFailed":
+                raise StoreError(f"{path} was written anew while it was being read", hint="try again") from None
+            raise
 
     @contextlib.contextmanager
-    def _explained(self, size: int = 0) -> Iterator[None]:
+    def _explained(self, doing: str, size: int = 0) -> Iterator[None]:
         """Turn the server's refusals into errors with a way out; `size` is what was to be stored, bytes."""
         from minio.error import MinioException, S3Error
         from urllib3.exceptions import HTTPError
@@ -200,16 +250,60 @@ class S3Backend:
         try:
             yield
         except S3Error as error:
-            raise _refusal(error.code or "", error.message or "", self._bucket, size) from None
-        except MinioException as error:
+            raise self._refusal(error, doing, size) from None
+        except (MinioException, ParseError, ValueError) as error:  # what is no XML, or none that S3 has
             raise StoreError(
                 f"what answers at {_endpoint().netloc} is no S3 server: {error}", hint="check TESSERA_S3_ENDPOINT"
             ) from None
         except HTTPError as error:
             raise StoreError(
-                f"the S3 server at {_endpoint().netloc} cannot be reached: {getattr(error, 'reason', None) or error}",
-                hint="check TESSERA_S3_ENDPOINT and that the server is running",
+                f"the S3 server at {_endpoint().netloc} breaks off its answers: {error}",
+                hint="check the way to it; the same command goes on from here",
             ) from None
+
+    def _refusal(self, error: Any, doing: str, size: int) -> StoreError:
+        """The error for a server's refusal."""
+        code, message = self._reason(error)
+        skew_s = _skew_s(error)
+        if code in _DENIED | {"RequestTimeTooSkewed"} and abs(skew_s) > SKEW_S:
+            side = "ahead of" if skew_s > 0 else "behind"
+            return StoreError(
+                f"this machine's clock is {abs(skew_s):,.0f} s {side} the S3 server's",
+                hint="set it; S3 refuses requests that are more than 15 minutes off",
+            )
+        if code in _WRONG_KEYS or (code in _DENIED and "_client" not in vars(self)):
+            return StoreError(
+                f"the S3 server refuses these credentials for bucket {self._bucket!r} ({code})",
+                hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, that they have not expired, and that they may "
+                "use the bucket",
+            )
+        if code in _DENIED:
+            return StoreError(
+                f"these credentials may not {doing} bucket {self._bucket!r} ({code})",
+                hint="use others, or give them the right to",
+            )
+        if code == "NoSuchBucket":
+            return StoreError(
+                f"there is no bucket {self._bucket!r} at {_endpoint().netloc}", hint="create it, or check --store"
+            )
+        if code in _FULL:
+            return StoreError(
+                f"no space left in bucket {self._bucket!r}: {size:,} bytes are needed ({code})",
+                hint="free some, run `tessera store gc`, or name another --store",
+            )
+        return StoreError(f"the S3 server answers {code}: {message}")
+
+    def _reason(self, error: Any) -> tuple[str, str]:
+        """Code and message of a refusal; asked for once more where it came, as to a HEAD, without words."""
+        from minio.error import S3Error
+
+        client = vars(self).get("_client")
+        if client is not None and error.code in _DENIED and error.response is not None and not error.response.data:
+            try:
+                next(client.list_objects(self._bucket, prefix=self._prefix), None)
+            except S3Error as told:
+                error = told
+        return error.code or "", error.message or ""
 
 
 class _Checked:
@@ -230,21 +324,13 @@ class _Checked:
         return chunk
 
 
-def _refusal(code: str, message: str, bucket: str, size: int) -> StoreError:
-    """The error for a server's refusal."""
-    if code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"):
-        return StoreError(
-            f"the S3 server refuses these credentials for bucket {bucket!r} ({code})",
-            hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may use the bucket",
-        )
-    if code == "NoSuchBucket":
-        return StoreError(f"there is no bucket {bucket!r}", hint="create it, or check --store")
-    if code in ("InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"):
-        return StoreError(
-            f"no space left in bucket {bucket!r}: {size:,} bytes are needed ({code})",
-            hint="free some, run `tessera store gc`, or name another --store",
-        )
-    return StoreError(f"the S3 server answers {code}: {message}")
+def _skew_s(error: Any) -> float:
+    """How far this machine's clock is ahead of the one of the server that answered, s; 0 where it does not tell."""
+    told = None if error.response is None else error.response.headers.get("Date")
+    try:
+        return 0.0 if told is None else time.time() - parsedate_to_datetime(told).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _endpoint() -> Any:
@@ -273,19 +359,15 @@ def _credentials() -> Any:
     return found
 
 
-def _http_client() -> Any:
-    """Connections with a time limit, and retries with growing pauses."""
-    import urllib3
-
-    retry = urllib3.Retry(total=RETRIES, backoff_factor=BACKOFF_S, status_forcelist=[500, 502, 503, 504])
-    return urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=60), maxsize=16, retries=retry)
-
-
 def _whole_mebibytes(size: float) -> int:
     """`size` rounded up to a multiple of 1 MiB."""
     return -(-int(size) // (1 << 20)) * (1 << 20)
 
 
+_WRITER_HEADER = "x-amz-meta-writer"
 _DIGEST = "sha256"
 _DIGEST_HEADER = f"x-amz-meta-{_DIGEST}"
 _ABSENT = ("NoSuchKey", "NoSuchObject", "ResourceNotFound")
+_DENIED = frozenset({"AccessDenied", "Forbidden"})
+_WRONG_KEYS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
+_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})

@@ -319,35 +319,6 @@ def test_a_damaged_working_copy_is_brought_anew(s3_uri: str, source: Path, tmp_p
         assert contents(store.fetch(digest)) == FILES
 
 
-def test_a_download_that_breaks_off_begins_again(
-    s3_uri: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from urllib3.exceptions import ProtocolError
-
-    store = opened(s3_uri, tmp_path)
-    digest = store.put_folder(source, "data").digest
-    assert isinstance(store.backend, S3Backend)
-    client, broken = store.backend._client, set[str]()
-    get = client.get_object
-
-    def breaks_once(bucket: str, key: str) -> Any:
-        response = get(bucket, key)
-        if key not in broken:
-            broken.add(key)
-
-            def half(_: int) -> Any:
-                yield b"half"
-                raise ProtocolError("connection broken")
-
-            response.stream = half
-        return response
-
-    monkeypatch.setattr(client, "get_object", breaks_once)
-    monkeypatch.setattr(s3, "BACKOFF_S", 0.001)
-    assert contents(store.fetch(digest)) == FILES
-    assert len(broken) == len(FILES) + 1
-
-
 def test_no_space_is_told_with_bytes_needed_and_free(
     store: Store, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.core import s3
+from components.core import s3_http
 from components.core.errors import StoreError
 from components.core.store import Store, open_store
 
@@ -21,8 +21,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "BACKOFF_S", 0.001)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_http, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(s3_http, "BACKOFF_S", 0.001)
 
 
 USES: dict[str, Callable[[Store, Path], Any]] = {
@@ -48,7 +49,9 @@ def refusal(uri: str, tmp_path: Path, use: Callable[[Store, Path], Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("key", "secret"), [("test", "wrong"), ("nobody", "wrong")])
+@pytest.mark.parametrize(
+    ("key", "secret", "code"), [("test", "wrong", "SignatureDoesNotMatch"), ("nobody", "wrong", "InvalidAccessKeyId")]
+)
 def test_wrong_credentials(
     s3_uri: str,
     s3_server: Any,
@@ -58,11 +61,12 @@ def test_wrong_credentials(
     use: Callable[[Store, Path], Any],
     key: str,
     secret: str,
+    code: str,
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     message = refusal(s3_uri, tmp_path, use)
-    assert message.startswith("the S3 server refuses these credentials for bucket 'tessera' (AccessDenied)")
+    assert message.startswith(f"the S3 server refuses these credentials for bucket 'tessera' ({code})")
     assert "hint: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in message
     assert secret not in message.partition("hint")[0]
     assert not list(s3_server.client().list_objects("tessera", s3_uri.rpartition("/")[2], recursive=True))
@@ -87,7 +91,7 @@ def test_an_endpoint_that_is_no_s3_server(
     s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Page(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
+        def do_GET(self) -> None:
             self.send_error(418)
 
         def log_message(self, *_: Any) -> None:

