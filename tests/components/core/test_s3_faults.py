@@ -13,7 +13,7 @@ from typing import Any
 import minio.time
 import pytest
 
-from components.core import s3, s3_http, store
+from components.core import s3, s3_http
 from components.core.artifact_store import blob_path
 from components.core.artifacts import hash_file
 from components.core.errors import StoreError
@@ -319,10 +319,9 @@ def test_an_upload_of_a_killed_writer_is_invisible_and_cleaned_up_after_a_grace(
     assert blob_path(entry.sha256) not in again.documents("blobs/")
     again.gc()
     assert len(uploads()) == 1  # younger than the grace: its writer may be at it
-    monkeypatch.setattr(store, "GRACE_S", -1.0)
-    again.gc(dry_run=True)
+    again.gc(dry_run=True, grace_s=-60.0)
     assert len(uploads()) == 1
-    again.gc()
+    again.gc(grace_s=-60.0)
     assert uploads() == []
     assert_whole(s3_uri, again.put_folder(source, "model").digest, tmp_path)
 
