@@ -67,10 +67,16 @@ def add_toggle(source: Path, out: Path) -> int:
         Tokens of the new vocabulary.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or there is no end-of-sequence token.
+        CheckpointError: a file is missing or damaged, there is no end-of-sequence token, or ids are left out.
     """
     settings = read_settings(source)
     tokenizer = _with_toggle(_load(source))
+    ids = tokenizer.get_vocab().values()
+    if max(ids) >= tokenizer.get_vocab_size() or len(set(ids)) < len(ids):
+        raise CheckpointError(
+            f"the tokenizer of {source.name} leaves out some ids, and new tokens would be given those of old ones",
+            hint=f"give the ids that are left out in the vocabulary of {VOCABULARY} to unused tokens",
+        )
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / VOCABULARY))
     for key in ("chat_template", "added_tokens_decoder"):

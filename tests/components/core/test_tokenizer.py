@@ -206,3 +206,13 @@ def test_a_unigram_vocabulary_is_read_too(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(tmp_path / "own")  # type: ignore[no-untyped-call]
     assert add_toggle(tmp_path / "own", tmp_path / "out") == 6 + 5
     assert reload(tmp_path / "out").encode(f"a{THINK}4") == [2, 9, 5]
+
+
+@pytest.mark.parametrize("last", [6, 30])
+def test_a_vocabulary_that_leaves_out_ids_is_refused_before_two_tokens_have_one(tmp_path: Path, last: int) -> None:
+    words = models.WordLevel({"<eos>": 0, "a": 1, "b": 2, "c": last}, unk_token="<eos>")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="<eos>").save_pretrained(tmp_path / "own")  # type: ignore[no-untyped-call]
+    with pytest.raises(CheckpointError, match="the tokenizer of own leaves out some ids") as caught:
+        add_toggle(tmp_path / "own", tmp_path / "out")
+    assert "unused tokens" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
