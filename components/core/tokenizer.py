@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -15,6 +16,9 @@ PIECES = r"\d|[-+*/=]| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
 """What merges never cross: digits, signs of arithmetic, words and runs of signs with the space before, white space."""
 TAGS = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_THINK)]
 """Not special, so that decoding never hides them: the reasoning parser has to see them."""
+
+SPECIAL_LISTS = {"additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"}
+"""Where settings name special tokens beside those with a role of their own."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
@@ -81,14 +85,20 @@ def add_toggle(source: Path, out: Path) -> int:
     tokenizer.save(str(out / VOCABULARY))
     for key in ("chat_template", "added_tokens_decoder"):
         settings.pop(key, None)
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        if isinstance(settings.get(key), list):
-            settings[key] = [token for token in settings[key] if token_text(token) not in (THINK, END_THINK)]
+    for key in SPECIAL_LISTS & settings.keys():
+        settings[key] = _without_tags(settings[key])
     # Any other class may build another tokenizer of the same vocabulary; this one reads tokenizer.json as it is.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (out / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     return int(tokenizer.get_vocab_size())
+
+
+def _without_tags(tokens: Any) -> Any:
+    """Special tokens, listed or by name, without those that transformers would make special again."""
+    if isinstance(tokens, dict):
+        return {name: token for name, token in tokens.items() if token_text(token) not in (THINK, END_THINK)}
+    return [token for token in tokens or () if token_text(token) not in (THINK, END_THINK)]
 
 
 def _load(folder: Path) -> Tokenizer:

@@ -42,7 +42,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def token_text(token: Any) -> str:
     """The text of a token, written as such or as an object with its properties."""
-    return str(token["content"] if isinstance(token, dict) else token)
+    return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
 def _tokens(folder: Path) -> Iterator[str]:

@@ -115,19 +115,32 @@ def test_a_tokenizer_without_an_end_is_refused_with_the_way_out(own: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_tags_that_were_special_become_plain_so_that_decoding_shows_them(own: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"extra_special_tokens": [THINK, END_THINK, "<on>"]},
+        {"additional_special_tokens": [THINK, {"content": END_THINK}, "<on>"]},
+        {"extra_special_tokens": {"think_token": THINK, "end_think_token": END_THINK, "on_token": "<on>"}},
+        {"model_specific_special_tokens": {"think_token": THINK, "on_token": "<on>"}},
+        {},
+    ],
+)
+def test_tags_that_were_special_become_plain_so_that_decoding_shows_them(
+    own: Path, tmp_path: Path, named: dict[str, Any]
+) -> None:
     described = json.loads((own / "tokenizer.json").read_text())
     for token in described["added_tokens"]:
         token["special"] = True
     (own / "tokenizer.json").write_text(json.dumps(described))
-    edit_settings(own, extra_special_tokens=[THINK, END_THINK, "<on>"])
-    add_toggle(own, tmp_path / "out")
-    before, after = reload(own), reload(tmp_path / "out")
-    thought = f"{THINK}7{END_THINK}2"
+    before, thought = reload(own), f"{THINK}7{END_THINK}2"
     assert before.decode(before.encode(thought), skip_special_tokens=True) == "72"
+    edit_settings(own, **named)
+    add_toggle(own, tmp_path / "out")
+    after = reload(tmp_path / "out")
     assert after.decode(after.encode(thought), skip_special_tokens=True) == thought
     assert after.encode(thought) == before.encode(thought)
-    assert "<on>" in after.all_special_tokens
+    assert not {THINK, END_THINK} & set(after.all_special_tokens)
+    assert after.decode(after.encode("7<on>"), skip_special_tokens=True) == "7"
 
 
 def test_a_tokenizer_that_cuts_and_pads_does_neither_any_more(own: Path, tmp_path: Path) -> None:
