@@ -74,7 +74,7 @@ def state(place: Place) -> State:
     store = place.store
     store.gc(grace_s=NO_GRACE_S)
     check_at_rest(place)
-    objects: dict[str, object] = {}
+    objects: dict[str, Any] = {}
     for path, data in contents(store).items():
         if path.startswith(("stages/", "runs/")):
             document = json.loads(data)

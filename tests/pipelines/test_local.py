@@ -1,12 +1,13 @@
 """A run on this machine: recorded, cached, stopped as a whole, and honest about what failed."""
 
-import contextlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from components.core.store import open_store
 from pipelines.local import log_path, run_recipe
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.runs import artifacts, run_record, run_records, stage_documents
+from tests.chaos.processes import living_with
 
+PATIENCE_S = 60.0
 TINY = "data.arithmetic={num_train: 60, num_chats: 20, num_validation: 10, num_test: 10}"
 
 
@@ -63,34 +66,53 @@ def test_nothing_is_written_where_the_recipe_is_wrong(only_data: Path, tmp_path:
     assert not (tmp_path / "store" / "runs").exists()
 
 
-def test_sigterm_ends_every_process_and_says_how_to_go_on(only_data: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
+@pytest.fixture
+def slow_run(only_data: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run in the middle of its stage; its processes are known by a marker."""
     slow = "data.arithmetic={num_train: 300000, num_chats: 20, num_validation: 10, num_test: 10}"
     code = "import sys; from pipelines.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "run", str(only_data), "--store", str(store), "--set", slow]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    events = store / "local" / "runs" / "only-data-1" / "data.jsonl"
-    deadline = time.monotonic() + 60
-    while not events.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    group = _executor_of(process.pid)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    command = [sys.executable, "-c", code, "run", str(only_data), "--store", str(tmp_path / "store"), "--set", slow]
+    environment = {**os.environ, "MARKER": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    events = tmp_path / "store" / "local" / "runs" / "only-data-1" / "data.jsonl"
+    _wait(events.exists)
+    yield process
+    process.kill()
+    process.communicate()
+    _wait(lambda: not living_with("MARKER", str(tmp_path)))
+
+
+def test_sigterm_ends_every_process_and_says_how_to_go_on(slow_run: subprocess.Popen[str], tmp_path: Path) -> None:
+    slow_run.send_signal(signal.SIGTERM)
+    _, error = slow_run.communicate(timeout=PATIENCE_S)
+    assert slow_run.returncode == 130
     assert "the same command goes on from here" in error
-    assert json.loads((store / "runs" / "only-data-1" / "run.json").read_text())["status"] == "interrupted"
-    assert _living(group) == []
+    record = json.loads((tmp_path / "store" / "runs" / "only-data-1" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert living_with("MARKER", str(tmp_path)) == []
 
 
-def _living(group: int) -> list[str]:
-    """Processes of a group that have not ended; those that nobody has waited for yet have."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
-            if int(of_group) == group and state != "Z":
-                found.append(path.parent.name)
-    return found
+def test_nothing_outlives_a_command_that_is_killed(slow_run: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert len(living_with("MARKER", str(tmp_path))) > 2
+    slow_run.kill()
+    _wait(lambda: not living_with("MARKER", str(tmp_path)))
+    assert list((tmp_path / "store" / "local" / "tmp").glob("*/*")) == []
+
+
+def test_an_executor_that_is_killed_is_told_of(slow_run: subprocess.Popen[str], tmp_path: Path) -> None:
+    os.kill(_executor_of(slow_run.pid), signal.SIGKILL)
+    _, error = slow_run.communicate(timeout=PATIENCE_S)
+    assert slow_run.returncode == 1
+    assert "stage data ended without a word" in error
+    assert living_with("MARKER", str(tmp_path)) == []
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _executor_of(parent: int) -> int:

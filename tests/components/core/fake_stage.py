@@ -1,6 +1,8 @@
 """A stage of a few lines that adds numbers up, and can fail, stop or be slow: what the platform does shows on it."""
 
 import json
+import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,9 @@ from components.core.config import Config
 from components.core.errors import DataError
 from components.core.job import Interrupted, Job
 from components.core.stage import Input, Output, Stage
+
+PACE_S = float(os.environ.get("FAKE_STAGE_PACE_S", "0"))
+"""Time that a step takes, so that there is time to kill it."""
 
 
 class FakeConfig(Config):
@@ -52,6 +57,7 @@ def run(
     point = job.resume.latest()
     first, total = (0, 0) if point is None else json.loads((point / "state.json").read_text())
     for step in range(first, len(values)):
+        time.sleep(PACE_S)
         if job.stopping():
             raise Interrupted
         total += config.factor * values[step]

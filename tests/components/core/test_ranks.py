@@ -1,0 +1,108 @@
+"""Training processes: why they failed reaches the user, and none outlives the stage that they work for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from components.core import errors
+from components.core.errors import DataError, StageFailed, TesseraError
+from components.core.job import Interrupted, Job, Placement, Resume, Silent
+from components.core.ranks import FAILURE, _failure
+from components.core.runner import run_stage
+from components.core.store import open_store
+from tests.chaos.processes import living_with
+from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
+
+TWO = Placement(processes=2, threads=1)
+PATIENCE_S = 60.0
+
+
+def test_what_a_rank_refuses_is_told_with_its_hint(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    numbers = store.put_folder(numbers_folder(tmp_path / "numbers", 1), "data").digest
+    with pytest.raises(DataError, match=r"row 3 is no number\n  hint: mend row 3") as caught:
+        run_stage(STAGE, FakeConfig(fail="data"), {"numbers": numbers}, store=store, placement=TWO)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "raised", "message"),
+    [
+        ([("RuntimeError", "peer", None, 1.0), ("InputError", "bad", 2, 2.0)], errors.InputError, "bad"),
+        ([("ValueError", "later", None, 2.0), ("KeyError", "first", None, 1.0)], StageFailed, "KeyError: first"),
+        ([("Interrupted", "", None, 2.0), ("RuntimeError", "peer", None, 1.0)], Interrupted, ""),
+        ([("Exception", "no error of ours", None, 1.0)], StageFailed, "Exception: no error of ours"),
+        ([], StageFailed, "a training process ended with status -9"),
+    ],
+)
+def test_the_rank_that_knows_why_is_believed(
+    tmp_path: Path, told: list[tuple[str, str, int | None, float]], raised: type[BaseException], message: str
+) -> None:
+    for rank, (kind, text, exit_code, at) in enumerate(told):
+        failure = {"type": kind, "message": text, "hint": None, "exit_code": exit_code, "time": at}
+        (tmp_path / FAILURE.format(rank)).write_text(json.dumps(failure))
+    error = _failure(STAGE, Job(Silent(), Resume(tmp_path / "resume"), tmp_path), -9)
+
+    assert type(error) is raised
+    assert message in str(error)
+
+
+@pytest.mark.parametrize("victim", ["stage", "torchrun", "rank"])
+def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(tmp_path: Path, victim: str) -> None:
+    marker = uuid.uuid4().hex
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path.cwd()),
+        "MARKER": marker,
+        "FAKE_STAGE_PACE_S": "0.2",
+        "OMP_NUM_THREADS": "1",
+    }
+    stage = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
+    events = tmp_path / "store" / "local" / "runs" / "run-1" / "fake.jsonl"
+    _wait(lambda: events.exists() and '"done": 2' in events.read_text())
+    torchrun = _children(stage.pid)[0]
+    os.kill({"stage": stage.pid, "torchrun": torchrun, "rank": _children(torchrun)[1]}[victim], signal.SIGKILL)
+    stage.wait(PATIENCE_S)
+    _wait(lambda: not living_with("MARKER", marker))
+
+    assert stage.returncode == (-signal.SIGKILL if victim == "stage" else 1)
+    outputs = _run(tmp_path, FakeConfig())
+    assert outputs == _run(tmp_path / "whole", FakeConfig())
+    steps = [json.loads(line).get("done") for line in events.read_text().splitlines()]
+    assert steps.count(1) == 1
+
+
+def _run(folder: Path, config: FakeConfig, **options: object) -> dict[str, str]:
+    """The stage, as a run has it."""
+    store = open_store(folder / "store")
+    numbers = store.put_folder(numbers_folder(folder / "numbers", *range(40)), "data").digest
+    placement = options.get("placement", Placement(threads=1))
+    assert isinstance(placement, Placement)
+    return run_stage(STAGE, config, {"numbers": numbers}, store=store, run="run-1", placement=placement).outputs
+
+
+def _children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def _wait(until: object) -> None:
+    """Wait for something to become true."""
+    assert callable(until)
+    deadline = time.monotonic() + PATIENCE_S
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    try:
+        _run(Path(sys.argv[1]), FakeConfig(), placement=TWO)
+    except TesseraError:
+        sys.exit(1)
