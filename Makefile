@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lock golden clean
+.PHONY: help install demo test check chaos format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ check: install ## The quick half of the tests: format, lint, types, import contr
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: install ## Kill runs at random and compare their ends: make chaos SECONDS=600 [SEED=1] [OUT=chaos.json]
+	PYTHONPATH=. $(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) \
+	  --report $(or $(OUT),chaos.json)
 
 format: install ## Bring the code into form
 	$(BIN)/ruff format .

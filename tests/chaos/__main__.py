@@ -1,0 +1,91 @@
+"""A campaign of kills: `make chaos SECONDS=600 [SEED=1]`; exit code 1 where one was not survived.
+
+Two counts, told apart: runs of one tiny stage (many a second, half of the time, folder and S3), and whole runs of the
+small recipe beside this file (all stages but the evaluation).
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.chaos import tiny, whole
+from tests.chaos.attempt import Place
+from tests.chaos.report import Clock, Tally
+from tests.conftest import BUCKET, _seaweed
+
+SHARES = {"folder": 0.25, "s3": 0.25}
+"""Of the time, by kind of store of the tiny runs."""
+
+
+def main() -> None:
+    """Run the campaign, print and write its report."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0, help="time for the campaign")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="chooses what is killed, and when")
+    parser.add_argument("--only", choices=["tiny", "whole"], help="one of the two counts alone")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="one run alone, by the seed of a failure")
+    parser.add_argument(
+        "--store", choices=sorted(SHARES), help="with --replay: where a tiny run works; else a whole run"
+    )
+    parser.add_argument("--report", type=Path, default=Path("chaos.json"), help="where the report goes")
+    options = parser.parse_args()
+    tallies = {"tiny": Tally(), "whole": Tally()}
+    begun, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="tessera-chaos-"))
+    if options.replay is not None and options.store is None:
+        whole.one(folder, whole.expect(folder), options.replay, tallies["whole"])
+    else:
+        _tiny(options, folder, tallies["tiny"])
+        if options.only != "tiny" and options.replay is None:
+            share = 1.0 if options.only == "whole" else 1 - sum(SHARES.values())
+            whole.campaign(folder, Clock(options.seconds * share), options.seed, tallies["whole"])
+    report = {
+        "seed": options.seed,
+        "seconds": round(time.monotonic() - begun, 1),
+        "kills": sum(tally.kills.total() for tally in tallies.values()),
+        "runs_completed": sum(tally.runs for tally in tallies.values()),
+        **{name: tally.as_json() for name, tally in tallies.items()},
+    }
+    options.report.write_text(json.dumps(report, indent=1) + "\n")
+    whole.say(f"{options.report}: {json.dumps(report)}")
+    sys.exit(any(tally.failures for tally in tallies.values()))
+
+
+def _tiny(options: argparse.Namespace, folder: Path, tally: Tally) -> None:
+    """The tiny runs."""
+    for kind in () if options.only == "whole" else SHARES:
+        with _place(kind, folder / kind) as place:
+            if options.replay is None:
+                tiny.campaign(kind, place, Clock(options.seconds * SHARES[kind]), options.seed, tally)
+                whole.say(f"tiny runs, {kind}: {tally.kills.total()} kills, {tally.runs} runs so far")
+            elif kind == options.store:
+                tiny.replay(kind, place, options.replay, tally)
+
+
+@contextmanager
+def _place(kind: str, folder: Path) -> Iterator[Place]:
+    """Where tiny runs work: a folder, or a server of their own."""
+    folder.mkdir()
+    if kind == "folder":
+        yield Place(str(folder), folder, {})
+        return
+    (folder / "server").mkdir()
+    with _seaweed(folder / "server") as server:
+        assert server is not None, "the S3 server does not start"
+        environment = {
+            "TESSERA_S3_ENDPOINT": server.endpoint,
+            "AWS_ACCESS_KEY_ID": server.key,
+            "AWS_SECRET_ACCESS_KEY": server.secret,
+        }
+        os.environ.update(environment)
+        yield Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", folder / "runs", environment)
+
+
+if __name__ == "__main__":
+    main()
