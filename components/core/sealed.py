@@ -31,7 +31,7 @@ def unseal(path: str, data: bytes) -> dict[str, Any]:
         ValueError: it is not whole, or was sealed for another place.
     """
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict) or value.pop(SEAL, None) != _digest(path, value):

@@ -114,7 +114,7 @@ class Store(ArtifactStore):
             fault_point("record.written")
             return record
         first = self.stage_record(record.key)
-        if first is not None and (first.outputs == record.outputs or self._outputs_are_whole(first)):
+        if first is not None and (first.outputs == record.outputs or self._stands(first, record)):
             return first
         self.backend.put(path, data)
         return record
@@ -125,13 +125,13 @@ class Store(ArtifactStore):
             if (record := self.stage_record(Path(found.path).stem)) is not None:
                 yield record
 
-    def _outputs_are_whole(self, record: StageRecord) -> bool:
+    def _stands(self, first: StageRecord, record: StageRecord) -> bool:
+        """Whether what the first writer made is there whole, and of the kinds that the second one made."""
         try:
-            for digest in record.outputs.values():
-                self.verify(digest)
+            kinds = {name: self.manifest(digest).kind for name, digest in record.outputs.items()}
+            return kinds == {name: self.verify(digest).kind for name, digest in first.outputs.items()}
         except (StoreError, CorruptArtifact):
             return False
-        return True
 
     # Resume points
 
