@@ -156,7 +156,7 @@ class FolderBackend:
     def delete(self, path: str) -> None:
         """Unlink a file, or whatever a stranger put in its place."""
         fault_point("folder.delete")
-        _remove(self._at(path))
+        remove(self._at(path))
 
     def discard_partial(self, age_s: float) -> None:
         """Unlink temporary files."""
@@ -191,7 +191,7 @@ class FolderBackend:
             _flush(partial, path)
             fault_point("folder.flushed")
             if self._at(path).is_dir():
-                _remove(self._at(path))
+                remove(self._at(path))
             partial.rename(self._at(path))
             fault_point("folder.named")
 
@@ -263,6 +263,14 @@ def room_for(size: int, folder: Path) -> Iterator[None]:
         raise
 
 
+def remove(path: Path) -> None:
+    """Remove what is at a path, whatever it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def changed_meanwhile(source: Path) -> StoreError:
     """The error for a file that was written to while it was being stored."""
     return StoreError(f"{source} changed while it was being stored", hint="store it once nothing writes to it any more")
@@ -285,14 +293,6 @@ def _readable(path: Path) -> IO[bytes]:
         os.close(handle)
         raise CorruptArtifact(f"{path} is no plain file")
     return os.fdopen(handle, "rb")
-
-
-def _remove(path: Path) -> None:
-    """Remove what is at a path, whatever it is."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _flush(partial: Path, path: str) -> None:

@@ -279,12 +279,13 @@ def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
 
     Args:
         uri: a folder, made on first use, or `s3://bucket/prefix`.
-        local: where working copies go; inside a folder store, else `.tessera/local`.
+        local: where working copies go; inside a folder store, else below `.tessera/local`, each store apart.
     """
     backend = open_backend(str(uri))
     if backend.folder is not None:
         return Store(str(backend.folder), backend, local or backend.folder / "local")
-    return Store(str(uri), backend, local or Path(".tessera/local").absolute())
+    place = [part for part in str(uri).partition("://")[2].split("/") if part.strip(".")]
+    return Store(str(uri), backend, local or Path(".tessera", "local", *place).absolute())
 
 
 def record_path(key: str) -> str:

@@ -1,7 +1,6 @@
 """Upkeep of a store: removing what nothing refers to, and looking for damage."""
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from components.core.artifact_store import TRANSFERS, blob_path
 from components.core.artifacts import Kind, Manifest
-from components.core.backends import Stored
+from components.core.backends import Stored, remove
 from components.core.errors import CorruptArtifact, StoreError
 from components.core.exclusion import collecting
 from components.core.point_list import is_whole, read_list
@@ -25,6 +24,8 @@ GRACE_S = 3600.0
 """Age below which unreferenced objects are left alone: a run may be about to name them, s."""
 WAIT_S = 60.0
 """How long a clean-up waits for writers to finish, s."""
+PARTIAL_S = 60.0
+"""Age from which a half-written file counts as left behind: it grows as long as its writer lives, s."""
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _NAMED = 3
 """Files named of a damaged artifact; the others are counted."""
@@ -47,7 +48,7 @@ def collect_garbage(store: "Store", *, dry_run: bool, grace_s: float, wait_s: fl
         wait_s: how long to wait for writers, s.
 
     Returns:
-        How many `artifacts`, `blobs`, their `bytes`, working `copies`, `scratch` folders, and `resume` points of
+        How many `artifacts`, `blobs`, their `bytes`, working `copies`, left-behind `scratch`, and `resume` points of
         finished stages were removed, or would be.
 
     Raises:
@@ -71,22 +72,23 @@ def collect_garbage(store: "Store", *, dry_run: bool, grace_s: float, wait_s: fl
             path for path in _children(store.local / "artifacts") if path.name not in set(kept) and _age(path) > grace_s
         ]
         scratch = sweep(store.local / "tmp", dry_run=dry_run)
+        half_saved = [path for path in store.resume_root.glob("*/.*") if _age(path) > grace_s]
         finished = [key for key in _resting_keys(store, now, grace_s) if store.stage_record(key) is not None]
         if not dry_run:
             for found in (*dead, *blobs):
                 store.backend.delete(found.path)
                 marker.keep()
-            for path in copies:
-                shutil.rmtree(path, ignore_errors=True)
+            for path in (*copies, *half_saved):
+                remove(path)
             for key in finished:
                 store.drop_resume(key)
-            store.backend.discard_partial(grace_s)
+            store.backend.discard_partial(max(grace_s, PARTIAL_S))
     return {
         "artifacts": len(dead),
         "blobs": len(blobs),
         "bytes": sum(found.size for found in blobs),
         "copies": len(copies),
-        "scratch": scratch,
+        "scratch": scratch + len(half_saved),
         "resume": len(finished),
     }
 
