@@ -61,16 +61,14 @@ def collect_garbage(store: "Store", *, dry_run: bool, grace_s: float, wait_s: fl
         manifests = list(store.backend.list("artifacts/"))
         dead = [found for found in manifests if Path(found.path).stem not in live and now - found.modified > grace_s]
         gone = {found.path for found in dead}
-        kept = [Path(found.path).stem for found in manifests if found.path not in gone]
+        kept = {Path(found.path).stem for found in manifests if found.path not in gone}
         needed = {entry.sha256 for manifest in _each(store.manifest, kept) for entry in manifest.files.values()}
         blobs = [
             found
             for found in store.backend.list("blobs/")
             if Path(found.path).name not in needed and now - found.modified > grace_s
         ]
-        copies = [
-            path for path in _children(store.local / "artifacts") if path.name not in set(kept) and _age(path) > grace_s
-        ]
+        copies = [path for path in _children(store.local / "artifacts") if path.name not in kept and _age(path) > grace_s]
         scratch = sweep(store.local / "tmp", dry_run=dry_run)
         half_saved = [path for path in store.resume_root.glob("*/.*") if _age(path) > grace_s]
         finished = [key for key in _resting_keys(store, now, grace_s) if store.stage_record(key) is not None]
