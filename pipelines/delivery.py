@@ -9,6 +9,9 @@ from components.core.curves import record_curves
 from components.core.errors import TesseraError
 from components.core.store import Store, open_store
 
+DELIVERY_S = 120.0
+"""How long the end of a run waits for MLflow; what it has not taken then is delivered the next time."""
+
 
 def deliver_run(store_uri: str, run: str, console: Console) -> None:
     """Write what a finished run shows, print its table, and say where everything is."""
@@ -22,7 +25,7 @@ def deliver_run(store_uri: str, run: str, console: Console) -> None:
     report = report_path(store, run)
     write_report(store, run, report)
     store.put_text(f"runs/{run}/report.html", report.read_text(encoding="utf-8"))
-    deliver_lineage(store, console)
+    deliver_lineage(store, console, run)
     print_summary(summary, console)
     option = "" if store_uri == ".tessera" else f" --store {store_uri}"
     places = {"report": str(report), "MLflow": f"tessera ui{option}", "chat": f"tessera chat {run}{option}"}
@@ -30,14 +33,34 @@ def deliver_run(store_uri: str, run: str, console: Console) -> None:
         console.print(f"{what:7} {where}", markup=False, highlight=False, soft_wrap=True)
 
 
-def deliver_lineage(store: Store, console: Console) -> None:
-    """Tell MLflow of all runs that it does not know yet; a server that is away is no reason to fail."""
-    from components.core.lineage import deliver_pending
+def deliver_lineage(store: Store, console: Console, run: str | None = None) -> None:
+    """Tell MLflow of all runs that it does not know yet; a server that is away or slow is no reason to fail.
+
+    Args:
+        store: where the runs are.
+        console: is told of what was not delivered, and of older runs than `run` that now were.
+        run: the run that has just ended.
+    """
+    from components.core.outbox import deliver_pending
 
     try:
-        deliver_pending(store, tracking_uri(store))
+        told = deliver_pending(store, tracking_uri(store), within_s=DELIVERY_S)
     except TesseraError as error:
         console.print(f"MLflow was not told: {error}", style="yellow", markup=False, soft_wrap=True)
+        return
+    if older := [name for name in told if name != run]:
+        console.print(f"MLflow was told of earlier runs: {', '.join(older)}", highlight=False, soft_wrap=True)
+
+
+def rebuild_lineage(store: Store) -> list[str]:
+    """Tell MLflow of all runs, whatever it was told before; returns their names.
+
+    Raises:
+        LineageError: MLflow cannot be reached or refuses.
+    """
+    from components.core.outbox import deliver_pending
+
+    return deliver_pending(store, tracking_uri(store), anew=True)
 
 
 def report_path(store: Store, run: str) -> Path:

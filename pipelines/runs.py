@@ -7,6 +7,7 @@ from pydantic import JsonValue
 
 from components.core.config import Config, digest_of
 from components.core.errors import InputError
+from components.core.lineage_entries import git_commit
 from components.core.runner import Digests
 from components.core.stage import Stage
 from components.core.store import Store
@@ -64,6 +65,7 @@ def _new_record(recipe: dict[str, JsonValue], graph: Graph, sources: dict[str, s
         "recipe": recipe,
         "recipe_name": graph.name,
         "recipe_digest": graph.digest,
+        "git_commit": git_commit(),
         "started": time.time(),
         "finished": None,
         "status": "running",

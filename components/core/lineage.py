@@ -1,28 +1,23 @@
 """What runs did, told to MLflow: a run a pipeline, a nested run a stage, data and models by digest, the registry.
 
-Stages never talk to MLflow. They leave records and curves in the store, and `deliver` tells MLflow of them afterwards.
+Stages never talk to MLflow. They leave records and curves in the store, and `outbox.py` has them told afterwards.
 What is there already is recognised by tags, so that a second delivery, or one after a crash, adds what is missing and
 nothing else. Weights stay in the store: MLflow holds digests and addresses.
 """
 
 import contextlib
-import logging
-import os
-import re
-import urllib.error
-import urllib.request
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.config import digest_of
-from components.core.curves import record_curves, stage_curves
+from components.core.curves import stage_curves
 from components.core.errors import TesseraError
 from components.core.lineage_entries import (
+    address,
     batches,
     dataset_inputs,
     flatten,
-    git_commit,
     milliseconds,
     model_facts,
     numbers,
@@ -35,61 +30,32 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 TAG = "tessera.dev/"
+COMMIT = "mlflow.source.git.commit"
 STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
-PROBE_TIMEOUT_S = 5.0
 
 
 class LineageError(TesseraError):
-    """MLflow does not answer; the records stay in the store until it does."""
+    """MLflow does not take records; they stay in the store until it does."""
 
 
-def deliver(store: Store, run: str, tracking_uri: str) -> None:
-    """Tell MLflow of a run: its stages, curves, data, models and deployment, whatever it does not know yet.
-
-    Args:
-        store: where the run left its records, curves and `summary.json`.
-        run: name of the run, ended or not.
-        tracking_uri: an MLflow server, or `sqlite:///PATH`.
-
-    Raises:
-        LineageError: MLflow cannot be reached or refuses; nothing is lost.
-    """
-    record = store.document(f"runs/{run}/run.json")
-    with _tracking(tracking_uri) as client:
-        _Pipeline(client, store, record, tracking_uri).deliver()
-    store.put_document(_receipt_path(run), _receipt(record, tracking_uri))
+class MlflowAway(LineageError):
+    """MLflow does not answer, or not sensibly, or too slowly; it may later."""
 
 
-def deliver_pending(store: Store, tracking_uri: str) -> list[str]:
-    """Deliver the ended runs that no delivery has reached since they ended; returns their names.
-
-    Raises:
-        LineageError: MLflow cannot be reached or refuses.
-    """
-    paths = [path for path in store.documents("runs/") if path.endswith("/run.json")]
-    records = [record for path in paths if (record := store.whole_document(path)) is not None]
-    pending = [
-        record["run"]
-        for record in sorted(records, key=lambda record: record["started"])
-        if record["status"] in STATUS and store.document(_receipt_path(record["run"])) != _receipt(record, tracking_uri)
-    ]
-    for run in pending:
-        record_curves(store, run)
-        deliver(store, run, tracking_uri)
-    return pending
-
-
-class _Pipeline:
+class Pipeline:
     """The delivery of one run."""
 
-    def __init__(self, client: "MlflowClient", store: Store, record: dict[str, Any], tracking_uri: str) -> None:
+    def __init__(
+        self, client: "MlflowClient", store: Store, record: dict[str, Any], tracking_uri: str, until: float
+    ) -> None:
         self.client, self.store, self.record, self.run = client, store, record, record["run"]
         self.summary: dict[str, Any] = store.document(f"runs/{self.run}/summary.json") or {}
         self.evaluated = {**self.summary.get("models", {}), **self.summary.get("baselines", {})}
         self.experiment_id = self._experiment(tracking_uri)
         self.models = _Models(client, store, self.experiment_id, self._roles())
-        self.run_id = ""
+        self.run_id, self.until = "", until
+        self.versions: dict[tuple[str, str], str] = {}
+        """Version of a registered model, by its name and the bundle's digest."""
 
     def deliver(self) -> None:
         """The run, then its stages in the order in which they ended, then how it ended."""
@@ -106,13 +72,35 @@ class _Pipeline:
             records.append(record)
             found = known.get((document["label"], document["key"]))
             if found is None or found.info.status != "FINISHED":
+                self._check_time(len(records) - 1, len(documents))
                 self._deliver_stage(document, record, found)
-        self.client.log_inputs(self.run_id, datasets=dataset_inputs(self._data(records)))
+        self.client.log_inputs(self.run_id, datasets=dataset_inputs(self.store, self._data(records)))
         at = milliseconds(self.record["finished"] or self.record["started"])
         for batch in batches(summary_metrics(self.summary, at), 1000):
             self.client.log_batch(self.run_id, metrics=batch)
         if status := STATUS.get(self.record["status"]):
             self.client.set_terminated(self.run_id, status, at)
+
+    def remove_doubles(self) -> None:
+        """Remove what was made twice: by a request that MLflow answered too late, and by the one that repeated it."""
+        mine = f"tags.`{TAG}identity` = '{self._tags()[f'{TAG}identity']}'"
+        kept = {self.run_id} | {run.info.run_id for run in self._stage_runs().values()}
+        for run in self._search(mine):
+            if run.info.run_id not in kept:
+                self.client.delete_run(run.info.run_id)
+        self.models.remove_doubles()
+        for (name, digest), kept_version in self.versions.items():
+            for version in self._versions(name, digest):
+                if version.version != kept_version:
+                    self.client.delete_model_version(name, version.version)
+
+    def _check_time(self, num_told: int, num_stages: int) -> None:
+        """Leave the rest for the next time where MLflow is slow."""
+        if time.monotonic() >= self.until:
+            raise MlflowAway(
+                f"MLflow is slow: it was told of {num_told} of the {num_stages} stages of run {self.run}",
+                hint="the next run or `tessera ui` delivers the rest",
+            )
 
     def _experiment(self, tracking_uri: str) -> str:
         """The experiment of the recipe, made where it is not there."""
@@ -146,15 +134,13 @@ class _Pipeline:
             "mlflow.source.name": f"recipe {self.record['recipe_name']}",
             "mlflow.source.type": "PROJECT",
         }
-        commit = self.record.get("git_commit") or git_commit()
-        return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+        commit = self.record.get("git_commit")
+        return tags | ({COMMIT: commit} if commit else {})
 
     def _parent_run(self) -> "Run":
         """The run of the pipeline, made where it is not there."""
         tags = self._tags()
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{TAG}identity` = '{tags[f'{TAG}identity']}' AND tags.`{TAG}part` = 'pipeline'"
-        )
+        found = self._search(f"tags.`{TAG}identity` = '{tags[f'{TAG}identity']}' AND tags.`{TAG}part` = 'pipeline'")
         run = (
             found[0]
             if found
@@ -171,20 +157,24 @@ class _Pipeline:
 
     def _stage_runs(self) -> dict[tuple[str, str], "Run"]:
         """The runs of stages that MLflow knows, by label and key."""
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`mlflow.parentRunId` = '{self.run_id}'", max_results=1000
-        )
-        return {(run.data.tags[f"{TAG}label"], run.data.tags[f"{TAG}stage-key"]): run for run in found}
+        found = self._search(f"tags.`mlflow.parentRunId` = '{self.run_id}'")
+        ended_last = sorted(found, key=lambda run: (run.info.status == "FINISHED", run.info.run_id))
+        return {(run.data.tags[f"{TAG}label"], run.data.tags[f"{TAG}stage-key"]): run for run in ended_last}
 
-    def _data(self, records: Sequence[StageRecord]) -> list[tuple[str, str, str]]:
-        """Name, digest and address of all data of the pipeline, given and made, so that pipelines compare by them."""
+    def _search(self, where: str) -> "list[Run]":
+        """All runs that a filter lets through."""
+        page = self.client.search_runs([self.experiment_id], where, max_results=1000)
+        found = list(page)
+        while page.token:
+            page = self.client.search_runs([self.experiment_id], where, max_results=1000, page_token=page.token)
+            found += page
+        return found
+
+    def _data(self, records: Sequence[StageRecord]) -> list[tuple[str, str]]:
+        """Name and digest of all data of the pipeline, given and made, so that pipelines compare by them."""
         made = {name: digest for record in records for name, digest in record.outputs.items()}
         known = {**made, **self.record["sources"]}.items()
-        return [
-            (name, digest, address(self.store, digest))
-            for name, digest in known
-            if self.store.manifest(digest).kind == "data"
-        ]
+        return [(name, digest) for name, digest in known if self.store.manifest(digest).kind == "data"]
 
     def _deliver_stage(self, document: Mapping[str, Any], record: StageRecord, found: "Run | None") -> None:
         """One stage: settings, curves, what it read and made; ended last, which is what marks it whole."""
@@ -234,11 +224,11 @@ class _Pipeline:
 
         inputs = list(_each(record.inputs))
         kinds = {digest: self.store.manifest(digest).kind for _, digest in inputs}
-        data = [(name, digest, address(self.store, digest)) for name, digest in inputs if kinds[digest] != "model"]
+        data = [(name, digest) for name, digest in inputs if kinds[digest] != "model"]
         models = {self.models.entry(digest) for _, digest in inputs if kinds[digest] == "model"}
         known = {model.model_id for model in run.inputs.model_inputs} if run.inputs else set()
         entries = [LoggedModelInput(model_id) for model_id in sorted(models - known)]
-        self.client.log_inputs(run.info.run_id, datasets=dataset_inputs(data), models=entries)
+        self.client.log_inputs(run.info.run_id, datasets=dataset_inputs(self.store, data), models=entries)
 
     def _log_outputs(self, run: "Run", record: StageRecord) -> None:
         """The models that the stage made, each with the models it was made from."""
@@ -275,17 +265,22 @@ class _Pipeline:
             return
         with contextlib.suppress(MlflowException):  # it is there already
             self.client.create_registered_model(name)
-        same = [
-            v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get(f"{TAG}digest") == digest
-        ]
+        same = self._versions(name, digest)
         version = same[0] if same else self._create_version(name, digest, run_id, record)
+        self.versions[name, digest] = version.version
         alias = record.result.get("alias")
         if isinstance(alias, str):
             self.client.set_registered_model_alias(name, alias, version.version)
 
+    def _versions(self, name: str, digest: str) -> list[Any]:
+        """Versions of a registered model that stand for a bundle."""
+        found = self.client.search_model_versions(f"name = '{name}'")
+        return [version for version in found if version.tags.get(f"{TAG}digest") == digest]
+
     def _create_version(self, name: str, digest: str, run_id: str, record: StageRecord) -> Any:
         model_id = self.models.entry(digest)
         tags = {f"{TAG}digest": digest, f"{TAG}address": address(self.store, digest), f"{TAG}run": self.run}
+        tags |= {name: value for name, value in self._tags().items() if name in (f"{TAG}recipe-digest", COMMIT)}
         tags |= {f"{TAG}{key}": str(value) for key, value in flatten({"gate": record.result.get("gate")}).items()}
         return self.client.create_model_version(
             name, f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=tags
@@ -316,16 +311,29 @@ class _Models:
             record: the stage that made it.
         """
         if digest not in self._known:
-            found = self._client.search_logged_models(
-                [self._experiment_id], filter_string=f"tags.`{TAG}digest` = '{digest}'"
-            )
+            found = self._find(digest)
             self._known[digest] = found[0].model_id if found else self._create(digest, name, run_id, record)
+            if not found or found[0].status != "READY":
+                self._client.finalize_logged_model(self._known[digest], "READY")
         return self._known[digest]
+
+    def remove_doubles(self) -> None:
+        """Remove further entries of models that were looked up."""
+        for digest, kept in self._known.items():
+            for model in self._find(digest):
+                if model.model_id != kept:
+                    self._client.delete_logged_model(model.model_id)
+
+    def _find(self, digest: str) -> Sequence[Any]:
+        """Entries of a model."""
+        return self._client.search_logged_models(
+            [self._experiment_id], filter_string=f"tags.`{TAG}digest` = '{digest}'"
+        )
 
     def _create(self, digest: str, name: str, run_id: str | None, record: StageRecord | None) -> str:
         tags = {f"{TAG}digest": digest, f"{TAG}address": address(self._store, digest)}
         if record is not None:
-            tags |= {f"{TAG}stage-key": record.key, f"{TAG}stage": record.stage}
+            tags |= {f"{TAG}stage-key": record.key, f"{TAG}stage": record.stage, f"{TAG}code-digest": record.code}
             parents = [(f"{TAG}made-from.{name}", parent) for name, parent in _each(record.inputs)]
             tags |= {name: parent for name, parent in parents if self._store.manifest(parent).kind == "model"}
         model = self._client.create_logged_model(
@@ -336,13 +344,7 @@ class _Models:
             params=model_facts(self._store, digest),
             model_type="causal-lm",
         )
-        self._client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
-
-
-def address(store: Store, digest: str) -> str:
-    """Where an artifact is, in the form in which a recipe takes it."""
-    return f"{store.uri}#{digest}"
 
 
 def _each(inputs: Mapping[str, str | list[str]]) -> Iterator[tuple[str, str]]:
@@ -358,56 +360,3 @@ def _params(values: Mapping[str, Any]) -> list[Any]:
     from mlflow.entities import Param
 
     return [Param(name, str(value)) for name, value in flatten(values).items()]
-
-
-@contextlib.contextmanager
-def _tracking(uri: str) -> Iterator["MlflowClient"]:
-    """A client of a tracking server that answers, or of a database; whatever MLflow complains of becomes one error."""
-    os.environ |= QUIET
-    _probe(uri)
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        mlflow.set_tracking_uri(uri)
-        yield mlflow.MlflowClient(uri, registry_uri=uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _unavailable(uri, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-
-
-def _probe(uri: str) -> None:
-    """Ask a server for a sign of life: MLflow's own client tries for minutes before it gives up."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in shows later
-    except (OSError, ValueError) as error:
-        raise _unavailable(uri, str(error)) from error
-
-
-def _unavailable(uri: str, why: str) -> LineageError:
-    return LineageError(
-        f"MLflow at {_public(uri)} took no records: {why}",
-        hint="they stay in the store; the next run or `tessera ui` delivers them",
-    )
-
-
-def _public(uri: str) -> str:
-    """The address without user and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def _receipt(record: Mapping[str, Any], tracking_uri: str) -> dict[str, Any]:
-    """What is left in the store when a run was delivered as it is now."""
-    return {"tracking_uri": _public(tracking_uri), "finished": record["finished"], "status": record["status"]}
-
-
-def _receipt_path(run: str) -> str:
-    return f"runs/{run}/mlflow.json"

@@ -1,6 +1,7 @@
 """What the store holds, in the shapes that MLflow takes: flat settings, numbers, data sets, facts about a model."""
 
 import functools
+import itertools
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ Item = TypeVar("Item")
 
 DIGEST_CHARACTERS = 36
 """MLflow takes no longer digest of a data set; the whole one is in its source."""
+MAX_FILES = 1000
+"""Files of a data set whose digests MLflow is told; `tessera lineage` knows all."""
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,17 +64,35 @@ def summary_metrics(summary: Mapping[str, Any], at: int) -> list["Metric"]:
     return [Metric(_allowed(name), value, at, 0) for name, value in found.items()]
 
 
-def dataset_inputs(data: Sequence[tuple[str, str, str]]) -> list["DatasetInput"]:
-    """Data sets by name, digest and address."""
+def dataset_inputs(store: Store, data: Sequence[tuple[str, str]]) -> list["DatasetInput"]:
+    """Data sets by name and digest, with their address and the digest of each file."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     return [
         DatasetInput(
-            Dataset(name, digest[:DIGEST_CHARACTERS], "tessera", json.dumps({"address": address, "digest": digest})),
+            Dataset(
+                name,
+                digest[:DIGEST_CHARACTERS],
+                "tessera",
+                json.dumps({"address": address(store, digest), "digest": digest}),
+                profile=_files(store, digest),
+            ),
             [InputTag("mlflow.data.context", name)],
         )
-        for name, digest, address in data
+        for name, digest in data
     ]
+
+
+def address(store: Store, digest: str) -> str:
+    """Where an artifact is, in the form in which a recipe takes it."""
+    return f"{store.uri}#{digest}"
+
+
+def _files(store: Store, digest: str) -> str:
+    """Digests of an artifact's files, as far as MLflow has room for them."""
+    files = store.manifest(digest).files
+    first = {name: entry.sha256 for name, entry in itertools.islice(files.items(), MAX_FILES)}
+    return json.dumps({"num_files": len(files), "bytes": sum(e.size for e in files.values()), "sha256": first})
 
 
 def model_facts(store: Store, digest: str) -> dict[str, str]:
@@ -92,8 +113,9 @@ def model_facts(store: Store, digest: str) -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit that this code was checked out at; None where it is no checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit that this code was checked out at, with `-dirty` where files differ; None where it is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe"]
+    command += ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

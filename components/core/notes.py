@@ -15,7 +15,10 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass one warning on."""
-        self._reporter.emit({"type": "note", "time": time.time(), "text": record.getMessage()})
+        try:
+            self._reporter.emit({"type": "note", "time": time.time(), "text": record.getMessage()})
+        except OSError:  # a full disk, say, is no reason to fail here
+            self.handleError(record)
 
 
 def hear_warnings(reporter: Reporter) -> None:

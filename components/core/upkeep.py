@@ -68,7 +68,9 @@ def collect_garbage(store: "Store", *, dry_run: bool, grace_s: float, wait_s: fl
             for found in store.backend.list("blobs/")
             if Path(found.path).name not in needed and now - found.modified > grace_s
         ]
-        copies = [path for path in _children(store.local / "artifacts") if path.name not in kept and _age(path) > grace_s]
+        copies = [
+            path for path in _children(store.local / "artifacts") if path.name not in kept and _age(path) > grace_s
+        ]
         scratch = sweep(store.local / "tmp", dry_run=dry_run)
         half_saved = [path for path in store.resume_root.glob("*/.*") if _age(path) > grace_s]
         finished = [key for key in _resting_keys(store, now, grace_s) if store.stage_record(key) is not None]

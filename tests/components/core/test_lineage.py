@@ -8,8 +8,9 @@ from mlflow import MlflowClient
 
 from components.core import lineage
 from components.core.curves import record_curves
-from components.core.lineage import LineageError, deliver, deliver_pending
+from components.core.lineage import LineageError
 from components.core.lineage_entries import flatten, numbers
+from components.core.outbox import _public, deliver, deliver_pending
 from components.core.store import Store, open_store
 from pipelines.runs import artifacts
 from pipelines.summary import build_summary
@@ -173,7 +174,7 @@ def test_a_delivery_that_broke_off_is_taken_up_without_doubles(
         raise OSError("the power went")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lineage._Pipeline, step, break_off)
+        patch.setattr(lineage.Pipeline, step, break_off)
         with pytest.raises(LineageError, match="the power went"):
             deliver(store, f"demo-{step}", delivered.uri)
     assert deliver_pending(store, delivered.uri) == [f"demo-{step}"]
@@ -217,7 +218,7 @@ def test_a_server_that_is_down_is_one_error_that_says_what_becomes_of_the_record
 
 
 def test_a_password_in_the_address_is_not_written_down() -> None:
-    assert lineage._public("https://user:secret@host:5000/path") == "https://host:5000/path"
+    assert _public("https://user:secret@host:5000/path") == "https://host:5000/path"
 
 
 def test_settings_are_flat_and_numbers_are_numbers() -> None:

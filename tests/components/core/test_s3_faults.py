@@ -18,7 +18,7 @@ from components.core.artifact_store import blob_path
 from components.core.artifacts import hash_file
 from components.core.errors import StoreError
 from components.core.store import Store, open_store
-from tests.s3_faults import Fault, FaultyProxy, faulty_proxy
+from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.s3_server import BUCKET, S3Server, fresh_prefix, running_server
 
 SMALL = b'{"question": "1+1", "answer": "2"}\n' * 100

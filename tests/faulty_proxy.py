@@ -1,4 +1,4 @@
-"""A proxy between a store and its S3 server that spoils chosen requests."""
+"""A proxy in front of a server that spoils chosen requests."""
 
 import contextlib
 import http.client
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["answer", "reset", "lose answer", "cut", "delay", "trickle", "hang"]
+Kind = Literal["answer", "reset", "lose answer", "cut", "delay", "late", "trickle", "hang"]
 
 
 @dataclass
@@ -20,10 +20,12 @@ class Fault:
 
     Attributes:
         kind: answer in the server's place; reset the connection before the server hears of it; pass it on and reset
-            in place of the answer; cut the answer's body off; delay it; send it byte by byte; never answer.
+            in place of the answer; cut the answer's body off; delay it; pass the request on late; send the answer bit
+            by bit; never answer.
         method: of the requests; any where empty.
         path: what their address has to contain.
         times: how many of them; the others pass.
+        skip: how many pass before.
         status: of an answer.
         code: of an answer, as S3 has it; without one the body is a web page.
         after: bytes of the body that are let through, or seconds that it is delayed.
@@ -33,6 +35,7 @@ class Fault:
     method: str = ""
     path: str = ""
     times: int = 1
+    skip: int = 0
     status: int = 503
     code: str = ""
     after: float = 0
@@ -55,8 +58,10 @@ class FaultyProxy:
             self.seen.append(f"{method} {path}")
             for fault in self.faults:
                 if fault.times > 0 and method.startswith(fault.method) and fault.path in path:
-                    fault.times -= 1
-                    return fault
+                    fault.skip -= 1
+                    if fault.skip < 0:
+                        fault.times -= 1
+                        return fault
         return None
 
 
@@ -80,13 +85,16 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
                     self.refuse(fault.status, fault.code)
                 case Fault(kind="reset"):
                     self.reset()
+                case Fault(kind="late"):
+                    time.sleep(fault.after)
+                    self.pass_on(body, None)
                 case Fault(kind="hang"):
                     proxy.closing.wait()
                     self.reset()
                 case _:
                     self.pass_on(body, fault)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = any
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = any
 
         def pass_on(self, body: bytes, fault: Fault | None) -> None:
             server = http.client.HTTPConnection(address, timeout=60)
