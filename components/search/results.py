@@ -2,6 +2,7 @@
 
 from components.core.config import Config
 from components.search.config import Measurement
+from components.search.proof import Certificate
 from components.search.space import Part
 from components.search.table import Costs, OptionTable
 
@@ -119,7 +120,7 @@ class Proof(Config):
     gap: float
     """Relative distance of the two."""
     status: str
-    """The solver's own word."""
+    """`optimal`, or `feasible` where the gap is not 0."""
 
 
 class ParetoPoint(Config):
@@ -157,6 +158,8 @@ class SearchTable(OptionTable):
     """The best choice."""
     proof: Proof
     """Evidence that it is the best."""
+    certificate: Certificate | None = None
+    """The evidence in full, which `tessera search check` verifies from the options alone."""
     random_child: Chosen
     """A random choice at the same limits."""
     greedy_child: Chosen

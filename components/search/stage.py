@@ -34,7 +34,7 @@ from components.search.results import (
     ShardScores,
 )
 from components.search.scoring import replacement_kl
-from components.search.solver import absolute_limits, fits, pareto_front, solve
+from components.search.solver import absolute_limits, certify, fits, pareto_front, solve
 from components.search.space import PARTS, Variant, layer_spaces
 from components.search.subblock import Subblock
 from components.search.table import option_table
@@ -165,6 +165,7 @@ def search(
         parent=parent_costs,
         **chosen,
         proof=Proof(objective=solution.objective, bound=solution.bound, gap=solution.gap, status=solution.status),
+        certificate=certify(table.problem(table.scores, limits), solution.choice),
         pareto=tuple(
             ParetoPoint(limit_ms=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
             for limit, best in front

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 from components.core.config import Config
+from components.search.problem import Problem
 from components.search.space import PARTS, LayerSpace, Part, Variant
 
 RESOURCES = ("parameters", "kv_bytes_per_token", "latency_ms")
@@ -73,6 +74,25 @@ class OptionTable(Config):
     def parent_choice(self) -> tuple[int, ...]:
         """The choice that changes nothing."""
         return (0,) * len(self.slots)
+
+    @property
+    def scores(self) -> list[list[float]]:
+        """Score of each option of each slot."""
+        return [[option.score for option in slot.options] for slot in self.slots]
+
+    def costs_of(self, resource: str) -> list[list[float]]:
+        """What each option of each slot takes of one resource."""
+        return [[option.costs.of(resource) for option in slot.options] for slot in self.slots]
+
+    def problem(self, scores: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Problem:
+        """What the solver is given; what no choice changes is the first cost that counts against a limit.
+
+        Args:
+            scores: what to minimise, of each option of each slot.
+            limits: absolute, by resource.
+        """
+        fixed = {resource: self.fixed.of(resource) for resource in limits}
+        return Problem.of(scores, {resource: self.costs_of(resource) for resource in limits}, limits, fixed)
 
     def variants(self, choice: Sequence[int]) -> list[tuple[Variant, Variant]]:
         """The attention and the FFN of each layer of a choice."""
