@@ -11,7 +11,7 @@ from tests.s3_server import S3Server, fresh_prefix, running_server
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """SeaweedFS, one for each worker; ends with the session."""
-    with running_server(tmp_path_factory) as server:
+    with running_server(lambda: tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 

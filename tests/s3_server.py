@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,15 @@ class S3Server:
         self._folder, self._ports = folder, dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What opens it to a store."""
+        return {
+            "TESSERA_S3_ENDPOINT": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+        }
 
     def client(self) -> Any:
         """A client of its own, to look behind the store's back."""
@@ -109,24 +118,23 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def running_server(folders: pytest.TempPathFactory) -> Iterator[S3Server]:
+def running_server(new_folder: Callable[[], Path]) -> Iterator[S3Server]:
     """A server while it is needed; a port that was free may be taken a moment later, so it is tried thrice."""
     for _ in range(3):
-        server = S3Server(folders.mktemp("s3"))
+        server = S3Server(new_folder())
         try:
             if server.start():
                 yield server
                 return
         finally:
             server.kill()
-    pytest.fail("the S3 server does not start")
+    raise AssertionError("the S3 server does not start")
 
 
 def fresh_prefix(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty store on a server, with the environment that opens it."""
-    monkeypatch.setenv("TESSERA_S3_ENDPOINT", server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
     for name in ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.chaos import tiny, whole
 from tests.chaos.attempt import Place
 from tests.chaos.report import Clock, Tally
-from tests.conftest import BUCKET, _seaweed
+from tests.s3_server import BUCKET, running_server
 
 SHARES = {"folder": 0.25, "s3": 0.25}
 """Of the time, by kind of store of the tiny runs."""
@@ -75,16 +75,9 @@ def _place(kind: str, folder: Path) -> Iterator[Place]:
     if kind == "folder":
         yield Place(str(folder), folder, {})
         return
-    (folder / "server").mkdir()
-    with _seaweed(folder / "server") as server:
-        assert server is not None, "the S3 server does not start"
-        environment = {
-            "TESSERA_S3_ENDPOINT": server.endpoint,
-            "AWS_ACCESS_KEY_ID": server.key,
-            "AWS_SECRET_ACCESS_KEY": server.secret,
-        }
-        os.environ.update(environment)
-        yield Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", folder / "runs", environment)
+    with running_server(lambda: Path(tempfile.mkdtemp(dir=folder))) as server:
+        os.environ.update(server.environment)
+        yield Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", folder / "runs", server.environment)
 
 
 if __name__ == "__main__":

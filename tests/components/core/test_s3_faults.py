@@ -53,7 +53,7 @@ def proxy(s3_uri: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A server that tests may kill."""
-    with running_server(tmp_path_factory) as server:
+    with running_server(lambda: tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
