@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from components.core.config import Config
 from components.core.errors import CheckpointError
-from components.core.families import HETEROGENEOUS_FAMILY, refuse_unknown_family
+from components.core.families import HETEROGENEOUS_FAMILY, NONSENSE, refuse_unknown_family
 
 Family = Literal["llama", "mistral", "qwen2", "nemotron-nas"]
 KV_BYTES_PER_VALUE = 2
@@ -21,12 +21,16 @@ UNSUPPORTED_KEYS = {
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 
 
+MAX_LAYERS, MAX_SIZE = 10_000, 1 << 32
+"""More than any model has; configurations come from strangers."""
+
+
 class BlockConfig(Config):
     """One decoder layer."""
 
-    num_key_value_heads: int | None = Field(ge=1)
+    num_key_value_heads: int | None = Field(ge=1, le=MAX_SIZE)
     """Key and value heads; None: no attention."""
-    intermediate_size: int | None = Field(ge=1)
+    intermediate_size: int | None = Field(ge=1, le=MAX_SIZE)
     """Width of the feed-forward network; None: no FFN."""
 
 
@@ -35,15 +39,15 @@ class Architecture(Config):
 
     family: Family
     """Model type of the configuration."""
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=MAX_SIZE)
     """Rows of the embedding."""
-    hidden_size: int = Field(ge=1)
+    hidden_size: int = Field(ge=1, le=MAX_SIZE)
     """Width of the residual stream."""
-    num_attention_heads: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1, le=MAX_SIZE)
     """Query heads a layer."""
-    head_dim: int = Field(ge=1)
+    head_dim: int = Field(ge=1, le=MAX_SIZE)
     """Size of a head."""
-    blocks: tuple[BlockConfig, ...] = Field(min_length=1)
+    blocks: tuple[BlockConfig, ...] = Field(min_length=1, max_length=MAX_LAYERS)
     """Decoder layers, first to last."""
     qkv_bias: bool = False
     """Biases on query, key and value projections."""
@@ -91,7 +95,7 @@ class Architecture(Config):
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
             raise CheckpointError(f"config.json makes no sense: {faults}") from None
-        except (TypeError, AttributeError, ZeroDivisionError) as error:
+        except NONSENSE as error:
             raise CheckpointError(f"config.json makes no sense: {error}") from None
 
     @property
@@ -207,7 +211,7 @@ def _dense_blocks(config: Mapping[str, Any]) -> tuple[BlockConfig, ...]:
     """Equal layers of a dense checkpoint."""
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     block = BlockConfig(num_key_value_heads=heads, intermediate_size=config["intermediate_size"])
-    return (block,) * int(config["num_hidden_layers"])
+    return (block,) * min(int(config["num_hidden_layers"]), MAX_LAYERS + 1)
 
 
 def _nas_blocks(config: Mapping[str, Any]) -> tuple[BlockConfig, ...]:

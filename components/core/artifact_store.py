@@ -96,13 +96,14 @@ class ArtifactStore:
         try:
             data = self.backend.get(manifest_path(digest)) if re.fullmatch("[0-9a-f]{64}", digest) else None
             manifest = None if data is None else Manifest.model_validate_json(data)
+            found = digest if manifest is None else manifest.digest
         except (ValueError, CorruptArtifact):
             raise CorruptArtifact(f"the manifest of artifact {digest[:12]} cannot be read", hint=MEND) from None
         if manifest is None:
             raise StoreError(f"there is no artifact {digest[:12]} in {self.uri}", hint="check --store")
-        if manifest.digest != digest:
+        if found != digest:
             raise CorruptArtifact(
-                f"the manifest of artifact {digest[:12]} was changed: {digest} expected, {manifest.digest} found",
+                f"the manifest of artifact {digest[:12]} was changed: {digest} expected, {found} found",
                 hint=MEND,
             )
         return manifest

@@ -9,6 +9,8 @@ DENSE_FAMILIES = ("llama", "mistral", "qwen2")
 HETEROGENEOUS_FAMILY = "nemotron-nas"
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
+NONSENSE = (TypeError, AttributeError, ValueError, ArithmeticError, LookupError)
+"""What reading a configuration raises where its values are of other types than they should be."""
 MISTRAL_WINDOW = 4096
 """Sliding window of a Mistral configuration that does not name one."""
 
@@ -45,8 +47,11 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
     """
     refuse_unknown_family(config)
     _refuse_remote_code(config)
-    _refuse_sliding_window(config)
-    _refuse_rope(config)
+    try:
+        _refuse_sliding_window(config)
+        _refuse_rope(config)
+    except NONSENSE as error:
+        raise CheckpointError(f"config.json makes no sense: {error}") from None
     if config.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"hidden_act={config['hidden_act']!r} is not supported: every FFN is gated by silu")
     if config.get("quantization_config"):

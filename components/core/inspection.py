@@ -11,6 +11,8 @@ from components.core.safetensors_header import read_shapes
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 64 << 20
+"""What is parsed at once; configurations and indexes are far smaller."""
 RECOMPUTED = ".rotary_emb.inv_freq"
 """Ending of names that old checkpoints carry and nobody reads."""
 
@@ -23,10 +25,11 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
     """
     config = read_config(path)
     shape = Architecture.from_config(config)
+    names = config.get("architectures")
     heads = [block.num_key_value_heads for block in shape.blocks]
     widths = [block.intermediate_size for block in shape.blocks]
     return {
-        "architecture": (config.get("architectures") or [config["model_type"]])[0],
+        "architecture": str(names[0]) if isinstance(names, list) and names else shape.family,
         "parameters": shape.parameters,
         "parameters_by_part": shape.parameters_by_part(),
         "layers": len(shape.blocks),
@@ -137,9 +140,11 @@ def _indexed_files(folder: Path) -> list[Path]:
 
 def _read_object(file: Path) -> dict[str, Any]:
     """A JSON object."""
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{file} is larger than {MAX_JSON_BYTES:,} bytes", hint="copy or download it again")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} is not a JSON object")

@@ -1,13 +1,15 @@
 """JSONL that users wrote: every malformed line is named, and nothing is used until the whole file was read."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from components.core.errors import DataError
 
 MAX_FAULTS_SHOWN = 5
+MAX_LINE_BYTES = 64 << 20
+"""Longest line that is read; a row is a text or a conversation."""
 
 Row = dict[str, object]
 T = TypeVar("T")
@@ -31,7 +33,7 @@ def read_user_rows(paths: Iterable[Path], parse: Callable[[Row], T], *, skip_bad
     bad: list[str] = []
     for path in paths:
         with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(_lines(stream), 1):
                 try:
                     parsed.append(parse(_object(line)))
                 except (ValueError, KeyError, TypeError) as error:
@@ -73,8 +75,18 @@ def decode(content: bytes) -> str:
         raise ValueError(f"not UTF-8 (byte 0x{content[error.start]:02x} at {error.start})") from None
 
 
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines, of those that are too long only as much as shows it."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        yield line
+        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n") and (line := stream.readline(MAX_LINE_BYTES + 1)):
+            pass
+
+
 def _object(line: bytes) -> Row:
     """The JSON object of one line."""
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"longer than {MAX_LINE_BYTES:,} bytes")
     text = decode(line)
     if not text.strip():
         raise ValueError("empty line")
@@ -82,6 +94,8 @@ def _object(line: bytes) -> Row:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__}, not an object")
     if "\\ud" in text.lower() and _half_characters(value):

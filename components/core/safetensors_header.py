@@ -5,15 +5,22 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from components.core.config import Config
 from components.core.errors import CheckpointError
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-MAX_HEADER_BYTES = 100 << 20
+MAX_HEADER_BYTES = 16 << 20
+"""A hundred thousand tensors; what is parsed takes many times as much memory."""
+MAX_DIMS, MAX_SIZE = 8, 1 << 48
+"""Dimensions of a tensor, and the largest size or offset."""
 LENGTH_BYTES = 8
+
+
+Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 
 
 class TensorEntry(Config):
@@ -21,12 +28,13 @@ class TensorEntry(Config):
 
     dtype: str
     """Name of its type, such as F32."""
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...] = Field(max_length=MAX_DIMS)
     """Sizes of its dimensions."""
-    data_offsets: tuple[int, int]
+    data_offsets: tuple[Size, Size]
     """First byte and the byte after the last, counted from the end of the header."""
 
 
+METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 ENTRIES: TypeAdapter[dict[str, TensorEntry]] = TypeAdapter(dict[str, TensorEntry])
 
 
@@ -52,14 +60,14 @@ def _parse(file: Path, text: bytes) -> dict[str, TensorEntry]:
     """The header's tensors, all of a known type."""
     try:
         header = json.loads(text, object_pairs_hook=_without_doubles)
-        header.pop("__metadata__", None)
+        METADATA.validate_python(header.pop("__metadata__", {}))
         entries = ENTRIES.validate_python(header)
-    except (ValueError, AttributeError, ValidationError):
+    except (ValueError, AttributeError, RecursionError):
         raise _damaged(file, "its header is not one of safetensors") from None
     for name, entry in entries.items():
         if entry.dtype not in DTYPE_BYTES:
             raise CheckpointError(
-                f"{file.name}: {name} is stored as {entry.dtype}",
+                f"{file.name}: {name[:80]} is stored as {entry.dtype[:80]}",
                 hint=f"start from unquantised weights: {', '.join(DTYPE_BYTES)}",
             )
     return entries
@@ -78,8 +86,8 @@ def _check_layout(file: Path, entries: Mapping[str, TensorEntry], data_bytes: in
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         start, stop = entry.data_offsets
-        if min(entry.shape, default=0) < 0 or start != end or stop - start != _num_bytes(entry):
-            raise _damaged(file, f"{name} does not lie where its shape and type put it")
+        if start != end or stop - start != _num_bytes(entry):
+            raise _damaged(file, f"{name[:80]} does not lie where its shape and type put it")
         end = stop
     if end != data_bytes:
         raise _damaged(file, f"its header announces {end} bytes of weights, and {data_bytes} are there")

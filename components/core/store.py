@@ -93,11 +93,12 @@ class Store(ArtifactStore):
         try:
             data = self.backend.get(path)
             record = None if data is None else StageRecord.model_validate(unseal(path, data))
+            derived = key if record is None else record.derived_key
         except (ValueError, CorruptArtifact):
             raise CorruptArtifact(f"the record of stage {key[:12]} was changed", hint=MEND) from None
-        if record is not None and not key == record.key == record.derived_key:
+        if record is not None and not key == record.key == derived:
             raise CorruptArtifact(
-                f"the record of stage {key[:12]} is of another computation: {record.derived_key[:12]}", hint=MEND
+                f"the record of stage {key[:12]} is of another computation: {derived[:12]}", hint=MEND
             )
         return record
 

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from components.core.chat import END_THINK, ROLE_TOKENS, TEMPLATE, THINK
 from components.core.errors import CheckpointError
-from components.core.tokenizer_files import SETTINGS, VOCABULARY, read_settings, token_text
+from components.core.tokenizer_files import SETTINGS, VOCABULARY, read_settings, readable, token_text
 
 PAD, EOS = "<|pad|>", "<|end|>"
 PIECES = r"\d|[-+*/=]| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
@@ -74,6 +74,12 @@ def add_toggle(source: Path, out: Path) -> int:
         CheckpointError: a file is missing or damaged, there is no end-of-sequence token, or ids are left out.
     """
     settings = read_settings(source)
+    with readable(source):
+        return _write_toggled(source, settings, out)
+
+
+def _write_toggled(source: Path, settings: dict[str, Any], out: Path) -> int:
+    """The same, with the settings at hand."""
     tokenizer = _with_toggle(_load(source))
     ids = tokenizer.get_vocab().values()
     if max(ids) >= tokenizer.get_vocab_size() or len(set(ids)) < len(ids):
@@ -109,7 +115,7 @@ def _load(folder: Path) -> Tokenizer:
     """
     try:
         return Tokenizer.from_file(str(folder / VOCABULARY))
-    except Exception as error:  # the library knows no other type
+    except Exception as error:  # the library knows no other type, save panics
         raise CheckpointError(
             f"the {VOCABULARY} of {folder.name} cannot be read: {error}", hint="copy or download it again"
         ) from None

@@ -1,13 +1,35 @@
 """What a tokenizer folder says of itself, read without the tokenizers library: a plan looks at it too."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import CheckpointError
+from components.core.errors import CheckpointError, TesseraError
 
+MAX_BYTES = 256 << 20
+"""What is parsed at once; the largest vocabularies take a tenth."""
 VOCABULARY, SETTINGS, NAMED_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Say that a tokenizer is damaged, whatever reading it comes upon.
+
+    Raises:
+        CheckpointError: the values make no sense, or the tokenizers library gave up, which it does by a panic.
+    """
+    try:
+        yield
+    except TesseraError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} cannot be read: {str(error)[:200]}", hint="copy or download it again"
+        ) from None
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -17,6 +39,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
         CheckpointError: a file is missing or damaged, or the end-of-sequence token is not named or not in the
             vocabulary: the toggle needs all of them.
     """
+    with readable(folder):
+        return _read_settings(folder)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
     settings = _read_object(folder, SETTINGS)
     if (folder / NAMED_TOKENS).is_file():
         named = {
@@ -67,8 +94,10 @@ def _read_object(folder: Path, name: str) -> dict[str, Any]:
             hint="save it as a fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
         )
     try:
+        if (folder / name).stat().st_size > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
         value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the {name} of {folder.name} is not JSON: {error}", hint="copy or download it again"
         ) from None
