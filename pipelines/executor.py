@@ -8,12 +8,13 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 
+from components.core.errors import InputError
 from components.core.kubeflow import GRACE_S, HELD
 from components.core.processes import leave, when_input_ends
-from components.core.store import open_store
 from components.core.workspace import workspace
 from pipelines.kubeflow import build_pipeline
 from pipelines.llama_nemotron import llama_nemotron
@@ -30,11 +31,21 @@ def main(order_file: Path) -> None:
     os.environ[HELD] = "1"
     graph = llama_nemotron(Recipe.parse(order["recipe"]))
     pipeline = build_pipeline(graph, order["sources"], known=order["known"])
-    store = open_store(order["store"])
-    with workspace(store.local / "tmp", f"kfp-{order['run']}-{os.getpid()}") as root:
+    with workspace(_temporary(), str(os.getpid())) as root:
+        # KFP and torchrun leave files behind that this block removes; in a short path, since sockets are among them.
+        os.environ["TMPDIR"] = tempfile.tempdir = str(root)
         # A virtual environment of its own for each task would install KFP anew; everything a stage needs is in ours.
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
         pipeline(store=order["store"], run=order["run"])
+
+
+def _temporary() -> Path:
+    """A folder for temporary files that is this user's own."""
+    folder = Path(tempfile.gettempdir()) / f"tessera-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise InputError(f"{folder} belongs to somebody else", hint="set TMPDIR to a folder of your own")
+    return folder
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

@@ -21,9 +21,11 @@ from tests.chaos.report import Clock, Tally
 
 RECIPE = Path(__file__).with_name("whole.yaml")
 MARKER = "TESSERA_CHAOS"
-KINDS = ("tree -9", "command -9", "one child -9", "SIGTERM", "SIGINT", "point")
+KINDS = ("tree -9", "command -9", "one child -9", "one child -9", "SIGTERM", "SIGINT", "point")
 POINTS = sorted(name for name in faults.POINTS if not name.startswith(("s3.", "mirror.", "pull.", "folder.delete")))
-MAX_KILLS = 6
+MAX_KILLS = 12
+LONGEST_S = 30.0
+"""Before a kill at any moment; enough for a task to start and get on."""
 PATIENCE_S = 150.0
 """After this a run that was stopped or killed must have no process left."""
 RUN_TIMEOUT_S = 900.0
@@ -70,7 +72,7 @@ def one(folder: Path, expected: Expected, seed: int, tally: Tally, clock: Clock 
     settings = [f"search.costs={expected.costs}"]
     try:
         for _ in range(chance.randint(2, MAX_KILLS)):
-            kind, after, point = chance.choice(KINDS), chance.uniform(0, expected.seconds / 2), chance.choice(POINTS)
+            kind, after, point = chance.choice(KINDS), chance.uniform(0, LONGEST_S), chance.choice(POINTS)
             if clock is not None and clock.is_up:
                 break
             if (struck := _strike(store, settings, kind, after, point, chance)) is not None:
@@ -98,7 +100,7 @@ def _strike(
     store: Path, settings: Sequence[str], kind: str, after: float, point: str, chance: random.Random
 ) -> str | None:
     """Start a run and kill it, or part of it; None where it had come to its end before."""
-    order = f"{point}:{chance.choice([1, 1, 2, 3])}=kill" if kind == "point" else None
+    order = f"{point}:{chance.choice([1, 1, 1, 2])}=kill" if kind == "point" else None
     process, marker, log = _start(store, settings, order)
     deadline = time.monotonic() + (PATIENCE_S * 4 if order else after)
     while process.poll() is None and time.monotonic() < deadline:

@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from components.core import faults
 from components.core.batches import PackedStream
 from components.core.checkpoint import model_config
 from components.core.example import Example
@@ -99,6 +101,21 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, stop_
         assert torch.equal(first, second), name
 
 
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
+    whole = tiny_model()
+    losses = train(whole, stream(), next_token, CONFIG, silent_job(tmp_path / "whole"))
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_ranks(1, tmp_path / "killed", {faults.VARIABLE: "point.named:3=kill"})
+    assert b"SIGKILL" in caught.value.stderr
+    again = tiny_model(seed=5)
+    goes_on = Job(Silent(), Resume(tmp_path / "killed" / "resume"), tmp_path, Placement(threads=1))
+    assert goes_on.resume.latest() == tmp_path / "killed" / "resume" / "000000003"
+
+    assert train(again, stream(), next_token, CONFIG, goes_on) == losses
+    for (name, first), second in zip(whole.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     one = train(tiny_model(), stream(), next_token, CONFIG, silent_job(tmp_path / "one"))
     stopping = Stopping(3)
@@ -134,18 +151,19 @@ class Stopping:
         return self.seen >= self.after
 
 
-def run_ranks(ranks: int, folder: Path) -> None:
+def run_ranks(ranks: int, folder: Path, environment: Mapping[str, str] | None = None) -> None:
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    subprocess.run([*command, __file__, str(folder)], check=True, env=environment, capture_output=True, timeout=200)
+    inherited = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    whole = {**inherited, **(environment or {})}
+    subprocess.run([*command, __file__, str(folder)], check=True, env=whole, capture_output=True, timeout=200)
 
 
 def main(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     job = Job(Silent(), Resume(folder / "resume"), folder, Placement(processes=2, threads=1), rank)
-    losses = train(tiny_model(), stream(), next_token, CONFIG, job)
+    losses = train(tiny_model(), stream(), next_token, CONFIG.model_copy(update={"resume_interval_s": 1e-9}), job)
     if rank == 0:
         (folder / "losses.json").write_text(json.dumps(losses))
     torch.distributed.destroy_process_group()
