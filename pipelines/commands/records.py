@@ -1,10 +1,13 @@
 """Commands on the records of runs: runs, report, lineage, ui."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
+
+if TYPE_CHECKING:
+    from components.core.store import Store
 
 
 def runs(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
@@ -60,20 +63,49 @@ def report(
 
 
 def lineage(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="RUN/ROLE, a digest, or a folder that was exported.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="RUN, RUN/ROLE, a registered model, a digest, an exported folder, a data file (its path or sha256); "
+            "or the word rebuild.",
+        ),
+    ],
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show what an artifact was made from, down to the data, and what was made from it."""
+    """Show what a model was made from, down to the files, and which models have seen a file.
+
+    `tessera lineage rebuild` tells MLflow of all runs anew, where its records were lost.
+    """
     from components.core.store import open_store
-    from pipelines.ancestry import ancestry_of, as_tree, find_artifact
 
     opened = open_store(store)
-    found = ancestry_of(opened, find_artifact(opened, model))
+    if what == "rebuild":
+        _rebuild(opened, as_json)
+        return
+    from pipelines.ancestry import History, file_digest, find_artifact
+    from pipelines.ancestry_view import as_list, as_tree
+
+    sha256 = file_digest(opened, what)
+    history = History(opened)
+    found = history.of_artifact(find_artifact(opened, what)) if sha256 is None else history.of_file(sha256)
     if as_json:
         print_json(found)
     else:
-        console().print(as_tree(found))
+        console().print(as_tree(found) if sha256 is None else as_list(found))
+
+
+def _rebuild(store: "Store", as_json: bool) -> None:
+    """Tell MLflow of all runs, as if for the first time."""
+    from pipelines.delivery import rebuild_lineage
+
+    told = rebuild_lineage(store)
+    if as_json:
+        print_json(told)
+    else:
+        names = f": {', '.join(told)}" if told else ""
+        console().print(f"MLflow was told of {len(told)} runs{names}", highlight=False, soft_wrap=True)
 
 
 def ui(

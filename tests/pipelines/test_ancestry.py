@@ -7,7 +7,8 @@ from rich.console import Console
 
 from components.core.errors import InputError
 from components.core.store import Store, open_store
-from pipelines.ancestry import ancestry_of, as_tree, find_artifact
+from pipelines.ancestry import History, find_artifact
+from pipelines.ancestry_view import as_tree
 from pipelines.runs import artifacts
 from tests.pipelines.made_up_run import make_run
 
@@ -21,7 +22,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_a_model_leads_down_to_its_data_with_digests_of_artifact_and_code(store: Store) -> None:
     roles = artifacts(store, "demo-1")
-    found = ancestry_of(store, roles["rl"])
+    found = History(store).of_artifact(roles["rl"])
     policy = store.stage_record(store.document("runs/demo-1/stages/rl.json")["key"])
     assert policy is not None
     assert (found["stage"], found["key"], found["code"]) == ("rl", policy.key, policy.code)
@@ -34,7 +35,7 @@ def test_a_model_leads_down_to_its_data_with_digests_of_artifact_and_code(store:
 
 def test_data_leads_up_to_every_model_made_from_it(store: Store) -> None:
     roles = artifacts(store, "demo-1")
-    made = {found["digest"] for found in ancestry_of(store, roles["chats"])["descendants"]}
+    made = {found["digest"] for found in History(store).of_artifact(roles["chats"])["descendants"]}
     assert {roles["sft"], roles["rl"], roles["metrics"]} <= made
     assert not {roles["parent"], roles["child"], roles["distilled"], roles["pretrained"]} & made
 
@@ -42,7 +43,7 @@ def test_data_leads_up_to_every_model_made_from_it(store: Store) -> None:
 def test_the_tree_shows_each_artifact_once_in_full(store: Store) -> None:
     roles = artifacts(store, "demo-1")
     out = io.StringIO()
-    Console(file=out, width=200).print(as_tree(ancestry_of(store, roles["rl"])))
+    Console(file=out, width=200).print(as_tree(History(store).of_artifact(roles["rl"])))
     lines = out.getvalue().splitlines()
     assert len([line for line in lines if roles["parent"][:12] in line and "by pretrain" in line]) == 1
     assert any(f"{roles['parent'][:12]}, see above" in line for line in lines)
