@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipelines.commands import artifacts, recipes, records, serving, stages
+from pipelines.commands import artifacts, recipes, records, search, serving, stages
 
 app = typer.Typer(
     name="tessera",
@@ -28,6 +28,7 @@ app.command(rich_help_panel=MODELS)(serving.chat)
 app.command(rich_help_panel=MODELS)(serving.serve)
 app.command(rich_help_panel=MODELS)(artifacts.inspect)
 app.command(rich_help_panel=MODELS)(artifacts.export)
+app.add_typer(search.search_app, name="search", rich_help_panel=MODELS)
 app.add_typer(artifacts.store_app, name="store", rich_help_panel=MODELS)
 
 

@@ -1,0 +1,112 @@
+"""Why a layer of the child is as it is: what the best choice would be if it held another sub-block."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from components.search.problem import Choice
+from components.search.solver import solve_problem
+from components.search.space import Part
+from components.search.table import Costs, OptionTable
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """An option of a slot, and the best child that has it.
+
+    Attributes:
+        option: its name.
+        chosen: whether the child has it.
+        score: its own score, nats a token.
+        own_costs: what it takes by itself.
+        objective: score of the best child that has it, nats a token; None where no such child is within the limits.
+        difference: that less the score of the best child; None likewise.
+        costs: of that child; None likewise.
+        changed: other slots that differ between that child and the best one.
+    """
+
+    option: str
+    chosen: bool
+    score: float
+    own_costs: Costs
+    objective: float | None
+    difference: float | None
+    costs: Costs | None
+    changed: int | None
+
+
+@dataclass(frozen=True)
+class SlotReason:
+    """Why a slot holds what it holds.
+
+    Attributes:
+        part: attention or FFN.
+        chosen: name of the option.
+        reason: one sentence.
+        alternatives: every option, the best child first.
+    """
+
+    part: Part
+    chosen: str
+    reason: str
+    alternatives: tuple[Alternative, ...]
+
+
+def explain_layer(table: OptionTable, limits: Mapping[str, float], choice: Choice, layer: int) -> list[SlotReason]:
+    """Why the attention and the FFN of a layer are what they are.
+
+    Args:
+        table: options of all layers.
+        limits: absolute limits.
+        choice: the best choice within them.
+        layer: of the parent, from 0.
+    """
+    numbers = [number for number, slot in enumerate(table.slots) if slot.layer == layer]
+    return [_reason(table, limits, choice, number) for number in numbers]
+
+
+def _reason(table: OptionTable, limits: Mapping[str, float], choice: Choice, number: int) -> SlotReason:
+    slot = table.slots[number]
+    found = [_alternative(table, limits, choice, number, index) for index in range(len(slot.options))]
+    found.sort(key=lambda alternative: (alternative.difference is None, alternative.difference, not alternative.chosen))
+    chosen = next(alternative for alternative in found if alternative.chosen)
+    return SlotReason(
+        part=slot.part,
+        chosen=chosen.option,
+        reason=_sentence(chosen, [alternative for alternative in found if not alternative.chosen]),
+        alternatives=tuple(found),
+    )
+
+
+def _alternative(
+    table: OptionTable, limits: Mapping[str, float], choice: Choice, number: int, index: int
+) -> Alternative:
+    """The best child in which a slot holds one of its options."""
+    problem = table.problem(table.scores, limits)
+    chosen = choice[number] == index
+    solution = solve_problem(problem.with_fixed({number: index}), known=choice if chosen else None)
+    option = table.slots[number].options[index]
+    if solution is None:
+        return Alternative(option.name, chosen, option.score, option.costs, None, None, None, None)
+    return Alternative(
+        option=option.name,
+        chosen=chosen,
+        score=option.score,
+        own_costs=option.costs,
+        objective=solution.objective,
+        difference=float(problem.objective(solution.choice) - problem.objective(choice)),
+        costs=table.costs(solution.choice),
+        changed=sum(a != b for k, (a, b) in enumerate(zip(solution.choice, choice, strict=True)) if k != number),
+    )
+
+
+def _sentence(chosen: Alternative, others: list[Alternative]) -> str:
+    """The chosen option against the next best."""
+    if not others:
+        return f"{chosen.option} is all that is offered here"
+    following = others[0]
+    if following.difference is None:
+        return f"{chosen.option} is the only option with which any child is within the limits"
+    if following.difference == 0:
+        return f"{following.option} would be just as good: the best child that has it scores the same"
+    elsewhere = f"with {following.changed} other sub-blocks changed" if following.changed else "all else as it is"
+    return f"the next best is {following.option}: {following.difference:.4g} nats a token more, {elsewhere}"
