@@ -13,6 +13,7 @@ Source: M. L. Fisher, 1981; B. T. Polyak, Minimization of unsmooth functionals, 
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -20,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.search.improve import improve
+from components.search.kept import Kept, Scored
 from components.search.problem import Choice, Flags, Floats, Problem
 from components.search.proof import Allowed, ProofNode, WholeNumbers, remaining
 from components.search.relaxation import Scaled, best_multipliers
 
 Numbers = NDArray[np.int64]
 
-NUM_STEPS = 12
+NUM_STEPS = 9
 """Steps that multipliers climb in a node."""
 BATCH_SIZE = 256
 """Nodes at a time, where options are few."""
@@ -40,32 +42,20 @@ NEAR = 1e-9
 """Choices that exceed a scaled limit by no more are looked at exactly."""
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best choice known, or what stands for it while there is none.
-
-    Attributes:
-        choice: option number of each slot; None while no choice within the limits is known.
-        objective: its exact score; without a choice, more than any choice scores.
-    """
-
-    choice: Choice | None
-    objective: Fraction
-
-
 @dataclass
 class Outcome:
     """What a search came to.
 
     Attributes:
-        best: the best choice found.
-        bound: no choice within the limits scores less; the objective of the best where the search was completed.
-        complete: whether it was; without a choice, that there is none.
+        found: choices within the limits and what they score, best first: all that score less than the bound, unless a
+            single one was asked for.
+        bound: no choice within the limits that was not found scores less.
+        complete: whether the search came to its end; with nothing found, that there is no choice.
         multipliers: of the root, scores a unit of cost.
         nodes: the proof, where it was recorded.
     """
 
-    best: Best
+    found: list[Scored]
     bound: Fraction
     complete: bool
     multipliers: tuple[float, ...]
@@ -75,53 +65,54 @@ class Outcome:
 def search(
     problem: Problem,
     *,
-    known: Choice | None = None,
+    known: Sequence[Choice] = (),
+    count: int = 1,
+    distance: int = 1,
     time_limit_s: float = math.inf,
     max_nodes: int | None = None,
     record: bool = False,
 ) -> Outcome:
-    """Find the best choice and prove it.
+    """Find the best choice and prove it, or several that differ.
 
     Args:
         problem: what to choose from.
-        known: a choice within the limits, to begin with.
+        known: choices within the limits, to begin with.
+        count: how many choices are wanted.
+        distance: slots in which they have to differ.
         time_limit_s: when to stop, seconds.
         max_nodes: when to stop, nodes of the tree.
         record: keep the proof; only a search that begins with the best choice proves it in one piece.
     """
     deadline = time.monotonic() + time_limit_s
     scaled = Scaled.of(problem)
-    if not problem.allowed_KJ.any(axis=1).all():
-        raise ValueError("a slot has no option left")
-    best = _start(problem, known)
+    kept = Kept(count, distance, _ceiling(problem))
+    for choice in known:
+        kept.offer(choice, problem.objective(choice))
     root_R = best_multipliers(scaled)
     while True:
-        tree = _Tree(problem, scaled, root_R, best, record)
-        if not tree.grow(deadline, max_nodes):
+        tree = _Tree(problem, scaled, root_R, kept, record)
+        if not tree.grow(deadline, max_nodes) and (tree.stopped or kept.settled()):
             break
-        best = tree.best
     bound, complete = tree.bound()
-    return Outcome(tree.best, bound, complete, scaled.in_units(root_R), tree.nodes)
+    return Outcome(kept.found, bound, complete, scaled.in_units(root_R), tree.nodes)
 
 
-def _start(problem: Problem, known: Choice | None) -> Best:
-    """The choice to begin with; without one, an objective that every choice stays below."""
-    if known is not None:
-        return Best(known, problem.objective(known))
-    scores_KJ = np.where(problem.allowed_KJ, problem.scores_KJ, -np.inf)
-    ceiling = float(scores_KJ.max(axis=1).sum())
-    return Best(None, Fraction(ceiling) + Fraction(abs(ceiling) + float(np.abs(problem.scores_KJ).max()) + 1.0) / 1000)
+def _ceiling(problem: Problem) -> Fraction:
+    """More than any choice scores."""
+    ceiling = float(np.where(problem.allowed_KJ, problem.scores_KJ, -np.inf).max(axis=1).sum())
+    return Fraction(ceiling) + Fraction(abs(ceiling) + float(np.abs(problem.scores_KJ).max()) + 1.0) / 1000
 
 
 class _Tree:
     """The nodes that are still open, over the options that the root leaves."""
 
-    def __init__(self, problem: Problem, scaled: Scaled, root_R: Floats, best: Best, record: bool) -> None:
+    def __init__(self, problem: Problem, scaled: Scaled, root_R: Floats, kept: Kept, record: bool) -> None:
         self.problem, self.scaled, self.record = problem, scaled, record
-        self.best = best
+        self.kept = kept
         self.step = problem.step
         self.nodes: list[ProofNode] = []
         self.num_nodes = 0
+        self.stopped = False
         self.unit = 2.0**-scaled.score_exponent
         priced_KJ = scaled.priced(root_R)
         least_K = priced_KJ.min(axis=1)
@@ -140,9 +131,9 @@ class _Tree:
         self._consider(found)
 
     def _goal(self) -> float:
-        """The scaled bound at which a node holds nothing better."""
-        less = self.step * (1 - Fraction(1, 2**20)) if self.best.choice is not None else Fraction(0)
-        return float(self.best.objective - less) * self.unit
+        """The scaled bound at which a node holds nothing that is wanted."""
+        less = self.step * (1 - Fraction(1, 2**20)) if self.kept.enough else Fraction(0)
+        return float(self.kept.goal - less) * self.unit
 
     def _shrink(self) -> None:
         """Keep the options whose reduced cost leaves room for a better choice, cheapest first; drop dominated ones."""
@@ -163,7 +154,8 @@ class _Tree:
         allowed_KJ = open_KJ[rows, self.options_KJ]
         self.base = float(self.scaled.scores_KJ[self.decided_K, self.decided_options_K].sum())
         self.rooms_R = self.scaled.rooms_R - self.scaled.costs_KJR[self.decided_K, self.decided_options_K].sum(axis=0)
-        allowed_KJ &= ~self._dominated(allowed_KJ)
+        if self.kept.count == 1:
+            allowed_KJ &= ~self._dominated(allowed_KJ)
         self.allowed_NKJ = allowed_KJ[None]
         self.multipliers_NR = self.root_R[None].copy()
         self.bounds_N = np.array([self.root_bound])
@@ -190,6 +182,7 @@ class _Tree:
         """Work on open nodes until none is left or time is over; True asks for a smaller tree."""
         while len(self.bounds_N):
             if time.monotonic() > deadline or (max_nodes is not None and self.num_nodes >= max_nodes):
+                self.stopped = True
                 return False
             improved = self._work(self._take())
             if improved and not self.record:
@@ -201,11 +194,11 @@ class _Tree:
     def bound(self) -> tuple[Fraction, bool]:
         """What is proven, and whether all is."""
         if not len(self.bounds_N):
-            return self.best.objective, True
+            return self.kept.goal, True
         doubt_N = self.scaled.doubt(self.multipliers_NR)
         lowest = float(np.min(self.bounds_N - doubt_N))
         lowest = max(lowest, self.root_bound - self.doubt)
-        return min(Fraction(math.ldexp(lowest, self.scaled.score_exponent)), self.best.objective), False
+        return min(Fraction(math.ldexp(lowest, self.scaled.score_exponent)), self.kept.goal), False
 
     def _take(self) -> "_Batch":
         """The newest nodes, the best of their siblings: deep early, so that choices are found and memory is small."""
@@ -216,8 +209,8 @@ class _Tree:
         return batch
 
     def _work(self, batch: "_Batch") -> bool:
-        """Bound, cross out and split some nodes; says whether a better choice was found."""
-        before = self.best
+        """Bound, cross out and split some nodes; says whether the goal came closer."""
+        before = self.kept.goal
         self.num_nodes += len(batch.bounds_N)
         changes_NKJ = self._climb(batch)
         goal = self._goal()
@@ -226,7 +219,7 @@ class _Tree:
         batch, changes_NKJ = batch.where(open_N), changes_NKJ[open_N]
         if len(batch.bounds_N):
             self._split(batch, changes_NKJ, goal)
-        return self.best is not before
+        return self.kept.goal < before
 
     def _climb(self, batch: "_Batch") -> Floats:
         """Raise bounds; returns how often each option was the best of its slot, late steps counting more."""
@@ -241,11 +234,9 @@ class _Tree:
         goal = self._goal()
         for step in range(NUM_STEPS):
             at_NR = here_NR[active_N]
-            priced_NKJ = self.scores_KJ + np.einsum("kjr,nr->nkj", self.costs_KJR, at_NR)
-            priced_NKJ[~batch.allowed_NKJ[active_N]] = np.inf
+            priced_NKJ = self._priced(at_NR, batch.allowed_NKJ[active_N])
             picks_NK = priced_NKJ.argmin(axis=2)
-            least_NK = np.take_along_axis(priced_NKJ, picks_NK[:, :, None], axis=2)[:, :, 0]
-            bounds_N = least_NK.sum(axis=1) + self.base - at_NR @ self.rooms_R
+            bounds_N = priced_NKJ.min(axis=2).sum(axis=1) + self.base - at_NR @ self.rooms_R
             over_NR = self.costs_KJR[slots_K, picks_NK].sum(axis=1) - self.rooms_R
             rises_N = bounds_N > batch.bounds_N[active_N]
             risen_N = active_N[rises_N]
@@ -255,10 +246,10 @@ class _Tree:
             if not self.record:
                 scores_N = self.scores_KJ[slots_K, picks_NK].sum(axis=1) + self.base
                 excess_N = np.maximum(over_NR, 0.0).sum(axis=1)
-                index = int((scores_N + 1e3 * excess_N).argmin())
-                if excess_N[index] <= NEAR and scores_N[index] < goal:
+                good_N = np.flatnonzero((excess_N <= NEAR) & (scores_N < goal))
+                for index in good_N[scores_N[good_N].argsort(kind="stable")[: self.kept.count]]:
                     self._consider(self._whole_choice(picks_NK[index]))
-                    goal = self._goal()
+                goal = self._goal()
                 near = int(excess_N.argmin())
                 if nearest is None or excess_N[near] < nearest[0]:
                     nearest = float(excess_N[near]), picks_NK[near]
@@ -274,11 +265,19 @@ class _Tree:
             self._consider(improve(self.scaled, self.reduced_KJ, self._whole_choice(nearest[1])))
         return changes_NKJ
 
+    def _priced(self, multipliers_NR: Floats, allowed_NKJ: Flags) -> Floats:
+        """Score and priced costs of the options of nodes; infinite where they are crossed out."""
+        priced_NM = multipliers_NR @ self.costs_KJR.reshape(self.scores_KJ.size, len(self.rooms_R)).T
+        priced_NKJ: Floats = priced_NM.reshape(allowed_NKJ.shape)
+        priced_NKJ += self.scores_KJ
+        np.copyto(priced_NKJ, np.inf, where=~allowed_NKJ)
+        return priced_NKJ
+
     def _closed(self, batch: "_Batch", goal: float) -> Flags:
         """Which nodes hold nothing better; those that floats cannot tell are told in whole numbers."""
         doubt_N = self.scaled.doubt(batch.multipliers_NR)
         closed_N: Flags = batch.bounds_N - doubt_N >= goal
-        if self.best.choice is not None:
+        if self.kept.enough:
             for index in np.flatnonzero(~closed_N & (batch.bounds_N + doubt_N >= goal)):
                 closed_N[index] = self._closed_exactly(batch.allowed_NKJ[index], batch.multipliers_NR[index])
         return closed_N
@@ -290,7 +289,7 @@ class _Tree:
         decided: Allowed = [[0] for _ in self.decided_K]
         allowed = [np.flatnonzero(allowed_J).tolist() for allowed_J in allowed_KJ]
         multipliers = self.scaled.in_units(multipliers_R)
-        return remaining(self.whole, decided + allowed, multipliers, self.best.objective, self.step) is None
+        return remaining(self.whole, decided + allowed, multipliers, self.kept.goal, self.step) is None
 
     def _in_whole_numbers(self) -> WholeNumbers:
         """The decided slots with their option, then the open ones with theirs."""
@@ -307,8 +306,7 @@ class _Tree:
     def _split(self, batch: "_Batch", changes_NKJ: Floats, goal: float) -> None:
         """Cross out, and replace nodes by their children."""
         num_nodes = len(batch.bounds_N)
-        priced_NKJ = self.scores_KJ + np.einsum("kjr,nr->nkj", self.costs_KJR, batch.multipliers_NR)
-        priced_NKJ[~batch.allowed_NKJ] = np.inf
+        priced_NKJ = self._priced(batch.multipliers_NR, batch.allowed_NKJ)
         reached_NKJ = priced_NKJ - priced_NKJ.min(axis=2, keepdims=True) + batch.bounds_N[:, None, None]
         doubt_N = self.scaled.doubt(batch.multipliers_NR)
         allowed_NKJ = batch.allowed_NKJ & (reached_NKJ - 2 * doubt_N[:, None, None] < goal)
@@ -369,15 +367,15 @@ class _Tree:
         return tuple(choice_K.tolist())
 
     def _consider(self, choice: Choice) -> None:
-        """Take a choice that is within the limits and better than the best so far; exact."""
+        """Keep a choice that is within the limits and better than what is kept; exact."""
         slots_K = np.arange(len(choice))
         score = self.scaled.scores_KJ[slots_K, choice].sum()
         over_R = self.scaled.costs_KJR[slots_K, choice].sum(axis=0) - self.scaled.rooms_R
-        if score > float(self.best.objective) * self.unit + NEAR or (over_R > NEAR).any():
+        if score > float(self.kept.goal) * self.unit + NEAR or (over_R > NEAR).any():
             return  # far from it, also with all that floats may have lost
         objective = self.problem.objective(choice)
-        if objective < self.best.objective and self.problem.fits(choice):
-            self.best = Best(choice, objective)
+        if objective < self.kept.goal and ((over_R < -NEAR).all() or self.problem.fits(choice)):
+            self.kept.offer(choice, objective)
 
 
 @dataclass

@@ -35,4 +35,4 @@ def _least(problem: Problem, name: str, names: tuple[str, ...], time_limit_s: fl
     index = problem.names.index(name)
     others = problem.only([other for other in names if other != name]).with_scores(problem.costs_KJR[:, :, index])
     outcome = search(others, time_limit_s=time_limit_s)
-    return None if outcome.best.choice is None else outcome.best.objective
+    return outcome.found[0][1] if outcome.found else None

@@ -83,7 +83,7 @@ def _alternative(
     """The best child in which a slot holds one of its options."""
     problem = table.problem(table.scores, limits)
     chosen = choice[number] == index
-    solution = solve_problem(problem.with_fixed({number: index}), known=choice if chosen else None)
+    solution = solve_problem(problem.with_fixed({number: index}), known=[choice] if chosen else [])
     option = table.slots[number].options[index]
     if solution is None:
         return Alternative(option.name, chosen, option.score, option.costs, None, None, None, None)

@@ -14,7 +14,7 @@ Source: arXiv 2411.19146, appendix B. Attention and FFN may be slots of their ow
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Self
 
 import numpy as np
@@ -31,6 +31,7 @@ MAX_DECIMALS = 9
 """Scores with so many decimals at most are recognised as multiples of a common step."""
 
 
+@lru_cache(maxsize=2**16)
 def exact(number: float) -> Fraction:
     """The decimal that a number is written as."""
     return Fraction(repr(float(number))) if not isinstance(number, int | Fraction) else Fraction(number)

@@ -48,33 +48,42 @@ class Solution:
     status: Status
 
 
-def solve_problem(problem: Problem, *, time_limit_s: float = math.inf, known: Choice | None = None) -> Solution | None:
+def solve_problem(problem: Problem, *, time_limit_s: float = math.inf, known: Sequence[Choice] = ()) -> Solution | None:
     """The choice with the lowest sum of scores within the limits, or None if there is none.
 
     Args:
         problem: options and limits.
         time_limit_s: after so many seconds the best choice so far is returned with its gap.
-        known: a choice within the limits, to begin with.
+        known: choices within the limits, to begin with.
 
     Raises:
         TimeIsOver: see there.
     """
-    outcome = search(problem, known=known, time_limit_s=time_limit_s)
-    choice = outcome.best.choice
-    if choice is None and outcome.complete:
-        return None
-    if choice is None:
+    solutions = solutions_of(search(problem, known=known, time_limit_s=time_limit_s))
+    return solutions[0] if solutions else None
+
+
+def solutions_of(outcome: Outcome) -> list[Solution]:
+    """What a search found, best first.
+
+    Raises:
+        TimeIsOver: it found nothing, and did not come to its end.
+    """
+    if not outcome.found and not outcome.complete:
         raise TimeIsOver(
-            f"no choice within the limits was found in {time_limit_s:g} s, nor a proof that there is none",
+            "time was over before any choice within the limits was found, or a proof that there is none",
             hint="allow more time, or raise a limit",
         )
-    objective = outcome.best.objective
+    return [_solution(choice, objective, min(objective, outcome.bound)) for choice, objective in outcome.found]
+
+
+def _solution(choice: Choice, objective: Fraction, bound: Fraction) -> Solution:
     return Solution(
         choice=choice,
         objective=float(objective),
-        bound=float(outcome.bound),
-        gap=float(relative_gap(objective, outcome.bound)),
-        status="optimal" if outcome.bound == objective else "feasible",
+        bound=float(bound),
+        gap=float(relative_gap(objective, bound)),
+        status="optimal" if bound == objective else "feasible",
     )
 
 
@@ -91,9 +100,9 @@ def certify(
     """
     fixed = dict(fixed or {})
     held = problem.with_fixed(fixed)
-    outcome = search(held, known=choice, max_nodes=max_nodes, record=True)
+    outcome = search(held, known=[choice], max_nodes=max_nodes, record=True)
     objective = problem.objective(choice)
-    proven = outcome.complete and outcome.best.choice == choice
+    proven = outcome.complete and outcome.found[0][0] == choice
     return Certificate(
         limits={name: float(limit) for name, limit in zip(problem.names, problem.limits, strict=True)},
         fixed=fixed,

@@ -1,0 +1,147 @@
+"""`tessera search` on tables of one's own and on runs: answers, exit codes, and that it needs no torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.search.results import SearchTable
+from pipelines.cli import run_command
+from tests.pipelines.made_up_run import SEARCH
+
+
+def option(name: str, score: float, size: float, ms: float) -> dict[str, Any]:
+    return {"name": name, "score": score, "costs": {"size": size, "ms": ms}}
+
+
+LAYERS = [
+    {"options": [option("full", 0, 10, 0.3), option("none", 0.7, 0, 0)]},
+    {"options": [option("full", 0, 10, 0.2), option("half", 0.1, 5, 0.1)]},
+]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"layers": LAYERS, "measured": "by hand"}))
+    return path
+
+
+def solve(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
+    assert run_command(["search", "solve", *map(str, arguments), "--json"]) == code
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert 0 <= answer.pop("seconds") < 60
+    return answer
+
+
+def test_the_best_choice_within_limits_that_are_met_with_equality(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert solve(capsys, table, "--limit", "ms=0.4", "--limit", "size=15") == {
+        "status": "optimal",
+        "objective": 0.1,
+        "bound": 0.1,
+        "gap": 0.0,
+        "choice": [0, 1],
+        "costs": {"size": 15, "ms": 0.4},
+    }
+
+
+def test_a_pool_lists_the_next_best_too(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = solve(capsys, table, "--pool", 9)
+    assert [found["choice"] for found in answer["pool"]] == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    answer = solve(capsys, table, "--pool", 9, "--distance", 2)
+    assert [found["choice"] for found in answer["pool"]] == [[0, 0], [1, 1]]
+
+
+def test_fixed_layers_stay(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(capsys, table, "--fix", "0=1", "--limit", "size=10")["choice"] == [1, 0]
+
+
+def test_infeasible_names_the_limits_and_what_can_be_reached(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = solve(capsys, table, "--limit", "ms=0.05", "--limit", "size=100", code=1)
+    assert answer == {"status": "infeasible", "conflict": ["ms"], "best": {"ms": 0.1}}
+    assert run_command(["search", "solve", str(table), "--limit", "ms=0.05"]) == 1
+    assert "no choice meets ms 0.05 (at best 0.1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["TABLE", "--limit", "watts=3"], "a limit names the cost 'watts', but option 0 ('full') of layer 0"),
+        (["TABLE", "--limit", "ms"], "--limit 'ms' is not of the form NAME=VALUE"),
+        (["TABLE", "--limit", "ms=nan"], "with a finite number"),
+        (["TABLE", "--fix", "5=0"], "the table has no such layer or option"),
+        (["absent.json"], "absent.json cannot be read: No such file"),
+        (["no.json"], "no.json is no table of layers: Invalid JSON"),
+        (["empty.json"], "layers: Tuple should have at least 1 item"),
+        (["text.json"], "layers.0.options.0.score: Input should be a valid number"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    table: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(table.parent)
+    Path("no.json").write_text("{layers")
+    Path("empty.json").write_text('{"layers": []}')
+    Path("text.json").write_text('{"layers": [{"options": [{"name": "a", "score": "1", "costs": {}}]}]}')
+    assert run_command(["search", "solve", *(str(table) if word == "TABLE" else word for word in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_certificate_is_checked_against_its_table(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proof = table.parent / "proof.json"
+    solve(capsys, table, "--limit", "size=15", "--certificate", proof)
+    assert run_command(["search", "check", str(table), str(proof), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["certified"], told["objective"], told["gap"], told["choice"]) == ("optimal", 0.1, 0.0, [0, 1])
+    other = json.loads(table.read_text())
+    other["layers"][0]["options"][1]["score"] = 0.05
+    table.write_text(json.dumps(other))
+    assert run_command(["search", "check", str(table), str(proof)]) == 1
+    assert "WrongCertificate" in capsys.readouterr().err
+
+
+def test_neither_torch_nor_the_solver_is_needed_to_check(table: Path) -> None:
+    code = "import sys; from pipelines.cli import run_command; code = run_command(sys.argv[1:])"
+    solving = [code + "; assert 'torch' not in sys.modules and code == 0", "search", "solve", str(table)]
+    proof = str(table.parent / "proof.json")
+    subprocess.run([sys.executable, "-c", *solving, "--certificate", proof], check=True, capture_output=True)
+    checking = [code + "; assert 'highspy' not in sys.modules and code == 0", "search", "check", str(table), proof]
+    subprocess.run([sys.executable, "-c", *checking], check=True, capture_output=True)
+
+
+def searched(tmp_path: Path) -> tuple[Path, SearchTable]:
+    path = tmp_path / "search.json"
+    path.write_text(SEARCH.model_dump_json())
+    return path, SEARCH
+
+
+def test_explain_says_what_every_other_option_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, found = searched(tmp_path)
+    assert run_command(["search", "explain", str(path), "--layer", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [slot["part"] for slot in told["slots"]] == ["attention", "ffn"]
+    for slot in told["slots"]:
+        best, *others = slot["alternatives"]
+        assert best["chosen"]
+        assert best["option"] == slot["chosen"]
+        assert best["difference"] == 0
+        assert all(other["difference"] is None or other["difference"] >= 0 for other in others)
+        assert all(
+            other["costs"] is None or other["costs"]["latency_ms"] <= found.limits["latency_ms"] * 1.000001
+            for other in others
+        )
+    assert run_command(["search", "explain", str(path), "--layer", "1"]) == 0
+    assert "attention of layer 1" in capsys.readouterr().out
+    assert run_command(["search", "explain", str(path), "--layer", "99"]) == 2
+    assert "the parent has no layer 99" in capsys.readouterr().err
