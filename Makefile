@@ -7,10 +7,10 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos format lock golden clean
+.PHONY: help install demo test check chaos bench-store format lock golden clean
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## Create the environment in .venv from the lock
 
@@ -39,6 +39,9 @@ check: install ## The quick half of the tests: format, lint, types, import contr
 chaos: install ## Kill runs at random and compare their ends: make chaos SECONDS=600 [SEED=1] [OUT=chaos.json]
 	PYTHONPATH=. $(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) \
 	  --report $(or $(OUT),chaos.json)
+
+bench-store: install ## Measure transfers, cache hits, upkeep: make bench-store OUT=file [STORE=folder of a demo run]
+	PYTHONPATH=. $(BIN)/python -m infra.bench.store --out $(or $(OUT),bench-store.json) --store $(or $(STORE),.tessera)
 
 format: install ## Bring the code into form
 	$(BIN)/ruff format .

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -21,8 +21,8 @@ ORDER, RESULT, FAILURE = "order.json", "result.json", "failure-{}.json"
 """What the training processes are told, what rank 0 returned, and why a rank failed: files of the scratch folder."""
 
 
-def run_ranks(stage: Stage, config: Config, paths: Mapping[str, object], out: Path, job: Job) -> dict[str, JsonValue]:
-    """Run a stage as `placement.processes` ranks.
+def run_ranks(stage: Stage, config: Config, *, job: Job, out: Path, **paths: Path | list[Path]) -> dict[str, JsonValue]:
+    """Run a stage as `placement.processes` ranks, each of which calls its `run` with the same arguments.
 
     Raises:
         TesseraError: what the first rank that failed raised; StageFailed where it said nothing.

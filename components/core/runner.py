@@ -1,6 +1,7 @@
 """Runs one stage: key, finished result or resume point, inputs, the stage, outputs, record; once for all stages."""
 
 import contextlib
+import functools
 import importlib
 import os
 import signal
@@ -230,15 +231,17 @@ def _compute(stage: Stage, config: Config, inputs: Digests, key: str, store: Sto
     out = job.scratch / "out"
     for name in stage.outputs:
         (out / name).mkdir(parents=True)
-    if job.placement.processes > 1:
-        result = run_ranks(stage, config, paths, out, job)
-    else:
-        result = load_entry(stage.entry)(config, job=job, out=out, **paths)
+    work = functools.partial(run_ranks, stage) if job.placement.processes > 1 else load_entry(stage.entry)
+    began = time.monotonic()
+    result = work(config, job=job, out=out, **paths)
+    work_seconds = time.monotonic() - began
     fault_point("stage.computed")
     with store.writing():  # until the record names the outputs
         outputs = _store_outputs(stage, out, store)
         fault_point("stage.stored")
-        record = store.put_stage_record(_record(stage, config, inputs, key, outputs, result, started))
+        record = _record(stage, config, inputs, key, outputs, result)
+        record = record.model_copy(update={"seconds": time.monotonic() - started, "work_seconds": work_seconds})
+        record = store.put_stage_record(record)
         fault_point("stage.recorded")
     store.drop_resume(key)
     fault_point("stage.rested")
@@ -261,7 +264,6 @@ def _record(
     key: str,
     outputs: dict[str, str],
     result: dict[str, JsonValue],
-    started: float,
 ) -> StageRecord:
     """What the stage made of what."""
     code, libraries = code_digest(stage.entry)
@@ -274,7 +276,6 @@ def _record(
         inputs={name: value for name, value in inputs.items() if value},
         outputs=outputs,
         result=result,
-        seconds=time.monotonic() - started,
     )
 
 

@@ -62,7 +62,9 @@ class StageRecord(Config):
     result: dict[str, JsonValue] = Field(default_factory=dict)
     """Small facts that the stage returned."""
     seconds: float = 0.0
-    """Time the computation took, s."""
+    """Time the computation took, inputs fetched and outputs stored, s."""
+    work_seconds: float = 0.0
+    """Of these, time in the stage's own code, s."""
 
     @property
     def derived_key(self) -> str:
