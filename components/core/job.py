@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,8 +78,8 @@ class Resume:
     """Resume points of one stage key: whole or absent, newest wins, older ones go.
 
     A point is a folder `<step>` that `save` fills under another name and then renames; the list of its files, with
-    their digests, makes it count. `mirror` (set by the runner where the store is remote) copies a whole point away.
-    `notice` is told of points that were damaged.
+    their digests, makes it count. `mirror` copies a whole point to a remote store. `notice` is told of points that were
+    damaged.
     """
 
     folder: Path
@@ -85,10 +87,33 @@ class Resume:
     mirror: Callable[[Path], None] | None = None
     notice: Callable[[str], None] | None = None
     _last: float = field(default_factory=time.monotonic)
+    _background: Future[None] | None = None
 
     def due(self) -> bool:
         """Whether the last point is older than the interval."""
         return time.monotonic() - self._last >= self.interval_s
+
+    def save_in_background(self, step: int, write: Callable[[Path], None]) -> None:
+        """Save one point while the caller goes on; `write` must not read what the caller changes. See `wait`."""
+        self.wait()
+        self._last = time.monotonic()
+        self._background = Future()
+
+        def save(done: Future[None]) -> None:
+            try:
+                self.save(step, write)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        threading.Thread(target=save, args=(self._background,), name="resume point").start()
+
+    def wait(self) -> None:
+        """Wait until the point that is being saved is whole; raises what kept it from being so."""
+        if self._background is not None:
+            saved, self._background = self._background, None
+            saved.result()
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write one point: `write` fills a folder, which counts only once it is whole."""

@@ -25,25 +25,36 @@ _SEPARATOR = "/"
 
 
 def save_point(job: Job, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Save everything needed to go on after `step`; collective where there are several ranks, written by rank 0."""
+    """Save everything needed to go on after `step`; collective where there are several ranks, written by rank 0.
+
+    Training stands still while values are copied in memory; they are written while it goes on. Where the job is to stop,
+    all is written on return.
+    """
     weights: dict[str, Any] = get_model_state_dict(model, options=_GATHER)
     moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_GATHER)
+    if job.rank > 0:
+        return
+    tensors = {
+        "model": _copied(weights),
+        "optimizer": _copied(
+            {
+                f"{parameter}{_SEPARATOR}{moment}": tensor
+                for parameter, held in moments["state"].items()
+                for moment, tensor in held.items()
+            }
+        ),
+        "random": {"torch": torch.get_rng_state()},
+    }
+    text = json.dumps({"state": state, "param_groups": moments["param_groups"]})
 
     def write(folder: Path) -> None:
-        save_file(_contiguous(weights), folder / "model.safetensors")
-        flat = {
-            f"{parameter}{_SEPARATOR}{moment}": tensor
-            for parameter, held in moments["state"].items()
-            for moment, tensor in held.items()
-        }
-        save_file(_contiguous(flat), folder / "optimizer.safetensors")
-        save_file({"torch": torch.get_rng_state()}, folder / "random.safetensors")
-        (folder / "state.json").write_text(json.dumps({"state": state, "param_groups": moments["param_groups"]}))
+        for name, values in tensors.items():
+            save_file(values, folder / f"{name}.safetensors")
+        (folder / "state.json").write_text(text)
 
-    if job.rank == 0:
-        job.resume.save(step, write)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    job.resume.save_in_background(step, write)
+    if job.stopping():
+        job.resume.wait()
 
 
 def load_point(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
@@ -69,6 +80,6 @@ def load_point(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     return int(point.name), saved["state"]
 
 
-def _contiguous(values: dict[str, Any]) -> dict[str, Tensor]:
+def _copied(values: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors among `values`, laid out as safetensors wants them; shared storage (tied embeddings) is copied."""
     return {name: value.contiguous().clone() for name, value in values.items() if isinstance(value, Tensor)}

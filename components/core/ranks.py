@@ -15,14 +15,19 @@ from components.core.config import Config
 from components.core.errors import StageFailed, TesseraError
 from components.core.job import Interrupted, Job
 from components.core.stage import Stage
+from components.core.store import Store
 
 POLL_S = 0.1
 ORDER, RESULT, FAILURE = "order.json", "result.json", "failure-{}.json"
 """What the training processes are told, what rank 0 returned, and why a rank failed: files of the scratch folder."""
 
 
-def run_ranks(stage: Stage, config: Config, *, job: Job, out: Path, **paths: Path | list[Path]) -> dict[str, JsonValue]:
+def run_ranks(
+    stage: Stage, home: tuple[Store, str], config: Config, *, job: Job, out: Path, **paths: Path | list[Path]
+) -> dict[str, JsonValue]:
     """Run a stage as `placement.processes` ranks, each of which calls its `run` with the same arguments.
+
+    `home` is the store that resume points are copied to where it is remote, and the key that they have there.
 
     Raises:
         TesseraError: what the first rank that failed raised; StageFailed where it said nothing.
@@ -35,6 +40,7 @@ def run_ranks(stage: Stage, config: Config, *, job: Job, out: Path, **paths: Pat
         "inputs": {name: [str(p) for p in v] if isinstance(v, list) else str(v) for name, v in paths.items()},
         "out": str(out),
         "resume": str(job.resume.folder),
+        "home": [home[0].uri, str(home[0].local), home[1]],
         "placement": job.placement.model_dump(mode="json"),
     }
     (job.scratch / ORDER).write_text(json.dumps(order))

@@ -213,7 +213,7 @@ def _compute_alone(
         record = finished(store, key, stage)
         if record is not None:
             return record, True
-        resume = Resume(store.resume_folder(key), mirror=lambda point: store.push_resume(key, point))
+        resume = Resume(store.resume_folder(key), mirror=functools.partial(store.push_resume, key))
         job = Job(reporter, resume, scratch, placement, stopping=stopping)
         return _compute(stage, config, inputs, key, store, job), False
 
@@ -231,9 +231,13 @@ def _compute(stage: Stage, config: Config, inputs: Digests, key: str, store: Sto
     out = job.scratch / "out"
     for name in stage.outputs:
         (out / name).mkdir(parents=True)
-    work = functools.partial(run_ranks, stage) if job.placement.processes > 1 else load_entry(stage.entry)
+    several = job.placement.processes > 1
+    work = functools.partial(run_ranks, stage, (store, key)) if several else load_entry(stage.entry)
     began = time.monotonic()
-    result = work(config, job=job, out=out, **paths)
+    try:
+        result = work(config, job=job, out=out, **paths)
+    finally:
+        job.resume.wait()
     work_seconds = time.monotonic() - began
     fault_point("stage.computed")
     with store.writing():  # until the record names the outputs

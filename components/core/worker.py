@@ -1,5 +1,6 @@
 """One training process of a stage that runs as several: started by torchrun, reports on its standard output."""
 
+import functools
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ from components.core.job import Interrupted, Job, Placement, Resume
 from components.core.processes import end_with_parent, when_input_ends
 from components.core.ranks import FAILURE, ORDER, RESULT
 from components.core.runner import INTERRUPTED_EXIT_CODE, load_entry
+from components.core.store import open_store
 
 
 class StandardOutput:
@@ -42,12 +44,20 @@ def main(scratch: Path) -> None:
     asked = [False]
     signal.signal(signal.SIGTERM, lambda *_: asked.__setitem__(0, True))
     rank = int(os.environ["RANK"])
-    job = Job(StandardOutput(), Resume(Path(order["resume"])), scratch, placement, rank, lambda: asked[0])
+    uri, local, key = order["home"]
+    mirror = functools.partial(open_store(uri, local=Path(local)).push_resume, key)
+    resume = Resume(Path(order["resume"]), mirror=mirror)
+    job = Job(StandardOutput(), resume, scratch, placement, rank, lambda: asked[0])
     inputs = {
         name: [Path(p) for p in value] if isinstance(value, list) else Path(value)
         for name, value in order["inputs"].items()
     }
-    result = load_entry(order["entry"])(config_class.parse(order["config"]), job=job, out=Path(order["out"]), **inputs)
+    try:
+        result = load_entry(order["entry"])(
+            config_class.parse(order["config"]), job=job, out=Path(order["out"]), **inputs
+        )
+    finally:
+        resume.wait()
     fault_point("rank.computed")
     if rank == 0:
         (scratch / RESULT).write_text(json.dumps(result))
