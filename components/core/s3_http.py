@@ -3,6 +3,7 @@
 import itertools
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -42,6 +43,7 @@ class PatientHttp(urllib3.PoolManager):
         self._server = server
         self._lock = threading.Lock()
         self._away_since: float | None = None
+        self._failed_at = 0.0
         self._noted = False
 
     def urlopen(  # type: ignore[override]
@@ -61,27 +63,29 @@ class PatientHttp(urllib3.PoolManager):
         for attempt in itertools.count():
             try:
                 response = super().urlopen(method, url, body=body, headers=headers, preload_content=preload_content)
-                if response.status not in MAY_PASS:
+                if response.status not in MAY_PASS and not _fails_late(method, response):
                     self._is_back()
                     return response
-                trouble = f"answers {response.status}{_words(response)}"
+                trouble, hint = f"answers {response.status}{_words(response)}", LOOK
             except LocationValueError as error:
                 raise StoreError(f"no request can be sent to {self._server}: {error}", hint=CHECK) from None
             except HTTPError as error:
-                trouble = f"cannot be reached: {getattr(error, 'reason', None) or error}"
+                trouble, hint = f"cannot be reached: {getattr(error, 'reason', None) or error}", CHECK
                 if isinstance(error, SSLError) and "certificate" in str(error).lower():
-                    raise self._given_up(trouble) from None
+                    raise StoreError(f"the S3 server at {self._server} {trouble}", hint=hint) from None
             now = time.monotonic()
             first_failure = first_failure or now
             if now - min(first_failure, self._is_away(now, trouble)) >= PATIENCE_S:
-                raise self._given_up(trouble)
+                raise StoreError(f"the S3 server at {self._server} {trouble}", hint=hint)
             time.sleep(min(BACKOFF_S * 2**attempt, LONGEST_BACKOFF_S) * random.uniform(0.5, 1))
         raise AssertionError("unreachable")
 
     def _is_away(self, now: float, trouble: str) -> float:
         """Remember a failure; returns the time of the first one since the server last answered."""
         with self._lock:
-            self._away_since = self._away_since or now
+            if self._away_since is None or now - self._failed_at > PATIENCE_S + READ_S:  # long ago, and given up then
+                self._away_since = now
+            self._failed_at = now
             if not self._noted and now - self._away_since >= QUIET_S:
                 self._noted = True
                 log.warning("the S3 server at %s %s; trying for %.0f s", self._server, trouble, PATIENCE_S)
@@ -95,19 +99,24 @@ class PatientHttp(urllib3.PoolManager):
                 log.warning("the S3 server at %s answers again, after %.0f s", self._server, away_s)
             self._away_since, self._noted = None, False
 
-    def _given_up(self, trouble: str) -> StoreError:
-        return StoreError(f"the S3 server at {self._server} {trouble}", hint=CHECK)
+
+def _fails_late(method: str, response: BaseHTTPResponse) -> bool:
+    """Whether a server that had begun to answer well ends with an error, as S3 may for uploads and copies."""
+    return method in ("POST", "PUT") and response.status == 200 and b"<Error>" in response.data
 
 
 def _words(response: BaseHTTPResponse) -> str:
-    """What the answer says beside its number, shortened."""
+    """What the answer says beside its number: code and message as S3 has them, or the beginning of whatever it is."""
     try:
         text = " ".join(response.data.decode(errors="replace").split())
     except HTTPError:
         return ""
     finally:
         response.release_conn()
+    told = re.search(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text)
+    text = ": ".join(told.groups()) if told else text
     return f" ({text[:MESSAGE_CHARACTERS]})" if text else ""
 
 
 CHECK = "check TESSERA_S3_ENDPOINT and that the server is running; the same command goes on from here"
+LOOK = "its log tells why; one that is out of space may answer so, too; the same command goes on from here"

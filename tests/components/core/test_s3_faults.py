@@ -95,6 +95,7 @@ PASSING = {
     "busy": Fault("answer", times=5, status=503, code="SlowDown"),
     "busy, said by a web page": Fault("answer", "PUT", times=3, status=502),
     "internal error": Fault("answer", "POST", times=2, status=500, code="InternalError"),
+    "good answer that ends with an error": Fault("answer", "POST", "uploadId=", status=200, code="InternalError"),
     "slow": Fault("delay", times=8, after=0.15),
     "answer to a manifest lost": Fault("lose answer", "PUT", "artifacts/"),
 }
@@ -173,8 +174,17 @@ def test_of_many_writers_of_one_key_one_wins_also_where_answers_are_lost(
     assert sorted(won) == [False] * 5 + [True]
 
 
+def test_a_claim_that_met_another_under_way_is_made_again(s3_uri: str, proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.faults = [Fault("answer", "PUT", "run.json", times=2, status=409, code="ConditionalRequestConflict")]
+    assert opened(s3_uri, tmp_path).claim("runs/a/run.json", {"by": "us"})
+    assert not opened(s3_uri, tmp_path, "elsewhere").claim("runs/a/run.json", {"by": "them"})
+
+
 LASTING: dict[str, tuple[Fault, str]] = {
-    "busy": (Fault("answer", times=999, code="SlowDown"), r"answers 503 \(<Error><Code>SlowDown"),
+    "busy": (
+        Fault("answer", times=999, code="SlowDown"),
+        r"answers 503 \(SlowDown: told so\)\n  hint: its log tells why",
+    ),
     "gateway": (Fault("answer", "PUT", times=999, status=502), r"answers 502 \(<html>busy"),
     "resets": (Fault("reset", times=999), "cannot be reached"),
     "resets of parts": (Fault("reset", "PUT", "partNumber", times=999), "cannot be reached"),
@@ -292,6 +302,33 @@ def test_a_server_gone_for_ten_seconds_is_waited_for_and_spoken_of(
     words = [record.getMessage() for record in caplog.records]
     assert any("cannot be reached" in text and "trying for 30 s" in text for text in words)
     assert any("answers again, after 1" in text for text in words)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_really_full_is_an_error_and_with_more_room_the_same_works(
+    mortal: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = fresh_prefix(mortal, monkeypatch)
+    mortal.kill()
+    mortal.start(volume_max=1, master_volumeSizeLimitMB=1)
+    (source / "rows.jsonl").unlink()
+    written = 0
+
+    def fill() -> None:
+        nonlocal written
+        for number in range(99):
+            (source / "weights").write_bytes(LARGE + bytes([number]))
+            opened(uri, tmp_path).put_folder(source, "model")
+            written += 1
+
+    with pytest.raises(StoreError, match=r"answers 500 \(InternalError(?s:.*)out of space"):
+        fill()
+    assert opened(uri, tmp_path).verify_all() == {}
+    assert len(opened(uri, tmp_path).documents("artifacts/")) == written
+    mortal.kill()
+    mortal.start()
+    digest = opened(uri, tmp_path).put_folder(source, "model").digest
+    opened(uri, tmp_path, "elsewhere").verify(digest)
 
 
 def test_an_upload_of_a_killed_writer_is_invisible_and_cleaned_up_after_a_grace(
