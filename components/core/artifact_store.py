@@ -28,6 +28,8 @@ from components.core.faults import fault_point
 
 TRANSFERS = 4
 """Files moved, or read through, at a time."""
+SMALL_BYTES, MAX_SMALL = 64 << 10, 256
+"""Largest contents that are kept in memory once they were read, and how many: at most 16 MiB."""
 MEND = (
     "run the recipe again: stages whose results are damaged are computed anew; `tessera store verify` lists all damage"
 )
@@ -42,6 +44,8 @@ class ArtifactStore:
         self.backend = backend
         self._whole: set[tuple[str, Hashable]] = set()
         """Digest and stamp of what this process has read through and found right; it is not read again."""
+        self._small: dict[str, bytes] = {}
+        """Small contents by digest, that this process has read."""
         self._damaged: set[str] = set()
         """Digests of blobs that this process has found damaged, whatever the server says of them."""
         self._entering, self._inside, self._announcement = threading.Lock(), 0, contextlib.ExitStack()
@@ -130,7 +134,7 @@ class ArtifactStore:
             CorruptArtifact: the contents differ from their digest.
         """
         entry = self.manifest(digest).files.get(name)
-        data = None if entry is None else self.backend.get(blob_path(entry.sha256))
+        data = None if entry is None else self._small.get(entry.sha256) or self.backend.get(blob_path(entry.sha256))
         if entry is None or data is None:
             raise self._missing(digest, name)
         self._compare(digest, name, entry, hash_chunks([data]))
@@ -155,6 +159,9 @@ class ArtifactStore:
             self.backend.delete(blob_path(entry.sha256))
             self._damaged.discard(entry.sha256)
         self.backend.put_file(blob_path(entry.sha256), path, entry)
+        found = self.backend.stat(blob_path(entry.sha256)) if self.backend.folder is not None else None
+        if found is not None:  # a server is not asked to read back what it has
+            self._whole.add((entry.sha256, found.stamp))
         return entry
 
     def _verify_blob(self, digest: str, name: str, entry: FileEntry) -> None:
@@ -163,12 +170,12 @@ class ArtifactStore:
         if found is None:
             raise self._missing(digest, name)
         if found.size != entry.size or not self.is_whole_blob(entry.sha256, found):
-            self._compare(digest, name, entry, self._entry(found.path))
+            self._compare(digest, name, entry, self._entry(found))
 
     def is_whole_blob(self, sha256: str, found: Stored) -> bool:
         """Whether a blob has the digest that it is named by; read once a process."""
         if (sha256, found.stamp) not in self._whole:
-            entry = self._entry(found.path)
+            entry = self._entry(found)
             if entry is None or entry.sha256 != sha256:
                 return False
             self._whole.add((sha256, found.stamp))
@@ -240,10 +247,15 @@ class ArtifactStore:
         target.chmod(0o444)
         self._whole.add((entry.sha256, stamp_of(target.stat())))
 
-    def _entry(self, path: str) -> FileEntry | None:
-        """What a blob has in it; None where it cannot be read."""
+    def _entry(self, found: Stored) -> FileEntry | None:
+        """What a blob has in it; None where it cannot be read. Small ones are kept, for `read`."""
         with contextlib.suppress(CorruptArtifact):
-            return self.backend.entry(path)
+            if found.size > SMALL_BYTES or len(self._small) >= MAX_SMALL:
+                return self.backend.entry(found.path)
+            data = self.backend.get(found.path) or b""
+            entry = hash_chunks([data])
+            self._small[entry.sha256] = data
+            return entry
         return None
 
     def _compare(self, digest: str, name: str, expected: FileEntry, found: FileEntry | None) -> None:

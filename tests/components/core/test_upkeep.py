@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from components.core import exclusion
+from components.core import backends, exclusion
+from components.core.artifacts import hash_file
 from components.core.errors import StoreError
 from components.core.exclusion import COLLECTORS, WRITERS, Marker, collecting, writing
 from components.core.job import Interrupted
 from components.core.runner import run_stage
 from components.core.store import StageRecord, Store, key_of, open_store
+from pipelines.inventory import list_artifacts
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 from tests.components.core.test_runner import Events
 
@@ -204,3 +207,78 @@ def test_stores_behind_s3_have_working_copies_of_their_own(tmp_path: Path, monke
     folders = [open_store(uri).local for uri in ("s3://a/b", "s3://a/b/", "s3://a", "s3://a/../../c")]
     here = tmp_path / ".tessera" / "local" / "a"
     assert folders == [here / "b", here / "b", here, here / "c"]
+
+
+def test_a_cached_stage_and_its_report_read_no_byte_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given files that are there already, a record that is verified, an input that is fetched, facts that are read."""
+    uri = tmp_path / "store"
+    source = numbers_folder(tmp_path / "numbers", 1, 2, 3, 4)
+    (source / "large").write_bytes(bytes(1 << 20))
+
+    def once() -> StageRecord:
+        store = open_store(uri)
+        inputs = {"numbers": store.put_folder(source, "data").digest}
+        records = [
+            run_stage(STAGE, FakeConfig(factor=factor), inputs, store=store, reporter=Events()) for factor in (1, 2, 1)
+        ]
+        for digest in (inputs["numbers"], records[0].outputs["total"]):
+            store.verify(digest)
+            store.fetch(digest)
+        assert store.read(records[0].outputs["total"], "total.json") == b"10"
+        return records[0]
+
+    made = once()
+    opened: list[str] = []
+
+    def counted(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def reading(path: Path) -> Any:
+            opened.append(path.name)
+            return read(path)
+
+        return reading
+
+    monkeypatch.setattr(backends, "_readable", counted(backends._readable))
+    monkeypatch.setattr("components.core.artifact_store.hash_file", counted(hash_file))
+    assert once() == made
+    blobs = {Path(path).name for path in open_store(uri).documents("blobs/")}
+    assert sorted(name for name in opened if name in blobs) == sorted(blobs)
+    given = [name for name in opened if name in ("large", "numbers.json", "total.json")]
+    assert sorted(given) == ["large", "numbers.json"]  # of the user, never of a working copy
+
+
+def test_the_work_of_upkeep_grows_with_what_is_stored(open_here: Callable[[], Store], tmp_path: Path) -> None:
+    """Requests, counted: as many for each further artifact, however many there are."""
+
+    def requests(do: Callable[[Store], object]) -> int:
+        store, count = open_here(), 0
+
+        def counting(ask: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*values: Any, **options: Any) -> Any:
+                nonlocal count
+                count += 1
+                return ask(*values, **options)
+
+            return counted
+
+        for name in ("get", "entry", "stat", "delete", "list", "put"):
+            monkeypatch.setattr(store.backend, name, counting(getattr(store.backend, name)))
+        do(store)
+        return count
+
+    tasks: list[Callable[[Store], object]] = [
+        lambda store: store.verify_all(),
+        lambda store: store.verify_all(contents=False),
+        lambda store: store.gc(dry_run=True, grace_s=NO_GRACE_S),
+        list_artifacts,
+    ]
+    counts = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for size in (4, 8, 12):
+            for number in range(size - 4, size):
+                store = open_here()
+                digest = store.put_folder(folder_of(tmp_path / f"a{number}", own=str(number)), "table").digest
+                store.put_stage_record(record_of(digest, number))
+            counts.append([requests(task) for task in tasks])
+    assert [c - b for b, c in zip(counts[1], counts[2], strict=True)] == [
+        b - a for a, b in zip(counts[0], counts[1], strict=True)
+    ]
