@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from components.core.artifact_store import manifest_path
 from components.core.artifacts import Manifest, describe, hash_file
 from components.core.errors import CorruptArtifact, InputError, StoreError
 from components.core.store import StageRecord, Store
@@ -55,7 +56,7 @@ def file_digest(store: Store, name: str) -> str | None:
     if Path(name).is_file():
         return hash_file(Path(name)).sha256
     is_digest = len(name) == 64 and set(name) <= set(string.hexdigits.lower())
-    return name if is_digest and store.document(f"artifacts/{name}.json") is None else None
+    return name if is_digest and store.backend.stat(manifest_path(name)) is None else None
 
 
 class History:
