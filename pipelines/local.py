@@ -37,6 +37,7 @@ from pipelines.progress import Follower, StageState
 from pipelines.recipe import Recipe
 from pipelines.runs import Outcome, begin_run, end_run
 from pipelines.sources import KINDS, ingest
+from pipelines.trust import demand_sources
 from pipelines.view import open_view
 
 POLL_S = 0.2
@@ -57,6 +58,7 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
     check(recipe)
     store = open_store(store_uri)
     sources = {source: ingest(store, source, paths, KINDS[source]) for source, paths in sources_of(recipe).items()}
+    demand_sources(store, recipe, sources)
     run = begin_run(store, recipe, sources, name)
     fault_point("run.begun")
     console.print(f"run {run}", style="bold", highlight=False)

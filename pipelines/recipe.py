@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, JsonValue
@@ -90,6 +90,15 @@ class DeploySection(DeployConfig, Placed):
     """The deployment stage."""
 
 
+class Trust(Config):
+    """Which artifacts have to be signed, and by whom."""
+
+    keys: Paths = Field(min_length=1)
+    """Public keys, PEM, ECDSA on P-256 or Ed25519; a signature of one of them is enough."""
+    require: tuple[Literal["parent", "data", "deploy"], ...] = ("parent", "data", "deploy")
+    """What has to be signed: the parent that is given, data of your own, the model before it is served."""
+
+
 def _switch(value: object) -> object:
     """`false` leaves a stage out, as `null` does; `true` takes it with its defaults."""
     return {} if value is True else None if value is False else value
@@ -128,6 +137,8 @@ class Recipe(Config):
     """Text or JSONL files of your own to train and to search on."""
     placement: Placement = Placement()
     """Where and how wide stages run that do not say so themselves."""
+    trust: Trust | None = None
+    """What has to be signed; nothing where not given."""
     data: Annotated[DataSection | None, SWITCH] = Field(default=DataSection(), json_schema_extra=_also_false)
     """Tokenizer, corpus, chats and problems."""
     parent_pretrain: Annotated[ParentSection | None, SWITCH] = Field(
@@ -244,6 +255,7 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("sft", "data"),
     ("rl",),
     ("rl", "data"),
+    ("trust", "keys"),
 )
 """Where a recipe names files."""
 

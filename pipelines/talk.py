@@ -1,7 +1,7 @@
 """Serving the result of a run, and talking to it."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,8 @@ from rich.console import Console
 from components.core.errors import InputError, MissingPackage, TesseraError
 from components.core.store import Store, open_store
 from components.core.vllm_server import Server
-from pipelines.runs import artifacts, find_run
+from pipelines.runs import artifacts, find_run, run_record
+from pipelines.trust import demand_served
 
 if TYPE_CHECKING:
     import openai
@@ -20,20 +21,30 @@ LAST_FIRST = ("bundle", "rl", "sft", "pretrained", "distilled", "child", "parent
 """Roles of models, from the end of the pipeline to its beginning."""
 
 
-def served_model(store: Store, run: str) -> Path:
-    """Folder of the last model that a run made."""
+def served_model(store: Store, run: str, keys: Sequence[Path] = ()) -> Path:
+    """Folder of the last model that a run made.
+
+    Args:
+        store: where the run is.
+        run: its name.
+        keys: public keys of which one has to have signed the model; those of the recipe where none are given.
+
+    Raises:
+        InputError: there is no model yet, or it is not signed as it should be.
+    """
     made = artifacts(store, run)
     for role in LAST_FIRST:
         if role in made:
+            demand_served(store, made[role], run_record(store, run), keys)
             return store.fetch(made[role])
     raise InputError(f"run {run!r} has made no model yet", hint="tessera run RECIPE goes on with it")
 
 
-def serve_run(name: str, port: int, store_uri: str, console: Console) -> None:
+def serve_run(name: str, port: int, store_uri: str, console: Console, keys: Sequence[Path] = ()) -> None:
     """Serve the last model of a run until Ctrl-C or SIGTERM."""
     store = open_store(store_uri)
     run = find_run(store, name)
-    server = _server(store, run, port)
+    server = _server(store, run, port, keys)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with console.status(f"starting a server for {run}"):
@@ -47,7 +58,9 @@ def serve_run(name: str, port: int, store_uri: str, console: Console) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def chat_with_run(name: str, thinking: Literal["on", "off"], store_uri: str, console: Console) -> None:
+def chat_with_run(
+    name: str, thinking: Literal["on", "off"], store_uri: str, console: Console, keys: Sequence[Path] = ()
+) -> None:
     """Talk to the last model of a run on the terminal."""
     try:
         import openai
@@ -55,7 +68,7 @@ def chat_with_run(name: str, thinking: Literal["on", "off"], store_uri: str, con
         raise MissingPackage("chat needs the package openai", hint="install tessera[serve]") from None
     store = open_store(store_uri)
     run = find_run(store, name)
-    server = _server(store, run, None)
+    server = _server(store, run, None, keys)
     try:
         with console.status(f"starting a server for {run}"):
             server.start()
@@ -106,9 +119,9 @@ def _harmless(text: str) -> str:
     return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
-def _server(store: Store, run: str, port: int | None) -> Server:
+def _server(store: Store, run: str, port: int | None, keys: Sequence[Path] = ()) -> Server:
     """A server of the last model of a run, named after the run."""
-    return Server(served_model(store, run), name=run, log=store.local / "runs" / run / "server.log", port=port)
+    return Server(served_model(store, run, keys), name=run, log=store.local / "runs" / run / "server.log", port=port)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

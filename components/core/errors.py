@@ -9,6 +9,7 @@ TesseraError              exit code 1: the work failed
     ├── DataError         malformed rows, with their line numbers
     ├── InfeasibleBudget  limits that no choice of blocks meets
     ├── StoreError        store unreachable, wrong credentials, no space
+    ├── UntrustedArtifact an artifact that none of the trusted keys has signed
     └── MissingPackage    an optional part is not installed
 """
 
@@ -65,6 +66,10 @@ class InfeasibleBudget(InputError):
 
 class StoreError(InputError):
     """The store cannot be used: unreachable, wrong credentials, no space."""
+
+
+class UntrustedArtifact(InputError):
+    """None of the trusted keys has signed an artifact."""
 
 
 class MissingPackage(InputError):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from components.core.artifact_store import TRANSFERS, blob_path
+from components.core.artifact_store import TRANSFERS, blob_path, manifest_path
 from components.core.artifacts import Kind, Manifest
 from components.core.backends import Stored, remove
 from components.core.errors import CorruptArtifact, StoreError
@@ -26,6 +26,8 @@ WAIT_S = 60.0
 """How long a clean-up waits for writers to finish, s."""
 PARTIAL_S = 60.0
 """Age from which a half-written file counts as left behind: it grows as long as its writer lives, s."""
+DOCUMENTS = ("runs/", "curves/", "signatures/")
+"""Where sealed documents are."""
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _NAMED = 3
 """Files named of a damaged artifact; the others are counted."""
@@ -75,11 +77,12 @@ def collect_garbage(store: "Store", *, dry_run: bool, grace_s: float, wait_s: fl
         half_saved = [path for path in store.resume_root.glob("*/.*") if _age(path) > grace_s]
         finished = [key for key in _resting_keys(store, now, grace_s) if store.stage_record(key) is not None]
         if not dry_run:
-            for found in (*dead, *blobs):
-                store.backend.delete(found.path)
+            signatures = [path for path in store.documents("signatures/") if manifest_path(path.split("/")[1]) in gone]
+            for path in (*signatures, *(found.path for found in (*dead, *blobs))):
+                store.backend.delete(path)
                 marker.keep()
-            for path in (*copies, *half_saved):
-                remove(path)
+            for left in (*copies, *half_saved):
+                remove(left)
             for key in finished:
                 store.drop_resume(key)
             store.backend.discard_partial(max(grace_s, PARTIAL_S))
@@ -232,9 +235,8 @@ class _Inspection:
 
     def _documents(self) -> None:
         """Every record of a run is sealed, and what a run was started from is there."""
-        paths = [
-            path for prefix in ("runs/", "curves/") for path in self.store.documents(prefix) if path.endswith(".json")
-        ]
+        found = [path for prefix in DOCUMENTS for path in self.store.documents(prefix)]
+        paths = [path for path in found if path.endswith(".json")]
         for path, document in zip(paths, _each(self._document, paths), strict=True):
             if path.endswith("/run.json") and document is not None:
                 self._present(document.get("sources", {}).values())

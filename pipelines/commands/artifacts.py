@@ -79,6 +79,25 @@ def list_(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 
 @store_app.command()
+def sign(
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="A digest, or RUN/ROLE.")],
+    key: Annotated[
+        Path, typer.Option(envvar="TESSERA_SIGNING_KEY", help="File of the private key, PEM: P-256 or Ed25519.")
+    ],
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Sign an artifact, of which every byte is read first."""
+    from components.core.signatures import sign_artifact
+    from components.core.store import open_store
+    from pipelines.ancestry import find_artifact
+
+    opened = open_store(store)
+    digest = find_artifact(opened, artifact)
+    name = sign_artifact(opened, digest, key)
+    console().print(f"signed {digest} with the key {name}", highlight=False, soft_wrap=True)
+
+
+@store_app.command()
 def verify(
     store: StoreUri = DEFAULT_STORE,
     manifests: Annotated[bool, typer.Option("--manifests", help="Leave the contents of files unread.")] = False,

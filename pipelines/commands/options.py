@@ -24,6 +24,16 @@ Overrides = Annotated[
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out instead of stopping.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+TrustedKeys = Annotated[
+    list[Path],
+    typer.Option(
+        "--trust",
+        metavar="KEY",
+        envvar="TESSERA_TRUST",
+        help="A public key, one of which must have signed the model, whatever the recipe says. Repeatable.",
+    ),
+]
+
 DEFAULT_STORE = ".tessera"
 PLAIN_WIDTH = 132
 

@@ -4,26 +4,28 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.commands.options import DEFAULT_STORE, RunName, StoreUri, console
+from pipelines.commands.options import DEFAULT_STORE, RunName, StoreUri, TrustedKeys, console
 
 
 def serve(
     run: RunName = "latest",
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 8000,
     store: StoreUri = DEFAULT_STORE,
+    trust: TrustedKeys = [],  # noqa: B006
 ) -> None:
     """Serve the result of a run over the OpenAI API until Ctrl-C; the model is named after the run."""
     from pipelines.talk import serve_run
 
-    serve_run(run, port, store, console())
+    serve_run(run, port, store, console(), trust)
 
 
 def chat(
     run: RunName = "latest",
     thinking: Annotated[Literal["on", "off"], typer.Option(help="Whether it thinks before it answers.")] = "on",
     store: StoreUri = DEFAULT_STORE,
+    trust: TrustedKeys = [],  # noqa: B006
 ) -> None:
     """Talk to the result of a run; an empty line or Ctrl-D ends."""
     from pipelines.talk import chat_with_run
 
-    chat_with_run(run, thinking, store, console())
+    chat_with_run(run, thinking, store, console(), trust)
