@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos bench-store format lock golden clean
+.PHONY: help install demo test check chaos fuzz bench-store format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ check: install ## The quick half of the tests: format, lint, types, import contr
 chaos: install ## Kill runs at random and compare their ends: make chaos SECONDS=600 [SEED=1] [OUT=chaos.json]
 	PYTHONPATH=. $(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) \
 	  --report $(or $(OUT),chaos.json)
+
+fuzz: install ## Fuzz whatever reads a stranger's bytes, where atheris is installed: make fuzz SECONDS=600
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(or $(SECONDS),120)
 
 bench-store: install ## Measure transfers, cache hits, upkeep: make bench-store OUT=file [STORE=folder of a demo run]
 	PYTHONPATH=. $(BIN)/python -m infra.bench.store --out $(or $(OUT),bench-store.json) --store $(or $(STORE),.tessera)
