@@ -66,14 +66,17 @@ def run_ranks(
 
 @contextlib.contextmanager
 def _stopped_with(job: Job, process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Hand the wish to stop on to torchrun, which asks its ranks, once."""
+    """Hand the wish to stop on to torchrun, which asks its ranks, once; where it has ended, end them."""
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(POLL_S):
-            if job.stopping():
+        asked = False
+        while not done.wait(POLL_S) and process.poll() is None:
+            if job.stopping() and not asked:
                 process.terminate()
-                return
+                asked = True
+        if process.stdin is not None:
+            process.stdin.close()  # ends ranks that torchrun left behind
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

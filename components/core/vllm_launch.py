@@ -70,6 +70,7 @@ def serve(order: Mapping[str, Any]) -> NoReturn:
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     end_with_parent(os.getppid())
+    os.register_at_fork(after_in_child=lambda: end_with_parent(os.getppid()))  # the engine ends with the server
     os.environ.update(order["environment"])
 
     import torch

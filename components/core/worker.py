@@ -17,7 +17,7 @@ from components.core.config import Config
 from components.core.errors import TesseraError
 from components.core.faults import fault_point
 from components.core.job import Interrupted, Job, Placement, Resume
-from components.core.processes import end_with_parent, when_input_ends
+from components.core.processes import when_input_ends
 from components.core.ranks import FAILURE, ORDER, RESULT
 from components.core.runner import INTERRUPTED_EXIT_CODE, load_entry
 from components.core.store import open_store
@@ -83,7 +83,6 @@ def end_at_once() -> None:
 
 
 if __name__ == "__main__":
-    end_with_parent(os.getppid())
     when_input_ends(end_at_once)
     try:
         main(Path(sys.argv[1]))

@@ -178,12 +178,16 @@ time.sleep(600)
 """
 
 
-def test_a_killed_parent_leaves_no_process(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["server", None])
+def test_a_killed_parent_leaves_no_process(folders: dict[str, Path], tmp_path: Path, first: str | None) -> None:
+    """Nor where the server was killed before, its engine was not."""
     command = [sys.executable, "-c", ORPHANING, str(folders["first"]), str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         group, port = map(int, parent.stdout.readline().split())
         assert len(group_members(group)) >= 2
+        if first is not None:
+            os.kill(group, signal.SIGKILL)
         os.kill(parent.pid, signal.SIGKILL)
     wait_until_gone(group)
     wait_until_free(port)
