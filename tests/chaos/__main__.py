@@ -7,6 +7,7 @@ small recipe beside this file (all stages but the evaluation).
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -35,9 +36,11 @@ def main() -> None:
         "--store", choices=sorted(SHARES), help="with --replay: where a tiny run works; else a whole run"
     )
     parser.add_argument("--report", type=Path, default=Path("chaos.json"), help="where the report goes")
+    parser.add_argument("--folder", type=Path, help="where to work; a run without kills is taken from an earlier time")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in the background, by all that is started
     tallies = {"tiny": Tally(), "whole": Tally()}
-    begun, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="tessera-chaos-"))
+    begun, folder = time.monotonic(), options.folder or Path(tempfile.mkdtemp(prefix="tessera-chaos-"))
     if options.replay is not None and options.store is None:
         whole.one(folder, whole.expect(folder), options.replay, tallies["whole"])
     else:

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,32 +35,32 @@ HEAD_ONLY = tuple(f"{name}=null" for name in ("search", "distill", "pretrain", "
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run without a kill makes, how long it takes, and the costs that all runs are given."""
+    """What a run without a kill makes, and the costs that all runs are given."""
 
     costs: Path
     digests: dict[str, str]
-    seconds: float
 
 
 def expect(folder: Path) -> Expected:
-    """Make the parent, write costs for it, then run all of it once."""
+    """Make the parent, write costs for it, then run all of it once; what an earlier campaign left here is taken."""
     from tests.e2e.test_own_model import write_costs
 
     store, costs = folder / "expected", folder / "costs.json"
-    _finish(_start(store, HEAD_ONLY), RUN_TIMEOUT_S)
-    opened = open_store(store)
-    write_costs(opened.fetch(artifacts(opened, "chaos")["parent"]), costs)
-    shutil.rmtree(store)
-    begun = time.monotonic()
-    _finish(_start(store, [f"search.costs={costs}"]), RUN_TIMEOUT_S)
-    return Expected(costs, artifacts(open_store(store), "chaos"), time.monotonic() - begun)
+    if not costs.exists():
+        with _started(folder / "head", HEAD_ONLY) as run:
+            run.finish()
+        head = open_store(folder / "head")
+        write_costs(head.fetch(artifacts(head, "chaos")["parent"]), costs)
+    with _started(store, [f"search.costs={costs}"]) as run:
+        run.finish()
+    return Expected(costs, artifacts(open_store(store), "chaos"))
 
 
 def campaign(folder: Path, clock: Clock, seed: int, tally: Tally) -> None:
     """Runs until the time is up; the last one goes to its end without further kills."""
     begun, number = time.monotonic(), 0
     expected = expect(folder)
-    say(f"whole run without kills: {expected.seconds:.0f} s, {len(expected.digests)} artifacts")
+    say(f"a whole run without kills makes {len(expected.digests)} artifacts")
     while not clock.is_up:
         number += 1
         one(folder, expected, seed * 1_000_003 + number, tally, clock)
@@ -80,7 +81,8 @@ def one(folder: Path, expected: Expected, seed: int, tally: Tally, clock: Clock 
                 kills.append(struck)
                 say(f"  seed {seed}: {struck}")
             _check_rest(store)
-        _finish(_start(store, settings), RUN_TIMEOUT_S)
+        with _started(store, settings) as run:
+            run.finish()
         _check_rest(store)
         found = artifacts(open_store(store), "chaos")
         different = [role for role in expected.digests if found.get(role) != expected.digests[role]]
@@ -101,38 +103,34 @@ def _strike(
 ) -> str | None:
     """Start a run and kill it, or part of it; None where it had come to its end before."""
     order = f"{point}:{chance.choice([1, 1, 1, 2])}=kill" if kind == "point" else None
-    process, marker, log = _start(store, settings, order)
-    deadline = time.monotonic() + (PATIENCE_S * 4 if order else after)
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    target = ""
-    if order is None and process.poll() is None:
-        target = _kill(kind, process, marker, chance)
-    process.wait(PATIENCE_S if order is None and kind != "one child -9" else RUN_TIMEOUT_S)
-    _wait_until_gone(marker)
-    told = log.read_text(errors="replace")
-    assert "Traceback" not in told, told[-2000:]
-    if process.returncode == 0:
-        return None
-    if order is not None:
-        return order
-    return f"{kind} after {after:.1f} s {target}".strip()
+    with _started(store, settings, order) as run:
+        deadline, target = time.monotonic() + (RUN_TIMEOUT_S if order else after), ""
+        while run.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if order is None and run.process.poll() is None:
+            target = _kill(kind, run, chance)
+        run.process.wait(RUN_TIMEOUT_S if kind in ("one child -9", "point") else PATIENCE_S)
+        run.check_gone()
+        assert "Traceback" not in run.output, run.output[-2000:]
+        if run.process.returncode == 0:
+            return None
+    return order or f"{kind} after {after:.1f} s {target}".strip()
 
 
-def _kill(kind: str, process: "subprocess.Popen[bytes]", marker: str, chance: random.Random) -> str:
+def _kill(kind: str, run: "_Started", chance: random.Random) -> str:
     """Do it; returns what was hit, where that is chance."""
-    others = sorted(pid for pid in living_with(MARKER, marker) if pid != process.pid)
+    others = sorted(pid for pid in living_with(MARKER, run.marker) if pid != run.process.pid)
     if kind == "one child -9" and others:
         victim = chance.choice(others)
         told = command_of(victim)[-60:]
         _send(victim, signal.SIGKILL)
         return f"({told})"
     if kind == "tree -9":
-        for pid in chance.sample([process.pid, *others], len(others) + 1):
+        for pid in chance.sample([run.process.pid, *others], len(others) + 1):
             _send(pid, signal.SIGKILL)
     else:
         number = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}.get(kind, signal.SIGKILL)
-        _send(process.pid, number)
+        _send(run.process.pid, number)
     return ""
 
 
@@ -143,10 +141,35 @@ def _send(pid: int, number: int) -> None:
         return
 
 
-def _start(
-    store: Path, settings: Sequence[str], order: str | None = None
-) -> "tuple[subprocess.Popen[bytes], str, Path]":
-    """Begin a run, or go on with it; returns its process, its marker and its output."""
+@dataclass(frozen=True)
+class _Started:
+    """A run under way: its process, what marks all of its processes, what it says."""
+
+    process: "subprocess.Popen[bytes]"
+    marker: str
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def finish(self) -> None:
+        """Wait for its good end."""
+        self.process.wait(RUN_TIMEOUT_S)
+        assert self.process.returncode == 0, self.output[-2000:]
+        self.check_gone()
+
+    def check_gone(self) -> None:
+        """No process is left, so no port either."""
+        deadline = time.monotonic() + PATIENCE_S
+        while living := living_with(MARKER, self.marker):
+            assert time.monotonic() < deadline, f"orphans: {[command_of(pid)[-100:] for pid in living]}"
+            time.sleep(0.1)
+
+
+@contextmanager
+def _started(store: Path, settings: Sequence[str], order: str | None = None) -> Iterator[_Started]:
+    """Begin a run, or go on with it; whatever is left of it in the end is ended."""
     marker = uuid.uuid4().hex
     environment = {**os.environ, MARKER: marker, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPE.parents[2])}
     if order is not None:
@@ -163,27 +186,12 @@ def _start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return process, marker, log
-
-
-def _finish(started: "tuple[subprocess.Popen[bytes], str, Path]", timeout_s: float) -> None:
-    """Wait for the good end of a run."""
-    process, marker, log = started
-    process.wait(timeout_s)
-    assert process.returncode == 0, log.read_text(errors="replace")[-2000:]
-    _wait_until_gone(marker)
-
-
-def _wait_until_gone(marker: str) -> None:
-    """No process of a run is left, so no port either."""
-    deadline = time.monotonic() + PATIENCE_S
-    while living := living_with(MARKER, marker):
-        if time.monotonic() > deadline:
-            told = [command_of(pid)[-100:] for pid in living]
-            for pid in living:
-                _send(pid, signal.SIGKILL)
-            raise AssertionError(f"orphans: {told}")
-        time.sleep(0.1)
+    try:
+        yield _Started(process, marker, log)
+    finally:
+        for pid in living_with(MARKER, marker):
+            _send(pid, signal.SIGKILL)
+        process.wait()
 
 
 def _check_rest(store: Path) -> None:
