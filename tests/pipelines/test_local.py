@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from components.core import faults
 from components.core.errors import InputError
 from components.core.store import open_store
 from pipelines.local import log_path, run_recipe
@@ -105,6 +106,18 @@ def test_an_executor_that_is_killed_is_told_of(slow_run: subprocess.Popen[str], 
     assert slow_run.returncode == 1
     assert "stage data ended without a word" in error
     assert living_with("MARKER", str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("point", ["run.begun", "run.ending"])
+def test_a_command_that_is_killed_at_either_end_is_given_again(only_data: Path, tmp_path: Path, point: str) -> None:
+    store = tmp_path / "store"
+    code = "import sys; from pipelines.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "run", str(only_data), "--store", str(store), "--set", TINY, "--run", "one"]
+    killed = subprocess.run(command, env={**os.environ, faults.VARIABLE: f"{point}=kill"}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    done, _ = run(load_recipe(only_data, [TINY]), store, "one")
+    assert run_record(open_store(store), done)["status"] == "succeeded"
+    assert stage_documents(open_store(store), done)["data"]["cached"] is (point == "run.ending")
 
 
 def _wait(until: Callable[[], bool]) -> None:

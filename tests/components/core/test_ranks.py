@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core import errors
+from components.core import errors, faults
 from components.core.errors import DataError, StageFailed, TesseraError
 from components.core.job import Interrupted, Job, Placement, Resume, Silent
 from components.core.ranks import FAILURE, _failure
@@ -54,7 +54,7 @@ def test_the_rank_that_knows_why_is_believed(
     assert message in str(error)
 
 
-@pytest.mark.parametrize("victim", ["stage", "torchrun", "rank"])
+@pytest.mark.parametrize("victim", ["stage", "torchrun", "rank", "rank.computed"])
 def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(tmp_path: Path, victim: str) -> None:
     marker = uuid.uuid4().hex
     environment = {
@@ -64,11 +64,14 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
         "FAKE_STAGE_PACE_S": "0.2",
         "OMP_NUM_THREADS": "1",
     }
+    if "." in victim:
+        environment[faults.VARIABLE] = f"{victim}=kill"
     stage = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
     events = tmp_path / "store" / "local" / "runs" / "run-1" / "fake.jsonl"
     _wait(lambda: events.exists() and '"done": 2' in events.read_text())
-    torchrun = _children(stage.pid)[0]
-    os.kill({"stage": stage.pid, "torchrun": torchrun, "rank": _children(torchrun)[1]}[victim], signal.SIGKILL)
+    if "." not in victim:
+        torchrun = _children(stage.pid)[0]
+        os.kill({"stage": stage.pid, "torchrun": torchrun, "rank": _children(torchrun)[1]}[victim], signal.SIGKILL)
     stage.wait(PATIENCE_S)
     _wait(lambda: not living_with("MARKER", marker))
 
