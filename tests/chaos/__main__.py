@@ -21,8 +21,8 @@ from tests.chaos.attempt import Place
 from tests.chaos.report import Clock, Tally
 from tests.s3_server import BUCKET, running_server
 
-SHARES = {"folder": 0.25, "s3": 0.25}
-"""Of the time, by kind of store of the tiny runs."""
+STORES = ("folder", "s3")
+"""Where the tiny runs work, in turn."""
 
 
 def main() -> None:
@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="chooses what is killed, and when")
     parser.add_argument("--only", choices=["tiny", "whole"], help="one of the two counts alone")
     parser.add_argument("--replay", type=int, metavar="SEED", help="one run alone, by the seed of a failure")
-    parser.add_argument(
-        "--store", choices=sorted(SHARES), help="with --replay: where a tiny run works; else a whole run"
-    )
+    parser.add_argument("--store", choices=STORES, help="with --replay: where a tiny run works; else a whole run")
     parser.add_argument("--report", type=Path, default=Path("chaos.json"), help="where the report goes")
     parser.add_argument("--folder", type=Path, help="where to work; a run without kills is taken from an earlier time")
     options = parser.parse_args()
@@ -46,8 +44,8 @@ def main() -> None:
     else:
         _tiny(options, folder, tallies["tiny"])
         if options.only != "tiny" and options.replay is None:
-            share = 1.0 if options.only == "whole" else 1 - sum(SHARES.values())
-            whole.campaign(folder, Clock(options.seconds * share), options.seed, tallies["whole"])
+            seconds = options.seconds / (1 if options.only == "whole" else 2)
+            whole.campaign(folder, Clock(seconds), options.seed, tallies["whole"])
     report = {
         "seed": options.seed,
         "seconds": round(time.monotonic() - begun, 1),
@@ -62,10 +60,11 @@ def main() -> None:
 
 def _tiny(options: argparse.Namespace, folder: Path, tally: Tally) -> None:
     """The tiny runs."""
-    for kind in () if options.only == "whole" else SHARES:
+    seconds = options.seconds / len(STORES) / (1 if options.only == "tiny" else 2)
+    for kind in () if options.only == "whole" else STORES:
         with _place(kind, folder / kind) as place:
             if options.replay is None:
-                tiny.campaign(kind, place, Clock(options.seconds * SHARES[kind]), options.seed, tally)
+                tiny.campaign(kind, place, Clock(seconds), options.seed, tally)
                 whole.say(f"tiny runs, {kind}: {tally.kills.total()} kills, {tally.runs} runs so far")
             elif kind == options.store:
                 tiny.replay(kind, place, options.replay, tally)

@@ -53,6 +53,8 @@ def _one(kind: str, place: Place, expected: Expected, seed: int, tally: Tally) -
                 kills.append(order)
                 tally.kills[f"{kind}, {STRUCK[code]} {'at a point' if '=' in order else 'at any moment'}"] += 1
             check_at_rest(place)
+            if code == 0:
+                break
         assert attempt(place) == 0
         check_end(place, expected.state)
         tally.runs += 1
