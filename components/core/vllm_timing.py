@@ -17,7 +17,6 @@ from pathlib import Path
 from components.core.errors import StageFailed
 from components.core.processes import end_with_parent
 from components.core.vllm_engine import Engine
-from components.core.vllm_launch import end_with_parent
 from components.core.vllm_settings import ENVIRONMENT, require_vllm
 from components.core.workload import Workload
 
