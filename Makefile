@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos fuzz bench-store format lock golden clean
+.PHONY: help install demo test check chaos fuzz bench-store bench-search format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,10 @@ lock: ## Renew the lock files
 
 golden: install ## Renew what is generated and kept: recipe schema, compiled pipeline, stage pages
 	TESSERA_GOLDEN=renew $(BIN)/python -m pytest -q -k golden
+
+OUT ?= bench-search.json
+bench-search: install ## Measure the search's solver beside Puzzletron's; OUT=FILE takes the rows
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python infra/bench/search.py $(OUT)
 
 clean: ## Remove the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -27,8 +27,8 @@ _SEPARATOR = "/"
 def save_point(job: Job, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Save everything needed to go on after `step`; collective where there are several ranks, written by rank 0.
 
-    Training stands still while values are copied in memory; they are written while it goes on. Where the job is to stop,
-    all is written on return.
+    Training stands still while values are copied in memory; they are written while it goes on, or before the return
+    where the job is to stop.
     """
     weights: dict[str, Any] = get_model_state_dict(model, options=_GATHER)
     moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_GATHER)

@@ -154,7 +154,7 @@ class _Tree:
         allowed_KJ = open_KJ[rows, self.options_KJ]
         self.base = float(self.scaled.scores_KJ[self.decided_K, self.decided_options_K].sum())
         self.rooms_R = self.scaled.rooms_R - self.scaled.costs_KJR[self.decided_K, self.decided_options_K].sum(axis=0)
-        if self.kept.count == 1:
+        if self.kept.count == 1 and not self.record:  # a proof speaks of every option
             allowed_KJ &= ~self._dominated(allowed_KJ)
         self.allowed_NKJ = allowed_KJ[None]
         self.multipliers_NR = self.root_R[None].copy()

@@ -151,6 +151,17 @@ def test_scores_of_any_size_give_the_same_choice_and_an_exact_proof() -> None:
     assert len(set(choices)) == 1
 
 
+def test_proofs_hold_where_options_are_dominated() -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(5):
+        scores = generator.random((40, 20)).tolist()
+        costs = {name: generator.random((40, 20)).tolist() for name in "abc"}
+        problem = Problem.of(scores, costs, dict.fromkeys("abc", 11.0))
+        solution = solve_problem(problem)
+        assert solution is not None
+        assert check(scores, costs, certify(problem, solution.choice)) == 0
+
+
 def test_a_proof_that_was_tampered_with_is_refused() -> None:
     scores, costs = hard_table(1)
     problem = Problem.of(scores, costs, dict.fromkeys("abc", 6.0))
