@@ -56,9 +56,8 @@ lock: ## Renew the lock files
 golden: install ## Renew what is generated and kept: recipe schema, compiled pipeline, stage pages
 	TESSERA_GOLDEN=renew $(BIN)/python -m pytest -q -k golden
 
-OUT ?= bench-search.json
 bench-search: install ## Measure the search's solver beside Puzzletron's; OUT=FILE takes the rows
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python infra/bench/search.py $(OUT)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m infra.bench.search $(or $(OUT),bench-search.json)
 
 clean: ## Remove the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -236,7 +236,7 @@ class ArtifactStore:
         """Bring one file into a folder, verified."""
         target = folder / name
         try:
-            found = self.backend.get_file(blob_path(entry.sha256), target)
+            found = self.backend.get_file(blob_path(entry.sha256), target, entry.size)
         except FileNotFoundError:
             raise self._missing(digest, name) from None
         except CorruptArtifact:

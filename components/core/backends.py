@@ -54,8 +54,11 @@ class Backend(Protocol):
     def get(self, path: str) -> bytes | None:
         """Small data, None where nothing is. CorruptArtifact where it is no plain file, or larger than small."""
 
-    def get_file(self, path: str, target: Path) -> FileEntry | None:
-        """Bring an object to a new file; returns what was read, None for a link. FileNotFoundError where none is."""
+    def get_file(self, path: str, target: Path, size: int) -> FileEntry | None:
+        """Bring an object to a new file; returns what was read, None for a link. FileNotFoundError where none is.
+
+        `size` is what is expected, bytes, to plan the transfer with; what comes may differ.
+        """
 
     def entry(self, path: str) -> FileEntry:
         """Read an object through. Raises FileNotFoundError where nothing is."""
@@ -118,7 +121,7 @@ class FolderBackend:
             return join_chunks(path, iter(lambda: stream.read(HASH_CHUNK_BYTES), b""))
         return None
 
-    def get_file(self, path: str, target: Path) -> FileEntry | None:
+    def get_file(self, path: str, target: Path, size: int) -> FileEntry | None:
         """Link where both are on one file system, else copy."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with _readable(self._at(path)) as stream:

@@ -7,7 +7,8 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
@@ -22,8 +23,10 @@ from components.core.faults import fault_point
 PART_BYTES = 8 << 20
 """Smallest part of a multipart upload; S3 allows 10,000 parts, so large files get larger ones."""
 MAX_PARTS = 9_000
-PARTS_AT_A_TIME = 2
-"""Parts of one file under way: with this, a transfer holds at most three parts in memory."""
+PARTS_AT_A_TIME = 4
+"""Parts of one file under way: with this, an upload holds at most five parts in memory, a download four chunks."""
+RANGE_BYTES = 32 << 20
+"""A larger object is read in ranges of this size, several at a time."""
 CHUNK_BYTES = 1 << 20
 PAUSE_S = 0.2
 BREAKS = 5
@@ -118,11 +121,26 @@ class S3Backend:
             return join_chunks(path, self._chunks(path))
         return None
 
-    def get_file(self, path: str, target: Path) -> FileEntry | None:
-        """Stream to a file."""
+    def get_file(self, path: str, target: Path, size: int) -> FileEntry | None:
+        """Stream to a file, ranges of a large object side by side; hashed in order, out of the system's file cache."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as sink:
-            return hash_chunks(self._chunks(path), sink)
+        if size <= RANGE_BYTES:
+            with target.open("wb") as sink:
+                return hash_chunks(self._chunks(path), sink)
+        with target.open("w+b") as sink, ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
+            starts = range(0, size, RANGE_BYTES)
+            fetched = [pool.submit(self._fetch_range, path, sink.fileno(), start) for start in starts]
+            try:
+                return hash_chunks(_as_fetched(sink.fileno(), zip(starts, fetched, strict=True)))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _fetch_range(self, path: str, handle: int, start: int) -> int:
+        """Write one range of an object to its place in a file; returns where it ends."""
+        for chunk in self._chunks(path, start, RANGE_BYTES):
+            start += os.pwrite(handle, chunk, start)
+        return start
 
     def entry(self, path: str) -> FileEntry:
         """Stream through, keeping nothing."""
@@ -218,16 +236,18 @@ class S3Backend:
                 metadata_directive=REPLACE,
             )
 
-    def _chunks(self, path: str) -> Iterator[bytes]:
-        """An object's bytes; where the connection breaks, the rest is asked for, of the same object."""
+    def _chunks(self, path: str, start: int = 0, length: int = 0) -> Iterator[bytes]:
+        """An object, or a range of it; where the connection breaks, the rest of the same object is asked for."""
         from urllib3.exceptions import HTTPError
 
         done, breaks, moved = 0, 0, time.monotonic()
-        asked: dict[str, Any] = {}
+        asked: dict[str, Any] = {"offset": start, "length": length}
         with self._explained("read"):
             while True:
                 fault_point("s3.download")
                 response = self._open(path, **asked)
+                if response is None:
+                    return
                 try:
                     for chunk in response.stream(CHUNK_BYTES):
                         yield chunk
@@ -241,11 +261,14 @@ class S3Backend:
                 finally:
                     response.close()
                     response.release_conn()
+                if length and done == length:
+                    return
                 if done:
-                    asked = {"offset": done, "request_headers": {"If-Match": response.headers["ETag"]}}
+                    same = {"If-Match": response.headers["ETag"]}
+                    asked = {"offset": start + done, "length": max(0, length - done), "request_headers": same}
 
     def _open(self, path: str, **asked: Any) -> Any:
-        """Begin to read an object. Raises FileNotFoundError where there is none."""
+        """Begin to read an object; None where it ends before the range asked for. FileNotFoundError where none is."""
         from minio.error import S3Error
 
         try:
@@ -253,6 +276,8 @@ class S3Backend:
         except S3Error as error:
             if error.code in _ABSENT:
                 raise FileNotFoundError(path) from None
+            if error.code == "InvalidRange":
+                return None
             if error.code == "PreconditionFailed":
                 raise StoreError(f"{path} was written anew while it was being read", hint="try again") from None
             raise
@@ -320,6 +345,16 @@ class S3Backend:
             except S3Error as told:
                 error = told
         return error.code or "", error.message or ""
+
+
+def _as_fetched(handle: int, ranges: Iterable[tuple[int, Future[int]]]) -> Iterator[bytes]:
+    """The bytes of a file that others fill, range by range, each as soon as it is there."""
+    for start, fetched in ranges:
+        end = fetched.result()
+        while start < end:
+            chunk = os.pread(handle, min(CHUNK_BYTES, end - start), start)
+            yield chunk
+            start += len(chunk)
 
 
 class _Checked:

@@ -210,7 +210,7 @@ class Store(ArtifactStore):
         fresh.mkdir()
         try:
             for name, entry in manifest.files.items():
-                if self.backend.get_file(f"{prefix}/{name}", fresh / name) != entry:
+                if self.backend.get_file(f"{prefix}/{name}", fresh / name, entry.size) != entry:
                     raise ValueError(name)
             fault_point("pull.filled")
             list_of(point).unlink(missing_ok=True)

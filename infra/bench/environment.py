@@ -21,7 +21,16 @@ def environment(name: str, *packages: str) -> Path:
     wanted = "\n".join(packages)
     if not done.exists() or done.read_text(encoding="utf-8") != wanted:
         venv.create(folder, with_pip=True, clear=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *packages]
+        command = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            *packages,
+        ]
         subprocess.run(command, check=True, stdout=sys.stderr)
         done.write_text(wanted, encoding="utf-8")
     return python

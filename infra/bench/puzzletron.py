@@ -16,13 +16,17 @@ import resource
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("modelopt", "modelopt.torch", "modelopt.torch.puzzletron", "modelopt.torch.puzzletron.mip")
 
 
-def load_run_mip():
+def load_run_mip() -> Any:
     """`run_mip` of the installed ModelOpt."""
-    root = Path(importlib.util.find_spec("modelopt").submodule_search_locations[0])
+    spec = importlib.util.find_spec("modelopt")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    root = Path(spec.submodule_search_locations[0])
     for name in PACKAGES:
         package = types.ModuleType(name)
         package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import highspy  # noqa: F401  loaded here, so that its loading is not timed
-from environment import environment
-from instances import Limits, Table, independent, layered, with_scores_times
 
 from components.search.layer_table import LayerTable
 from components.search.pools import pool
 from components.search.problem import Problem
 from components.search.proof import check
 from components.search.solver import Solution, certify, solve_problem
+from infra.bench.environment import environment
+from infra.bench.instances import Limits, Table, independent, layered, with_scores_times
 
 PEER = ("nvidia-modelopt==0.47.0", "pulp==3.3.2")
 SEEDS = range(5)

@@ -1,6 +1,8 @@
 """What can be wrong with an S3 store: each as one error with a way out, and nothing half-written."""
 
 import http.server
+import io
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from components.core import s3_http
-from components.core.errors import StoreError
+from components.core import s3, s3_http
+from components.core.artifact_store import blob_path
+from components.core.errors import CorruptArtifact, StoreError
 from components.core.store import Store, open_store
+from tests.s3_server import BUCKET, S3Server
 
 
 @pytest.fixture
@@ -139,6 +143,25 @@ def test_credentials_come_from_a_mounted_file(
 )
 def test_addresses_that_are_no_store(s3_uri: str, tmp_path: Path, source: Path, uri: str, words: str) -> None:
     assert words in refusal(uri, tmp_path, USES["claim"])
+
+
+@pytest.mark.parametrize("size", [5_000, 10_000, 10_001, 23_456])
+def test_a_large_object_comes_in_ranges_and_one_that_was_cut_is_noticed(
+    s3_uri: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(s3, "RANGE_BYTES", 5_000)
+    contents = random.Random(size).randbytes(size)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "weights").write_bytes(contents)
+    store = open_store(s3_uri, local=tmp_path / "here")
+    made = store.put_folder(tmp_path / "source", "model")
+    assert (store.fetch(made.digest) / "weights").read_bytes() == contents
+    path = f"{s3_uri.rpartition('/')[2]}/{blob_path(made.files['weights'].sha256)}"
+    for cut in (contents[:-1], contents[: size // 3]):
+        s3_server.client().put_object(BUCKET, path, io.BytesIO(cut), len(cut))
+        with pytest.raises(CorruptArtifact, match="was changed"):
+            open_store(s3_uri, local=tmp_path / "elsewhere").fetch(made.digest)
+        assert not (tmp_path / "elsewhere" / "artifacts" / made.digest).exists()
 
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
