@@ -60,9 +60,11 @@ def _parse(file: Path, text: bytes) -> dict[str, TensorEntry]:
     """The header's tensors, all of a known type."""
     try:
         header = json.loads(text, object_pairs_hook=_without_doubles)
+        if not isinstance(header, dict):
+            raise ValueError("no object")
         METADATA.validate_python(header.pop("__metadata__", {}))
         entries = ENTRIES.validate_python(header)
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, RecursionError):
         raise _damaged(file, "its header is not one of safetensors") from None
     for name, entry in entries.items():
         if entry.dtype not in DTYPE_BYTES:
