@@ -41,10 +41,18 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
     yield from _missing_files(recipe, graph)
     yield from _unreadable_files(recipe)
     yield from _unfit_tokenizer(recipe)
+    yield from _missing_keys(recipe)
     try:
         _check_search(recipe)
     except InputError as error:
         yield error
+
+
+def _missing_keys(recipe: Recipe) -> Iterator[InputError]:
+    """Trusted keys that are not there, which would be noticed only when the model is served."""
+    for path in recipe.trust.keys if recipe.trust is not None else ():
+        if not path.is_file():
+            yield RecipeError(f"trust.keys: no such file: {path}", hint="give public keys, PEM")
 
 
 def _unreadable_files(recipe: Recipe) -> Iterator[InputError]:

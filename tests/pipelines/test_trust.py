@@ -9,6 +9,7 @@ from rich.console import Console
 from components.core.errors import RecipeError, UntrustedArtifact
 from components.core.signatures import sign_artifact
 from components.core.store import Store, open_store
+from pipelines.checks import check
 from pipelines.cli import run_command
 from pipelines.local import run_recipe
 from pipelines.recipe import load_recipe
@@ -75,6 +76,8 @@ def test_what_is_demanded_is_checked_with_the_recipe(only_data: Path) -> None:
     trusted = load_recipe(only_data, ["trust={keys: [a.pub, b.pub], require: [parent]}"]).trust
     assert trusted is not None
     assert (trusted.keys, trusted.require) == ((Path.cwd() / "a.pub", Path.cwd() / "b.pub"), ("parent",))
+    with pytest.raises(RecipeError, match=r"trust.keys: no such file: .*a.pub"):
+        check(load_recipe(only_data, ["trust.keys=a.pub"]))
     for wrong in ("trust={}", "trust={keys: []}", "trust={keys: a.pub, require: [everything]}"):
         with pytest.raises(RecipeError, match="trust"):
             load_recipe(only_data, [wrong])
