@@ -301,7 +301,8 @@ def _readable(path: Path) -> IO[bytes]:
 def _flush(partial: Path, path: str) -> None:
     """Have the contents on the disk before they get their name; blobs are never written again."""
     with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
+        if os.fstat(stream.fileno()).st_size:
+            os.fsync(stream.fileno())
     partial.chmod(0o444 if path.startswith("blobs/") else 0o644)
 
 

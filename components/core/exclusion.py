@@ -32,12 +32,18 @@ class Marker:
     def __init__(self, backend: Backend, prefix: str) -> None:
         self._backend = backend
         self._path = f"{prefix}{uuid.uuid4().hex}.{_process(os.getpid())}"
-        self._renew()
+        self._written = time.monotonic()
+
+    def announce(self) -> None:
+        """Write the marker."""
+        self._backend.put(self._path, b"")
+        self._written = time.monotonic()
 
     def keep(self) -> None:
         """Renew the marker where that is due; to be called between long steps."""
         if time.monotonic() - self._written > RENEW_S:
-            self._renew()
+            with contextlib.suppress(StoreError):
+                self.announce()
 
     def remove(self) -> None:
         """Take the announcement back; a server that is away just now must not spoil what was done."""
@@ -60,15 +66,12 @@ class Marker:
                 alive.append(found.path)
         return alive
 
-    def _renew(self) -> None:
-        self._backend.put(self._path, b"")
-        self._written = time.monotonic()
-
 
 @contextlib.contextmanager
 def writing(backend: Backend) -> Iterator[None]:
     """Announce a writer, and wait for a clean-up that is at work."""
     marker = Marker(backend, WRITERS)
+    marker.announce()
     try:
         while marker.others(COLLECTORS):
             time.sleep(POLL_S)
@@ -91,6 +94,8 @@ def collecting(backend: Backend, wait_s: float) -> Iterator[Marker]:
     patience = time.monotonic() + wait_s
     while True:
         marker = Marker(backend, COLLECTORS)
+        with contextlib.suppress(StoreError):  # no space left: no writer can begin either, and this is the way out
+            marker.announce()
         try:
             writers = marker.others(WRITERS)
             if not writers:

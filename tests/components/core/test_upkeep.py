@@ -131,6 +131,20 @@ def test_a_clean_up_gives_up_where_a_writer_stays(open_here: Callable[[], Store]
     open_here().gc(wait_s=0)
 
 
+def test_a_full_store_can_be_cleaned(
+    open_here: Callable[[], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_here()
+    store.put_folder(folder_of(tmp_path / "source", a="a"), "data")
+
+    def full(*_: object) -> None:
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(store.backend, "put", full)
+    assert store.gc(grace_s=NO_GRACE_S)["artifacts"] == 1
+    assert open_here().documents("blobs/") == []
+
+
 def test_a_writer_inside_a_writer_is_one(open_here: Callable[[], Store], tmp_path: Path) -> None:
     store = open_here()
     with store.writing():
@@ -163,8 +177,8 @@ def test_markers_of_other_machines_count_until_they_are_stale(tmp_path: Path, mo
     backend = open_store(tmp_path).backend
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(exclusion, "_host", lambda: "elsewhere")
-        Marker(backend, WRITERS)
-        Marker(backend, COLLECTORS)
+        Marker(backend, WRITERS).announce()
+        Marker(backend, COLLECTORS).announce()
     (writer,) = (tmp_path / "writing").iterdir()
     (collector,) = (tmp_path / "collecting").iterdir()
     with pytest.raises(StoreError, match="elsewhere"), collecting(backend, 0):
