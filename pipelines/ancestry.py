@@ -8,7 +8,8 @@ from typing import Any
 
 from components.core.artifact_store import manifest_path
 from components.core.artifacts import Manifest, describe, hash_file
-from components.core.errors import CorruptArtifact, InputError, StoreError
+from components.core.errors import InputError
+from components.core.lineage_entries import manifest_of
 from components.core.store import StageRecord, Store
 from pipelines.names import nearest
 from pipelines.runs import artifact, artifacts, find_run, flat, run_names, run_records, stage_documents
@@ -229,11 +230,7 @@ class History:
 
     @functools.cache  # noqa: B019  a history lives as long as the answer to one question
     def _manifest(self, digest: str) -> Manifest | None:
-        """The manifest of an artifact; None where it is damaged or gone, which leaves its place in the lineage."""
-        try:
-            return self.store.manifest(digest)
-        except (CorruptArtifact, StoreError):
-            return None
+        return manifest_of(self.store, digest)
 
 
 def _stored(store: Store) -> Iterator[str]:
@@ -258,6 +255,6 @@ def _digest_of_folder(store: Store, folder: Path) -> str:
     """The artifact that a folder was exported from: the one with the same files."""
     files = describe(folder, "model").files
     for digest in _stored(store):
-        if store.manifest(digest).files == files:
+        if (manifest := manifest_of(store, digest)) and manifest.files == files:
             return digest
     raise InputError(f"{folder} holds no artifact of {store.uri}", hint=nearest(folder.name, run_names(store)))

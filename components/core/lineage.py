@@ -18,6 +18,7 @@ from components.core.lineage_entries import (
     batches,
     dataset_inputs,
     flatten,
+    kind_of,
     milliseconds,
     model_facts,
     numbers,
@@ -170,11 +171,14 @@ class Pipeline:
             found += page
         return found
 
+    def _kind(self, digest: str) -> str | None:
+        return kind_of(self.store, digest)
+
     def _data(self, records: Sequence[StageRecord]) -> list[tuple[str, str]]:
         """Name and digest of all data of the pipeline, given and made, so that pipelines compare by them."""
         made = {name: digest for record in records for name, digest in record.outputs.items()}
         known = {**made, **self.record["sources"]}.items()
-        return [(name, digest) for name, digest in known if self.store.manifest(digest).kind == "data"]
+        return [(name, digest) for name, digest in known if self._kind(digest) == "data"]
 
     def _deliver_stage(self, document: Mapping[str, Any], record: StageRecord, found: "Run | None") -> None:
         """One stage: settings, curves, what it read and made; ended last, which is what marks it whole."""
@@ -223,7 +227,7 @@ class Pipeline:
         from mlflow.entities import LoggedModelInput
 
         inputs = list(_each(record.inputs))
-        kinds = {digest: self.store.manifest(digest).kind for _, digest in inputs}
+        kinds = {digest: self._kind(digest) for _, digest in inputs}
         data = [(name, digest) for name, digest in inputs if kinds[digest] != "model"]
         models = {self.models.entry(digest) for _, digest in inputs if kinds[digest] == "model"}
         known = {model.model_id for model in run.inputs.model_inputs} if run.inputs else set()
@@ -234,7 +238,7 @@ class Pipeline:
         """The models that the stage made, each with the models it was made from."""
         from mlflow.entities import LoggedModelOutput
 
-        made = {name: digest for name, digest in record.outputs.items() if self.store.manifest(digest).kind == "model"}
+        made = {name: digest for name, digest in record.outputs.items() if self._kind(digest) == "model"}
         models = {
             self.models.entry(digest, name=name, run_id=run.info.run_id, record=record) for name, digest in made.items()
         }
@@ -335,7 +339,7 @@ class _Models:
         if record is not None:
             tags |= {f"{TAG}stage-key": record.key, f"{TAG}stage": record.stage, f"{TAG}code-digest": record.code}
             parents = [(f"{TAG}made-from.{name}", parent) for name, parent in _each(record.inputs)]
-            tags |= {name: parent for name, parent in parents if self._store.manifest(parent).kind == "model"}
+            tags |= {name: parent for name, parent in parents if kind_of(self._store, parent) == "model"}
         model = self._client.create_logged_model(
             self._experiment_id,
             name=self._roles.get(digest, name),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from components.core.architecture import Architecture
-from components.core.errors import TesseraError
+from components.core.artifacts import Manifest
+from components.core.errors import CorruptArtifact, StoreError, TesseraError
 from components.core.store import Store
 
 if TYPE_CHECKING:
@@ -88,9 +89,34 @@ def address(store: Store, digest: str) -> str:
     return f"{store.uri}#{digest}"
 
 
-def _files(store: Store, digest: str) -> str:
+def manifest_of(store: Store, digest: str) -> Manifest | None:
+    """The manifest of an artifact; None where it is damaged or gone, so that lineage goes on without its files.
+
+    Raises:
+        StoreError: the store cannot be asked.
+    """
+    try:
+        return store.manifest(digest)
+    except CorruptArtifact:
+        return None
+    except StoreError:
+        if store.backend.stat(f"artifacts/{digest}.json") is None:
+            return None
+        raise
+
+
+def kind_of(store: Store, digest: str) -> str | None:
+    """The kind of an artifact, as far as it can be told."""
+    manifest = manifest_of(store, digest)
+    return manifest.kind if manifest else None
+
+
+def _files(store: Store, digest: str) -> str | None:
     """Digests of an artifact's files, as far as MLflow has room for them."""
-    files = store.manifest(digest).files
+    manifest = manifest_of(store, digest)
+    if manifest is None:
+        return None
+    files = manifest.files
     first = {name: entry.sha256 for name, entry in itertools.islice(files.items(), MAX_FILES)}
     return json.dumps({"num_files": len(files), "bytes": sum(e.size for e in files.values()), "sha256": first})
 

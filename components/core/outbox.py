@@ -31,12 +31,15 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+REQUEST_TIMEOUT_S = 20
+"""How long an answer may take, unless the environment says `MLFLOW_HTTP_REQUEST_TIMEOUT`."""
 PROBE_TIMEOUT_S = 5.0
 PATIENCE_S = 60.0
 """How long a server that went away in the middle of a delivery is waited for."""
 PAUSE_S = 1.0
+MAX_TOLD = 3
+"""Runs that are named in one error."""
 
 
 def deliver(store: Store, run: str, tracking_uri: str, *, until: float = float("inf")) -> None:
@@ -94,8 +97,13 @@ def deliver_pending(
     refused: list[str] = []
     until = time.monotonic() + within_s
     with _alone(store):
-        for run in _pending(store, tracking_uri, anew or _is_lost(tracking_uri)):
+        paths = [path for path in store.documents("runs/") if path.endswith("/run.json")]
+        records = [record for path in paths if (record := store.whole_document(path)) is not None]
+        pending = _pending(store, records, tracking_uri, anew or _is_lost(tracking_uri))
+        # Runs that were killed did not end; what they finished is found again, as cached, by the runs that went on.
+        for run in [*(record["run"] for record in records if record["status"] not in ENDED), *pending]:
             record_curves(store, run)
+        for run in pending:
             try:
                 deliver(store, run, tracking_uri, until=until)
             except MlflowAway:
@@ -105,14 +113,15 @@ def deliver_pending(
             else:
                 told.append(run)
     if refused:
-        raise LineageError("; ".join(refused), hint="what is damaged is told by `tessera store verify`")
+        more = f"; and {len(refused) - MAX_TOLD} more" if len(refused) > MAX_TOLD else ""
+        raise LineageError(
+            "; ".join(refused[:MAX_TOLD]) + more, hint="what is damaged is told by `tessera store verify`"
+        )
     return told
 
 
-def _pending(store: Store, tracking_uri: str, anew: bool) -> list[str]:
+def _pending(store: Store, records: list[dict[str, Any]], tracking_uri: str, anew: bool) -> list[str]:
     """Ended runs without a receipt for how they ended, in the order in which they did."""
-    paths = [path for path in store.documents("runs/") if path.endswith("/run.json")]
-    records = [record for path in paths if (record := store.whole_document(path)) is not None]
     return [
         record["run"]
         for record in sorted(records, key=lambda record: record["finished"] or 0.0)
@@ -134,6 +143,7 @@ def _alone(store: Store) -> Iterator[None]:
 def _tracking(uri: str) -> Iterator["MlflowClient"]:
     """A client of a tracking server that answers, or of a database; whatever MLflow complains of becomes one error."""
     os.environ |= SETTINGS
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_S))
     _probe(uri)
     import mlflow
     from mlflow.exceptions import MlflowException

@@ -26,6 +26,8 @@ MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
 QUIET_S = 2.0
 """Shorter outages are bridged without a word."""
 MESSAGE_CHARACTERS = 200
+CONNECTION = re.compile(r"^HTTPS?Connection(Pool)?\(.*?\): ")
+"""What urllib3 begins its messages with, and the user knows."""
 
 log = logging.getLogger("tessera.store")
 
@@ -70,7 +72,7 @@ class PatientHttp(urllib3.PoolManager):
             except LocationValueError as error:
                 raise StoreError(f"no request can be sent to {self._server}: {error}", hint=CHECK) from None
             except HTTPError as error:
-                trouble, hint = f"cannot be reached: {getattr(error, 'reason', None) or error}", CHECK
+                trouble, hint = f"cannot be reached: {CONNECTION.sub('', str(error))}", CHECK
                 if isinstance(error, SSLError) and "certificate" in str(error).lower():
                     raise StoreError(f"the S3 server at {self._server} {trouble}", hint=hint) from None
             now = time.monotonic()

@@ -19,6 +19,7 @@ from components.core.runner import run_stage
 from components.core.store import open_store
 from pipelines import runs
 from pipelines.ancestry import History, file_digest, find_artifact
+from pipelines.cli import run_command
 from pipelines.graph import Graph, Made
 from pipelines.sources import ingest
 from tests.components.core.mlflow_records import mlflow_records
@@ -144,6 +145,27 @@ def test_a_registered_model_is_the_one_that_was_deployed_last(world: World) -> N
     for name in ("alpha", "alpha@champion", "models:/alpha@champion"):
         assert find_artifact(world.store, name) == world.roles["alpha-2"]["bundle"]
     assert find_artifact(world.store, "beta@champion") == world.roles["beta-1"]["bundle"]
+
+
+def test_the_command_answers_both_ways(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(what: str, *options: str) -> str:
+        assert run_command(["lineage", what, "--store", world.store.uri, *options]) == 0
+        return capsys.readouterr().out
+
+    bundle = world.roles["alpha-2"]["bundle"]
+    assert json.loads(told("alpha-2", "--json"))["digest"] == bundle
+    shown = told("alpha")
+    for words in (bundle[:12], world.file("shared"), world.file("chats-a"), "alpha-2", "by sft (code "):
+        assert words in shown
+    path = str(world.folder / "chats-b.jsonl")
+    assert {model["digest"] for model in json.loads(told(path, "--json"))["seen_by"]} == {
+        world.roles["beta-1"]["sft"],
+        world.roles["beta-1"]["bundle"],
+    }
+    assert "seen by 2 models" in told(path)
+    (world.folder / "stranger").write_text("stranger")
+    assert run_command(["lineage", str(world.folder / "stranger"), "--store", world.store.uri]) == 2
+    assert "holds a file with sha256" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,7 @@ def test_recorded_curves_are_found_by_the_key_of_the_stage(tmp_path: Path) -> No
         events.emit(progress(1, 3.0))
     with events_path(store, "r", "sft").open("a") as stream:
         stream.write('{"type": "progress", "cut off')
+        stream.write('{"type": "progress"}\n')  # what came after it on the same line is lost with it
     record_curves(store, "r")
     assert stage_curves(open_store(tmp_path), "key of sft")["loss"]["value"] == [3.0]
     assert stage_curves(store, "key of sea") == {}

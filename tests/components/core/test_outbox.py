@@ -98,16 +98,18 @@ def test_answers_that_are_lost_and_requests_that_are_make_nothing_twice(
 def test_requests_that_a_slow_server_carries_out_too_late_make_nothing_twice(
     server: MlflowServer, proxy: FaultyProxy, store: Store, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(outbox.SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     late = ("runs/create", "logged-models", "model-versions/create")
     proxy.faults = [Fault("late", "POST", path, skip=STEPS[path], after=1.3) for path in late]
     deliver(store, "one", proxy.endpoint)
     assert_told_once(store, server, name)
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_delivery_and_restarted_is_waited_for(
-    server: MlflowServer, proxy: FaultyProxy, store: Store, name: str, tmp_path: Path
+    server: MlflowServer, proxy: FaultyProxy, store: Store, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE_S", 200.0)  # the server starts in 10 s on a quiet machine
     proxy.faults = [Fault("hang", "POST", "runs/outputs", skip=1)]
 
     def kill_and_restart() -> None:
@@ -118,8 +120,10 @@ def test_a_server_killed_in_the_middle_of_a_delivery_and_restarted_is_waited_for
 
     killer = threading.Thread(target=kill_and_restart)
     killer.start()
-    deliver(store, "one", proxy.endpoint)
-    killer.join()
+    try:
+        deliver(store, "one", proxy.endpoint)
+    finally:
+        killer.join()
     assert_told_once(store, server, name)
 
 
@@ -157,7 +161,7 @@ def test_what_a_slow_server_has_not_taken_in_time_is_told_the_next_time(
 def test_a_server_that_stops_answering_in_the_middle_is_given_up_after_a_while(
     proxy: FaultyProxy, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(outbox.SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setattr(outbox, "PROBE_TIMEOUT_S", 0.5)
     monkeypatch.setattr(outbox, "PATIENCE_S", 1.0)
     proxy.faults = [Fault("hang", skip=9, times=999)]
@@ -201,6 +205,23 @@ def test_runs_arrive_in_the_order_in_which_they_ended_and_one_that_is_refused_ke
     with pytest.raises(LineageError, match="run damaged: a file was changed"):
         deliver_pending(store, uri)
     assert order == ["three", "one", "two"]
+
+
+def test_curves_of_stages_that_a_killed_run_finished_are_told_by_the_run_that_went_on(
+    tmp_path: Path, name: str
+) -> None:
+    store = open_store(tmp_path / "store")
+    another_run(store, name, "killed")
+    for path in store.documents("curves/"):
+        store.backend.delete(path)
+    store.put_document("runs/killed/run.json", store.document("runs/killed/run.json") | {"status": "running"})
+    another_run(store, name, "went-on", cached=True)
+    assert store.documents("curves/") == []
+    assert deliver_pending(store, f"sqlite:///{tmp_path / 'mlflow.db'}") == ["went-on"]
+    metrics = {
+        (stage, metric) for stage, _, metric, *_ in mlflow_records(tmp_path / "mlflow.db", name, name)["metrics"]
+    }
+    assert ("sft", "loss") in metrics
 
 
 def wait_for_hang(proxy: FaultyProxy) -> None:

@@ -285,6 +285,7 @@ def test_a_server_killed_in_the_middle_of_an_upload_and_restarted_is_bridged(
     assert_whole(uri, digest, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_server_gone_for_ten_seconds_is_waited_for_and_spoken_of(
     mortal: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
