@@ -16,6 +16,7 @@ from components.core.errors import CorruptArtifact
 from components.core.lineage import LineageError, MlflowAway, Pipeline
 from components.core.outbox import deliver, deliver_pending
 from components.core.store import Store, open_store
+from pipelines.runs import artifacts
 from tests.components.core.mlflow_records import mlflow_records
 from tests.components.core.test_lineage import recorded_run
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
@@ -222,6 +223,17 @@ def test_curves_of_stages_that_a_killed_run_finished_are_told_by_the_run_that_we
         (stage, metric) for stage, _, metric, *_ in mlflow_records(tmp_path / "mlflow.db", name, name)["metrics"]
     }
     assert ("sft", "loss") in metrics
+
+
+def test_artifacts_that_are_damaged_or_gone_keep_their_place(tmp_path: Path, name: str, store: Store) -> None:
+    roles = artifacts(store, "one")
+    store.backend.delete(f"artifacts/{roles['chats']}.json")
+    store.backend.put(f"artifacts/{roles['parent']}.json", b"{}")
+    assert deliver_pending(store, f"sqlite:///{tmp_path / 'mlflow.db'}") == ["one"]
+    told = mlflow_records(tmp_path / "mlflow.db", name, name)
+    (sft,) = [run for run in told["runs"] if run["name"] == "sft"]
+    assert ("chats", roles["chats"][:36], None) in sft["data"]
+    assert sft["tags"]["tessera.dev/output.tuned"] == roles["sft"]
 
 
 def wait_for_hang(proxy: FaultyProxy) -> None:
