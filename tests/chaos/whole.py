@@ -24,8 +24,8 @@ RECIPE = Path(__file__).with_name("whole.yaml")
 MARKER = "TESSERA_CHAOS"
 KINDS = ("tree -9", "command -9", "one child -9", "one child -9", "SIGTERM", "SIGINT", "point")
 POINTS = sorted(name for name in faults.POINTS if not name.startswith(("s3.", "mirror.", "pull.", "folder.delete")))
-MAX_KILLS = 12
-LONGEST_S = 30.0
+MAX_KILLS = 20
+LONGEST_S = 60.0
 """Before a kill at any moment; enough for a task to start and get on."""
 PATIENCE_S = 150.0
 """After this a run that was stopped or killed must have no process left."""
