@@ -4,6 +4,7 @@ It has a process group of its own, so that a run ends as a whole; its output, KF
 """
 
 import functools
+import getpass
 import json
 import os
 import signal
@@ -33,6 +34,8 @@ def main(order_file: Path) -> None:
     pipeline = build_pipeline(graph, order["sources"], known=order["known"])
     with workspace(_temporary(), str(os.getpid())) as root:
         # KFP and torchrun leave files behind that this block removes; in a short path, since sockets are among them.
+        # What torch has compiled stays.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}")
         os.environ["TMPDIR"] = tempfile.tempdir = str(root)
         # A virtual environment of its own for each task would install KFP anew; everything a stage needs is in ours.
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))

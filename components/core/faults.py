@@ -53,6 +53,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "point.begun": "a resume point has its folder, under another name",
         "point.written": "it has all files",
         "point.cleared": "what was in its place is gone",
+        "point.placed": "it has its name, the list that makes it count is not there",
         "point.named": "it counts",
         "point.mirrored": "a remote store has it",
         "point.trimmed": "older points are gone",

@@ -130,6 +130,7 @@ class Resume:
         shutil.rmtree(final, ignore_errors=True)
         fault_point("point.cleared")
         partial.rename(final)
+        fault_point("point.placed")
         write_list(final)
         fault_point("point.named")
         if self.mirror is not None:
