@@ -38,6 +38,8 @@ OVERSHOOT = 1.05
 """Share of the way to the goal that a step aims at: just beyond, where floats are trusted."""
 SHRINK = 0.7
 """When a better choice leaves this share of the options or less, the tree is begun anew: smaller, it grows faster."""
+IMPROVED = 8
+"""Batches from whose nearest choice a better one is sought: so many, then one in so many."""
 NEAR = 1e-9
 """Choices that exceed a scaled limit by no more are looked at exactly."""
 
@@ -111,7 +113,7 @@ class _Tree:
         self.kept = kept
         self.step = problem.step
         self.nodes: list[ProofNode] = []
-        self.num_nodes = 0
+        self.num_nodes = self.num_batches = 0
         self.stopped = False
         self.unit = 2.0**-scaled.score_exponent
         priced_KJ = scaled.priced(root_R)
@@ -212,6 +214,7 @@ class _Tree:
         """Bound, cross out and split some nodes; says whether the goal came closer."""
         before = self.kept.goal
         self.num_nodes += len(batch.bounds_N)
+        self.num_batches += 1
         changes_NKJ = self._climb(batch)
         goal = self._goal()
         open_N = ~self._closed(batch, goal)
@@ -261,7 +264,7 @@ class _Tree:
             active_N = active_N[(batch.bounds_N[active_N] < goal) & (length_N > 0)]
             if not len(active_N):
                 break
-        if nearest is not None:
+        if nearest is not None and (self.num_batches <= IMPROVED or self.num_batches % IMPROVED == 0):
             self._consider(improve(self.scaled, self.reduced_KJ, self._whole_choice(nearest[1])))
         return changes_NKJ
 
