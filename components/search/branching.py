@@ -14,7 +14,7 @@ Source: M. L. Fisher, 1981; B. T. Polyak, Minimization of unsmooth functionals, 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -38,6 +38,8 @@ OVERSHOOT = 1.05
 """Share of the way to the goal that a step aims at: just beyond, where floats are trusted."""
 SHRINK = 0.7
 """When a better choice leaves this share of the options or less, the tree is begun anew: smaller, it grows faster."""
+FEW_NODES = 2_000
+"""Nodes after which, with no choice within the limits found, one is sought whatever it scores."""
 IMPROVED = 8
 """Batches from whose nearest choice a better one is sought: so many, then one in so many."""
 NEAR = 1e-9
@@ -73,6 +75,7 @@ def search(
     time_limit_s: float = math.inf,
     max_nodes: int | None = None,
     record: bool = False,
+    good_enough: Fraction | None = None,
 ) -> Outcome:
     """Find the best choice and prove it, or several that differ.
 
@@ -84,6 +87,7 @@ def search(
         time_limit_s: when to stop, seconds.
         max_nodes: when to stop, nodes of the tree.
         record: keep the proof; only a search that begins with the best choice proves it in one piece.
+        good_enough: a score to stop at, without a proof.
     """
     deadline = time.monotonic() + time_limit_s
     scaled = Scaled.of(problem)
@@ -91,18 +95,39 @@ def search(
     for choice in known:
         kept.offer(choice, problem.objective(choice))
     root_R = best_multipliers(scaled)
+    few_nodes = FEW_NODES if max_nodes is None and problem.names else max_nodes
     while True:
         tree = _Tree(problem, scaled, root_R, kept, record)
-        if not tree.grow(deadline, max_nodes) and (tree.stopped or kept.settled()):
+        if tree.grow(deadline, max_nodes if kept.found else few_nodes, good_enough):
+            continue
+        if tree.stopped and not kept.found and few_nodes != max_nodes:
+            few_nodes = max_nodes
+            index = int((root_R * np.abs(scaled.rooms_R)).argmax())
+            within = _meet(problem, index, deadline - time.monotonic())
+            if not within.found:
+                return Outcome([], kept.goal, within.complete, scaled.in_units(root_R))
+            kept.offer(within.found[0][0], problem.objective(within.found[0][0]))
+        elif tree.stopped or kept.settled():
             break
     bound, complete = tree.bound()
     return Outcome(kept.found, bound, complete, scaled.in_units(root_R), tree.nodes)
 
 
+def _meet(problem: Problem, index: int, time_limit_s: float) -> Outcome:
+    """A choice within the limits, whatever it scores: the least of one limit's cost under the others comes below it."""
+    others = problem.only([name for number, name in enumerate(problem.names) if number != index])
+    room = problem.rooms[index]
+    costs_KJ = problem.costs_KJR[:, :, index]
+    outcome = search(others.with_scores(costs_KJ), time_limit_s=time_limit_s, good_enough=room)
+    met = [scored for scored in outcome.found if scored[1] <= room]
+    return replace(outcome, found=met, complete=bool(met) or outcome.complete or outcome.bound > room)
+
+
 def _ceiling(problem: Problem) -> Fraction:
     """More than any choice scores."""
-    ceiling = float(np.where(problem.allowed_KJ, problem.scores_KJ, -np.inf).max(axis=1).sum())
-    return Fraction(ceiling) + Fraction(abs(ceiling) + float(np.abs(problem.scores_KJ).max()) + 1.0) / 1000
+    highest = float(np.where(problem.allowed_KJ, problem.scores_KJ, -np.inf).max(axis=1).sum())
+    margin = (abs(highest) + float(np.abs(problem.scores_KJ).max())) / 1000
+    return Fraction(highest) + Fraction(margin or 1)
 
 
 class _Tree:
@@ -180,10 +205,12 @@ class _Tree:
         dominated_KJ: Flags = beats_KJJ.any(axis=1)
         return dominated_KJ
 
-    def grow(self, deadline: float, max_nodes: int | None) -> bool:
-        """Work on open nodes until none is left or time is over; True asks for a smaller tree."""
+    def grow(self, deadline: float, max_nodes: int | None, good_enough: Fraction | None) -> bool:
+        """Work on open nodes until none is left or it is time to stop; True asks for a smaller tree."""
         while len(self.bounds_N):
-            if time.monotonic() > deadline or (max_nodes is not None and self.num_nodes >= max_nodes):
+            over = time.monotonic() > deadline or (max_nodes is not None and self.num_nodes >= max_nodes)
+            good = good_enough is not None and self.kept.enough and self.kept.goal <= good_enough
+            if over or good:
                 self.stopped = True
                 return False
             improved = self._work(self._take())
@@ -196,11 +223,11 @@ class _Tree:
     def bound(self) -> tuple[Fraction, bool]:
         """What is proven, and whether all is."""
         if not len(self.bounds_N):
-            return self.kept.goal, True
+            return self.kept.closed_at, True
         doubt_N = self.scaled.doubt(self.multipliers_NR)
         lowest = float(np.min(self.bounds_N - doubt_N))
         lowest = max(lowest, self.root_bound - self.doubt)
-        return min(Fraction(math.ldexp(lowest, self.scaled.score_exponent)), self.kept.goal), False
+        return min(Fraction(math.ldexp(lowest, self.scaled.score_exponent)), self.kept.closed_at), False
 
     def _take(self) -> "_Batch":
         """The newest nodes, the best of their siblings: deep early, so that choices are found and memory is small."""

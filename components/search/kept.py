@@ -23,6 +23,7 @@ class Kept:
         goal: choices that score so much or more do not matter.
         enough: whether the goal comes from choices that are known.
         found: these, best first.
+        closed_at: the closest that the goal has been.
     """
 
     def __init__(self, count: int, distance: int, ceiling: Fraction) -> None:
@@ -35,7 +36,7 @@ class Kept:
         """
         self.count, self.distance = count, distance
         self.goal, self.enough = ceiling, False
-        self._closest: Fraction | None = None
+        self.closed_at = ceiling
         self.found: list[Scored] = []
 
     def offer(self, choice: Choice, objective: Fraction) -> None:
@@ -48,14 +49,14 @@ class Kept:
         wanted = far_apart(self.found, self.count, self.distance)
         if len(wanted) == self.count:
             self.goal, self.enough = wanted[-1][1], True
-            self._closest = self.goal if self._closest is None else min(self._closest, self.goal)
+            self.closed_at = min(self.closed_at, self.goal)
             if self.count == 1:
                 self.found = wanted
 
     def settled(self) -> bool:
         """Whether all nodes were closed by a goal that still holds; else they have to be opened again."""
-        settled = self._closest is None or self._closest == self.goal
-        self._closest = self.goal if self.enough else None
+        settled = self.closed_at == self.goal
+        self.closed_at = self.goal
         return settled
 
 

@@ -125,7 +125,7 @@ class Problem:
             self,
             costs_KJR=np.concatenate([self.costs_KJR, agrees_KJ[:, :, None]], axis=2),
             limits=(*self.limits, Fraction(len(earlier) - distance)),
-            names=(*self.names, "agreement"),
+            names=(*self.names, f"agreement {len(self.names)}"),
             fixed=(*self.fixed, Fraction(0)),
         )
 

@@ -153,13 +153,27 @@ def test_scores_of_any_size_give_the_same_choice_and_an_exact_proof() -> None:
 
 def test_proofs_hold_where_options_are_dominated() -> None:
     generator = np.random.default_rng(5)
-    for _ in range(5):
-        scores = generator.random((40, 20)).tolist()
-        costs = {name: generator.random((40, 20)).tolist() for name in "abc"}
-        problem = Problem.of(scores, costs, dict.fromkeys("abc", 11.0))
+    for _ in range(2):
+        scores = generator.random((30, 20)).tolist()
+        costs = {name: generator.random((30, 20)).tolist() for name in "abc"}
+        problem = Problem.of(scores, costs, dict.fromkeys("abc", 9.0))
         solution = solve_problem(problem)
         assert solution is not None
         assert check(scores, costs, certify(problem, solution.choice)) == 0
+
+
+def test_limits_that_no_choice_meets_by_a_hair() -> None:
+    generator = np.random.default_rng(6)
+    scores, sizes = generator.random((40, 20)), generator.random((40, 20, 3))
+    costs = {name: sizes[:, :, index].tolist() for index, name in enumerate("abc")}
+    others = Problem.of(costs["a"], costs, {"b": 9.0, "c": 9.0})
+    least = solve_problem(others)
+    assert least is not None
+    for missing in (0.0, 1e-7, 1e-3):
+        problem = Problem.of(scores.tolist(), costs, {"a": least.objective - missing, "b": 9.0, "c": 9.0})
+        found = solve_problem(problem)
+        assert (found is None) == (missing > 0)
+    assert find_conflict(problem)["a"] == least.objective
 
 
 def test_a_proof_that_was_tampered_with_is_refused() -> None:
