@@ -2,8 +2,8 @@
 
 A node is a set of options that each slot may still hold. Its multipliers begin as its parent's and climb towards the
 best known objective (Polyak's step); once the Lagrangian gets there, no choice in the node is better. Otherwise options
-whose reduced cost would lift the bound so far are crossed out, and the node is split at the slot whose best option
-changed most while the multipliers moved. Bounds are computed in floats and trusted only beyond their doubt; what lies
+whose reduced cost would lift the bound so far are crossed out, and the node is split at the slot whose costs changed
+most while the multipliers moved. Bounds are computed in floats and trusted only beyond their doubt; what lies
 within it is computed again in whole numbers.
 
 Shape letters: N nodes, K slots that are not decided, J options of a slot (padded), R limited costs.
@@ -28,13 +28,13 @@ from components.search.relaxation import Scaled, best_multipliers
 
 Numbers = NDArray[np.int64]
 
-NUM_STEPS = 9
+NUM_STEPS = 6
 """Steps that multipliers climb in a node."""
 BATCH_SIZE = 256
 """Nodes at a time, where options are few."""
 BATCH_VALUES = 60_000
 """Options of all nodes of a batch: about what the processor's cache holds."""
-OVERSHOOT = 1.05
+OVERSHOOT = 1.15
 """Share of the way to the goal that a step aims at: just beyond, where floats are trusted."""
 SHRINK = 0.7
 """When a better choice leaves this share of the options or less, the tree is begun anew: smaller, it grows faster."""
@@ -342,8 +342,7 @@ class _Tree:
         allowed_NKJ = batch.allowed_NKJ & (reached_NKJ - 2 * doubt_N[:, None, None] < goal)
         counts_NK = allowed_NKJ.sum(axis=2)
         changes_NKJ = np.where(allowed_NKJ, changes_NKJ, 0.0)
-        steady_NK = changes_NKJ.max(axis=2) / np.maximum(changes_NKJ.sum(axis=2), 1e-9)
-        slots_N = np.where(counts_NK > 1, 2.0 - steady_NK, 0.0).argmax(axis=1)
+        slots_N = np.where(counts_NK > 1, 1e-9 + self._unrest(batch, changes_NKJ), 0.0).argmax(axis=1)
         nodes_N = np.arange(num_nodes)
         empty_N = (counts_NK == 0).any(axis=1)
         leaf_N = empty_N | (counts_NK[nodes_N, slots_N] == 1)
@@ -363,6 +362,15 @@ class _Tree:
         self.multipliers_NR = np.concatenate([self.multipliers_NR, batch.multipliers_NR[parents_C][order_C]])
         self.bounds_N = np.concatenate([self.bounds_N, bounds_C[order_C]])
         self.ids_N = np.concatenate([self.ids_N, ids_C[order_C]])
+
+    def _unrest(self, batch: "_Batch", changes_NKJ: Floats) -> Floats:
+        """How much the priced costs of each slot changed while multipliers moved: variances, summed over the costs."""
+        shares_NKJ = changes_NKJ / np.maximum(changes_NKJ.sum(axis=2, keepdims=True), 1e-9)
+        unrest_NK = np.zeros(shares_NKJ.shape[:2])
+        for costs_KJ, prices_N in zip(np.moveaxis(self.costs_KJR, 2, 0), batch.multipliers_NR.T, strict=True):
+            variance_NK = (shares_NKJ * costs_KJ**2).sum(axis=2) - (shares_NKJ * costs_KJ).sum(axis=2) ** 2
+            unrest_NK += np.maximum(variance_NK, 0.0) * prices_N[:, None] ** 2
+        return unrest_NK
 
     def _note(self, batch: "_Batch", which_N: Flags) -> None:
         """Record nodes that need no children."""
