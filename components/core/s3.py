@@ -24,7 +24,7 @@ PART_BYTES = 8 << 20
 """Smallest part of a multipart upload; S3 allows 10,000 parts, so large files get larger ones."""
 MAX_PARTS = 9_000
 PARTS_AT_A_TIME = 4
-"""Parts of one file under way: with this, an upload holds at most five parts in memory, a download four chunks."""
+"""Parts of one file under way: with this, an upload holds six parts in memory, a download four chunks."""
 RANGE_BYTES = 32 << 20
 """A larger object is read in ranges of this size, several at a time."""
 CHUNK_BYTES = 1 << 20
