@@ -95,7 +95,7 @@ def search(
     for choice in known:
         kept.offer(choice, problem.objective(choice))
     root_R = best_multipliers(scaled)
-    few_nodes = FEW_NODES if max_nodes is None and problem.names else max_nodes
+    few_nodes = FEW_NODES if problem.names and (max_nodes is None or max_nodes > FEW_NODES) else max_nodes
     while True:
         tree = _Tree(problem, scaled, root_R, kept, record)
         if tree.grow(deadline, max_nodes if kept.found else few_nodes, good_enough):

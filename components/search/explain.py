@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from components.search.problem import Choice
-from components.search.solver import solve_problem
+from components.search.solver import MAX_NODES, solve_problem
 from components.search.space import Part
 from components.search.table import Costs, OptionTable
 
@@ -83,7 +83,7 @@ def _alternative(
     """The best child in which a slot holds one of its options."""
     problem = table.problem(table.scores, limits)
     chosen = choice[number] == index
-    solution = solve_problem(problem.with_fixed({number: index}), known=[choice] if chosen else [])
+    solution = solve_problem(problem.with_fixed({number: index}), known=[choice] if chosen else [], max_nodes=MAX_NODES)
     option = table.slots[number].options[index]
     if solution is None:
         return Alternative(option.name, chosen, option.score, option.costs, None, None, None, None)

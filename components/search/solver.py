@@ -22,6 +22,9 @@ from components.search.table import RESOURCES, Costs, OptionTable
 MAX_PROOF_NODES = 20_000
 """Larger proofs are not kept: the certificate then has the root's bound and says how far it is from the objective."""
 
+MAX_NODES = 1_000_000
+"""Where a search gives up the proof, some minutes: counted in nodes, so that equal searches give equal answers."""
+
 Status = Literal["optimal", "feasible"]
 
 
@@ -48,18 +51,25 @@ class Solution:
     status: Status
 
 
-def solve_problem(problem: Problem, *, time_limit_s: float = math.inf, known: Sequence[Choice] = ()) -> Solution | None:
+def solve_problem(
+    problem: Problem,
+    *,
+    time_limit_s: float = math.inf,
+    max_nodes: int | None = None,
+    known: Sequence[Choice] = (),
+) -> Solution | None:
     """The choice with the lowest sum of scores within the limits, or None if there is none.
 
     Args:
         problem: options and limits.
         time_limit_s: after so many seconds the best choice so far is returned with its gap.
+        max_nodes: the same after so many nodes.
         known: choices within the limits, to begin with.
 
     Raises:
         TimeIsOver: see there.
     """
-    solutions = solutions_of(search(problem, known=known, time_limit_s=time_limit_s))
+    solutions = solutions_of(search(problem, known=known, time_limit_s=time_limit_s, max_nodes=max_nodes))
     return solutions[0] if solutions else None
 
 
@@ -156,7 +166,7 @@ def solve_table(table: Mapping[str, JsonValue], limits: Limits) -> tuple[OptionT
 
 def minimise(table: OptionTable, objective: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Solution | None:
     """The choice with the lowest sum of `objective[slot][option]` within limits, or None if there is none."""
-    return solve_problem(table.problem(objective, limits))
+    return solve_problem(table.problem(objective, limits), max_nodes=MAX_NODES)
 
 
 def pareto_front(
@@ -187,6 +197,8 @@ def _infeasible(table: OptionTable, limits: Mapping[str, float]) -> InfeasibleBu
         ((resource, least),) = best.items()
         message = f"no choice of blocks fits {resource}={limits[resource]:.6g}; the smallest reachable is {least:.6g}"
         return InfeasibleBudget(message, hint=f"{hint}.{resource}")
+    if not best:
+        return InfeasibleBudget("no choice of blocks meets all limits together", hint=hint)
     reach = ", ".join(f"{resource}={least:.6g} instead of {limits[resource]:.6g}" for resource, least in best.items())
     return InfeasibleBudget(
         f"no choice of blocks meets all limits together; each alone could give way: {reach}", hint=hint

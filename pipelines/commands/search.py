@@ -210,7 +210,9 @@ def _tell_conflict(
         print_json({"status": "infeasible", "conflict": list(best), "best": best, "seconds": seconds})
         return
     reach = ", ".join(f"{name} {limits[name]:,.6g} (at best {value:,.6g})" for name, value in best.items())
-    console().print(f"infeasible: no choice meets {reach}" + (" together" if len(best) > 1 else ""), highlight=False)
+    console().print(
+        f"infeasible: no choice meets {reach or 'all limits'}" + (" together" if len(best) > 1 else ""), highlight=False
+    )
 
 
 def _limits(pairs: list[str]) -> dict[str, float]:
