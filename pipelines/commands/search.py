@@ -127,7 +127,7 @@ def explain(
                 "none fits" if alternative.objective is None else f"{alternative.objective:.4g}",
                 "" if alternative.difference is None else f"{alternative.difference:+.4g}",
                 "" if alternative.changed is None else str(alternative.changed),
-                *("" if costs is None else f"{costs.of(name):,.6g}" for name in RESOURCES),
+                *("" if costs is None else _shown(costs.of(name)) for name in RESOURCES),
             )
         screen.print(shown)
 
@@ -183,7 +183,7 @@ def check(
 def print_choice(layers: "LayerTable", solution: dict[str, Any], heading: str) -> None:
     """A choice for people to read."""
     screen = console()
-    costs = ", ".join(f"{name} {value:,.6g}" for name, value in solution["costs"].items())
+    costs = ", ".join(f"{name} {_shown(value)}" for name, value in solution["costs"].items())
     screen.print(
         f"{heading}{solution['status']}: score {solution['objective']:.6g}, bound {solution['bound']:.6g}, "
         f"gap {solution['gap']:.2g}; {costs}",
@@ -213,6 +213,11 @@ def _tell_conflict(
     console().print(
         f"infeasible: no choice meets {reach or 'all limits'}" + (" together" if len(best) > 1 else ""), highlight=False
     )
+
+
+def _shown(value: float) -> str:
+    """A cost as people read it: whole numbers in full."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
 def _limits(pairs: list[str]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from components.search.results import SearchTable
+from components.search.solver import certify
 from pipelines.cli import run_command
 from tests.pipelines.made_up_run import SEARCH
 
@@ -145,3 +146,21 @@ def test_explain_says_what_every_other_option_would_cost(tmp_path: Path, capsys:
     assert "attention of layer 1" in capsys.readouterr().out
     assert run_command(["search", "explain", str(path), "--layer", "99"]) == 2
     assert "the parent has no layer 99" in capsys.readouterr().err
+
+
+def test_the_certificate_of_a_search_is_checked_against_its_own_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof = certify(SEARCH.problem(SEARCH.scores, SEARCH.limits), SEARCH.child.choice)
+    path = tmp_path / "search.json"
+    path.write_text(SEARCH.model_copy(update={"certificate": proof}).model_dump_json())
+    assert run_command(["search", "check", str(path)]) == 0
+    assert "the choice is the best within its limits" in capsys.readouterr().out
+    changed = json.loads(path.read_text())
+    changed["fixed"]["latency_ms"] += 1.0
+    path.write_text(json.dumps(changed))
+    assert run_command(["search", "check", str(path)]) == 1
+    assert "the choice exceeds a limit" in capsys.readouterr().err
+    path.write_text(SEARCH.model_dump_json())
+    assert run_command(["search", "check", str(path)]) == 2
+    assert "kept no certificate" in capsys.readouterr().err

@@ -146,6 +146,19 @@ def test_pareto_front_ends_at_the_parent_and_never_gets_worse() -> None:
     assert front[0][0] == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("resource", ["parameters", "kv_bytes_per_token"])
+def test_a_front_over_any_resource_begins_at_the_least_of_it(resource: str) -> None:
+    table = two_layers()
+    front = pareto_front(table, {"latency_ms": 6.0}, 4, resource)
+    limits = [limit for limit, _ in front]
+    assert limits[0] == min(
+        table.costs(choice).of(resource) for choice in itertools.product((0, 1), (0, 1, 2), (0, 1, 2), (0, 1, 2))
+    )
+    assert limits[-1] == table.costs(table.parent_choice).of(resource)
+    for limit, solution in front:
+        assert solution.objective == pytest.approx(brute_force(table, {"latency_ms": 6.0, resource: limit}))
+
+
 def test_a_written_table_is_solved_again_under_other_limits() -> None:
     written = two_layers().model_dump(mode="json") | {"limits": {}}
     options, solution = solve_table(written, Limits(latency_ms="100%"))
