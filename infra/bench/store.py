@@ -191,7 +191,13 @@ def cache_hit(folder: Path, store_uri: str) -> list[Row]:
     subprocess.run(["sync"], check=True)
     dropped = _drop_page_cache()
     start = time.perf_counter()
-    command = [Path(sys.executable).with_name("tessera"), "run", "pipelines/recipes/demo.yaml", "--store", store_uri]
+    command = [
+        str(Path(sys.executable).with_name("tessera")),
+        "run",
+        "pipelines/recipes/demo.yaml",
+        "--store",
+        store_uri,
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
     read, there = _bytes_verified(open_store(store_uri))
