@@ -174,7 +174,10 @@ def _check_inputs(stage: Stage, inputs: Digests, store: Store) -> None:
         value = inputs.get(name)
         if not value:
             if not declared.optional:
-                raise InputError(f"stage {stage.name} needs the input {name!r}: {declared.doc}")
+                raise InputError(
+                    f"stage {stage.name} needs the input {name!r}: {declared.doc}",
+                    hint=f"for a stage alone: --input {name}=PATH; in a recipe an earlier stage makes it",
+                )
             continue
         for digest in value if isinstance(value, list) else [value]:
             kind = store.manifest(digest).kind
