@@ -104,11 +104,9 @@ def _public_key(path: Path) -> PublicKey:
         key = serialization.load_pem_public_key(_pem(path))
     except (ValueError, UnsupportedAlgorithm):
         raise InputError(f"{path} is no public key", hint="PEM, ECDSA on P-256 or Ed25519") from None
-    if isinstance(key, ed25519.Ed25519PublicKey):
+    if isinstance(key, ed25519.Ed25519PublicKey) or (isinstance(key, ec.EllipticCurvePublicKey) and _is_p256(key)):
         return key
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
-        return key
-    raise InputError(f"{path} is a key of another kind", hint="ECDSA on P-256 or Ed25519")
+    raise _of_another_kind(path)
 
 
 def _private_key(path: Path) -> PrivateKey:
@@ -120,11 +118,17 @@ def _private_key(path: Path) -> PrivateKey:
             f"{path} is no private key, or its password is another",
             hint=f"PEM, ECDSA on P-256 or Ed25519; the password of an encrypted one in {PASSWORD}",
         ) from None
-    if isinstance(key, ed25519.Ed25519PrivateKey):
+    if isinstance(key, ed25519.Ed25519PrivateKey) or (isinstance(key, ec.EllipticCurvePrivateKey) and _is_p256(key)):
         return key
-    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
-        return key
-    raise InputError(f"{path} is a key of another kind", hint="ECDSA on P-256 or Ed25519")
+    raise _of_another_kind(path)
+
+
+def _is_p256(key: ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) -> bool:
+    return isinstance(key.curve, ec.SECP256R1)
+
+
+def _of_another_kind(path: Path) -> InputError:
+    return InputError(f"{path} is a key of another kind", hint="ECDSA on P-256 or Ed25519")
 
 
 def _pem(path: Path) -> bytes:
