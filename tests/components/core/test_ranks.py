@@ -15,7 +15,7 @@ from components.core import errors, faults
 from components.core.errors import DataError, StageFailed, TesseraError
 from components.core.job import Interrupted, Job, Placement, Resume, Silent
 from components.core.ranks import FAILURE, _failure
-from components.core.runner import run_stage
+from components.core.runner import run_stage, stage_key
 from components.core.store import open_store
 from tests.chaos.processes import living_with
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
@@ -52,6 +52,20 @@ def test_the_rank_that_knows_why_is_believed(
 
     assert type(error) is raised
     assert message in str(error)
+
+
+def test_resume_points_of_ranks_reach_a_remote_store(
+    s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3_uri, local=tmp_path / "here")
+    inputs = {"numbers": store.put_folder(numbers_folder(tmp_path / "numbers", 1, 2, 4), "data").digest}
+    monkeypatch.setenv(faults.VARIABLE, "mirror.list:3=kill")  # rank 0 alone comes there
+    with pytest.raises((StageFailed, Interrupted)):
+        run_stage(STAGE, FakeConfig(), inputs, store=store, placement=TWO)
+    folder = open_store(s3_uri, local=tmp_path / "elsewhere").resume_folder(stage_key(STAGE, FakeConfig(), inputs))
+    point = Resume(folder).latest()
+    assert point is not None
+    assert json.loads((point / "state.json").read_text()) == [3, 7]
 
 
 @pytest.mark.parametrize("victim", ["stage", "torchrun", "rank", "rank.computed"])
