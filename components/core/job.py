@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,17 +96,9 @@ class Resume:
         """Save one point while the caller goes on; `write` must not read what the caller changes. See `wait`."""
         self.wait()
         self._last = time.monotonic()
-        self._background = Future()
-
-        def save(done: Future[None]) -> None:
-            try:
-                self.save(step, write)
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        threading.Thread(target=save, args=(self._background,), name="resume point").start()
+        pool = ThreadPoolExecutor(1, "resume-point")
+        self._background = pool.submit(self.save, step, write)
+        pool.shutdown(wait=False)
 
     def wait(self) -> None:
         """Wait until the point that is being saved is whole; raises what kept it from being so."""
