@@ -11,11 +11,11 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from components.core.architecture import Architecture
 from components.core.errors import CheckpointError
 from components.core.families import HETEROGENEOUS_FAMILY, refuse_unsupported
+from components.core.hugging_face import PretrainedConfig
 from components.core.inspection import INDEX, PICKLED_SUFFIXES, check_weights, read_config, weight_files
 from components.core.model import TesseraConfig, TesseraForCausalLM
 

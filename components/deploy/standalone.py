@@ -11,7 +11,7 @@ SOURCE = '''"""Configuration of model type nemotron-nas, for servers without Tes
 
 from types import SimpleNamespace
 
-from transformers import PretrainedConfig
+from components.core.hugging_face import PretrainedConfig
 
 
 class DeciLMConfig(PretrainedConfig):

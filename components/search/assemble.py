@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
 from components.core.architecture import Architecture, BlockConfig
 from components.core.checkpoint import model_config
+from components.core.hugging_face import PretrainedConfig
 from components.core.model import DecoderLayer, TesseraConfig, TesseraForCausalLM
 from components.search.fusion import ChildLayer
 from components.search.library import load_block
