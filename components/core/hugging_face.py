@@ -12,8 +12,9 @@ from types import ModuleType
 
 @contextmanager
 def _without(*packages: str) -> Iterator[None]:
-    """Imports inside take these optional packages for absent, unless they are loaded already."""
-    hidden: dict[str, ModuleType | None] = {name: None for name in packages if name not in sys.modules}
+    """The first import of transformers, inside, takes these optional packages for absent; it asks once for each."""
+    may_hide = "transformers" not in sys.modules
+    hidden: dict[str, ModuleType | None] = {name: None for name in packages if may_hide and name not in sys.modules}
     sys.modules.update(hidden)  # type: ignore[arg-type]  # None is how Python itself marks what must not be found
     try:
         yield
