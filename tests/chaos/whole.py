@@ -24,9 +24,9 @@ RECIPE = Path(__file__).with_name("whole.yaml")
 MARKER = "TESSERA_CHAOS"
 KINDS = ("tree -9", "command -9", "one child -9", "one child -9", "SIGTERM", "SIGINT", "point")
 POINTS = sorted(name for name in faults.POINTS if not name.startswith(("s3.", "mirror.", "pull.", "folder.delete")))
-MAX_KILLS = 20
-LONGEST_S = 60.0
-"""Before a kill at any moment; enough for a task to start and get on."""
+MAX_KILLS = 30
+MEAN_S = 8.0
+"""Before a kill at any moment, on average; exponential, so that all moments are alike and some attempts get far."""
 PATIENCE_S = 150.0
 """After this a run that was stopped or killed must have no process left."""
 RUN_TIMEOUT_S = 900.0
@@ -73,7 +73,7 @@ def one(folder: Path, expected: Expected, seed: int, tally: Tally, clock: Clock 
     settings = [f"search.costs={expected.costs}"]
     try:
         for _ in range(chance.randint(2, MAX_KILLS)):
-            kind, after, point = chance.choice(KINDS), chance.uniform(0, LONGEST_S), chance.choice(POINTS)
+            kind, after, point = chance.choice(KINDS), chance.expovariate(1 / MEAN_S), chance.choice(POINTS)
             if clock is not None and clock.is_up:
                 break
             if (struck := _strike(store, settings, kind, after, point, chance)) is not None:
