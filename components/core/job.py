@@ -78,13 +78,14 @@ class Resume:
 
     A point is a folder `<step>` that `save` fills under another name and then renames; the list of its files, with
     their digests, makes it count. `mirror` copies a whole point to a remote store. `notice` is told of points that were
-    damaged.
+    damaged. `memory` is for what fills points: it keeps its copies there, to use their memory again.
     """
 
     folder: Path
     interval_s: float = 30.0
     mirror: Callable[[Path], None] | None = None
     notice: Callable[[str], None] | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
     _last: float = field(default_factory=time.monotonic)
     _background: Future[None] | None = None
 
