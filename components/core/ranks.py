@@ -91,13 +91,20 @@ def _stopped_with(job: Job, process: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 def _failure(stage: Stage, job: Job, status: int) -> BaseException:
-    """Why the ranks ended: what one of them raised that a user can act on, else what was raised first."""
-    told = [json.loads(path.read_text()) for path in job.scratch.glob(FAILURE.format("*"))]
-    if job.stopping() or any(failure["type"] == Interrupted.__name__ for failure in told):
+    """Why the ranks ended: what one of them raised that a user can act on, else what was raised first.
+
+    A rank that was killed says nothing; torchrun then asks the others to stop, and those tell of that alone.
+    """
+    if job.stopping():
         return Interrupted()
-    for failure in sorted(told, key=lambda failure: (failure["exit_code"] is None, failure["time"])):
+    told = [json.loads(path.read_text()) for path in job.scratch.glob(FAILURE.format("*"))]
+    reasons = [failure for failure in told if failure["type"] != Interrupted.__name__]
+    for failure in sorted(reasons, key=lambda failure: (failure["exit_code"] is None, failure["time"])):
         kind = getattr(errors, failure["type"], None)
         if isinstance(kind, type) and issubclass(kind, TesseraError):
             return kind(failure["message"], hint=failure["hint"])
         return StageFailed(f"{stage.name} stopped: {failure['type']}: {failure['message']}")
-    return StageFailed(f"{stage.name}: a training process ended with status {status}")
+    return StageFailed(
+        f"{stage.name}: a training process was killed, and said nothing; torchrun ended with status {status}",
+        hint="where memory ran out, smaller batches or fewer processes help; the same command goes on from here",
+    )
