@@ -24,7 +24,7 @@ RECIPE = Path(__file__).with_name("whole.yaml")
 MARKER = "TESSERA_CHAOS"
 KINDS = ("tree -9", "command -9", "one child -9", "one child -9", "SIGTERM", "SIGINT", "point")
 POINTS = sorted(name for name in faults.POINTS if not name.startswith(("s3.", "mirror.", "pull.", "folder.delete")))
-MAX_KILLS = 30
+MIN_KILLS, MAX_KILLS = 10, 80
 MEAN_S = 8.0
 """Before a kill at any moment, on average; exponential, so that all moments are alike and some attempts get far."""
 PATIENCE_S = 150.0
@@ -72,7 +72,7 @@ def one(folder: Path, expected: Expected, seed: int, tally: Tally, clock: Clock 
     chance, kills, store = random.Random(seed), [], folder / str(seed)
     settings = [f"search.costs={expected.costs}"]
     try:
-        for _ in range(chance.randint(2, MAX_KILLS)):
+        for _ in range(chance.randint(MIN_KILLS, MAX_KILLS)):
             kind, after, point = chance.choice(KINDS), chance.expovariate(1 / MEAN_S), chance.choice(POINTS)
             if clock is not None and clock.is_up:
                 break
