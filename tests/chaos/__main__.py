@@ -5,6 +5,7 @@ small recipe beside this file (all stages but the evaluation).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos import tiny, whole
@@ -36,16 +36,12 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=Path("chaos.json"), help="where the report goes")
     parser.add_argument("--folder", type=Path, help="where to work; a run without kills is taken from an earlier time")
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in the background, by all that is started
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first else ignored in the background, by all that is started
+        signal.signal(number, signal.default_int_handler)
     tallies = {"tiny": Tally(), "whole": Tally()}
     begun, folder = time.monotonic(), options.folder or Path(tempfile.mkdtemp(prefix="tessera-chaos-"))
-    if options.replay is not None and options.store is None:
-        whole.one(folder, whole.expect(folder), options.replay, tallies["whole"])
-    else:
-        _tiny(options, folder, tallies["tiny"])
-        if options.only != "tiny" and options.replay is None:
-            seconds = options.seconds / (1 if options.only == "whole" else 2)
-            whole.campaign(folder, Clock(seconds), options.seed, tallies["whole"])
+    with contextlib.suppress(KeyboardInterrupt):  # what was seen until then is reported
+        _campaign(options, folder, tallies)
     report = {
         "seed": options.seed,
         "seconds": round(time.monotonic() - begun, 1),
@@ -56,6 +52,17 @@ def main() -> None:
     options.report.write_text(json.dumps(report, indent=1) + "\n")
     whole.say(f"{options.report}: {json.dumps(report)}")
     sys.exit(any(tally.failures for tally in tallies.values()))
+
+
+def _campaign(options: argparse.Namespace, folder: Path, tallies: dict[str, Tally]) -> None:
+    """What was asked for."""
+    if options.replay is not None and options.store is None:
+        whole.one(folder, whole.expect(folder), options.replay, tallies["whole"])
+        return
+    _tiny(options, folder, tallies["tiny"])
+    if options.only != "tiny" and options.replay is None:
+        seconds = options.seconds / (1 if options.only == "whole" else 2)
+        whole.campaign(folder, Clock(seconds), options.seed, tallies["whole"])
 
 
 def _tiny(options: argparse.Namespace, folder: Path, tally: Tally) -> None:
@@ -70,7 +77,7 @@ def _tiny(options: argparse.Namespace, folder: Path, tally: Tally) -> None:
                 tiny.replay(kind, place, options.replay, tally)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _place(kind: str, folder: Path) -> Iterator[Place]:
     """Where tiny runs work: a folder, or a server of their own."""
     folder.mkdir()

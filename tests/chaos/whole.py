@@ -61,10 +61,12 @@ def campaign(folder: Path, clock: Clock, seed: int, tally: Tally) -> None:
     begun, number = time.monotonic(), 0
     expected = expect(folder)
     say(f"a whole run without kills makes {len(expected.digests)} artifacts")
-    while not clock.is_up:
-        number += 1
-        one(folder, expected, seed * 1_000_003 + number, tally, clock)
-    tally.seconds += time.monotonic() - begun
+    try:
+        while not clock.is_up:
+            number += 1
+            one(folder, expected, seed * 1_000_003 + number, tally, clock)
+    finally:
+        tally.seconds += time.monotonic() - begun
 
 
 def one(folder: Path, expected: Expected, seed: int, tally: Tally, clock: Clock | None = None) -> None:
