@@ -8,6 +8,7 @@ from rich.console import Console
 from components.core.curves import record_curves
 from components.core.errors import TesseraError
 from components.core.store import Store, open_store
+from pipelines.alive import settle_where_allowed
 
 DELIVERY_S = 120.0
 """How long the end of a run waits for MLflow; what it has not taken then is delivered the next time."""
@@ -43,6 +44,7 @@ def deliver_lineage(store: Store, console: Console, run: str | None = None) -> N
     """
     from components.core.outbox import deliver_pending
 
+    settle_where_allowed(store)
     try:
         told = deliver_pending(store, tracking_uri(store), within_s=DELIVERY_S)
     except TesseraError as error:
@@ -60,6 +62,7 @@ def rebuild_lineage(store: Store) -> list[str]:
     """
     from components.core.outbox import deliver_pending
 
+    settle_where_allowed(store)
     return deliver_pending(store, tracking_uri(store), anew=True)
 
 

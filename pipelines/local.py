@@ -29,6 +29,7 @@ from components.core.kubeflow import GRACE_S
 from components.core.processes import living
 from components.core.runner import events_path, recall
 from components.core.store import Store, open_store
+from pipelines.alive import at_work
 from pipelines.checks import check
 from pipelines.errors import RunStopped
 from pipelines.graph import Graph, Source, Task
@@ -64,7 +65,7 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
     console.print(f"run {run}", style="bold", highlight=False)
     outcome: Outcome = "failed"
     try:
-        with _stoppable():
+        with _stoppable(), at_work(store, run):
             _execute(_Run(store, run, recipe, llama_nemotron(recipe), sources), console)
         outcome = "succeeded"
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from pipelines.llama_nemotron import llama_nemotron
 from pipelines.names import nearest
 from pipelines.recipe import Recipe
 
-Outcome = Literal["succeeded", "failed", "interrupted"]
+Outcome = Literal["succeeded", "failed", "interrupted", "killed"]
 
 
 def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str | None = None) -> str:
@@ -83,10 +83,10 @@ def _claim_number(store: Store, name: str, record: dict[str, Any]) -> str:
     return f"{name}-{number}"
 
 
-def end_run(store: Store, run: str, outcome: Outcome) -> dict[str, Any]:
-    """Write how a run ended; returns its record."""
+def end_run(store: Store, run: str, outcome: Outcome, *, finished: float | None = None) -> dict[str, Any]:
+    """Write how a run ended, and when, Unix time, s, if not now; returns its record."""
     record = run_record(store, run)
-    finished = time.time()
+    finished = finished or time.time()
     record |= {"status": outcome, "finished": finished, "seconds": finished - record["started"]}
     store.put_document(_record_path(run), record)
     return record

@@ -15,6 +15,7 @@ from components.core.job import Events, Interrupted, Placement
 from components.core.runner import Digests, events_path, run_stage
 from components.core.stage import Input, Stage
 from components.core.store import StageRecord, Store, open_store
+from pipelines.alive import at_work
 from pipelines.errors import RunStopped
 from pipelines.names import nearest
 from pipelines.progress import StageState
@@ -104,7 +105,7 @@ def _run_recorded(
     state = StageState(stage.name)
     outcome: Outcome = "failed"
     try:
-        with open_view({stage.name: state}, console) as view:
+        with open_view({stage.name: state}, console) as view, at_work(store, run):
             reporter = _Shown(state, view, Events(events_path(store, run, stage.name)))
             record = run_stage(stage, config, digests, store=store, run=run, placement=placement, reporter=reporter)
         outcome = "succeeded"

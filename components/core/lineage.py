@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TAG = "tessera.dev/"
 COMMIT = "mlflow.source.git.commit"
-STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "killed": "KILLED"}
 
 
 class LineageError(TesseraError):

@@ -26,7 +26,7 @@ from components.core.store import Store
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-ENDED = ("succeeded", "failed", "interrupted")
+ENDED = ("succeeded", "failed", "interrupted", "killed")
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -100,7 +100,7 @@ def deliver_pending(
         paths = [path for path in store.documents("runs/") if path.endswith("/run.json")]
         records = [record for path in paths if (record := store.whole_document(path)) is not None]
         pending = _pending(store, records, tracking_uri, anew or _is_lost(tracking_uri))
-        # Runs that were killed did not end; what they finished is found again, as cached, by the runs that went on.
+        # What runs at work have finished is found again, as cached, by others.
         for run in [*(record["run"] for record in records if record["status"] not in ENDED), *pending]:
             record_curves(store, run)
         for run in pending:

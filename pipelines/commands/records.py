@@ -17,9 +17,12 @@ def runs(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     from rich.table import Table
 
     from components.core.store import open_store
+    from pipelines.alive import settle_where_allowed
     from pipelines.runs import run_records
 
-    records = run_records(open_store(store))
+    opened = open_store(store)
+    settle_where_allowed(opened)
+    records = run_records(opened)
     if as_json:
         print_json(records)
         return
