@@ -73,14 +73,13 @@ def compile_(
     from pipelines.llama_nemotron import sources_of
     from pipelines.recipe import load_recipe
     from pipelines.sources import KINDS, ingest
+    from pipelines.trust import demand_sources
 
     loaded = load_recipe(recipe, overrides)
     graph = check(loaded)
-    named = sources_of(loaded)
-    target = open_store(store) if named else None
-    sources = (
-        {source: ingest(target, source, paths, KINDS[source]) for source, paths in named.items()} if target else {}
-    )
+    target = open_store(store)
+    sources = {source: ingest(target, source, paths, KINDS[source]) for source, paths in sources_of(loaded).items()}
+    demand_sources(target, loaded, sources)  # the pipeline names them by digest: nothing else can take their place
     compile_pipeline(graph, sources, out, run_label=name)
     console().print(f"wrote {out}", highlight=False)
 

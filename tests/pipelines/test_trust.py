@@ -41,6 +41,21 @@ def test_data_that_is_not_signed_stops_a_run_before_it_begins(only_data: Path, t
     }
 
 
+def test_data_that_is_not_signed_stops_a_compilation(
+    only_data: Path, tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, public = key_pair(tmp_path)
+    (tmp_path / "corpus.txt").write_text("words and words\n" * 50)
+    settings = ["--set", f"corpus={tmp_path / 'corpus.txt'}", "--set", f"trust.keys={public}", "--set", TINY]
+    command = ["compile", str(only_data), *settings, "--store", store.uri, "-o", str(tmp_path / "pipeline.yaml")]
+    assert run_command(command) == 2
+    digest = capsys.readouterr().err.split("own_corpus ")[1].split()[0]
+    assert not (tmp_path / "pipeline.yaml").exists()
+    sign_artifact(store, digest, private)
+    assert run_command(command) == 0
+    assert digest in (tmp_path / "pipeline.yaml").read_text()
+
+
 def test_a_model_is_served_only_once_it_is_signed(tmp_path: Path, store: Store) -> None:
     run = make_run(store)
     private, public = key_pair(tmp_path)
