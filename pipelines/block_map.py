@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from components.core.architecture import Architecture
+from components.core.architecture import LINEAR, Architecture, Linear
 
-CellKind = Literal["own", "smaller", "none", "fused"]
+CellKind = Literal["own", "smaller", "linear", "none", "fused"]
+Size = int | Linear
 
 
 @dataclass(frozen=True)
@@ -14,15 +15,15 @@ class Cell:
     """A subblock.
 
     Attributes:
-        size: KV heads or FFN channels; 0 where there is nothing.
+        size: KV heads or FFN channels; 0 where there is nothing, `linear` where there is one matrix.
         start: first column, from 1.
         span: columns.
-        kind: the parent's own, a smaller one, nothing, or several in one.
+        kind: the parent's own, a smaller one, one matrix, nothing, or several in one.
         share: size over the largest of its part on the map, for shading.
         title: the same in words.
     """
 
-    size: int
+    size: Size
     start: int
     span: int
     kind: CellKind
@@ -43,10 +44,10 @@ class BlockMap:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as the map needs it: sizes, 0 where there is nothing, and the parent's layers that it stands for."""
+    """A layer as the map needs it: sizes as in a cell, and the parent's layers that it stands for."""
 
-    num_key_value_heads: int
-    intermediate_size: int
+    num_key_value_heads: Size
+    intermediate_size: Size
     parent_layers: Sequence[int]
 
 
@@ -76,7 +77,7 @@ def model_map(title: str, shape: Architecture) -> BlockMap:
         Layer(block.num_key_value_heads or 0, block.intermediate_size or 0, (number,))
         for number, block in enumerate(shape.blocks)
     ]
-    largest = Layer(max(layer.num_key_value_heads for layer in layers), max(x.intermediate_size for x in layers), ())
+    largest = Layer(max(map(_count, _heads(layers))), max(map(_count, _widths(layers))), ())
     return block_map(title, f"{len(layers)} layers", layers, [largest] * len(layers))
 
 
@@ -87,9 +88,9 @@ def block_map(title: str, note: str, layers: Sequence[Layer], parent: Sequence[L
     return BlockMap(title, note, len(parent), tuple(attention), tuple(ffn))
 
 
-def _cells(layers: Sequence[tuple[Layer, int]], own: Sequence[int], what: str) -> Iterator[Cell]:
+def _cells(layers: Sequence[tuple[Layer, Size]], own: Sequence[Size], what: str) -> Iterator[Cell]:
     """The cells of one part, a column that was dropped with its layer as an empty one."""
-    largest = max(own) or 1
+    largest = max(map(_count, own)) or 1
     next_column = 0
     for layer, size in layers:
         first, last = min(layer.parent_layers), max(layer.parent_layers)
@@ -100,8 +101,11 @@ def _cells(layers: Sequence[tuple[Layer, int]], own: Sequence[int], what: str) -
             continue
         fused = len(layer.parent_layers) > 1
         kind: CellKind = "fused" if fused else "own" if size == own[first] else "smaller"
+        kind = "linear" if size == LINEAR else kind
         where = f"layers {first} to {last} in one" if fused else f"layer {first}"
-        yield Cell(size, first + 1, last - first + 1, kind, min(1.0, size / largest), f"{where}: {size:,} {what}")
+        yield Cell(
+            size, first + 1, last - first + 1, kind, min(1.0, _count(size) / largest), f"{where}: {_words(size, what)}"
+        )
     yield from (_empty(column, what) for column in range(next_column, len(own)))
 
 
@@ -109,15 +113,24 @@ def _empty(column: int, what: str) -> Cell:
     return Cell(0, column + 1, 1, "none", 0.0, f"layer {column}: no {what}")
 
 
-def _heads(layers: Sequence[Layer]) -> list[int]:
+def _words(size: Size, what: str) -> str:
+    return f"one matrix instead of {what}" if size == LINEAR else f"{size:,} {what}"
+
+
+def _count(size: Size) -> int:
+    """Heads or channels, for shading and comparison; none of one matrix."""
+    return 0 if size == LINEAR else size
+
+
+def _heads(layers: Sequence[Layer]) -> list[Size]:
     return [layer.num_key_value_heads for layer in layers]
 
 
-def _widths(layers: Sequence[Layer]) -> list[int]:
+def _widths(layers: Sequence[Layer]) -> list[Size]:
     return [layer.intermediate_size for layer in layers]
 
 
 def _counted(layers: Sequence[Layer]) -> str:
     """How many subblocks are left."""
-    attention, ffn = (sum(size > 0 for size in sizes) for sizes in (_heads(layers), _widths(layers)))
+    attention, ffn = (sum(size != 0 for size in sizes) for sizes in (_heads(layers), _widths(layers)))
     return f"attention in {attention} and FFN in {ffn} of {len(layers)} layers"

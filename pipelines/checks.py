@@ -1,13 +1,13 @@
 """What is wrong with a recipe before any work starts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from components.core.architecture import Architecture, BlockConfig
 from components.core.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.inspection import read_config
 from components.core.tokenizer_files import VOCABULARY, read_settings
-from components.search.space import layer_spaces
+from components.search.space import LayerSpace, block_of, layer_spaces, shape_of
 from pipelines.graph import Graph, Made
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe import Recipe, is_address
@@ -82,19 +82,28 @@ def _check_search(recipe: Recipe) -> None:
     parent = _parent_architecture(recipe)
     if recipe.search is None or parent is None:
         return
-    shape = tuple((block.num_key_value_heads or 0, block.intermediate_size or 0) for block in parent.blocks)
-    smallest = tuple(
-        BlockConfig(num_key_value_heads=space.attention[-1].size or None, intermediate_size=space.ffn[-1].size or None)
-        for space in layer_spaces(recipe.search, shape)
-    )
-    least = parent.model_copy(update={"blocks": smallest})
+    spaces = layer_spaces(recipe.search, shape_of(parent))
     for resource in ("parameters", "kv_bytes_per_token"):
-        limit, reachable = recipe.search.limits.absolute(resource, getattr(parent, resource)), getattr(least, resource)
+        limit = recipe.search.limits.absolute(resource, getattr(parent, resource))
+        reachable = _least(parent, spaces, resource)
         if limit is not None and reachable > limit:
             raise InfeasibleBudget(
                 f"no choice of blocks fits {resource}={limit:.6g}; the smallest reachable is {reachable}",
                 hint=f"offer smaller sub-blocks in search, or raise search.limits.{resource}",
             )
+
+
+def _least(parent: Architecture, spaces: Sequence[LayerSpace], resource: str) -> int:
+    """The least of a resource that a child can have."""
+
+    def taken(block: BlockConfig) -> int:
+        value: int = getattr(parent.model_copy(update={"blocks": (block,)}), resource)
+        return value
+
+    layers = [[block_of(a.size, f.size) for a in space.attention for f in space.ffn] for space in spaces]
+    smallest = tuple(min(blocks, key=taken) for blocks in layers)
+    least: int = getattr(parent.model_copy(update={"blocks": smallest}), resource)
+    return least
 
 
 def _parent_architecture(recipe: Recipe) -> Architecture | None:

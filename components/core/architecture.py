@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -13,10 +13,7 @@ from components.core.families import HETEROGENEOUS_FAMILY, NONSENSE, refuse_unkn
 Family = Literal["llama", "mistral", "qwen2", "nemotron-nas"]
 KV_BYTES_PER_VALUE = 2
 """KV cache figures are stated at 16 bits a value."""
-UNSUPPORTED_KEYS = {
-    "attention": ("replace_with_linear", "window_length", "num_sink_tokens", "mamba"),
-    "ffn": ("replace_with_linear", "moe"),
-}
+UNSUPPORTED_KEYS = {"attention": ("window_length", "num_sink_tokens", "mamba"), "ffn": ("moe",)}
 """Keys of NVIDIA's block configurations that ask for another kind of block."""
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 
@@ -24,14 +21,24 @@ WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 MAX_LAYERS, MAX_SIZE = 10_000, 1 << 32
 """More than any model has; configurations come from strangers."""
 
+Linear = Literal["linear"]
+"""An attention or FFN that is one square matrix without bias, behind its norm."""
+LINEAR: Linear = "linear"
+Count = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+
 
 class BlockConfig(Config):
     """One decoder layer."""
 
-    num_key_value_heads: int | None = Field(ge=1, le=MAX_SIZE)
-    """Key and value heads; None: no attention."""
-    intermediate_size: int | None = Field(ge=1, le=MAX_SIZE)
-    """Width of the feed-forward network; None: no FFN."""
+    num_key_value_heads: Count | Linear | None
+    """Key and value heads; `linear`: one matrix instead; None: no attention."""
+    intermediate_size: Count | Linear | None
+    """Width of the feed-forward network; `linear`: one matrix instead; None: no FFN."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether tokens of this layer see each other, which takes KV cache."""
+        return isinstance(self.num_key_value_heads, int)
 
 
 class Architecture(Config):
@@ -61,8 +68,8 @@ class Architecture(Config):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         for number, block in enumerate(self.blocks):
-            if block.num_key_value_heads and self.num_attention_heads % block.num_key_value_heads:
-                heads, kv_heads = self.num_attention_heads, block.num_key_value_heads
+            heads, kv_heads = self.num_attention_heads, block.num_key_value_heads
+            if isinstance(kv_heads, int) and heads % kv_heads:
                 raise ValueError(f"layer {number}: {heads} heads do not divide by {kv_heads} KV heads")
         return self
 
@@ -100,10 +107,11 @@ class Architecture(Config):
 
     @property
     def uniform(self) -> BlockConfig | None:
-        """The block that every layer is, with attention and FFN; None where layers differ."""
+        """The block that every layer is, with attention and FFN, neither linear; None where layers differ."""
         first = self.blocks[0]
         same = all(block == first for block in self.blocks)
-        return first if same and first.num_key_value_heads and first.intermediate_size else None
+        whole = first.attends and isinstance(first.intermediate_size, int)
+        return first if same and whole else None
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight, as Hugging Face names them; a tied head is not stored."""
@@ -121,9 +129,12 @@ class Architecture(Config):
     def _attention_shapes(self, block: BlockConfig) -> dict[str, tuple[int, ...]]:
         if block.num_key_value_heads is None:
             return {}
+        norm = {"input_layernorm.weight": (self.hidden_size,)}
+        if block.num_key_value_heads == LINEAR:
+            return {**norm, "self_attn.linear_attn.weight": (self.hidden_size, self.hidden_size)}
         width, narrow = self.num_attention_heads * self.head_dim, block.num_key_value_heads * self.head_dim
         rows = {"q_proj": width, "k_proj": narrow, "v_proj": narrow}
-        shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (self.hidden_size,)}
+        shapes: dict[str, tuple[int, ...]] = {**norm}
         shapes |= {f"self_attn.{name}.weight": (size, self.hidden_size) for name, size in rows.items()}
         shapes["self_attn.o_proj.weight"] = (self.hidden_size, width)
         if self.qkv_bias:
@@ -136,6 +147,8 @@ class Architecture(Config):
         if block.intermediate_size is None:
             return {}
         size, width = self.hidden_size, block.intermediate_size
+        if width == LINEAR:
+            return {"post_attention_layernorm.weight": (size,), "mlp.linear_mlp.weight": (size, size)}
         shapes: dict[str, tuple[int, ...]] = {"post_attention_layernorm.weight": (size,)}
         for name, rows, columns in (("gate_proj", width, size), ("up_proj", width, size), ("down_proj", size, width)):
             shapes[f"mlp.{name}.weight"] = (rows, columns)
@@ -147,6 +160,8 @@ class Architecture(Config):
         """Weights and biases of a layer's attention, without its norm."""
         if block.num_key_value_heads is None:
             return 0
+        if block.num_key_value_heads == LINEAR:
+            return self.hidden_size**2
         width, narrow = self.num_attention_heads * self.head_dim, block.num_key_value_heads * self.head_dim
         weights = 2 * self.hidden_size * (width + narrow)
         return weights + (width + 2 * narrow) * self.qkv_bias + self.hidden_size * self.o_bias
@@ -155,6 +170,8 @@ class Architecture(Config):
         """Weights and biases of a layer's FFN, without its norm."""
         if block.intermediate_size is None:
             return 0
+        if block.intermediate_size == LINEAR:
+            return self.hidden_size**2
         weights = 3 * self.hidden_size * block.intermediate_size
         return weights + (2 * block.intermediate_size + self.hidden_size) * self.mlp_bias
 
@@ -179,7 +196,8 @@ class Architecture(Config):
 
     def kv_bytes(self, block: BlockConfig) -> int:
         """Bytes of KV cache a token of one layer."""
-        return 2 * (block.num_key_value_heads or 0) * self.head_dim * KV_BYTES_PER_VALUE
+        heads = block.num_key_value_heads if isinstance(block.num_key_value_heads, int) else 0
+        return 2 * heads * self.head_dim * KV_BYTES_PER_VALUE
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -188,18 +206,22 @@ class Architecture(Config):
 
     def block_configs(self) -> list[dict[str, Any]]:
         """The layers as a nemotron-nas `config.json` holds them; `intermediate_size` alone, since `ffn_mult` rounds."""
-        return [
-            {
-                "attention": {
-                    "no_op": block.num_key_value_heads is None,
-                    "n_heads_in_group": None
-                    if block.num_key_value_heads is None
-                    else self.num_attention_heads // block.num_key_value_heads,
-                },
-                "ffn": {"no_op": block.intermediate_size is None, "intermediate_size": block.intermediate_size},
-            }
-            for block in self.blocks
-        ]
+        return [{"attention": self._attention_config(block), "ffn": _ffn_config(block)} for block in self.blocks]
+
+    def _attention_config(self, block: BlockConfig) -> dict[str, Any]:
+        heads = block.num_key_value_heads
+        group = self.num_attention_heads // heads if isinstance(heads, int) else None
+        return {"no_op": heads is None, "n_heads_in_group": group, **_linear_key(heads)}
+
+
+def _ffn_config(block: BlockConfig) -> dict[str, Any]:
+    width = block.intermediate_size
+    return {"no_op": width is None, "intermediate_size": None if width == LINEAR else width, **_linear_key(width)}
+
+
+def _linear_key(size: int | Linear | None) -> dict[str, bool]:
+    """NVIDIA's mark of a linear part; absent elsewhere, as in folders from before."""
+    return {"replace_with_linear": True} if size == LINEAR else {}
 
 
 def ffn_mult_width(ffn_mult: float, hidden_size: int) -> int:
@@ -209,8 +231,8 @@ def ffn_mult_width(ffn_mult: float, hidden_size: int) -> int:
 
 def _dense_blocks(config: Mapping[str, Any]) -> tuple[BlockConfig, ...]:
     """Equal layers of a dense checkpoint."""
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    block = BlockConfig(num_key_value_heads=heads, intermediate_size=config["intermediate_size"])
+    heads = _number(config.get("num_key_value_heads")) or config["num_attention_heads"]
+    block = BlockConfig(num_key_value_heads=heads, intermediate_size=_number(config["intermediate_size"]))
     return (block,) * min(int(config["num_hidden_layers"]), MAX_LAYERS + 1)
 
 
@@ -230,12 +252,40 @@ def _nas_block(number: int, block: Mapping[str, Any], config: Mapping[str, Any])
     unknown += ["ffn.hidden_act"] * (ffn.get("hidden_act") not in (None, "silu"))
     if unknown:
         raise CheckpointError(f"layer {number} has {', '.join(unknown)}, which the decoder does not support")
-    heads = width = None
-    if not attention.get("no_op"):
-        heads, rest = divmod(config["num_attention_heads"], attention["n_heads_in_group"])
-        if rest:
-            group = attention["n_heads_in_group"]
-            raise CheckpointError(f"layer {number}: {config['num_attention_heads']} heads in groups of {group}")
-    if not ffn.get("no_op"):
-        width = ffn.get("intermediate_size") or ffn_mult_width(ffn["ffn_mult"], config["hidden_size"])
-    return BlockConfig(num_key_value_heads=heads, intermediate_size=width)
+    return BlockConfig(
+        num_key_value_heads=_nas_heads(number, attention, config), intermediate_size=_nas_width(ffn, config)
+    )
+
+
+def _nas_heads(number: int, attention: Mapping[str, Any], config: Mapping[str, Any]) -> int | Linear | None:
+    """KV heads of one layer."""
+    kind = _without_size(attention)
+    if kind is not None:
+        return None if kind == "no_op" else kind
+    heads, rest = divmod(config["num_attention_heads"], attention["n_heads_in_group"])
+    if rest:
+        group = attention["n_heads_in_group"]
+        raise CheckpointError(f"layer {number}: {config['num_attention_heads']} heads in groups of {group}")
+    return int(heads)
+
+
+def _nas_width(ffn: Mapping[str, Any], config: Mapping[str, Any]) -> int | Linear | None:
+    """FFN width of one layer; `ffn_mult` counts where none is given."""
+    kind = _without_size(ffn)
+    if kind is not None:
+        return None if kind == "no_op" else kind
+    return _number(ffn.get("intermediate_size")) or ffn_mult_width(ffn["ffn_mult"], config["hidden_size"])
+
+
+def _without_size(part: Mapping[str, Any]) -> Literal["no_op", "linear"] | None:
+    """Whether a part is absent or one matrix; None where it is an ordinary one."""
+    if part.get("no_op") and part.get("replace_with_linear"):
+        raise ValueError("a part of a layer has both no_op and replace_with_linear")
+    return "no_op" if part.get("no_op") else LINEAR if part.get("replace_with_linear") else None
+
+
+def _number(value: Any) -> Any:
+    """A size of a configuration, which never names a kind of block."""
+    if value == LINEAR:
+        raise ValueError(f"{value!r} is no size")
+    return value

@@ -33,7 +33,7 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
         "parameters": shape.parameters,
         "parameters_by_part": shape.parameters_by_part(),
         "layers": len(shape.blocks),
-        "attention_layers": sum(value is not None for value in heads),
+        "attention_layers": sum(block.attends for block in shape.blocks),
         "ffn_layers": sum(value is not None for value in widths),
         "intermediate_sizes": widths,
         "num_key_value_heads": heads,

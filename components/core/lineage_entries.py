@@ -132,7 +132,7 @@ def model_facts(store: Store, digest: str) -> dict[str, str]:
         "parameters": str(shape.parameters),
         "kv_bytes_per_token": str(shape.kv_bytes_per_token),
         "layers": str(len(shape.blocks)),
-        "attention_layers": str(sum(block.num_key_value_heads is not None for block in shape.blocks)),
+        "attention_layers": str(sum(block.attends for block in shape.blocks)),
         "ffn_layers": str(sum(block.intermediate_size is not None for block in shape.blocks)),
     }
 

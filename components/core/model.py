@@ -41,7 +41,8 @@ class TesseraConfig(PretrainedConfig):
     """Configuration of model type `nemotron-nas`: Llama's, with a block configuration for each layer.
 
     Attributes:
-        block_configs: a layer each: `attention` {no_op, n_heads_in_group}, `ffn` {no_op, intermediate_size}.
+        block_configs: a layer each: `attention` {no_op, n_heads_in_group, replace_with_linear}, `ffn` {no_op,
+            intermediate_size, replace_with_linear}; the last key may be absent.
         qkv_bias: biases on the query, key and value projections (Qwen2).
         attention_bias: biases on the attention's output projection, and on the other three where `qkv_bias` is absent.
         mlp_bias: biases on the three FFN projections.
@@ -95,9 +96,14 @@ class TesseraConfig(PretrainedConfig):
         return values
 
     def num_key_value_heads_of(self, layer: int) -> int:
-        """Key and value heads of a layer; 0 where it has no attention."""
+        """Key and value heads of a layer; 0 where its tokens do not see each other."""
         attention = self.block_configs[layer].attention
-        return 0 if attention.no_op else self.num_attention_heads // attention.n_heads_in_group
+        return 0 if attention.no_op or is_linear(attention) else self.num_attention_heads // attention.n_heads_in_group
+
+
+def is_linear(part: Any) -> bool:
+    """Whether the attention or FFN of a block configuration is one matrix."""
+    return bool(getattr(part, "replace_with_linear", False))
 
 
 class RMSNorm(nn.Module):
@@ -120,7 +126,7 @@ class Attention(nn.Module):
         super().__init__()
         size, self.head_dim = config.hidden_size, config.head_dim
         # Layers without attention take no place in the cache, so that its first place always counts the tokens.
-        self.cache_index = sum(not block.attention.no_op for block in config.block_configs[:layer])
+        self.cache_index = sum(config.num_key_value_heads_of(other) > 0 for other in range(layer))
         self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads_of(layer)
         width, narrow = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(size, width, bias=config.qkv_bias)
@@ -167,6 +173,32 @@ class Mlp(nn.Module):
         return output
 
 
+class LinearAttention(nn.Module):
+    """One matrix in place of an attention: each token sees itself alone."""
+
+    def __init__(self, config: TesseraConfig) -> None:
+        super().__init__()
+        self.linear_attn = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        """The product with the matrix; what an attention is given besides is not looked at."""
+        output: Tensor = self.linear_attn(x)
+        return output
+
+
+class LinearMlp(nn.Module):
+    """One matrix in place of an FFN."""
+
+    def __init__(self, config: TesseraConfig) -> None:
+        super().__init__()
+        self.linear_mlp = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the matrix."""
+        output: Tensor = self.linear_mlp(x)
+        return output
+
+
 class DecoderLayer(nn.Module):
     """Attention, then FFN, each behind its norm and added to the stream; either may be absent, norm and all."""
 
@@ -174,9 +206,9 @@ class DecoderLayer(nn.Module):
         super().__init__()
         block = config.block_configs[layer]
         norm = (config.hidden_size, config.rms_norm_eps)
-        self.self_attn = None if block.attention.no_op else Attention(config, layer)
+        self.self_attn = None if block.attention.no_op else _attention(config, layer)
         self.input_layernorm = None if block.attention.no_op else RMSNorm(*norm)
-        self.mlp = None if block.ffn.no_op else Mlp(config, layer)
+        self.mlp = None if block.ffn.no_op else _mlp(config, layer)
         self.post_attention_layernorm = None if block.ffn.no_op else RMSNorm(*norm)
 
     def forward(
@@ -188,6 +220,16 @@ class DecoderLayer(nn.Module):
         if self.mlp is not None and self.post_attention_layernorm is not None:
             x_BTD = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
         return x_BTD
+
+
+def _attention(config: TesseraConfig, layer: int) -> nn.Module:
+    linear = is_linear(config.block_configs[layer].attention)
+    return LinearAttention(config) if linear else Attention(config, layer)
+
+
+def _mlp(config: TesseraConfig, layer: int) -> nn.Module:
+    linear = is_linear(config.block_configs[layer].ffn)
+    return LinearMlp(config) if linear else Mlp(config, layer)
 
 
 class TesseraPreTrainedModel(PreTrainedModel):

@@ -1,17 +1,19 @@
 """From a choice of sub-blocks to a child: weights from the parent and the library, FFN runs fused, a model folder."""
 
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 
 import torch
 
-from components.core.architecture import Architecture, BlockConfig
+from components.core.architecture import Architecture
 from components.core.checkpoint import model_config
 from components.core.hugging_face import PretrainedConfig
 from components.core.model import DecoderLayer, TesseraConfig, TesseraForCausalLM
 from components.search.fusion import ChildLayer
 from components.search.library import load_block
-from components.search.space import LayerSpace, Part, Shape, Variant
+from components.search.space import LayerSpace, Part, Shape, Variant, block_of
+from components.search.space import shape_of as shape_of_architecture
 from components.search.subblock import Subblock
 from components.search.variants import Weights, subblock_weights
 
@@ -38,7 +40,7 @@ def child_layers(
         for part, variant in parts:
             if variant == spaces[number].of(part)[0]:
                 weights |= subblock_weights(state, part)
-            elif variant.size > 0:
+            elif not variant.is_no_op:
                 weights |= load_block(libraries, (number, variant))
         layers.append(ChildLayer(attention.size, ffn.size, weights, (number,)))
     return layers
@@ -82,16 +84,13 @@ def build_subblock(parent: TesseraForCausalLM, layer: int, variant: Variant, wei
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
-    """KV heads and FFN channels of every layer."""
-    blocks = Architecture.from_config(config.to_dict()).blocks
-    return tuple((block.num_key_value_heads or 0, block.intermediate_size or 0) for block in blocks)
+    """The attention and the FFN of every layer."""
+    return shape_of_architecture(Architecture.from_config(config.to_dict()))
 
 
 def reshaped(config: PretrainedConfig, shape: Shape) -> TesseraConfig:
     """The same configuration for other layers."""
     values = config.to_dict()
-    blocks = tuple(
-        BlockConfig(num_key_value_heads=heads or None, intermediate_size=width or None) for heads, width in shape
-    )
+    blocks = tuple(starmap(block_of, shape))
     architecture = Architecture.from_config(values).model_copy(update={"blocks": blocks})
     return model_config({**values, "num_hidden_layers": len(blocks), "block_configs": architecture.block_configs()})

@@ -48,6 +48,10 @@ class Space(Config):
     """Whether a layer may lose its attention; the first layer never does, since vLLM needs it there."""
     no_op_ffn: bool = True
     """Whether a layer may lose its FFN."""
+    linear_attention: bool = False
+    """Whether an attention may become one matrix, as if each token saw itself alone."""
+    linear_ffn: bool = False
+    """Whether an FFN may become one matrix."""
 
     @field_validator("ffn_fractions")
     @classmethod

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.core.architecture import KV_BYTES_PER_VALUE
+from components.core.architecture import KV_BYTES_PER_VALUE, LINEAR
 from components.core.checkpoint import save_model
 from components.core.errors import RecipeError
 from components.core.job import Job
@@ -46,10 +46,11 @@ def counted_costs(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace]) -> t
         for part in PARTS:
             own = subblock_weights(state, part)
             own_parameters += _numel(own)
-            importance_I = torch.empty(space.ffn[0].size, device="meta") if part == "ffn" else None
+            width = space.of(part)[0].size
+            importance_I = None if width == LINEAR else torch.empty(width, device="meta")
             for variant in space.of(part):
                 weights = initialise(own, variant, importance_I=importance_I, head_dim=head_dim)
-                kv_bytes = 2 * variant.size * head_dim * KV_BYTES_PER_VALUE if part == "attention" else 0
+                kv_bytes = 2 * variant.num_key_value_heads * head_dim * KV_BYTES_PER_VALUE
                 blocks[variant] = Costs(parameters=_numel(weights), kv_bytes_per_token=kv_bytes)
     everything = sum(parameter.numel() for parameter in parent.parameters())
     return Costs(parameters=everything - own_parameters), blocks
@@ -143,13 +144,14 @@ def read_costs(folder: Path) -> CostTable:
 
 def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[Shape]:
     """The parent's sub-blocks in every layer; each other attention; each other FFN; no-ops always."""
-    sizes = {part: {variant.size for variant in blocks if variant.part == part} | {0} for part in PARTS}
-    heads, width = max(sizes["attention"]), max(sizes["ffn"])
-    shapes: list[Shape] = [((heads, width),) * num_layers]
-    for other in sorted(sizes["attention"] - {heads}, reverse=True):
-        first = (other or heads, width)  # vLLM needs attention in the first layer
-        shapes.append((first, *((other, width),) * (num_layers - 1)))
-    shapes += [((heads, other),) * num_layers for other in sorted(sizes["ffn"] - {width}, reverse=True)]
+    others = {part: {variant for variant in blocks if variant.part == part} | {Variant(part, 0)} for part in PARTS}
+    attention, ffn = (max(variant for variant in others[part] if not variant.is_linear) for part in PARTS)
+    own = (attention.size, ffn.size)
+    shapes: list[Shape] = [(own,) * num_layers]
+    for other in sorted(others["attention"] - {attention}, reverse=True):
+        first = (other.num_key_value_heads or attention.size, ffn.size)  # vLLM needs attention in the first layer
+        shapes.append((first, *((other.size, ffn.size),) * (num_layers - 1)))
+    shapes += [((attention.size, other.size),) * num_layers for other in sorted(others["ffn"] - {ffn}, reverse=True)]
     return shapes
 
 
@@ -163,7 +165,7 @@ def explain(shapes: Sequence[Shape], step_ms: Sequence[float]) -> tuple[float, d
         The fixed part, the part of each variant, and what they add up to for each model, milliseconds.
     """
     rows = [[Variant("attention", heads) for heads, _ in s] + [Variant("ffn", width) for _, width in s] for s in shapes]
-    variants = sorted({variant for row in rows for variant in row if variant.size > 0})
+    variants = sorted({variant for row in rows for variant in row if not variant.is_no_op})
     counts = np.array([[1.0, *(row.count(variant) for variant in variants)] for row in rows])
     times = np.array(step_ms)
     costs = _non_negative_least_squares(counts / times[:, None], np.ones(len(times)))

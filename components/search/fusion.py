@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from components.core.architecture import LINEAR
 from components.search.config import Fusion
+from components.search.space import Size
 from components.search.variants import Weights
 
 NORM = "post_attention_layernorm.weight"
@@ -22,14 +24,14 @@ class ChildLayer:
     """A decoder layer in the making.
 
     Attributes:
-        num_key_value_heads: KV heads; 0 where there is no attention.
-        intermediate_size: channels of the FFN; 0 where there is none.
+        num_key_value_heads: KV heads; 0 where there is no attention, `linear` where it is one matrix.
+        intermediate_size: channels of the FFN; 0 where there is none, `linear` where it is one matrix.
         weights: tensors by name within the layer; none of what is not there.
         parent_layers: the parent's layers that it stands for, by number, in order.
     """
 
-    num_key_value_heads: int
-    intermediate_size: int
+    num_key_value_heads: Size
+    intermediate_size: Size
     weights: Weights
     parent_layers: tuple[int, ...]
 
@@ -46,7 +48,7 @@ def drop_empty(layers: Sequence[ChildLayer]) -> list[ChildLayer]:
 
 
 def fuse_runs(layers: Sequence[ChildLayer], *, keep_last: bool) -> list[ChildLayer]:
-    """Fuse every maximal run of consecutive FFNs without attention.
+    """Fuse every maximal run of consecutive FFNs without attention; a linear one ends a run.
 
     Args:
         layers: none of them empty.
@@ -55,7 +57,7 @@ def fuse_runs(layers: Sequence[ChildLayer], *, keep_last: bool) -> list[ChildLay
     fused: list[ChildLayer] = []
     run: list[ChildLayer] = []
     for layer in [*layers, None]:
-        if layer is not None and not layer.num_key_value_heads:
+        if layer is not None and not layer.num_key_value_heads and layer.intermediate_size != LINEAR:
             run.append(layer)
             continue
         fused += _fuse_run(run, keep_last=keep_last)
@@ -91,7 +93,7 @@ def fuse(run: Sequence[ChildLayer]) -> ChildLayer:
         weights["mlp.down_proj.bias"] = torch.stack([layer.weights["mlp.down_proj.bias"] for layer in run]).sum(dim=0)
     return ChildLayer(
         num_key_value_heads=0,
-        intermediate_size=sum(layer.intermediate_size for layer in run),
+        intermediate_size=weights["mlp.down_proj.weight"].shape[1],
         weights=weights,
         parent_layers=tuple(number for layer in run for number in layer.parent_layers),
     )

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from components.core.batches import Batch
 from components.core.job import Job
-from components.core.model import TesseraForCausalLM
+from components.core.model import Mlp, TesseraForCausalLM
 
 FILE = "importance.safetensors"
 
@@ -28,7 +28,7 @@ def channel_contributions(parent: TesseraForCausalLM, batches: Sequence[Batch], 
 
     Source: arXiv 2411.19146, appendix A.
     """
-    downs = {i: layer.mlp.down_proj for i, layer in enumerate(parent.model.layers) if layer.mlp is not None}
+    downs = {i: layer.mlp.down_proj for i, layer in enumerate(parent.model.layers) if isinstance(layer.mlp, Mlp)}
     sums_I = {i: torch.zeros(down.in_features, dtype=torch.float64) for i, down in downs.items()}
     tokens = 0
     for done, batch in enumerate(batches, 1):

@@ -3,7 +3,7 @@
 from components.core.config import Config
 from components.search.config import Measurement
 from components.search.proof import Certificate
-from components.search.space import Part
+from components.search.space import Part, Size
 from components.search.table import Costs, OptionTable
 
 COSTS_FILE = "costs.json"
@@ -14,9 +14,9 @@ TABLE_FILE = "search.json"
 class MeasuredModel(Config):
     """One of the models that were timed."""
 
-    num_key_value_heads: tuple[int, ...]
+    num_key_value_heads: tuple[Size, ...]
     """KV heads of each layer; 0 where there is no attention."""
-    intermediate_size: tuple[int, ...]
+    intermediate_size: tuple[Size, ...]
     """FFN channels of each layer; 0 where there is no FFN."""
     step_ms: tuple[float, ...]
     """Time of one decode step of the batch, prefill spread over the steps; one a round."""
@@ -61,8 +61,8 @@ class BlockScore(Config):
     """Layer of the parent."""
     part: Part
     """Attention or FFN."""
-    size: int
-    """KV heads or channels; 0 is the no-op."""
+    size: Size
+    """KV heads or channels; 0 is the no-op, `linear` one matrix."""
     kl: float
     """KL(parent || parent with this one sub-block replaced), nats a token."""
     first_error: float | None = None
@@ -83,10 +83,10 @@ class ShardScores(Config):
 class LayerShape(Config):
     """A layer of a child."""
 
-    num_key_value_heads: int
-    """0 where there is no attention."""
-    intermediate_size: int
-    """0 where there is no FFN."""
+    num_key_value_heads: Size
+    """0 where there is no attention, `linear` where it is one matrix."""
+    intermediate_size: Size
+    """0 where there is no FFN, `linear` where it is one matrix."""
     parent_layers: tuple[int, ...]
     """The parent's layers that it stands for; several where FFNs were fused."""
 

@@ -88,7 +88,7 @@ def blocks(
         for layer in layers
         for part in PARTS
         for variant in spaces[layer].of(part)[1:]
-        if variant.size == 0
+        if variant.is_no_op
     }
     scores = replacement_kl(model, {**students, **no_ops}, held_out, job)
     table = ShardScores(

@@ -5,7 +5,7 @@ from typing import Self
 
 from components.core.config import Config
 from components.search.problem import Problem
-from components.search.space import PARTS, LayerSpace, Part, Variant
+from components.search.space import PARTS, LayerSpace, Part, Size, Variant
 
 RESOURCES = ("parameters", "kv_bytes_per_token", "latency_ms")
 
@@ -35,8 +35,8 @@ class Option(Config):
 
     name: str
     """Name of the variant."""
-    size: int
-    """KV heads or channels; 0 is the no-op."""
+    size: Size
+    """KV heads or channels; 0 is the no-op, `linear` one matrix."""
     score: float
     """Replace-one-block KL(parent || child), nats a token; the parent's own is 0."""
     costs: Costs

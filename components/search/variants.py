@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from components.core.architecture import LINEAR
 from components.search.space import Part, Variant
 
 Weights = dict[str, Tensor]
@@ -18,6 +19,9 @@ MODULES: Mapping[Part, tuple[str, str]] = {
     "ffn": ("post_attention_layernorm", "mlp"),
 }
 """Norm and module of each part, as Llama names them."""
+
+LINEAR_WEIGHT: Mapping[Part, str] = {"attention": "linear_attn.weight", "ffn": "linear_mlp.weight"}
+"""The matrix in the module of a linear part, as NVIDIA names it."""
 
 
 def subblock_weights(layer_state: Mapping[str, Tensor], part: Part) -> Weights:
@@ -39,6 +43,8 @@ def initialise(parent: Weights, variant: Variant, *, importance_I: Tensor | None
     """
     if variant.size == 0:
         return {}
+    if variant.size == LINEAR:
+        return linear(parent, variant.part, head_dim)
     if variant.part == "attention":
         return pool_kv_heads(parent, variant.size, head_dim)
     width = parent["mlp.up_proj.weight"].shape[0]
@@ -62,6 +68,26 @@ def keep_channels(ffn: Weights, channels: Tensor) -> Weights:
             narrowed[name] = tensor[channels].clone()
     narrowed["mlp.down_proj.weight"] = ffn["mlp.down_proj.weight"][:, channels].clone()
     return narrowed
+
+
+def linear(parent: Weights, part: Part, head_dim: int) -> Weights:
+    """One matrix behind the parent's own norm: what the sub-block does without softmax, gate and biases.
+
+    An attention then is W_O W_V, each query head with the values that it reads: exact where a token sees itself alone.
+    An FFN is W_down W_up, as if the gate were open.
+    """
+    norm, module = MODULES[part]
+    name = f"{module}.{LINEAR_WEIGHT[part]}"
+    if name in parent:
+        return dict(parent)
+    if part == "attention":
+        last, first = parent["self_attn.o_proj.weight"], parent["self_attn.v_proj.weight"]
+        heads = first.reshape(-1, head_dim, first.shape[1])
+        first = heads.repeat_interleave(last.shape[1] // first.shape[0], dim=0).flatten(0, 1)
+    else:
+        last, first = parent["mlp.down_proj.weight"], parent["mlp.up_proj.weight"]
+    product = (last.float() @ first.float()).to(last.dtype)
+    return {f"{norm}.weight": parent[f"{norm}.weight"], name: product}
 
 
 def pool_kv_heads(attention: Weights, num_heads: int, head_dim: int) -> Weights:

@@ -184,29 +184,32 @@ def _option_table() -> OptionTable:
 
 
 def _layers(table: OptionTable, choice: Sequence[int]) -> list[tuple[int, int]]:
-    return [(attention.size, ffn.size) for attention, ffn in table.variants(choice)]
+    return [(attention.count, ffn.count) for attention, ffn in table.variants(choice)]
 
 
 def _fused_shapes(layers: Sequence[tuple[int, int]]) -> list[LayerShape]:
     """Empty layers dropped, runs of FFNs without attention fused."""
-    shapes: list[LayerShape] = []
+    return [
+        LayerShape(num_key_value_heads=heads, intermediate_size=width, parent_layers=numbers)
+        for heads, width, numbers in _fused_runs(layers)
+    ]
+
+
+def _fused_runs(layers: Sequence[tuple[int, int]]) -> list[tuple[int, int, tuple[int, ...]]]:
+    """KV heads, channels and the parent's layers of each layer of the child."""
+    runs: list[tuple[int, int, tuple[int, ...]]] = []
     for number, (heads, width) in enumerate(layers):
-        last = shapes[-1] if shapes else None
         if not heads and not width:
             continue
-        if not heads and last is not None and not last.num_key_value_heads:
-            shapes[-1] = LayerShape(
-                num_key_value_heads=0,
-                intermediate_size=last.intermediate_size + width,
-                parent_layers=(*last.parent_layers, number),
-            )
+        if not heads and runs and not runs[-1][0]:
+            runs[-1] = (0, runs[-1][1] + width, (*runs[-1][2], number))
         else:
-            shapes.append(LayerShape(num_key_value_heads=heads, intermediate_size=width, parent_layers=(number,)))
-    return shapes
+            runs.append((heads, width, (number,)))
+    return runs
 
 
 def _fused(layers: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    return tuple((shape.num_key_value_heads, shape.intermediate_size) for shape in _fused_shapes(layers))
+    return tuple((heads, width) for heads, width, _ in _fused_runs(layers))
 
 
 def _search() -> SearchTable:
@@ -261,7 +264,7 @@ def _chosen(table: OptionTable, choice: tuple[int, ...], limits: Mapping[str, fl
 
 SEARCH = _search()
 PICKED = {
-    role: [(layer.num_key_value_heads, layer.intermediate_size) for layer in chosen.layers]
+    role: [(int(layer.num_key_value_heads), int(layer.intermediate_size)) for layer in chosen.layers]
     for role, chosen in (("child", SEARCH.child), ("random", SEARCH.random_child), ("greedy", SEARCH.greedy_child))
 }
 

@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core.architecture import Architecture, BlockConfig
-from pipelines.block_map import Cell, Layer, block_map, model_map, search_maps
+from pipelines.block_map import Cell, Layer, Size, block_map, model_map, search_maps
 from tests.pipelines.made_up_run import LAYERS, SEARCH
 
 PARENT = [Layer(4, 512, (number,)) for number in range(5)]
 
 
-def drawn(cells: tuple[Cell, ...]) -> list[tuple[int, int, int, str]]:
+def drawn(cells: tuple[Cell, ...]) -> list[tuple[int, int, Size, str]]:
     return [(cell.start, cell.span, cell.size, cell.kind) for cell in cells]
 
 
@@ -27,6 +27,12 @@ def test_a_child_is_laid_out_on_the_columns_of_its_parent() -> None:
     assert drawn(found.ffn) == [(1, 1, 512, "own"), (2, 1, 256, "smaller"), (3, 3, 640, "fused")]
     assert [cell.share for cell in found.ffn] == [1.0, 0.5, 1.0]
     assert found.ffn[2].title == "layers 2 to 4 in one: 640 FFN channels"
+
+
+def test_linear_parts_have_a_look_of_their_own() -> None:
+    found = block_map("child", "", [Layer("linear", 512, (0,))], PARENT[:1])
+    assert drawn(found.attention) == [(1, 1, "linear", "linear")]
+    assert found.attention[0].title == "layer 0: one matrix instead of KV heads"
 
 
 def test_columns_of_dropped_layers_stay_empty() -> None:

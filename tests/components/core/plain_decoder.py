@@ -17,8 +17,11 @@ def logits(config: Mapping[str, Any], weights: Mapping[str, Array], tokens: list
         layer = {name.removeprefix(f"model.layers.{number}."): value for name, value in weights.items()}
         if not block["attention"]["no_op"]:
             normed = [_norm(x, layer["input_layernorm.weight"], eps) for x in stream]
-            kv_heads = config["num_attention_heads"] // block["attention"]["n_heads_in_group"]
-            mixed = _attention(config, layer, normed, kv_heads)
+            if block["attention"].get("replace_with_linear"):
+                mixed = [_linear(layer, "self_attn.linear_attn", x) for x in normed]
+            else:
+                kv_heads = config["num_attention_heads"] // block["attention"]["n_heads_in_group"]
+                mixed = _attention(config, layer, normed, kv_heads)
             stream = [x + y for x, y in zip(stream, mixed, strict=True)]
         if not block["ffn"]["no_op"]:
             stream = [x + _ffn(layer, _norm(x, layer["post_attention_layernorm.weight"], eps)) for x in stream]
@@ -36,6 +39,8 @@ def _linear(layer: Mapping[str, Array], name: str, x: Array) -> Array:
 
 
 def _ffn(layer: Mapping[str, Array], x: Array) -> Array:
+    if "mlp.linear_mlp.weight" in layer:
+        return _linear(layer, "mlp.linear_mlp", x)
     gate = _linear(layer, "mlp.gate_proj", x)
     return _linear(layer, "mlp.down_proj", gate / (1 + np.exp(-gate)) * _linear(layer, "mlp.up_proj", x))
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.core.architecture import Architecture, BlockConfig, ffn_mult_width
+from components.core.architecture import LINEAR, Architecture, BlockConfig, ffn_mult_width
 from components.core.checkpoint import model_config
 from components.core.errors import CheckpointError
 from components.core.model import TesseraForCausalLM
@@ -15,8 +15,8 @@ from tests.components.core.nvidia_configs import super_49b, ultra_253b
 
 BLOCKS = st.builds(
     BlockConfig,
-    num_key_value_heads=st.sampled_from([None, 1, 2, 4]),
-    intermediate_size=st.one_of(st.none(), st.integers(1, 50)),
+    num_key_value_heads=st.sampled_from([None, LINEAR, 1, 2, 4]),
+    intermediate_size=st.one_of(st.sampled_from([None, LINEAR]), st.integers(1, 50)),
 )
 ARCHITECTURES = st.builds(
     Architecture,
@@ -94,7 +94,8 @@ def test_only_equal_full_layers_are_uniform() -> None:
     full, narrow = (BlockConfig(num_key_value_heads=heads, intermediate_size=8) for heads in (4, 2))
     empty = BlockConfig(num_key_value_heads=None, intermediate_size=8)
     base = Architecture.from_config(super_49b())
-    for blocks, uniform in (((full, full), full), ((full, narrow), None), ((empty, empty), None)):
+    matrix = BlockConfig(num_key_value_heads=4, intermediate_size=LINEAR)
+    for blocks, uniform in (((full, full), full), ((full, narrow), None), ((empty, empty), None), ((matrix,), None)):
         assert base.model_copy(update={"blocks": blocks}).uniform == uniform
 
 
@@ -106,7 +107,8 @@ def block(attention: Mapping[str, Any], ffn: Mapping[str, Any]) -> list[dict[str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block_configs": block({"replace_with_linear": True}, {})}, "layer 0 has attention.replace_with_linear"),
+        ({"block_configs": block({"replace_with_linear": True, "no_op": True}, {})}, "both no_op and replace_with"),
+        ({"block_configs": block({}, {"intermediate_size": "linear"})}, "makes no sense: 'linear' is no size"),
         ({"block_configs": block({"window_length": 128}, {})}, "layer 0 has attention.window_length"),
         ({"block_configs": block({"n_heads_in_group": 5}, {})}, "layer 0: 64 heads in groups of 5"),
         ({"block_configs": block({}, {"moe": {"num_local_experts": 8}})}, "layer 0 has ffn.moe"),

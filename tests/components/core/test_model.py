@@ -14,17 +14,17 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, DynamicCache
 
-from components.core.architecture import Architecture, BlockConfig
+from components.core.architecture import LINEAR, Architecture, BlockConfig, Linear
 from components.core.checkpoint import model_config
 from components.core.model import TesseraConfig, TesseraForCausalLM
 from tests.components.core import plain_decoder
 from tests.components.core.dense_models import ROPES, VARIETIES, VOCAB_SIZE, rope_model, twin, variety
 from tests.components.core.nvidia_configs import super_49b
 
-Block = tuple[int | None, int | None]
+Block = tuple[int | Linear | None, int | Linear | None]
 """KV heads and FFN width; None: no attention, no FFN."""
-KINDS: list[Block] = list(itertools.product((None, 1, 2, 4), (None, 1, 40, 160)))
-"""KV heads and FFN width of every kind of block: no attention, grouped, full; no FFN, narrow, usual, fused."""
+KINDS: list[Block] = list(itertools.product((None, LINEAR, 1, 2, 4), (None, LINEAR, 1, 40, 160)))
+"""Every kind of block: no attention, one matrix, grouped, full; no FFN, one matrix, narrow, usual, fused."""
 
 
 def heterogeneous(blocks: list[Block], **changes: Any) -> TesseraForCausalLM:
@@ -133,7 +133,8 @@ CACHED: Mapping[str, list[Block]] = {
     "dense": [(4, 24), (4, 24)],
     "grouped": [(4, 24), (None, 24), (1, None), (None, None), (2, 8)],
     "attention comes late": [(None, 24), (None, 8), (2, 24)],
-    "no attention": [(None, 24), (None, 8)],
+    "linear": [(LINEAR, 24), (4, LINEAR), (LINEAR, LINEAR), (2, 8)],
+    "no attention": [(None, 24), (LINEAR, 8)],
 }
 
 
@@ -152,7 +153,7 @@ def test_a_prompt_in_pieces_gives_the_logits_of_the_whole() -> None:
 
 
 def test_layers_without_attention_take_no_place_in_the_cache() -> None:
-    model = heterogeneous([(None, 24), (2, 24), (None, None), (1, 24)])
+    model = heterogeneous([(None, 24), (2, 24), (None, None), (LINEAR, 24), (1, 24)])
     cache = model(tokens(1, 5), use_cache=True).past_key_values
     assert [tuple(layer.keys.shape) for layer in cache.layers] == [(1, 2, 5, 8), (1, 1, 5, 8)]
 

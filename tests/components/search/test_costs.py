@@ -13,7 +13,8 @@ from components.core.vllm_timing import REPEATS
 from components.search.assemble import heterogeneous_model, reshaped
 from components.search.config import Measurement, Space
 from components.search.costs import counted_costs, explain, measure_costs, read_costs, shapes_to_measure
-from components.search.space import Variant, layer_spaces
+from components.search.space import Shape, Variant, layer_spaces
+from components.search.table import Costs
 
 SPACE = Space(ffn_fractions=(0.5,), num_key_value_heads=(2,))
 SPACES = layer_spaces(SPACE, ((4, 64),) * 4)
@@ -22,9 +23,10 @@ SPACES = layer_spaces(SPACE, ((4, 64),) * 4)
 @pytest.mark.parametrize("biased", [False, True])
 def test_counts_add_up_to_the_architectures_own(parent: TesseraForCausalLM, biased: bool) -> None:
     parent.config.qkv_bias = parent.config.mlp_bias = biased
-    model = heterogeneous_model(parent.config, ((4, 64),) * 4)
-    fixed, blocks = counted_costs(model, SPACES)
-    shape = ((4, 32), (2, 64), (0, 32), (2, 0))
+    model = heterogeneous_model(parent.config, ((4, 64),) * 5)
+    space = SPACE.model_copy(update={"linear_attention": True, "linear_ffn": True})
+    fixed, blocks = counted_costs(model, layer_spaces(space, ((4, 64),) * 5))
+    shape: Shape = ((4, 32), (2, 64), (0, 32), ("linear", 0), (2, "linear"))
     sizes = [(Variant("attention", heads), Variant("ffn", width)) for heads, width in shape]
     expected = Architecture.from_config(reshaped(model.config, shape).to_dict())
     assert fixed.parameters + sum(blocks[v].parameters for pair in sizes for v in pair) == expected.parameters
@@ -44,11 +46,26 @@ def test_the_first_layer_of_a_measured_model_keeps_its_attention(parent: Tessera
     ]
 
 
+def test_linear_parts_are_measured_behind_a_first_layer_with_attention() -> None:
+    attentions, ffns = (
+        (Variant("attention", 4), Variant("attention", "linear")),
+        (Variant("ffn", 64), Variant("ffn", "linear")),
+    )
+    blocks = {variant: Costs() for variant in attentions + ffns}
+    assert shapes_to_measure(blocks, 2)[1:] == [
+        ((4, 64), ("linear", 64)),
+        ((4, 64), (0, 64)),
+        ((4, "linear"), (4, "linear")),
+        ((4, 0), (4, 0)),
+    ]
+
+
 def test_times_are_split_as_they_were_put_together(parent: TesseraForCausalLM) -> None:
     _, blocks = counted_costs(parent, SPACES)
     shapes = shapes_to_measure(blocks, 4)
     milliseconds = {4: 0.8, 2: 0.5, 0: 0.0}, {64: 0.3, 32: 0.2, 0: 0.0}
-    times = [1.5 + sum(milliseconds[0][heads] + milliseconds[1][width] for heads, width in shape) for shape in shapes]
+    heads, widths = milliseconds
+    times = [1.5 + sum(heads[int(h)] + widths[int(w)] for h, w in shape) for shape in shapes]
     fixed, parts, explained = explain(shapes, times)
     assert fixed == pytest.approx(1.5)
     expected = {("attention", 4): 0.8, ("attention", 2): 0.5, ("ffn", 64): 0.3, ("ffn", 32): 0.2}

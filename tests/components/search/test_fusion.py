@@ -1,5 +1,7 @@
 """Fused FFNs against the sum of their parts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -63,6 +65,12 @@ def test_folding_survives_a_norm_that_erases_a_channel() -> None:
 def test_runs_end_at_attention_and_may_keep_their_last(keep_last: bool, expected: list[tuple[int, ...]]) -> None:
     layers = [layer(n, heads=1 if n in (0, 4) else 0) for n in range(7)]
     assert [block.parent_layers for block in fuse_runs(layers, keep_last=keep_last)] == expected
+
+
+def test_a_linear_ffn_ends_a_run() -> None:
+    matrix = replace(layer(2), intermediate_size="linear")
+    fused = fuse_runs([layer(0), layer(1), matrix, layer(3), layer(4)], keep_last=False)
+    assert [found.parent_layers for found in fused] == [(0, 1), (2,), (3, 4)]
 
 
 def test_empty_layers_are_dropped_and_do_not_break_a_run() -> None:

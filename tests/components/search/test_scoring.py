@@ -10,9 +10,11 @@ from components.core.model import TesseraForCausalLM
 from components.search.assemble import assemble, build_subblock, shape_of
 from components.search.fusion import ChildLayer
 from components.search.scoring import replacement_kl
-from components.search.space import Variant
+from components.search.space import PARTS, Size, Variant
 from components.search.subblock import Subblock
 from components.search.variants import initialise, subblock_weights
+
+SIZES: tuple[Size, ...] = (1, "linear", 0)
 
 
 def whole_model_kl(parent: TesseraForCausalLM, child: TesseraForCausalLM, batches: list[Batch]) -> float:
@@ -32,7 +34,8 @@ def whole_model_kl(parent: TesseraForCausalLM, child: TesseraForCausalLM, batche
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
 @pytest.mark.parametrize(
-    "variant", [Variant("attention", 1), Variant("attention", 0), Variant("ffn", 16), Variant("ffn", 0)]
+    "variant",
+    [*(Variant(part, size) for part in PARTS for size in SIZES), Variant("ffn", 16)],
 )
 def test_score_is_the_kl_of_the_whole_model(
     parent: TesseraForCausalLM, batches: list[Batch], job: Job, layer: int, variant: Variant

@@ -7,10 +7,10 @@ import pytest
 
 from components.core.errors import RecipeError
 from components.search.config import BlocksConfig, Limits, SearchConfig, Space
-from components.search.space import layer_spaces
+from components.search.space import Shape, Size, layer_spaces
 
 
-def sizes(space: Space, shape: tuple[tuple[int, int], ...]) -> list[tuple[list[int], list[int]]]:
+def sizes(space: Space, shape: Shape) -> list[tuple[list[Size], list[Size]]]:
     spaces = layer_spaces(space, shape)
     return [([v.size for v in layer.attention], [v.size for v in layer.ffn]) for layer in spaces]
 
@@ -24,6 +24,18 @@ def test_the_parents_own_comes_first_and_the_first_layer_keeps_attention() -> No
 
 def test_a_parent_that_was_searched_before_keeps_its_no_ops() -> None:
     assert sizes(Space(no_op_ffn=False), ((4, 64), (0, 64), (2, 0)))[1:] == [([0], [64, 32, 16]), ([2, 1, 0], [0])]
+
+
+def test_linear_parts_come_after_the_sizes_and_before_the_no_op() -> None:
+    assert sizes(Space(ffn_fractions=(0.5,), linear_attention=True, linear_ffn=True), ((8, 512),) * 2) == [
+        ([8, 4, 1, "linear"], [512, 256, "linear", 0]),
+        ([8, 4, 1, "linear", 0], [512, 256, "linear", 0]),
+    ]
+
+
+def test_a_linear_part_of_a_parent_stays_or_goes() -> None:
+    assert sizes(Space(linear_ffn=True), ((4, "linear"), ("linear", 64)))[0][1] == ["linear", 0]
+    assert sizes(Space(no_op_attention=False), ((4, 64), ("linear", 64)))[1][0] == ["linear"]
 
 
 def test_a_width_that_is_no_whole_number_is_refused_with_the_nearest() -> None:

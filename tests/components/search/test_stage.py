@@ -37,7 +37,7 @@ def given_costs(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) -
         fixed=fixed.model_copy(update={"latency_ms": 1.0}),
         blocks={
             variant.name: costs.model_copy(
-                update={"latency_ms": variant.size / (1 if variant.part == "attention" else 32)}
+                update={"latency_ms": variant.count / (1 if variant.part == "attention" else 32)}
             )
             for variant, costs in variants.items()
         },

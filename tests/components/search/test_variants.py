@@ -3,8 +3,19 @@
 import pytest
 import torch
 
+from components.core.checkpoint import model_config
+from components.core.model import Attention
 from components.search.space import Variant
 from components.search.variants import initialise, keep_channels, most_important, pool_kv_heads, subblock_weights
+
+SIZES = {
+    "vocab_size": 4,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "head_dim": 2,
+    "intermediate_size": 4,
+}
 
 
 def ffn(width: int, hidden: int = 4) -> dict[str, torch.Tensor]:
@@ -46,6 +57,27 @@ def test_kv_heads_that_merge_are_averaged_weights_and_biases() -> None:
 
 def test_a_no_op_has_no_weights() -> None:
     assert initialise(ffn(3), Variant("ffn", 0), importance_I=None, head_dim=2) == {}
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_a_linear_attention_is_the_attention_of_a_token_that_sees_itself_alone(kv_heads: int) -> None:
+    config = model_config({"model_type": "llama", **SIZES, "num_key_value_heads": kv_heads})
+    attention = Attention(config, 0)
+    own = {"input_layernorm.weight": torch.ones(8)}
+    own |= {f"self_attn.{name}": tensor.detach() for name, tensor in attention.named_parameters()}
+    found = initialise(own, Variant("attention", "linear"), importance_I=None, head_dim=2)
+    x_BTD = torch.randn(5, 1, 8)
+    rotary = (torch.ones(1, 1, 2), torch.zeros(1, 1, 2))
+    torch.testing.assert_close(x_BTD @ found["self_attn.linear_attn.weight"].T, attention(x_BTD, rotary, None, None))
+    assert found.keys() == {"input_layernorm.weight", "self_attn.linear_attn.weight"}
+
+
+def test_a_linear_ffn_is_the_ffn_with_its_gate_open() -> None:
+    parent, x = ffn(3), torch.randn(6, 4)
+    found = initialise(parent, Variant("ffn", "linear"), importance_I=None, head_dim=2)
+    expected = (x @ parent["mlp.up_proj.weight"].T) @ parent["mlp.down_proj.weight"].T
+    torch.testing.assert_close(x @ found["mlp.linear_mlp.weight"].T, expected)
+    assert found.keys() == {"post_attention_layernorm.weight", "mlp.linear_mlp.weight"}
 
 
 def test_a_narrower_ffn_needs_the_importance_of_every_channel() -> None:
