@@ -12,15 +12,17 @@ SERVED_CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", 
 def register() -> None:
     """Register with vLLM and transformers; cheap, and harmless when called again."""
     from transformers import AutoConfig
+    from vllm import ModelRegistry
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
     from vllm.reasoning import ReasoningParserManager
 
-    from components.core.model import TesseraConfig
+    from components.core.served_config import ServedConfig
 
-    AutoConfig.register(TesseraConfig.model_type, TesseraConfig, exist_ok=True)
+    AutoConfig.register(ServedConfig.model_type, ServedConfig, exist_ok=True)
     ReasoningParserManager.register_lazy_module(PLUGIN, "components.core.reasoning_parser", "TesseraReasoningParser")
     if PLUGIN not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(PLUGIN, "components.core.weight_transfer", "TesseraWeightTransfer")
+    ModelRegistry.register_model("DeciLMForCausalLM", "components.core.vllm_decoder:ServedDecoder")
     if not vllm_uses_gpu():
         _import_served_classes()
 

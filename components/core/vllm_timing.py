@@ -28,10 +28,10 @@ REPEATS = 2
 
 PRELOADED_MODULES = (
     "components.core.model",
+    "components.core.vllm_decoder",
     "components.core.vllm_engine",
     "components.core.weight_transfer",
     "vllm",
-    "vllm.model_executor.models.nemotron_nas",
     "vllm.v1.engine.llm_engine",
     "vllm.v1.worker.gpu_worker",
 )

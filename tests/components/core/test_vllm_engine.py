@@ -28,7 +28,11 @@ class Case(NamedTuple):
     other: nn.Module
 
 
-@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied"])
+LINEAR: tiny_models.Shapes = [("linear", 40), (2, "linear"), (None, 100), ("linear", "linear"), (4, 17)]
+"""Linear parts everywhere, and a first layer without attention."""
+
+
+@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied", "linear"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """One engine after the other in this process: each is closed before the next is opened."""
     folder = tmp_path_factory.mktemp("engine") / request.param
@@ -44,10 +48,11 @@ def models(kind: str, folder: Path) -> tuple[nn.Module, nn.Module]:
         llama = tiny_models.llama(0)
         llama.save_pretrained(folder)
         return llama, tiny_models.llama(1)
+    shapes = LINEAR if kind == "linear" else tiny_models.DIFFERENT
     changes = {"tie_word_embeddings": kind == "tied", "qkv_bias": kind == "tied"}
-    model = tiny_models.heterogeneous(0, **changes)
+    model = tiny_models.heterogeneous(0, shapes, **changes)
     save_model(model, folder, tokenizer=None)
-    return model, tiny_models.heterogeneous(1, **changes)
+    return model, tiny_models.heterogeneous(1, shapes, **changes)
 
 
 def greedy(engine: Engine) -> list[Sample]:

@@ -1,6 +1,7 @@
 """Model folders of a few kilobytes, for tests that need a real one."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from components.core.architecture import Architecture, BlockConfig
+from components.core.architecture import Architecture, BlockConfig, Linear
 from components.core.model import TesseraConfig, TesseraForCausalLM
 
 VOCAB_SIZE, EOS, PAD = 64, 1, 0
@@ -33,10 +34,13 @@ def llama(seed: int, **changes: Any) -> LlamaForCausalLM:
     return model
 
 
-def heterogeneous(seed: int, **changes: Any) -> TesseraForCausalLM:
-    """A random decoder whose four layers all differ."""
+Shapes = Sequence[tuple[int | Linear | None, int | Linear | None]]
+DIFFERENT: Shapes = [(4, 40), (None, 100), (2, None), (1, 17)]
+
+
+def heterogeneous(seed: int, shapes: Shapes = DIFFERENT, **changes: Any) -> TesseraForCausalLM:
+    """A random decoder, of four layers that all differ if not told otherwise."""
     torch.manual_seed(seed)
-    shapes = [(4, 40), (None, 100), (2, None), (1, 17)]
     architecture = Architecture(
         family="nemotron-nas",
         vocab_size=VOCAB_SIZE,
@@ -48,7 +52,7 @@ def heterogeneous(seed: int, **changes: Any) -> TesseraForCausalLM:
     config = TesseraConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
-        num_hidden_layers=4,
+        num_hidden_layers=len(shapes),
         num_attention_heads=4,
         head_dim=32,
         block_configs=architecture.block_configs(),
