@@ -1,5 +1,6 @@
 """A bucket behind S3's API, through the MinIO client."""
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -7,7 +8,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,8 +25,8 @@ PART_BYTES = 8 << 20
 """Smallest part of a multipart upload; S3 allows 10,000 parts, so large files get larger ones."""
 MAX_PARTS = 9_000
 PARTS_AT_A_TIME = 4
-"""Parts of one file under way: with this, an upload holds six parts in memory, a download four chunks."""
-RANGE_BYTES = 32 << 20
+"""Parts of one file under way: with this, an upload holds six parts in memory, a download five ranges."""
+RANGE_BYTES = 16 << 20
 """A larger object is read in ranges of this size, several at a time."""
 CHUNK_BYTES = 1 << 20
 PAUSE_S = 0.2
@@ -122,25 +123,20 @@ class S3Backend:
         return None
 
     def get_file(self, path: str, target: Path, size: int) -> FileEntry | None:
-        """Stream to a file, ranges of a large object side by side; hashed in order, out of the system's file cache."""
+        """Stream to a file, ranges of a large object side by side; hashed in order, as they come."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        if size <= RANGE_BYTES:
-            with target.open("wb") as sink:
+        with target.open("wb") as sink:
+            if size <= RANGE_BYTES:
                 return hash_chunks(self._chunks(path), sink)
-        with target.open("w+b") as sink, ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
-            starts = range(0, size, RANGE_BYTES)
-            fetched = [pool.submit(self._fetch_range, path, sink.fileno(), start) for start in starts]
-            try:
-                return hash_chunks(_as_fetched(sink.fileno(), zip(starts, fetched, strict=True)))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            fetch = functools.partial(self._fetch_range, path, sink.fileno())
+            return hash_chunks(itertools.chain.from_iterable(_in_order(fetch, range(0, size, RANGE_BYTES))))
 
-    def _fetch_range(self, path: str, handle: int, start: int) -> int:
-        """Write one range of an object to its place in a file; returns where it ends."""
-        for chunk in self._chunks(path, start, RANGE_BYTES):
+    def _fetch_range(self, path: str, handle: int, start: int) -> list[bytes]:
+        """Write one range of an object to its place in a file; returns it."""
+        chunks = list(self._chunks(path, start, RANGE_BYTES))
+        for chunk in chunks:
             start += os.pwrite(handle, chunk, start)
-        return start
+        return chunks
 
     def entry(self, path: str) -> FileEntry:
         """Stream through, keeping nothing."""
@@ -347,14 +343,17 @@ class S3Backend:
         return error.code or "", error.message or ""
 
 
-def _as_fetched(handle: int, ranges: Iterable[tuple[int, Future[int]]]) -> Iterator[bytes]:
-    """The bytes of a file that others fill, range by range, each as soon as it is there."""
-    for start, fetched in ranges:
-        end = fetched.result()
-        while start < end:
-            chunk = os.pread(handle, min(CHUNK_BYTES, end - start), start)
-            yield chunk
-            start += len(chunk)
+def _in_order(work: Callable[[int], list[bytes]], items: Iterable[int]) -> Iterator[list[bytes]]:
+    """Results of items that are worked on side by side; only so many are begun that memory is bounded."""
+    left, begun = iter(items), collections.deque[Future[list[bytes]]]()
+    with ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
+        try:
+            begun.extend(pool.submit(work, item) for item in itertools.islice(left, PARTS_AT_A_TIME + 1))
+            while begun:
+                yield begun.popleft().result()
+                begun.extend(pool.submit(work, item) for item in itertools.islice(left, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class _Checked:
