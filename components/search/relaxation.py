@@ -26,6 +26,9 @@ SLACK_COST = 1e5
 PRIMAL = 4
 """HiGHS's number for the primal simplex: of its methods the quickest where options are many and limits few."""
 
+SMALLEST_EXPONENT = -1022
+"""2 to the power of its negative is still a float."""
+
 
 @dataclass(frozen=True)
 class Scaled:
@@ -133,8 +136,8 @@ def best_multipliers(scaled: Scaled) -> Floats:
 
 
 def _exponent(size: float) -> int:
-    """The power of two above a size; 0 for 0."""
-    return math.frexp(float(size))[1]
+    """The power of two above a size; 0 for 0, and no less than can be divided by."""
+    return max(math.frexp(float(size))[1], SMALLEST_EXPONENT)
 
 
 @contextlib.contextmanager
