@@ -113,6 +113,13 @@ class Architecture(Config):
         whole = first.attends and isinstance(first.intermediate_size, int)
         return first if same and whole else None
 
+    def needs_plugin(self) -> str | None:
+        """Why vLLM cannot run this model without our plug-in; None where it can."""
+        for number, block in enumerate(self.blocks):
+            if LINEAR in (block.num_key_value_heads, block.intermediate_size):
+                return f"layer {number} has a linear part"
+        return None if self.blocks[0].attends else "the first layer has no attention"
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight, as Hugging Face names them; a tied head is not stored."""
         size = self.hidden_size

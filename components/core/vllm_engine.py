@@ -19,6 +19,7 @@ from components.core.vllm_settings import (
     ENVIRONMENT,
     PLUGIN,
     kv_cache_bytes,
+    require_attention,
     require_vllm,
     vllm_uses_gpu,
 )
@@ -72,8 +73,10 @@ class Engine:
 
         Raises:
             MissingPackage: vLLM is not installed.
+            CheckpointError: no layer has attention.
         """
         require_vllm()
+        require_attention(folder)
         self.weight_version = 0
         self._threads = threads
         with _starting():

@@ -31,6 +31,7 @@ from components.core.vllm_settings import (
     ENVIRONMENT,
     PLUGIN,
     kv_cache_bytes,
+    require_attention,
     require_vllm,
     vllm_uses_gpu,
 )
@@ -151,7 +152,11 @@ class Server:
             launcher: forks the server; one for this server alone if None.
             timeout_s: how long to wait for the server to be ready.
             on_wait: called with the seconds waited so far, about ten times a second, until the server is ready.
+
+        Raises:
+            CheckpointError: no layer has attention.
         """
+        require_attention(folder)
         self.folder, self.name, self.log, self.port = folder, name, log, port
         self._options = {
             "--model": folder,

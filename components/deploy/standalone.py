@@ -6,6 +6,9 @@ Off unless asked for: our own servers never run code from a model folder.
 import json
 from pathlib import Path
 
+from components.core.architecture import Architecture
+from components.core.errors import CheckpointError
+
 FILE = "configuration_decilm.py"
 SOURCE = '''"""Configuration of model type nemotron-nas, for servers without Tessera."""
 
@@ -34,11 +37,21 @@ class DeciLMConfig(PretrainedConfig):
 
 
 def add_configuration_file(bundle: Path) -> None:
-    """Write the class, and name it in `config.json`; a dense model needs none and stays as it is."""
+    """Write the class, and name it in `config.json`; a dense model needs none and stays as it is.
+
+    Raises:
+        CheckpointError: vLLM cannot run the model without Tessera.
+    """
     path = bundle / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if config["model_type"] != "nemotron-nas":
         return
+    reason = Architecture.from_config(config).needs_plugin()
+    if reason is not None:
+        raise CheckpointError(
+            f"{reason}: vLLM runs the model only with Tessera's plug-in, not on servers without it",
+            hint="set deploy.add_configuration_file to false, or search without allow_unserved",
+        )
     config["auto_map"] = {"AutoConfig": f"{FILE.removesuffix('.py')}.DeciLMConfig"}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (bundle / FILE).write_text(SOURCE)

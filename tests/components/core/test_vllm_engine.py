@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip("vllm")
 
 from components.core.checkpoint import save_model
-from components.core.errors import MissingPackage
+from components.core.errors import CheckpointError, MissingPackage
 from components.core.vllm_engine import Engine, Sample
 from tests.components.core import tiny_models
 from tests.components.core.tiny_models import EOS
@@ -121,6 +121,12 @@ def test_speed_is_measured_for_each_repeat_and_threads_are_given_back(case: Case
         torch.set_num_threads(1)
     assert len(speeds) == 3
     assert min(speeds) > 0
+
+
+def test_a_model_without_attention_is_refused_with_the_way_to_keep_some(tmp_path: Path) -> None:
+    save_model(tiny_models.heterogeneous(0, [("linear", 8), (None, "linear")]), tmp_path / "model", tokenizer=None)
+    with pytest.raises(CheckpointError, match=r"no layer of model has attention.*\n.*search\.layers"):
+        Engine(tmp_path / "model", max_model_len=8)
 
 
 def test_without_vllm_the_way_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from components.core.checkpoint import save_model
+from components.core.errors import CheckpointError
 from components.deploy.standalone import FILE, add_configuration_file
 from tests.components.core import tiny_models
 
@@ -43,6 +46,17 @@ def test_transformers_reads_the_bundle_with_the_class_that_lies_in_it(tmp_path: 
     }
     after = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert after == {**before, "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"}}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [([(4, 40), (2, "linear")], "layer 1 has a linear part"), ([(None, 40), (2, 40)], "the first layer has no att")],
+)
+def test_what_only_tessera_runs_is_refused(tmp_path: Path, shapes: tiny_models.Shapes, reason: str):
+    save_model(tiny_models.heterogeneous(0, shapes), tmp_path / "bundle", tokenizer=None)
+    with pytest.raises(CheckpointError, match=reason):
+        add_configuration_file(tmp_path / "bundle")
+    assert not (tmp_path / "bundle" / FILE).exists()
 
 
 def test_a_dense_bundle_stays_as_it_is(tmp_path: Path):
