@@ -7,7 +7,7 @@ from components.core.architecture import Architecture, BlockConfig
 from components.core.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.inspection import read_config
 from components.core.tokenizer_files import VOCABULARY, read_settings
-from components.search.space import LayerSpace, block_of, layer_spaces, shape_of
+from components.search.space import LayerSpace, block_of, layer_spaces, left_out, shape_of
 from pipelines.graph import Graph, Made
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe import Recipe, is_address
@@ -42,6 +42,12 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
     yield from _unreadable_files(recipe)
     yield from _unfit_tokenizer(recipe)
     yield from _missing_keys(recipe)
+    if recipe.search and recipe.search.allow_unserved and recipe.deploy and recipe.deploy.add_configuration_file:
+        yield RecipeError(
+            "search.allow_unserved offers what vLLM runs only with Tessera, and deploy.add_configuration_file is for "
+            "servers without it",
+            hint="set one of them to false",
+        )
     try:
         _check_search(recipe)
     except InputError as error:
@@ -104,6 +110,15 @@ def _least(parent: Architecture, spaces: Sequence[LayerSpace], resource: str) ->
     smallest = tuple(min(blocks, key=taken) for blocks in layers)
     least: int = getattr(parent.model_copy(update={"blocks": smallest}), resource)
     return least
+
+
+def find_notes(recipe: Recipe) -> Iterator[str]:
+    """What is not wrong, but good to know before a run."""
+    parent = _parent_architecture(recipe)
+    if recipe.search is not None and parent is not None:
+        note = left_out(recipe.search, shape_of(parent))
+        if note is not None:
+            yield f"search: {note}"
 
 
 def _parent_architecture(recipe: Recipe) -> Architecture | None:

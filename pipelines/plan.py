@@ -9,7 +9,7 @@ from rich.table import Table
 from components.core.runner import stage_key
 from components.core.schedule import TrainConfig
 from components.core.store import Store
-from pipelines.checks import find_faults
+from pipelines.checks import find_faults, find_notes
 from pipelines.graph import Binding, Source, Task
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe import Recipe
@@ -46,12 +46,14 @@ class Plan:
     recipe: str
     stages: list[PlannedStage] = field(default_factory=list)
     faults: list[dict[str, str | None]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def make_plan(recipe: Recipe, store: Store) -> Plan:
     """Look at everything that can be known without work."""
     plan = Plan(recipe.name)
     plan.faults = [{"message": fault.message, "hint": fault.hint} for fault in find_faults(recipe)]
+    plan.notes = [] if plan.faults else list(find_notes(recipe))
     sources = {} if plan.faults else _source_digests(recipe, store)
     known: dict[str, Digests] = {}
     for task in llama_nemotron(recipe).tasks:
@@ -120,6 +122,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         result = {True: "[cyan]cached", False: "to run", None: "to run"}[stage.cached]
         table.add_row(stage.label, ", ".join(stage.after), result, stage.needs)
     console.print(table)
+    for note in plan.notes:
+        console.print(note, markup=False, soft_wrap=True)
     for fault in plan.faults:
         console.print(f"wrong: {fault['message']}", style="red", markup=False, soft_wrap=True)
         if fault["hint"]:
@@ -134,4 +138,5 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe,
         "stages": [vars(stage) for stage in plan.stages],
         "faults": plan.faults,
+        "notes": plan.notes,
     }

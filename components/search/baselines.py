@@ -73,7 +73,7 @@ def _candidates(slots: Sequence[Slot]) -> list[Candidate]:
             score=sum(slot.options[pick].score for slot, pick in zip(slots, picks, strict=True)),
             costs=sum((slot.options[pick].costs for slot, pick in zip(slots, picks, strict=True)), start=Costs()),
         )
-        for picks in itertools.product(*(range(len(slot.options)) for slot in slots))
+        for picks in itertools.product(*(slot.picks for slot in slots))
     ]
 
 

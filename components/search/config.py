@@ -1,9 +1,9 @@
 """What the three stages of the search need, take and make."""
 
 import re
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from components.core.config import Config
 from components.core.stage import Input, Output, Stage
@@ -11,6 +11,10 @@ from components.core.workload import Workload
 
 PERCENT = r"(?=.*[1-9])\d+(\.\d+)?%"
 """A share above 0."""
+
+
+LayerRange = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d+(-\d+)?$")]
+"""A layer of the parent, counted from 0, or the first and the last of several."""
 
 
 class Limits(Config):
@@ -37,35 +41,57 @@ class Limits(Config):
         return float(value.removesuffix("%")) / 100 * parents if isinstance(value, str) else value
 
 
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Without = Literal["own", "linear", "no_op"]
+
+
+class LayerRules(Config):
+    """What some layers may have; what is not set is as for all layers."""
+
+    ffn_fractions: tuple[Fraction, ...] | None = None
+    """FFN widths, as fractions of the parent's intermediate size."""
+    intermediate_sizes: tuple[Count, ...] | None = None
+    """FFN widths, channels."""
+    num_key_value_heads: tuple[Count, ...] | None = None
+    """KV heads, divisors of the parent's."""
+    no_op_attention: bool | None = None
+    """Whether the attention may go."""
+    no_op_ffn: bool | None = None
+    """Whether the FFN may go."""
+    linear_attention: bool | None = None
+    """Whether the attention may become one matrix."""
+    linear_ffn: bool | None = None
+    """Whether the FFN may become one matrix."""
+    attention: Without | Count | None = None
+    """The attention that these layers will have: `own`, the parent's; `linear`; `no_op`; or so many KV heads."""
+    ffn: Without | Count | None = None
+    """The FFN that these layers will have, likewise; or so many channels."""
+
+
 class Space(Config):
     """The sub-blocks that each layer may have. Source: arXiv 2411.19146, section 2."""
 
-    ffn_fractions: tuple[float, ...] = (1.0, 0.5, 0.25)
+    ffn_fractions: tuple[Fraction, ...] = (1.0, 0.5, 0.25)
     """FFN widths, as fractions of the parent's intermediate size; the parent's own width is always offered."""
-    num_key_value_heads: tuple[int, ...] | None = None
-    """KV heads, divisors of the parent's; half of those and one by default. The parent's own is always offered."""
+    intermediate_sizes: tuple[Count, ...] = ()
+    """More FFN widths, channels."""
+    num_key_value_heads: tuple[Count, ...] | None = None
+    """KV heads, divisors of the parent's; by default the largest below those, and one. The parent's own is always
+    offered."""
     no_op_attention: bool = True
-    """Whether a layer may lose its attention; the first layer never does, since vLLM needs it there."""
+    """Whether a layer may lose its attention."""
     no_op_ffn: bool = True
     """Whether a layer may lose its FFN."""
-    linear_attention: bool = False
-    """Whether an attention may become one matrix, as if each token saw itself alone."""
-    linear_ffn: bool = False
-    """Whether an FFN may become one matrix."""
-
-    @field_validator("ffn_fractions")
-    @classmethod
-    def _fractions(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < value <= 1 for value in values):
-            raise ValueError("fractions lie above 0 and at most at 1; no_op_ffn stands for 0")
-        return values
-
-    @field_validator("num_key_value_heads")
-    @classmethod
-    def _heads(cls, values: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if values is not None and any(value < 1 for value in values):
-            raise ValueError("head counts are at least 1; no_op_attention stands for 0")
-        return values
+    linear_attention: bool = True
+    """Whether an attention may become one matrix, as if each token saw itself alone; see `allow_unserved`."""
+    linear_ffn: bool = True
+    """Whether an FFN may become one matrix; see `allow_unserved`."""
+    allow_unserved: bool = False
+    """Also offer what vLLM runs only with Tessera's plug-in: linear parts, and a first layer without attention."""
+    layers: dict[LayerRange, LayerRules] = Field(default={})
+    """Rules of single layers, by number from 0 or by range, such as `4-7`: any of the settings above but the last, or
+    `attention` and `ffn` as they will be: `own`, `linear`, `no_op`, or a number of KV heads or channels."""
 
 
 class Calibration(Config):

@@ -18,7 +18,8 @@ class Alternative:
         chosen: whether the child has it.
         score: its own score, nats a token.
         own_costs: what it takes by itself.
-        objective: score of the best child that has it, nats a token; None where no such child is within the limits.
+        objective: score of the best child that has it, nats a token; None where no such child is within the limits, or
+            the recipe fixes another option.
         difference: that less the score of the best child; None likewise.
         costs: of that child; None likewise.
         changed: other slots that differ between that child and the best one.
@@ -72,7 +73,9 @@ def _reason(table: OptionTable, limits: Mapping[str, float], choice: Choice, num
     return SlotReason(
         part=slot.part,
         chosen=chosen.option,
-        reason=_sentence(chosen, [alternative for alternative in found if not alternative.chosen]),
+        reason=f"{chosen.option} is what the recipe fixes here"
+        if slot.held is not None
+        else _sentence(chosen, [alternative for alternative in found if not alternative.chosen]),
         alternatives=tuple(found),
     )
 
@@ -83,8 +86,11 @@ def _alternative(
     """The best child in which a slot holds one of its options."""
     problem = table.problem(table.scores, limits)
     chosen = choice[number] == index
-    solution = solve_problem(problem.with_fixed({number: index}), known=[choice] if chosen else [], max_nodes=MAX_NODES)
-    option = table.slots[number].options[index]
+    slot = table.slots[number]
+    held = problem.with_fixed({number: index})
+    known = [choice] if chosen else []
+    solution = solve_problem(held, known=known, max_nodes=MAX_NODES) if index in slot.picks else None
+    option = slot.options[index]
     if solution is None:
         return Alternative(option.name, chosen, option.score, option.costs, None, None, None, None)
     return Alternative(

@@ -35,7 +35,7 @@ from components.search.results import (
 )
 from components.search.scoring import replacement_kl
 from components.search.solver import absolute_limits, certify, fits, pareto_front, solve
-from components.search.space import PARTS, Variant, layer_spaces
+from components.search.space import PARTS, Variant, layer_spaces, left_out
 from components.search.subblock import Subblock
 from components.search.table import option_table
 from components.search.variants import initialise, subblock_weights
@@ -47,6 +47,8 @@ def prepare(
     """Channel importance on calibration text, and block costs. Source: arXiv 2411.19146, appendix A and section 4.1."""
     model = _load_parent(parent, job)
     spaces = layer_spaces(config, shape_of(model.config))
+    if note := left_out(config, shape_of(model.config)):
+        job.note(note)
     batches = _batches(config, corpus, parent, "train", config.importance_batches)
     save_importance(channel_contributions(model, batches, job), out / "importance")
     if own_costs is None:
@@ -165,7 +167,7 @@ def search(
         parent=parent_costs,
         **chosen,
         proof=Proof(objective=solution.objective, bound=solution.bound, gap=solution.gap, status=solution.status),
-        certificate=certify(table.problem(table.scores, limits), solution.choice),
+        certificate=certify(table.problem(table.scores, limits), solution.choice, fixed=table.held),
         pareto=tuple(
             ParetoPoint(limit_ms=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
             for limit, best in front

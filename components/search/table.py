@@ -52,6 +52,13 @@ class Slot(Config):
     """Attention or FFN."""
     options: tuple[Option, ...]
     """What it may hold, the parent's own first."""
+    held: int | None = None
+    """Number of the one that it has to hold; None where it may be any."""
+
+    @property
+    def picks(self) -> tuple[int, ...]:
+        """Numbers of the options that a choice may take."""
+        return tuple(range(len(self.options))) if self.held is None else (self.held,)
 
 
 class OptionTable(Config):
@@ -76,6 +83,11 @@ class OptionTable(Config):
         return (0,) * len(self.slots)
 
     @property
+    def held(self) -> dict[int, int]:
+        """Slots that have to hold one of their options, and its number."""
+        return {number: slot.held for number, slot in enumerate(self.slots) if slot.held is not None}
+
+    @property
     def scores(self) -> list[list[float]]:
         """Score of each option of each slot."""
         return [[option.score for option in slot.options] for slot in self.slots]
@@ -92,7 +104,8 @@ class OptionTable(Config):
             limits: absolute, by resource.
         """
         fixed = {resource: self.fixed.of(resource) for resource in limits}
-        return Problem.of(scores, {resource: self.costs_of(resource) for resource in limits}, limits, fixed)
+        costs = {resource: self.costs_of(resource) for resource in limits}
+        return Problem.of(scores, costs, limits, fixed).with_fixed(self.held)
 
     def variants(self, choice: Sequence[int]) -> list[tuple[Variant, Variant]]:
         """The attention and the FFN of each layer of a choice."""
@@ -123,5 +136,6 @@ def option_table(
                 Option(name=variant.name, size=variant.size, score=kl, costs=blocks[variant.name])
                 for variant, kl in kls.items()
             )
-            slots.append(Slot(layer=layer, part=part, options=options))
+            held = [number for number, variant in enumerate(kls) if variant in space.fixed]
+            slots.append(Slot(layer=layer, part=part, options=options, held=held[0] if held else None))
     return OptionTable(fixed=fixed, slots=tuple(slots))

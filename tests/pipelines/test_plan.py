@@ -9,6 +9,7 @@ import pytest
 
 from components.core.artifacts import Manifest
 from components.core.code import code_digest
+from components.core.errors import RecipeError
 from components.core.runner import stage_key
 from components.core.store import StageRecord, Store, open_store
 from pipelines.llama_nemotron import llama_nemotron
@@ -70,6 +71,32 @@ def test_a_finished_stage_is_cached_and_the_next_one_has_its_key(tmp_path: Path)
     assert stages["parent"].cached is False
     assert stages["parent"].key is not None
     assert stages["search"].cached is None
+
+
+def test_a_plan_says_what_vllm_keeps_out_of_the_space(tmp_path: Path) -> None:
+    recipe, store = tmp_path / "mine.yaml", open_store(str(tmp_path / "store"))
+    recipe.write_text("parent_pretrain: {shape: {num_hidden_layers: 3}}\n")
+    (note,) = make_plan(load_recipe(recipe), store).notes
+    assert "attention-0 in layer 0, attention-linear in every layer" in note
+    assert make_plan(load_recipe(recipe, ["search.allow_unserved=true"]), store).notes == []
+
+
+def test_rules_of_layers_are_checked_before_any_work(tmp_path: Path) -> None:
+    recipe, store = tmp_path / "mine.yaml", open_store(str(tmp_path / "store"))
+    recipe.write_text(
+        "parent_pretrain: {shape: {num_hidden_layers: 3}}\nsearch: {layers: {0-1: {ffn: own}, 3: {ffn: own}}}\n"
+    )
+    (fault,) = make_plan(load_recipe(recipe), store).faults
+    assert fault["message"] == "search.layers.3: the parent has 3 layers"
+    with pytest.raises(RecipeError, match="did you mean 'no_op_ffn'"):
+        load_recipe(recipe, ["search.layers={0: {no_op_fnn: false}}"])
+
+
+def test_a_bundle_for_servers_without_tessera_allows_nothing_that_only_tessera_runs(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("search: {allow_unserved: true}\ndeploy: {add_configuration_file: true}\n")
+    (fault,) = make_plan(load_recipe(recipe), open_store(str(tmp_path / "store"))).faults
+    assert "servers without it" in str(fault["message"])
 
 
 def test_another_seed_is_another_result(tmp_path: Path) -> None:

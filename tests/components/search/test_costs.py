@@ -24,7 +24,7 @@ SPACES = layer_spaces(SPACE, ((4, 64),) * 4)
 def test_counts_add_up_to_the_architectures_own(parent: TesseraForCausalLM, biased: bool) -> None:
     parent.config.qkv_bias = parent.config.mlp_bias = biased
     model = heterogeneous_model(parent.config, ((4, 64),) * 5)
-    space = SPACE.model_copy(update={"linear_attention": True, "linear_ffn": True})
+    space = SPACE.model_copy(update={"allow_unserved": True})
     fixed, blocks = counted_costs(model, layer_spaces(space, ((4, 64),) * 5))
     shape: Shape = ((4, 32), (2, 64), (0, 32), ("linear", 0), (2, "linear"))
     sizes = [(Variant("attention", heads), Variant("ffn", width)) for heads, width in shape]

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from components.core.errors import InfeasibleBudget
 from components.search.baselines import greedy_choice, random_choice
 from components.search.config import Limits
-from components.search.solver import absolute_limits, fits, pareto_front, solve, solve_table
+from components.search.explain import explain_layer
+from components.search.proof import check
+from components.search.solver import absolute_limits, certify, fits, pareto_front, solve, solve_table
 from components.search.table import Costs, Option, OptionTable, Slot
 
 
@@ -41,8 +43,16 @@ def tables(draw: st.DrawFn) -> OptionTable:
 
 
 def brute_force(table: OptionTable, limits: dict[str, float]) -> float | None:
-    choices = itertools.product(*(range(len(slot.options)) for slot in table.slots))
+    choices = itertools.product(*(slot.picks for slot in table.slots))
     return min((table.score(choice) for choice in choices if fits(table.costs(choice), limits)), default=None)
+
+
+@st.composite
+def held_tables(draw: st.DrawFn) -> OptionTable:
+    """The same, some slots of which have to hold one of their options."""
+    table = draw(tables())
+    slots = [slot.model_copy(update={"held": draw(st.sampled_from([None, 0, 1, 2]))}) for slot in table.slots]
+    return table.model_copy(update={"slots": tuple(slots)})
 
 
 shares = st.fixed_dictionaries(
@@ -80,6 +90,47 @@ def test_baselines_stay_within_the_limits_and_never_beat_the_solver(
     for choice in (greedy_choice(table, limits), random_choice(table, limits, seed)):
         assert fits(table.costs(choice), limits)
         assert table.score(choice) >= best - 1e-8
+
+
+def test_scores_and_costs_near_nothing_are_solved_too() -> None:
+    tiny = 2.0**-1070
+    table = table_of([option(2, 0.0, 1, 1, 2 * tiny), option(1, tiny, 1, 1, tiny)], [option(1, 0.0, 0, 0, tiny)])
+    solution = solve(table, {"latency_ms": 2 * tiny})
+    assert (solution.choice, solution.objective) == ((1, 0), tiny)
+
+
+@settings(max_examples=40, deadline=None)
+@given(held_tables(), shares, st.integers(0, 9))
+def test_slots_hold_what_they_have_to_in_every_choice_and_in_the_proof(
+    table: OptionTable, share: dict[str, float], seed: int
+) -> None:
+    parent = table.costs(table.parent_choice)
+    limits = {name: value * parent.of(name) for name, value in share.items()}
+    best = brute_force(table, limits)
+    if best is None:
+        with pytest.raises(InfeasibleBudget):
+            solve(table, limits)
+        return
+    solution = solve(table, limits)
+    assert table.score(solution.choice) == pytest.approx(best, abs=1e-8)
+    for choice in (solution.choice, greedy_choice(table, limits), random_choice(table, limits, seed)):
+        assert {slot: choice[slot] for slot in table.held} == table.held
+    proof = certify(table.problem(table.scores, limits), solution.choice, fixed=table.held)
+    costs = {name: table.costs_of(name) for name in limits}
+    assert check(table.scores, costs, proof, table.fixed.model_dump()) == 0
+
+
+def test_the_recipe_is_the_reason_where_it_fixes_an_option() -> None:
+    table = table_of([full(0), half(0.1)], [full(0), half(0.2), none(0.9)])
+    table = table.model_copy(update={"slots": (table.slots[0].model_copy(update={"held": 1}), table.slots[1])})
+    limits = {"latency_ms": 3.0}
+    attention, ffn = explain_layer(table, limits, solve(table, limits).choice, 0)
+    assert attention.reason == "option-1 is what the recipe fixes here"
+    assert [(found.option, found.objective) for found in attention.alternatives] == [
+        ("option-1", pytest.approx(0.1)),
+        ("option-2", None),
+    ]
+    assert ffn.chosen == "option-2"
 
 
 def full(score: float) -> Option:

@@ -30,9 +30,12 @@ SHAPE = ((4, 64),) * 4
 
 @pytest.fixture(scope="module")
 def given_costs(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) -> Path:
+    return write_costs(tmp_path_factory.mktemp("costs"), parent_folder, CONFIG)
+
+
+def write_costs(folder: Path, parent_folder: Path, config: SearchConfig) -> Path:
     """Latency as if attention took a millisecond a KV head, and the FFN one for 32 channels."""
-    model = load_model(parent_folder)
-    fixed, variants = counted_costs(model, layer_spaces(CONFIG, SHAPE))
+    fixed, variants = counted_costs(load_model(parent_folder), layer_spaces(config, SHAPE))
     table = CostTable(
         fixed=fixed.model_copy(update={"latency_ms": 1.0}),
         blocks={
@@ -45,7 +48,6 @@ def given_costs(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) -
         measurement=Measurement(),
         models=(),
     )
-    folder = tmp_path_factory.mktemp("costs")
     (folder / "costs.json").write_text(table.model_dump_json())
     return folder
 
@@ -110,6 +112,26 @@ def test_an_untouched_parent_comes_out_as_it_went_in(
     child, parent = load_model(tmp_path / "child"), load_model(parent_folder)
     for name, tensor in parent.state_dict().items():
         assert torch.equal(child.state_dict()[name], tensor), name
+
+
+def test_layers_are_what_the_recipe_fixes_linear_ones_too(tmp_path: Path, parent_folder: Path, corpus: Path) -> None:
+    rules = {"0": {"ffn": 24}, "1": {"attention": "linear"}, "2": {"ffn": "linear"}, "3": {"attention": "own"}}
+    values = {**CONFIG.model_dump(), "allow_unserved": True, "layers": rules, "limits": {"latency_ms": "60%"}}
+    config = SearchConfig.parse(values)
+    (tmp_path / "costs").mkdir()
+    costs = write_costs(tmp_path / "costs", parent_folder, config)
+    search(config, job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=costs)
+    table = json.loads((tmp_path / "search_table" / "search.json").read_text())
+    for name in ("child", "random_child", "greedy_child"):
+        layers = table[name]["layers"]
+        assert layers[0]["intermediate_size"] == 24
+        assert layers[1]["num_key_value_heads"] == "linear"
+        assert layers[2]["intermediate_size"] == "linear"
+        assert layers[3]["num_key_value_heads"] == 4
+        assert load_model(tmp_path / name).num_parameters() == table[name]["parameters"]
+    scores = {(block["layer"], block["part"], block["size"]): block for block in table["blocks"]}
+    assert scores[2, "ffn", "linear"]["last_error"] is not None
+    assert (3, "attention", 1) not in scores
 
 
 def test_limits_that_nothing_meets_are_refused(
