@@ -14,7 +14,7 @@ SOURCE = '''"""Configuration of model type nemotron-nas, for servers without Tes
 
 from types import SimpleNamespace
 
-from components.core.hugging_face import PretrainedConfig
+from transformers import PretrainedConfig
 
 
 class DeciLMConfig(PretrainedConfig):

@@ -15,6 +15,7 @@ from tests.components.core import tiny_models
 
 WITHOUT_TESSERA = """
 import json, sys
+sys.modules["components"] = None
 from transformers import AutoConfig
 
 config = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
@@ -35,7 +36,8 @@ def test_transformers_reads_the_bundle_with_the_class_that_lies_in_it(tmp_path: 
 
     command = [sys.executable, "-c", WITHOUT_TESSERA, str(tmp_path / "bundle")]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout)
     assert read == {
