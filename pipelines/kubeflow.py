@@ -1,8 +1,9 @@
 """A graph as a KFP pipeline: the same for a laptop and for a cluster."""
 
 import importlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def build_pipeline(
 
     def pipeline(store: str, run: str) -> None:
         builder = _Builder(graph, sources, known or {}, run_label)
-        for task in graph.tasks:
-            if task.label not in builder.known:
-                builder.add(task, store=store, run=run)
+        left = [task for task in graph.tasks if task.label not in builder.known]
+        for shards, tasks in itertools.groupby(left, key=lambda task: task.shards):
+            builder.add(list(tasks), shards, store=store, run=run)
 
     describe = dsl.pipeline(name=PIPELINE_NAME, description=f"Recipe {graph.name}, {graph.digest[:12]}.")
     built: Callable[..., Any] = describe(pipeline)
@@ -64,10 +65,22 @@ class _Builder:
             self.labels["tessera.dev/run"] = run_label
         self.made: dict[str, dict[str, Any]] = {}
 
-    def add(self, task: Task, **parameters: object) -> None:
-        """Add one task, or its fan-out, and keep its outputs for the tasks that follow."""
+    def add(self, tasks: Sequence[Task], shards: Sequence[str], **parameters: object) -> None:
+        """Add consecutive tasks, those of one fan-out in one loop, and keep their outputs for the tasks that follow."""
         from kfp import dsl
 
+        if not shards:
+            for task in tasks:
+                self.made[task.label] = self._add(task, **parameters)
+            return
+        with dsl.ParallelFor(items=list(shards), name=tasks[0].label.replace("/", "-")) as shard:
+            for task in tasks:
+                self.made[task.label] = self._add(task, shard=shard, **parameters)
+        for task in tasks:
+            self.made[task.label] = {name: dsl.Collected(made) for name, made in self.made[task.label].items()}
+
+    def _add(self, task: Task, **parameters: object) -> dict[str, Any]:
+        """Add one task; returns its outputs."""
         module, _, name = task.component.partition(":")
         component = getattr(importlib.import_module(module), name)
         digests = {name: digest for name, binding in task.inputs.items() if (digest := self._digest(binding))}
@@ -83,12 +96,7 @@ class _Builder:
             **parameters,
             **artifacts,
         }
-        if not task.shards:
-            self.made[task.label] = dict(self._place(component(**arguments), task).outputs)
-            return
-        with dsl.ParallelFor(items=list(task.shards), name=task.label.replace("/", "-")) as shard:
-            outputs = self._place(component(shard=shard, **arguments), task).outputs
-        self.made[task.label] = {name: dsl.Collected(outputs[name]) for name in task.stage.outputs}
+        return dict(self._place(component(**arguments), task).outputs)
 
     def _digest(self, binding: Binding) -> str | list[str] | None:
         """Digest of an artifact that is there before the pipeline starts, else None."""

@@ -3,6 +3,8 @@
 Source: arXiv 2505.00949; the search of arXiv 2411.19146.
 """
 
+from collections.abc import Mapping
+
 from components.core.config import Config
 from components.core.stage import Stage
 from components.data.config import STAGE as DATA
@@ -11,7 +13,18 @@ from components.distill.config import STAGE as DISTILL
 from components.eval.config import STAGE as EVAL
 from components.pretrain.config import STAGE as PRETRAIN
 from components.rl.config import STAGE as RL
-from components.search.config import BLOCKS, PREPARE, SEARCH, BlocksConfig, PrepareConfig, SearchConfig
+from components.search.config import (
+    COSTS,
+    IMPORTANCE,
+    LIBRARY,
+    SCORES,
+    SEARCH,
+    CostsConfig,
+    ImportanceConfig,
+    LibraryConfig,
+    ScoresConfig,
+    SearchConfig,
+)
 from components.sft.config import STAGE as SFT
 from pipelines.graph import Binding, Graph, Made, Source, Task
 from pipelines.recipe import Placed, Recipe, SearchSection
@@ -96,37 +109,31 @@ class _Pipeline:
         return self._add(label, stage, f"components.{stage.name}.component:{stage.name}", config, section, inputs)
 
     def search(self, section: SearchSection, parent: Binding | None, corpus: Binding | None) -> dict[str, Made]:
-        """Add the search, importance and costs, the block library in shards, the solution; returns its roles."""
+        """Add the search: importance and costs, library and scores in shards, the solution; returns its roles."""
         config = self.recipe.config(section, SearchConfig)
         shards = tuple(f"{index}/{section.shards}" for index in range(section.shards))
-        seen: dict[str, Binding | None] = {"parent": parent, "corpus": corpus}
-        own = {"own_costs": Source("own_costs")} if section.costs else {}
+        watched: dict[str, Binding | None] = {"parent": parent, "corpus": corpus}
+        own = Source("own_costs") if section.costs else None
 
-        prepared = self._search("search/prepare", PREPARE, config.prepare(), section, {**seen, **own})
-        seen["importance"] = prepared["importance"]
-        blocks = self._search("search/blocks", BLOCKS, config.blocks(), section, seen, shards)
-        seen |= {"libraries": blocks["library"], "scores": blocks["scores"], "costs": prepared["costs"]}
-        found = self._search("search", SEARCH, config, section, seen)
+        def add(
+            stage: Stage, step: Config, inputs: Mapping[str, Binding | None], shards: tuple[str, ...] = ()
+        ) -> dict[str, Made]:
+            component = f"components.search.component:{stage.name.replace('-', '_')}"
+            return self._add(stage.name.replace("-", "/"), stage, component, step, section, inputs, shards)
+
+        made = add(IMPORTANCE, config.part(ImportanceConfig), watched)
+        made |= add(COSTS, config.part(CostsConfig), {"parent": parent, "own_costs": own})
+        made |= add(LIBRARY, config.part(LibraryConfig), {**watched, "importance": made["importance"]}, shards)
+        made |= add(SCORES, config.part(ScoresConfig), {**watched, "library": made["library"]}, shards)
+        whole = {name: made[name] for name in ("importance", "scores", "costs")} | {"libraries": made["library"]}
+        found = add(SEARCH, config, {**watched, **whole})
         return {
-            "costs": prepared["costs"],
+            "costs": made["costs"],
             "child": found["child"],
             "random": found["random_child"],
             "greedy": found["greedy_child"],
             "search": found["search_table"],
         }
-
-    def _search(
-        self,
-        label: str,
-        stage: Stage,
-        config: PrepareConfig | BlocksConfig | SearchConfig,
-        section: SearchSection,
-        inputs: dict[str, Binding | None],
-        shards: tuple[str, ...] = (),
-    ) -> dict[str, Made]:
-        """Add one of the three tasks of the search."""
-        component = f"components.search.component:{stage.name.replace('-', '_')}"
-        return self._add(label, stage, component, config, section, inputs, shards)
 
     def _add(
         self,
@@ -135,7 +142,7 @@ class _Pipeline:
         component: str,
         config: Config,
         section: Placed,
-        inputs: dict[str, Binding | None],
+        inputs: Mapping[str, Binding | None],
         shards: tuple[str, ...] = (),
     ) -> dict[str, Made]:
         bound = {name: binding for name, binding in inputs.items() if binding is not None}

@@ -28,8 +28,10 @@ STAGES: Mapping[str, str] = {
         name: f"components.{name}.config:STAGE"
         for name in ("data", "pretrain", "distill", "sft", "rl", "eval", "deploy")
     },
-    "search-prepare": "components.search.config:PREPARE",
-    "search-blocks": "components.search.config:BLOCKS",
+    "search-importance": "components.search.config:IMPORTANCE",
+    "search-costs": "components.search.config:COSTS",
+    "search-library": "components.search.config:LIBRARY",
+    "search-scores": "components.search.config:SCORES",
     "search": "components.search.config:SEARCH",
 }
 """Where each stage is declared."""

@@ -86,6 +86,6 @@ def _digests(stage: Stage, values: Mapping[str, Any]) -> Digests:
 
 
 def _label(label: str, settings: Mapping[str, Any]) -> str:
-    """The label of one item of a fan-out: `search/blocks` with shard `0/2` is `search/blocks-0`."""
+    """The label of one item of a fan-out: `search/library` with shard `0/2` is `search/library-0`."""
     shard = settings.get("shard")
     return f"{label}-{str(shard).partition('/')[0]}" if shard else label

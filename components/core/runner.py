@@ -26,7 +26,7 @@ from components.core.store import StageRecord, Store, key_of
 from components.core.workspace import workspace
 
 Digests = Mapping[str, str | list[str]]
-"""Digest of each input artifact by name; a list where the stage takes many."""
+"""Digest of each input artifact by name; a list where the stage takes many, or where there is one a shard."""
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -38,7 +38,17 @@ def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
     digests of its inputs.
     """
     code, libraries = code_digest(stage.entry)
-    return key_of(stage=stage.name, code=code, libraries=libraries, config=config.canonical(), inputs=inputs)
+    own = own_inputs(stage, config, inputs)
+    return key_of(stage=stage.name, code=code, libraries=libraries, config=config.canonical(), inputs=own)
+
+
+def own_inputs(stage: Stage, config: Config, inputs: Digests) -> Digests:
+    """What one item of a fan-out reads: of a list with one artifact a shard, where it takes a single one, its own."""
+    shard = int(str(getattr(config, "shard", "0/1")).partition("/")[0])
+    single = {name for name, declared in stage.inputs.items() if not declared.many}
+    return {
+        name: value[shard] if name in single and isinstance(value, list) else value for name, value in inputs.items()
+    }
 
 
 def finished(
@@ -93,6 +103,7 @@ def run_stage(
         Interrupted: SIGTERM or Ctrl-C arrived; a resume point was saved where the stage has them.
     """
     label, placement = label or stage.name, placement or Placement()
+    inputs = own_inputs(stage, config, inputs)
     _check_inputs(stage, inputs, store)
     key = stage_key(stage, config, inputs)
     if reporter is None:

@@ -1,4 +1,4 @@
-"""The KFP components of the search: preparation, one shard of the block library, the search itself."""
+"""The KFP components of the search: its steps as tasks of their own, shards of the library and of the scores."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
@@ -7,26 +7,41 @@ from components.core.kubeflow import image
 
 
 @dsl.component(install_kfp_package=False, base_image=image("search"))
-def search_prepare(
+def search_importance(
     config: str,
     label: str,
     store: str,
     run: str,
     sources: str,
     importance: Output[Artifact],
-    costs: Output[Artifact],
     parent: Input[Model] = None,  # type: ignore[assignment]
     corpus: Input[Dataset] = None,  # type: ignore[assignment]
-    own_costs: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
-    """Score FFN channels, and measure what every sub-block costs."""
+    """Score FFN channels on calibration text."""
     from components.core.kubeflow import execute
 
-    execute("components.search.config:PREPARE", locals())
+    execute("components.search.config:IMPORTANCE", locals())
 
 
 @dsl.component(install_kfp_package=False, base_image=image("search"))
-def search_blocks(
+def search_costs(
+    config: str,
+    label: str,
+    store: str,
+    run: str,
+    sources: str,
+    costs: Output[Artifact],
+    parent: Input[Model] = None,  # type: ignore[assignment]
+    own_costs: Input[Artifact] = None,  # type: ignore[assignment]
+) -> None:
+    """Measure what every sub-block costs."""
+    from components.core.kubeflow import execute
+
+    execute("components.search.config:COSTS", locals())
+
+
+@dsl.component(install_kfp_package=False, base_image=image("search"))
+def search_library(
     config: str,
     label: str,
     store: str,
@@ -34,15 +49,33 @@ def search_blocks(
     sources: str,
     shard: str,
     library: Output[Artifact],
-    scores: Output[Artifact],
     parent: Input[Model] = None,  # type: ignore[assignment]
     corpus: Input[Dataset] = None,  # type: ignore[assignment]
     importance: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
-    """Distil and score the alternative sub-blocks of a share of the layers."""
+    """Distil the alternative sub-blocks of a share of the layers."""
     from components.core.kubeflow import execute
 
-    execute("components.search.config:BLOCKS", locals())
+    execute("components.search.config:LIBRARY", locals())
+
+
+@dsl.component(install_kfp_package=False, base_image=image("search"))
+def search_scores(
+    config: str,
+    label: str,
+    store: str,
+    run: str,
+    sources: str,
+    shard: str,
+    scores: Output[Artifact],
+    parent: Input[Model] = None,  # type: ignore[assignment]
+    corpus: Input[Dataset] = None,  # type: ignore[assignment]
+    library: Input[Artifact] = None,  # type: ignore[assignment]
+) -> None:
+    """Score the alternative sub-blocks of a share of the layers."""
+    from components.core.kubeflow import execute
+
+    execute("components.search.config:SCORES", locals())
 
 
 @dsl.component(install_kfp_package=False, base_image=image("search"))

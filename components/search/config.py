@@ -1,7 +1,7 @@
-"""What the three stages of the search need, take and make."""
+"""What the stages of the search need, take and make."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -15,6 +15,7 @@ PERCENT = r"(?=.*[1-9])\d+(\.\d+)?%"
 
 LayerRange = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d+(-\d+)?$")]
 """A layer of the parent, counted from 0, or the first and the last of several."""
+Settings = TypeVar("Settings", bound=Config)
 
 
 class Limits(Config):
@@ -136,24 +137,11 @@ class Fusion(Config):
     """Leave the last FFN of each run as it is: the paper found it sensitive."""
 
 
-class PrepareConfig(Space, Calibration):
-    """Channel importance, and the cost of every sub-block."""
-
-    importance_batches: int = Field(default=4, gt=0)
-    """Batches of training text that channels are scored on."""
-    measurement: Measurement = Measurement()
-    """How latency is measured where no costs are given."""
-
-
-class BlocksConfig(Space, Calibration):
-    """The block library of a share of the layers, and its scores."""
+class Sharded(Config):
+    """A share of the layers."""
 
     shard: str = Field(default="0/1", pattern=r"^\d+/[1-9]\d*$")
     """`i/n`: layers i, i + n, i + 2n, …"""
-    distillation: Distillation = Distillation()
-    """Training of the variants."""
-    scoring_batches: int = Field(default=2, gt=0)
-    """Batches of held-out text that the replace-one-block KL is averaged over."""
 
     @model_validator(mode="after")
     def _shard_exists(self) -> Self:
@@ -169,8 +157,44 @@ class BlocksConfig(Space, Calibration):
         return int(index), int(count)
 
 
-class SearchConfig(Space, Calibration):
-    """The whole search; holds what the two stages before it need, so that it can also do their work."""
+class ImportanceConfig(Calibration):
+    """Channel importance."""
+
+    importance_batches: int = Field(default=4, gt=0)
+    """Batches of training text that channels are scored on."""
+
+
+class CostsConfig(Space):
+    """The cost of every sub-block."""
+
+    measurement: Measurement = Measurement()
+    """How latency is measured where no costs are given."""
+
+
+class Trained(Space, Calibration):
+    """How the block library is made."""
+
+    distillation: Distillation = Distillation()
+    """Training of the variants."""
+
+
+class Scored(Space, Calibration):
+    """How sub-blocks are scored."""
+
+    scoring_batches: int = Field(default=2, gt=0)
+    """Batches of held-out text that the replace-one-block KL is averaged over."""
+
+
+class LibraryConfig(Trained, Sharded):
+    """The block library of a share of the layers."""
+
+
+class ScoresConfig(Scored, Sharded):
+    """The scores of a share of the layers."""
+
+
+class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
+    """The whole search; holds what the stages before it need, so that it can also do their work."""
 
     limits: Limits = Limits(latency_ms="60%")
     """The budget of the child."""
@@ -178,60 +202,74 @@ class SearchConfig(Space, Calibration):
     """FFN Fusion of the child and of the two baselines."""
     pareto_points: int = Field(default=9, ge=2)
     """Latency limits of the Pareto front, from the least reachable to the parent's."""
-    importance_batches: int = Field(default=4, gt=0)
-    """Batches of training text that channels are scored on."""
-    measurement: Measurement = Measurement()
-    """How latency is measured where no costs are given."""
-    distillation: Distillation = Distillation()
-    """Training of the variants."""
-    scoring_batches: int = Field(default=2, gt=0)
-    """Batches of held-out text that the replace-one-block KL is averaged over."""
 
-    def prepare(self) -> PrepareConfig:
-        """The part of `search-prepare`."""
-        return PrepareConfig(**{name: getattr(self, name) for name in PrepareConfig.model_fields})
+    def part(self, kind: type[Settings], **more: str) -> Settings:
+        """The settings of one of the stages before.
 
-    def blocks(self, shard: str = "0/1") -> BlocksConfig:
-        """The part of one shard of `search-blocks`."""
-        shared = BlocksConfig.model_fields.keys() - {"shard"}
-        return BlocksConfig(shard=shard, **{name: getattr(self, name) for name in shared})
+        Args:
+            kind: its configuration class.
+            more: what is no setting of the whole search: the `shard`.
+        """
+        shared = kind.model_fields.keys() & type(self).model_fields.keys()
+        return kind(**{name: getattr(self, name) for name in shared}, **more)
 
 
 PARENT = Input("model", "the dense parent")
 CORPUS = Input("data", "train.jsonl and validation.jsonl with rows {text} or {prompt, completion}")
 
-PREPARE = Stage(
-    name="search-prepare",
-    config=PrepareConfig,
-    inputs={
-        "parent": PARENT,
-        "corpus": CORPUS,
-        "own_costs": Input("table", "costs.json of an earlier run; replaces the measurement", optional=True),
-    },
-    outputs={
-        "importance": Output("library", "importance.safetensors: the contribution of every FFN channel"),
-        "costs": Output("table", "costs.json: parameters, KV bytes and latency of every sub-block"),
-    },
-    entry="components.search.stage:prepare",
-    doc="Score FFN channels on calibration text, and measure on this machine what every sub-block costs.",
-    source="arXiv 2411.19146, appendix A and section 4.1",
+IMPORTANCE = Stage(
+    name="search-importance",
+    config=ImportanceConfig,
+    inputs={"parent": PARENT, "corpus": CORPUS},
+    outputs={"importance": Output("library", "importance.safetensors: the contribution of every FFN channel")},
+    entry="components.search.importance_stage:importance",
+    doc="Score FFN channels on calibration text.",
+    source="arXiv 2411.19146, appendix A",
 )
 
-BLOCKS = Stage(
-    name="search-blocks",
-    config=BlocksConfig,
+COSTS = Stage(
+    name="search-costs",
+    config=CostsConfig,
+    inputs={
+        "parent": PARENT,
+        "own_costs": Input("table", "costs.json of an earlier run; replaces the measurement", optional=True),
+    },
+    outputs={"costs": Output("table", "costs.json: parameters, KV bytes and latency of every sub-block")},
+    entry="components.search.costs_stage:costs",
+    doc="Count, and measure on this machine, what every sub-block costs.",
+    source="arXiv 2411.19146, section 4.1",
+)
+
+LIBRARY = Stage(
+    name="search-library",
+    config=LibraryConfig,
     inputs={
         "parent": PARENT,
         "corpus": CORPUS,
-        "importance": Input("library", "importance of FFN channels, from search-prepare"),
+        "importance": Input("library", "importance of FFN channels, from search-importance"),
     },
     outputs={
-        "library": Output("library", "layer-<i>/<variant>.safetensors: trained sub-blocks of this shard's layers"),
-        "scores": Output("table", "scores.json: replace-one-block KL of every sub-block of this shard's layers"),
+        "library": Output(
+            "library", "layer-<i>/<variant>.safetensors: trained sub-blocks of this shard's layers; library.json"
+        )
     },
-    entry="components.search.stage:blocks",
-    doc="Distil each alternative sub-block against the parent's own, and score each by the KL of replacing one.",
-    source="arXiv 2411.19146, sections 3 and 4.2",
+    entry="components.search.library_stage:library",
+    doc="Distil each alternative sub-block against the parent's own.",
+    source="arXiv 2411.19146, section 3",
+)
+
+SCORES = Stage(
+    name="search-scores",
+    config=ScoresConfig,
+    inputs={
+        "parent": PARENT,
+        "corpus": CORPUS,
+        "library": Input("library", "trained sub-blocks of the same layers, from search-library"),
+    },
+    outputs={"scores": Output("table", "scores.json: replace-one-block KL of every sub-block of this shard's layers")},
+    entry="components.search.scores_stage:scores",
+    doc="Score each alternative sub-block by the KL of replacing just it.",
+    source="arXiv 2411.19146, section 4.2",
 )
 
 SEARCH = Stage(
@@ -240,12 +278,12 @@ SEARCH = Stage(
     inputs={
         "parent": PARENT,
         "corpus": CORPUS,
-        "importance": Input("library", "from search-prepare; computed here where absent", optional=True),
+        "importance": Input("library", "from search-importance; computed here where absent", optional=True),
         "libraries": Input(
-            "library", "one a shard of search-blocks; trained here where absent", optional=True, many=True
+            "library", "one a shard of search-library; trained here where absent", optional=True, many=True
         ),
-        "scores": Input("table", "one a shard of search-blocks; computed here where absent", optional=True, many=True),
-        "costs": Input("table", "from search-prepare, or own; measured here where absent", optional=True),
+        "scores": Input("table", "one a shard of search-scores; computed here where absent", optional=True, many=True),
+        "costs": Input("table", "from search-costs, or own; measured here where absent", optional=True),
     },
     outputs={
         "child": Output("model", "the best child within the limits, FFN runs fused"),
@@ -257,5 +295,3 @@ SEARCH = Stage(
     doc="Choose one attention and one FFN a layer exactly within the limits, fuse FFN runs, write the child.",
     source="arXiv 2411.19146, section 4; arXiv 2503.18908, section 3",
 )
-
-STAGES = (PREPARE, BLOCKS, SEARCH)

@@ -1,4 +1,9 @@
-"""What the stages of the search write: `costs.json`, the `scores.json` of a shard, `search.json`. Light: no torch."""
+"""What the stages of the search write: `costs.json`, a shard's `library.json` and `scores.json`, `search.json`.
+
+Light: no torch.
+"""
+
+from pathlib import Path
 
 from components.core.config import Config
 from components.search.config import Measurement
@@ -7,6 +12,7 @@ from components.search.space import Part, Size
 from components.search.table import Costs, OptionTable
 
 COSTS_FILE = "costs.json"
+LIBRARY_FILE = "library.json"
 SCORES_FILE = "scores.json"
 TABLE_FILE = "search.json"
 
@@ -54,8 +60,8 @@ class CostTable(Config):
     """What was measured."""
 
 
-class BlockScore(Config):
-    """One alternative sub-block."""
+class TrainedBlock(Config):
+    """One sub-block of a library."""
 
     layer: int
     """Layer of the parent."""
@@ -63,12 +69,24 @@ class BlockScore(Config):
     """Attention or FFN."""
     size: Size
     """KV heads or channels; 0 is the no-op, `linear` one matrix."""
-    kl: float
-    """KL(parent || parent with this one sub-block replaced), nats a token."""
     first_error: float | None = None
     """Normalised error of the untrained variant on the first batch; 1 is as good as nothing. None without training."""
     last_error: float | None = None
     """Mean normalised error over the last tenth of the training steps."""
+
+
+class ShardLibrary(Config):
+    """`library.json` of one shard."""
+
+    blocks: tuple[TrainedBlock, ...]
+    """Every sub-block of the shard's layers that has weights of its own."""
+
+
+class BlockScore(TrainedBlock):
+    """One alternative sub-block."""
+
+    kl: float
+    """KL(parent || parent with this one sub-block replaced), nats a token."""
 
 
 class ShardScores(Config):
@@ -172,3 +190,9 @@ class SearchTable(OptionTable):
     """Scores and training errors of all alternative sub-blocks."""
     machine: Machine
     """Where latency was measured."""
+
+
+def write_record(path: Path, record: Config) -> None:
+    """Write a record as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(record.model_dump_json(indent=1), encoding="utf-8")

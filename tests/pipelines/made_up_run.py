@@ -11,7 +11,7 @@ from components.core.architecture import Architecture, BlockConfig
 from components.core.artifacts import Kind
 from components.core.config import digest_of
 from components.core.job import Events
-from components.core.runner import events_path
+from components.core.runner import events_path, own_inputs
 from components.core.store import StageRecord, Store, key_of
 from components.search.baselines import greedy_choice, random_choice
 from components.search.results import BlockScore, Chosen, LayerShape, Machine, ParetoPoint, Proof, SearchTable
@@ -50,7 +50,8 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
     made: dict[str, dict[str, str]] = {}
     now = started
     for task in graph.items():
-        inputs = {key: _digests(binding, made) for key, binding in task.inputs.items()}
+        bound = {key: _digests(binding, made) for key, binding in task.inputs.items()}
+        inputs = own_inputs(task.stage, task.config, bound)
         outputs = _outputs(store, task)
         computed: Any = {
             "stage": task.stage.name,
@@ -80,7 +81,7 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
     return name
 
 
-SECONDS = {"data": 4.1, "parent": 148.0, "search/prepare": 41.0, "search": 9.0, "distill": 66.0, "rl": 97.0}
+SECONDS = {"data": 4.1, "parent": 148.0, "search/costs": 41.0, "search": 9.0, "distill": 66.0, "rl": 97.0}
 RESULTS: dict[str, dict[str, Any]] = {
     "deploy": {"gate": {"passed": True, "min_format": 0.996}, "alias": "champion", "registered_model": "tessera"},
     "rl": {"pass_rate_before": 0.57, "quarantine": {}},

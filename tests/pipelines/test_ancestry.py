@@ -30,7 +30,7 @@ def test_a_model_leads_down_to_its_data_with_digests_of_artifact_and_code(store:
     assert (sft["digest"], sft["inputs"]["chats"]["digest"]) == (roles["sft"], roles["chats"])
     distilled = sft["inputs"]["model"]["inputs"]["model"]
     assert distilled["inputs"]["teacher"]["digest"] == roles["parent"]
-    assert distilled["inputs"]["student"]["inputs"]["libraries[1]"]["stage"] == "search-blocks"
+    assert distilled["inputs"]["student"]["inputs"]["libraries[1]"]["stage"] == "search-library"
 
 
 def test_data_leads_up_to_every_model_made_from_it(store: Store) -> None:

@@ -58,16 +58,18 @@ def test_kfp_caches_nothing_and_parameters_are_store_and_run(compiled: list[dict
         assert not task.get("cachingOptions", {}).get("enableCache", False)
 
 
-def test_the_library_is_built_by_a_fan_out_over_the_shards(compiled: list[dict[str, Any]]) -> None:
+def test_library_and_scores_are_made_by_one_fan_out_over_the_shards(compiled: list[dict[str, Any]]) -> None:
     loops = [task for task in tasks(compiled[0]["root"]) if "parameterIterator" in task]
     assert [json.loads(loop["parameterIterator"]["items"]["raw"]) for loop in loops] == [["0/3", "1/3", "2/3"]]
+    shard = compiled[0]["components"][loops[0]["componentRef"]["name"]]
+    assert [task["taskInfo"]["name"] for task in tasks(shard)] == ["search/library", "search/scores"]
 
 
 def test_placement_becomes_node_pool_gpus_and_labels(compiled: list[dict[str, Any]]) -> None:
     platform = compiled[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert platform["exec-rl"]["nodeSelector"]["labels"] == {"tessera.dev/pool": "gpu"}
-    labels = platform["exec-search-blocks"]["podMetadata"]["labels"]
-    assert (labels["tessera.dev/stage"], labels["tessera.dev/run"]) == ("search.blocks", "golden-1")
+    labels = platform["exec-search-library"]["podMetadata"]["labels"]
+    assert (labels["tessera.dev/stage"], labels["tessera.dev/run"]) == ("search.library", "golden-1")
     resources = compiled[0]["deploymentSpec"]["executors"]["exec-rl"]["container"]["resources"]
     assert resources["accelerator"]["resourceCount"] == "2"
 
@@ -82,14 +84,16 @@ def test_an_own_parent_comes_by_digest(compiled: list[dict[str, Any]]) -> None:
 def test_finished_tasks_are_left_out_and_their_digests_passed_on(graph: Graph) -> None:
     known: dict[str, dict[str, str | list[str]]] = {
         "data": {name: "d" * 64 for name in graph["data"].stage.outputs},
-        "search/prepare": {"importance": "e" * 64, "costs": "f" * 64},
-        "search/blocks": {"library": ["1" * 64, "2" * 64, "3" * 64], "scores": ["4" * 64] * 3},
+        "search/importance": {"importance": "e" * 64},
+        "search/costs": {"costs": "f" * 64},
+        "search/library": {"library": ["1" * 64, "2" * 64, "3" * 64]},
+        "search/scores": {"scores": ["4" * 64] * 3},
     }
     pipeline: Any = build_pipeline(graph, SOURCES, known=known)
     spec = pipeline.pipeline_spec.root.dag.tasks
     assert set(spec) == {"search", "distill", "pretrain", "sft", "rl", "eval", "deploy"}
     sources = json.loads(spec["search"].inputs.parameters["sources"].runtime_value.constant.string_value)
-    assert sources["libraries"] == known["search/blocks"]["library"]
+    assert sources["libraries"] == known["search/library"]["library"]
 
 
 @pytest.mark.parametrize("name", STAGES)

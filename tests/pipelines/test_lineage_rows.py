@@ -7,6 +7,11 @@ from pipelines.lineage_rows import run_lineage
 from pipelines.runs import artifacts
 from tests.pipelines.made_up_run import make_run, put
 
+STEPS = {"search/importance", "search/costs"} | {
+    f"search/{step}-{shard}" for step in ("library", "scores") for shard in (0, 1)
+}
+SEARCH_READS = {"data", "parent", *STEPS}
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
@@ -27,7 +32,7 @@ def test_arcs_are_the_inputs_of_the_stages(store: Store) -> None:
     arcs = {(arc.source, arc.target): arc for arc in run_lineage(store, "demo-1", {}).arcs}
     into = {target: {source for source, reader in arcs if reader == target} for _, target in arcs}
     assert into["distill"] == {"data", "parent", "search"}
-    assert into["search"] == {"data", "parent", "search/prepare", "search/blocks-0", "search/blocks-1"}
+    assert into["search"] == SEARCH_READS
     assert into["deploy"] == {"rl", "eval"}
     assert arcs["search", "distill"].kind == "model"
     assert artifacts(store, "demo-1")["child"][:12] in arcs["search", "distill"].title
@@ -36,7 +41,7 @@ def test_arcs_are_the_inputs_of_the_stages(store: Store) -> None:
 def test_a_row_knows_everything_it_was_made_from(store: Store) -> None:
     above = {row.label: row.above for row in run_lineage(store, "demo-1", {}).rows}
     assert above["data"] == frozenset()
-    assert above["distill"] == {"data", "parent", "search", "search/prepare", "search/blocks-0", "search/blocks-1"}
+    assert above["distill"] == {*SEARCH_READS, "search"}
     assert "eval" not in above["rl"]
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from components.core.config import digest_of
 from components.core.errors import InputError
+from components.core.runner import stage_key
 from pipelines.checks import check, find_faults
 from pipelines.graph import Made, Source
 from pipelines.llama_nemotron import llama_nemotron
@@ -18,9 +20,12 @@ def test_the_whole_recipe_runs_every_stage_in_order() -> None:
     assert labels == [
         "data",
         "parent",
-        "search/prepare",
-        "search/blocks-0",
-        "search/blocks-1",
+        "search/importance",
+        "search/costs",
+        "search/library-0",
+        "search/library-1",
+        "search/scores-0",
+        "search/scores-1",
         "search",
         "distill",
         "pretrain",
@@ -42,9 +47,45 @@ def test_every_input_is_made_before_it_is_read_and_known_to_its_stage() -> None:
 
 
 def test_a_fan_out_has_one_item_a_shard_with_the_shard_in_its_configuration() -> None:
-    items = llama_nemotron(recipe(search={"shards": 3}))["search/blocks"].items()
+    items = llama_nemotron(recipe(search={"shards": 3}))["search/library"].items()
     assert [item.config.model_dump()["shard"] for item in items] == ["0/3", "1/3", "2/3"]
-    assert [item.label for item in items] == ["search/blocks-0", "search/blocks-1", "search/blocks-2"]
+    assert [item.label for item in items] == ["search/library-0", "search/library-1", "search/library-2"]
+
+
+def search_keys(**settings: object) -> dict[str, str]:
+    """Key of each task of the search, as if every artifact were named after the task that made it."""
+    keys: dict[str, str] = {"data": digest_of("data"), "parent": digest_of("parent")}
+    for task in llama_nemotron(recipe(search=settings)).items():
+        if not task.label.startswith("search"):
+            continue
+        inputs: dict[str, str | list[str]] = {}
+        for name, binding in task.inputs.items():
+            assert isinstance(binding, Made)
+            shards = [key for label, key in keys.items() if label.startswith(f"{binding.task}-")]
+            inputs[name] = keys.get(binding.task, shards)
+        keys[task.label] = stage_key(task.stage, task.config, inputs)
+    return keys
+
+
+LIBRARY = {"search/library-0", "search/library-1"}
+SCORES = {"search/scores-0", "search/scores-1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "again"),
+    [
+        ({"limits": {"latency_ms": "50%"}}, set()),
+        ({"scoring_batches": 5}, SCORES),
+        ({"distillation": {"num_steps": 7}}, LIBRARY | SCORES),
+        ({"importance_batches": 7}, {"search/importance"} | LIBRARY | SCORES),
+        ({"measurement": {"rounds": 7}}, {"search/costs"}),
+        ({"ffn_fractions": [1.0, 0.75]}, {"search/costs"} | LIBRARY | SCORES),
+        ({"batch_size": 4}, {"search/importance"} | LIBRARY | SCORES),
+    ],
+)
+def test_new_settings_run_again_what_they_change_and_what_follows(settings: dict[str, object], again: set[str]) -> None:
+    before, after = search_keys(), search_keys(**settings)
+    assert {label for label, key in after.items() if key != before[label]} == again | {"search"}
 
 
 def test_a_given_parent_is_searched_in_place_of_a_trained_one() -> None:
@@ -64,7 +105,7 @@ def test_own_files_reach_the_data_stage_and_own_costs_the_search() -> None:
     graph = llama_nemotron(recipe(corpus="/a.txt", sft="/b.jsonl", rl="/c.jsonl", search={"costs": "/d.json"}))
     own = {name for name in graph["data"].inputs if name.startswith("own_")}
     assert own == {"own_corpus", "own_chats", "own_problems"}
-    assert graph["search/prepare"].inputs["own_costs"] == Source("own_costs")
+    assert graph["search/costs"].inputs["own_costs"] == Source("own_costs")
 
 
 @pytest.mark.parametrize(

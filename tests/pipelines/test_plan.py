@@ -35,7 +35,7 @@ def test_a_plan_of_the_demo_takes_neither_torch_nor_kfp(tmp_path: Path) -> None:
     plan = json.loads(done.stdout)
     assert plan["faults"] == []
     assert [stage["label"] for stage in plan["stages"]][:2] == ["data", "parent"]
-    assert [stage["cached"] for stage in plan["stages"]] == [False, *[None] * 11]
+    assert [stage["cached"] for stage in plan["stages"]] == [False, *[None] * 14]
 
 
 def finish(store: Store, recipe: Path, folder: Path) -> Manifest:

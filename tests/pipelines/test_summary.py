@@ -51,8 +51,8 @@ def test_measurements_come_from_the_evaluation(store: Store) -> None:
 
 def test_the_tasks_of_the_search_count_as_one_stage(store: Store) -> None:
     stages = build_summary(store, "demo-1")["stages"]
-    assert "search/prepare" not in stages
-    assert stages["search"]["seconds"] == pytest.approx(SECONDS["search/prepare"] + 2 * 20.0 + SECONDS["search"])
+    assert "search/costs" not in stages
+    assert stages["search"]["seconds"] == pytest.approx(SECONDS["search/costs"] + 5 * 20.0 + SECONDS["search"])
     assert stages["search"]["key"] == store.document("runs/demo-1/stages/search.json")["key"]
     assert stages["search"]["cached"] is False
 
@@ -61,7 +61,7 @@ def test_the_search_is_cached_only_if_all_its_tasks_were(tmp_path: Path) -> None
     store = open_store(tmp_path)
     make_run(store, cached=True)
     assert build_summary(store, "demo-1")["stages"]["search"]["cached"] is True
-    path = "runs/demo-1/stages/search/blocks-1.json"
+    path = "runs/demo-1/stages/search/library-1.json"
     store.put_document(path, store.document(path) | {"cached": False})
     assert build_summary(store, "demo-1")["stages"]["search"]["cached"] is False
 

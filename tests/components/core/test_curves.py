@@ -43,7 +43,7 @@ def test_only_attempts_at_the_computation_itself_count() -> None:
 
 def test_recorded_curves_are_found_by_the_key_of_the_stage(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    for label, cached in (("sft", False), ("search/prepare", True)):
+    for label, cached in (("sft", False), ("search/costs", True)):
         store.put_document(
             f"runs/r/stages/{label}.json", {"label": label, "key": f"key of {label[:3]}", "cached": cached}
         )

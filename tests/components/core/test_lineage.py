@@ -17,7 +17,8 @@ from pipelines.summary import build_summary
 from tests.pipelines.made_up_run import MEASURED, SEARCH, make_run
 
 LABELS = {
-    *("data", "parent", "search/prepare", "search/blocks-0", "search/blocks-1", "search"),
+    *("data", "parent", "search/importance", "search/costs", "search"),
+    *(f"search/{step}-{shard}" for step in ("library", "scores") for shard in (0, 1)),
     *("distill", "pretrain", "sft", "rl", "eval", "deploy"),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components.core.errors import RecipeError
-from components.search.config import BlocksConfig, LayerRules, Limits, SearchConfig, Space
+from components.search.config import ImportanceConfig, LayerRules, LibraryConfig, Limits, SearchConfig, Space
 from components.search.space import Shape, Size, Variant, layer_spaces, left_out, servable
 
 
@@ -165,16 +165,14 @@ def test_a_misspelt_limit_is_told_the_right_one() -> None:
 
 def test_a_shard_that_does_not_exist_is_refused() -> None:
     with pytest.raises(RecipeError, match="shard 2/2 does not exist"):
-        BlocksConfig.parse({"shard": "2/2"})
+        LibraryConfig.parse({"shard": "2/2"})
 
 
 def test_the_parts_of_the_search_share_their_settings() -> None:
     config = SearchConfig(seq_len=64, ffn_fractions=(0.5,), limits=Limits(parameters=10), seed=3)
-    assert (config.prepare().seq_len, config.blocks("1/2").ffn_fractions) == (64, (0.5,))
-    assert config.blocks("1/2").shard_index == (1, 2)
-    other = config.model_copy(update={"limits": Limits(parameters=20)})
-    assert config.prepare() == other.prepare()
-    assert config.blocks() == other.blocks()
+    library = config.part(LibraryConfig, shard="1/2")
+    assert (config.part(ImportanceConfig).seq_len, library.ffn_fractions) == (64, (0.5,))
+    assert library.shard_index == (1, 2)
 
 
 def test_declarations_solver_and_results_are_light() -> None:

@@ -1,4 +1,4 @@
-"""The three stages end to end on a tiny parent, with costs that are given."""
+"""The stages of the search end to end on a tiny parent, with costs that are given."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,26 @@ import torch
 
 from components.core.checkpoint import load_model
 from components.core.errors import InfeasibleBudget, RecipeError
-from components.core.job import Job, silent_job
-from components.search.config import BlocksConfig, Distillation, Fusion, Limits, Measurement, SearchConfig
+from components.core.job import Interrupted, Job, silent_job
+from components.search.config import (
+    CostsConfig,
+    Distillation,
+    Fusion,
+    ImportanceConfig,
+    LibraryConfig,
+    Limits,
+    Measurement,
+    ScoresConfig,
+    SearchConfig,
+)
 from components.search.costs import counted_costs
+from components.search.costs_stage import costs
+from components.search.importance_stage import importance
+from components.search.library_stage import library
 from components.search.results import CostTable, Machine
+from components.search.scores_stage import scores
 from components.search.space import layer_spaces
-from components.search.stage import blocks, prepare, search
+from components.search.stage import search
 
 CONFIG = SearchConfig(
     ffn_fractions=(1.0, 0.5),
@@ -79,15 +93,17 @@ def dropped_norms(chosen: dict[str, list[object]]) -> int:
     return 128 * sum(len(group) - 1 for group in fused)
 
 
-def test_three_stages_give_what_one_gives(
+def test_the_steps_one_by_one_give_what_the_whole_gives(
     searched: Path, tmp_path: Path, parent_folder: Path, corpus: Path, given_costs: Path
 ) -> None:
     inputs = {"parent": parent_folder, "corpus": corpus}
-    prepare(CONFIG.prepare(), job=silent_job(tmp_path / "p"), out=tmp_path, own_costs=given_costs, **inputs)
+    importance(CONFIG.part(ImportanceConfig), job=silent_job(tmp_path / "i"), out=tmp_path, **inputs)
+    costs(CONFIG.part(CostsConfig), job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, own_costs=given_costs)
     shards = [tmp_path / "0", tmp_path / "1"]
     for number, shard in enumerate(shards):
-        config = CONFIG.blocks(f"{number}/2")
-        blocks(config, job=silent_job(shard), out=shard, importance=tmp_path / "importance", **inputs)
+        own, job = {"shard": f"{number}/2"}, silent_job(shard)
+        library(CONFIG.part(LibraryConfig, **own), job=job, out=shard, importance=tmp_path / "importance", **inputs)
+        scores(CONFIG.part(ScoresConfig, **own), job=job, out=shard, library=shard / "library", **inputs)
     search(
         CONFIG,
         job=silent_job(tmp_path / "s"),
@@ -142,35 +158,29 @@ def test_limits_that_nothing_meets_are_refused(
         search(config, job=job, out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs)
 
 
-def test_costs_of_another_space_are_refused(
-    tmp_path: Path, job: Job, parent_folder: Path, corpus: Path, given_costs: Path
-) -> None:
-    config = CONFIG.model_copy(update={"ffn_fractions": (1.0, 0.25)}).prepare()
+def test_costs_of_another_space_are_refused(tmp_path: Path, job: Job, parent_folder: Path, given_costs: Path) -> None:
+    config = CONFIG.model_copy(update={"ffn_fractions": (1.0, 0.25)}).part(CostsConfig)
     with pytest.raises(RecipeError, match="know nothing of ffn-16; they know attention-4"):
-        prepare(config, job=job, out=tmp_path, parent=parent_folder, corpus=corpus, own_costs=given_costs)
+        costs(config, job=job, out=tmp_path, parent=parent_folder, own_costs=given_costs)
 
 
 def test_an_interrupted_library_goes_on_to_the_same_bytes(
     tmp_path: Path, searched: Path, parent_folder: Path, corpus: Path
 ) -> None:
-    from components.core.job import Interrupted
-
-    importance = tmp_path / "importance"
-    prepare_out = silent_job(searched).scratch / "search" / "importance"
-    config = BlocksConfig(**{**CONFIG.blocks("1/4").model_dump(), "distillation": {"num_steps": 6}})
-    inputs = {"parent": parent_folder, "corpus": corpus, "importance": prepare_out}
-    blocks(config, job=silent_job(tmp_path / "a"), out=tmp_path / "a", **inputs)
+    config = CONFIG.model_copy(update={"distillation": Distillation(num_steps=6)}).part(LibraryConfig, shard="1/4")
+    watched = silent_job(searched).scratch / "search" / "importance"
+    inputs = {"parent": parent_folder, "corpus": corpus, "importance": watched}
+    library(config, job=silent_job(tmp_path / "a"), out=tmp_path / "a", **inputs)
 
     asked = iter([False, False, True, True, True, True])
     job = silent_job(tmp_path / "b")
     job.stopping = lambda: next(asked)
     with pytest.raises(Interrupted):
-        blocks(config, job=job, out=tmp_path / "b", **inputs)
+        library(config, job=job, out=tmp_path / "b", **inputs)
     job.stopping = lambda: False
-    blocks(config, job=job, out=tmp_path / "b", **inputs)
+    library(config, job=job, out=tmp_path / "b", **inputs)
     for path in sorted((tmp_path / "a" / "library").rglob("*.safetensors")):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
-    assert importance.exists() is False
 
 
 def test_fusion_can_be_left_out(

@@ -1,0 +1,32 @@
+"""The stage that says what every sub-block costs."""
+
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from components.core.job import Job
+from components.search.assemble import shape_of
+from components.search.calibration import load_parent
+from components.search.config import CostsConfig
+from components.search.costs import measure_costs, own_costs_of
+from components.search.results import COSTS_FILE, write_record
+from components.search.space import layer_spaces, left_out
+
+
+def costs(
+    config: CostsConfig, *, job: Job, out: Path, parent: Path, own_costs: Path | None = None
+) -> dict[str, JsonValue]:
+    """Block costs, measured here or given. Source: arXiv 2411.19146, section 4.1."""
+    model = load_parent(parent, job)
+    spaces = layer_spaces(config, shape_of(model.config))
+    if note := left_out(config, shape_of(model.config)):
+        job.note(note)
+    if own_costs is None:
+        table = measure_costs(model, spaces, config.measurement, job)
+    else:
+        table = own_costs_of(model, spaces, own_costs)
+    write_record(out / "costs" / COSTS_FILE, table)
+    return {
+        "fixed_ms": table.fixed.latency_ms,
+        **{f"{name}_ms": block.latency_ms for name, block in table.blocks.items()},
+    }

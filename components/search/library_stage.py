@@ -1,0 +1,51 @@
+"""The stage that trains the block library of a share of the layers."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from components.core.batches import PackedStream, load_corpus
+from components.core.job import Job
+from components.search.assemble import build_subblock, shape_of
+from components.search.calibration import load_parent
+from components.search.config import LibraryConfig
+from components.search.importance import load_importance
+from components.search.library import BlockKey, distil, save_block, shard_layers, variants_to_train
+from components.search.results import LIBRARY_FILE, ShardLibrary, TrainedBlock, write_record
+from components.search.space import layer_spaces
+from components.search.subblock import Subblock
+from components.search.variants import initialise, subblock_weights
+
+
+def library(
+    config: LibraryConfig, *, job: Job, out: Path, parent: Path, corpus: Path, importance: Path
+) -> dict[str, JsonValue]:
+    """Blockwise local distillation of a share of the layers. Source: arXiv 2411.19146, section 3."""
+    model = load_parent(parent, job)
+    spaces = layer_spaces(config, shape_of(model.config))
+    contributions = load_importance(importance)
+    students: dict[BlockKey, Subblock] = {}
+    for layer, variant in variants_to_train(spaces, shard_layers(len(spaces), *config.shard_index)):
+        own = subblock_weights(model.model.layers[layer].state_dict(), variant.part)
+        weights = initialise(own, variant, importance_I=contributions.get(layer), head_dim=model.config.head_dim)
+        students[layer, variant] = build_subblock(model, layer, variant, weights)
+    stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0)
+    errors = distil(model, students, stream, config.batch_size, config.distillation, job)
+    for key, student in students.items():
+        save_block(out / "library", key, student.weights())
+    blocks = tuple(
+        TrainedBlock(layer=layer, part=variant.part, size=variant.size, **_errors([step[number] for step in errors]))
+        for number, (layer, variant) in enumerate(students)
+    )
+    write_record(out / "library" / LIBRARY_FILE, ShardLibrary(blocks=blocks))
+    last = [block.last_error for block in blocks if block.last_error is not None]
+    return {"trained": len(blocks), "mean_error": statistics.fmean(last) if last else None}
+
+
+def _errors(history: Sequence[float]) -> dict[str, float]:
+    """First and last training error of a student; nothing for a block that was not trained."""
+    if not history:
+        return {}
+    return {"first_error": history[0], "last_error": statistics.fmean(history[-max(1, len(history) // 10) :])}
