@@ -18,6 +18,7 @@ from components.core.families import HETEROGENEOUS_FAMILY, refuse_unsupported
 from components.core.hugging_face import PretrainedConfig
 from components.core.inspection import INDEX, PICKLED_SUFFIXES, check_weights, read_config, weight_files
 from components.core.model import TesseraConfig, TesseraForCausalLM
+from components.core.paging import LAYERS, page_layers
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 HETEROGENEOUS_CLASS = "DeciLMForCausalLM"
@@ -72,12 +73,13 @@ def model_config(values: dict[str, Any]) -> TesseraConfig:
     )
 
 
-def load_model(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> TesseraForCausalLM:
+def load_model(folder: Path, *, dtype: torch.dtype | None = torch.float32, paged: bool = False) -> TesseraForCausalLM:
     """Read a model folder.
 
     Args:
         folder: dense Llama, Mistral or Qwen2, or nemotron-nas.
         dtype: of the weights in memory; as stored where None.
+        paged: hold one decoder layer at a time, read from the folder when it is needed; not for training.
 
     Returns:
         The model in evaluation mode, on the CPU.
@@ -90,16 +92,18 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Te
     check_weights(folder, Architecture.from_config(values))
     with torch.device("meta"):
         model = TesseraForCausalLM(config)
-    wanted = model.state_dict().keys()
+    wanted = {name for name in model.state_dict() if not (paged and name.startswith(LAYERS))}
     state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, assign=True, strict=not paged)
     model.tie_weights()
     # Frequencies are computed, not stored: the ones on the meta device have no values.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    model.requires_grad_(True)
+    model.requires_grad_(not paged)
     model.train(False)
+    if paged:
+        page_layers(model.model.layers, folder, dtype)
     return model
 
 

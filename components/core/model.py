@@ -345,8 +345,7 @@ def _mask(
     """Which key each query may see (B, 1, T, S), or None where it is plain causal attention from an empty cache."""
     T = input_ids_BT.shape[1]
     if segment_ids_BT is not None:
-        same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        return same_BTT.tril()[:, None]
+        return segment_mask(segment_ids_BT)
     if attention_mask_BS is not None and bool((attention_mask_BS == 0).any()):
         causal_TS = torch.ones(T, past + T, dtype=torch.bool, device=input_ids_BT.device).tril(past)
         seen_BTS = causal_TS[None] & attention_mask_BS[:, None, :].bool()
@@ -355,3 +354,9 @@ def _mask(
     if past and T > 1:
         return torch.ones(T, past + T, dtype=torch.bool, device=input_ids_BT.device).tril(past)[None, None]
     return None
+
+
+def segment_mask(segment_ids_BT: Tensor) -> Tensor:
+    """Which key each query of packed rows may see, (B, 1, T, T): none of another document, none that comes later."""
+    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    return same_BTT.tril()[:, None]
