@@ -10,8 +10,8 @@ from components.core.architecture import Architecture
 from components.core.checkpoint import model_config
 from components.core.hugging_face import PretrainedConfig
 from components.core.model import DecoderLayer, TesseraConfig, TesseraForCausalLM
+from components.search.blocks import load_block
 from components.search.fusion import ChildLayer
-from components.search.library import load_block
 from components.search.space import LayerSpace, Part, Shape, Variant, block_of
 from components.search.space import shape_of as shape_of_architecture
 from components.search.subblock import Subblock

@@ -126,6 +126,13 @@ class Distillation(Config):
     """Share of the steps that climb linearly to the peak."""
     resume_interval_s: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
+    small_error: float = Field(default=1e-3, ge=0)
+    """Normalised error below which a variant stays as it was initialised."""
+    stop_window: int | None = Field(default=None, gt=0)
+    """Steps over which a variant's error is averaged to tell whether it still falls; all steps are taken without it."""
+    stop_gain: float = Field(default=0.01, ge=0, lt=1)
+    """Share by which a variant's error has to fall from one window to the next; where it does not, it is taught no
+    more."""
 
 
 class Fusion(Config):

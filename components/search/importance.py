@@ -3,18 +3,18 @@
 Shape letters: B rows, T tokens, D hidden size, I channels.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from components.core.batches import Batch
 from components.core.job import Job
 from components.core.model import Mlp, TesseraForCausalLM
+from components.search.watch import walk
 
 FILE = "importance.safetensors"
 
@@ -29,17 +29,20 @@ def channel_contributions(parent: TesseraForCausalLM, batches: Sequence[Batch], 
     Source: arXiv 2411.19146, appendix A.
     """
     downs = {i: layer.mlp.down_proj for i, layer in enumerate(parent.model.layers) if isinstance(layer.mlp, Mlp)}
-    sums_I = {i: torch.zeros(down.in_features, dtype=torch.float64) for i, down in downs.items()}
-    tokens = 0
-    for done, batch in enumerate(batches, 1):
-        mask_BT = batch.segment_ids_BT > 0
-        with ExitStack() as hooks:
-            for i, down in downs.items():
-                hooks.enter_context(_adding_inputs(down, mask_BT, sums_I[i]))
-            parent.model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT)
-        tokens += int(mask_BT.sum())
-        job.progress(done, len(batches), "channel importance")
-    return {i: (sums_I[i] / tokens * down.weight.double().norm(dim=0)).float() for i, down in downs.items()}
+    masks_BT = [batch.segment_ids_BT > 0 for batch in batches]
+    tokens = sum(int(mask_BT.sum()) for mask_BT in masks_BT)
+    found: dict[int, Tensor] = {}
+    with ExitStack() as hooks:
+        entered = {i: hooks.enter_context(_watching(down)) for i, down in downs.items()}
+        for i, number, _ in walk(parent, batches, len(parent.model.layers), job):
+            if i not in downs:
+                continue
+            sum_I = entered[i].pop()[masks_BT[number]].abs().sum(dim=0, dtype=torch.float64)
+            found[i] = found[i] + sum_I if i in found else sum_I
+            if number == len(batches) - 1:
+                found[i] = (found[i] / tokens * downs[i].weight.double().norm(dim=0)).float()
+                job.progress(i + 1, len(parent.model.layers), "channel importance")
+    return found
 
 
 def save_importance(contributions: dict[int, Tensor], folder: Path) -> None:
@@ -59,10 +62,13 @@ def share_of_top(contributions_I: Tensor, fraction: float) -> float:
     return float(ranked_I[: round(fraction * len(ranked_I))].sum() / ranked_I.sum())
 
 
-def _adding_inputs(module: nn.Module, mask_BT: Tensor, sum_I: Tensor) -> RemovableHandle:
-    """While in scope, add the absolute inputs of a module at the masked tokens to `sum_I`."""
+@contextmanager
+def _watching(module: nn.Module) -> Iterator[list[Tensor]]:
+    """While in scope, put what enters a module into the list."""
+    entered: list[Tensor] = []
 
-    def add(_: nn.Module, args: tuple[Tensor]) -> None:
-        sum_I.add_(args[0][mask_BT].abs().sum(dim=0, dtype=torch.float64))
+    def keep(_: nn.Module, args: tuple[Tensor]) -> None:
+        entered.append(args[0])
 
-    return module.register_forward_pre_hook(add)
+    with module.register_forward_pre_hook(keep):
+        yield entered

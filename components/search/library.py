@@ -5,30 +5,23 @@ parent's sub-block, while everything around it stays the parent's. No gradient p
 one forward pass of the parent feeds them all. The parent's own sub-blocks and the no-ops need no training.
 
 Source: arXiv 2411.19146, section 3.
-
-Shape letters: B rows, T tokens, D hidden size, N tokens that are no padding.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
 from components.core.batches import PackedStream
-from components.core.job import Interrupted, Job
+from components.core.job import Job
 from components.core.model import TesseraForCausalLM
-from components.core.points import load_point, save_point
-from components.core.schedule import TrainConfig, learning_rate
+from components.core.paging import is_paged
+from components.search.blocks import BlockKey
 from components.search.config import Distillation
-from components.search.space import LayerSpace, Part, Variant
+from components.search.lessons import Lessons
+from components.search.space import LayerSpace
 from components.search.subblock import Subblock
-from components.search.variants import Weights
-from components.search.watch import Seen, observe
+from components.search.watch import walk
 
-BlockKey = tuple[int, Variant]
-"""A variant in its layer."""
+WHAT = "block library"
 
 
 def shard_layers(num_layers: int, index: int, count: int) -> range:
@@ -45,98 +38,52 @@ def variants_to_train(spaces: Sequence[LayerSpace], layers: Iterable[int]) -> li
     ]
 
 
-def normalised_mse(parent_ND: Tensor, child_ND: Tensor) -> Tensor:
-    """MSE(parent, child) / MSE(parent, 0): 0 is a perfect copy, 1 is as good as nothing."""
-    return (parent_ND - child_ND).square().sum() / parent_ND.square().sum()
-
-
 def distil(
     parent: TesseraForCausalLM,
-    students: Mapping[BlockKey, Subblock],
+    keys: Sequence[BlockKey],
+    make: Callable[[BlockKey], Subblock],
+    folder: Path,
     stream: PackedStream,
     batch_size: int,
     config: Distillation,
     job: Job,
-) -> list[list[float]]:
-    """Train all students in place, side by side.
+) -> dict[BlockKey, list[float]]:
+    """Train variants side by side, and write them.
+
+    A parent in memory takes one batch at a time through all layers. A paged one takes all batches through each layer
+    before the next is read, and only the variants of that layer are in memory; what comes out is the same.
 
     Args:
         parent: frozen; feeds and teaches them.
-        students: initialised variants.
+        keys: the variants.
+        make: initialises one.
+        folder: takes the weights.
         stream: packed training text.
         batch_size: packed rows a step.
-        config: steps and learning rate.
+        config: steps, learning rate, when to stop.
         job: takes progress, keeps resume points, says when to stop.
 
     Returns:
-        For each step the normalised error of each student, in their order.
+        The normalised error of each variant, one for each step that it was taught in.
 
     Raises:
         Interrupted: the job was asked to stop; a resume point was saved.
     """
-    together = nn.ModuleList(students.values())
-    optimizer = torch.optim.AdamW(together.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    schedule = TrainConfig(
-        num_steps=max(1, config.num_steps),
-        learning_rate=config.learning_rate,
-        warmup_fraction=config.warmup_fraction,
-    )
-    point = load_point(job, together, optimizer)
-    losses: list[list[float]] = [] if point is None else point[1]["losses"]
-    job.resume.interval_s = config.resume_interval_s
-    layers = sorted({layer for layer, _ in students})
-    while len(losses) < config.num_steps and students:
-        step = len(losses)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(schedule, step)
-        batch = stream.batch(step * batch_size, batch_size)
-        seen, _ = observe(parent, batch, layers)
-        losses.append(_teach(students, seen, batch.segment_ids_BT > 0))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        mean = sum(losses[-1]) / len(losses[-1])
-        job.progress(len(losses), config.num_steps, "block library", error=mean)
-        if (job.stopping() or job.resume.due()) and len(losses) < config.num_steps:
-            save_point(job, len(losses), together, optimizer, {"losses": losses})
-            if job.stopping():
-                raise Interrupted
-    return losses
-
-
-def _teach(
-    students: Mapping[BlockKey, Subblock], seen: Mapping[tuple[int, Part], Seen], mask_BT: Tensor
-) -> list[float]:
-    """Add each student's gradient of its own error; returns the errors."""
-    errors = []
-    for (layer, variant), student in students.items():
-        lesson = seen[layer, variant.part]
-        error = normalised_mse(lesson.output_BTD[mask_BT], student(lesson.hidden_BTD, lesson.context)[mask_BT])
-        error.backward()
-        errors.append(float(error.detach()))
-    return errors
-
-
-def save_block(folder: Path, key: BlockKey, weights: Weights) -> None:
-    """Write one variant as a file of its own, so that models that share it share the bytes."""
-    path = block_path(folder, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path)
-
-
-def load_block(folders: Iterable[Path], key: BlockKey) -> Weights:
-    """Read one variant from the library folder that has it.
-
-    Raises:
-        FileNotFoundError: none has it.
-    """
-    for folder in folders:
-        path = block_path(folder, key)
-        if path.is_file():
-            return load_file(path)
-    raise FileNotFoundError(f"no library has {block_path(Path(), key)}")
-
-
-def block_path(folder: Path, key: BlockKey) -> Path:
-    """Where a library keeps a variant."""
-    layer, variant = key
-    return folder / f"layer-{layer}" / f"{variant.name}.safetensors"
+    lessons = Lessons(keys, make, folder, config, job)
+    paged = is_paged(parent.model.layers)
+    at_once = config.num_steps if paged else 1
+    for first in range(0, config.num_steps if keys else 0, at_once):
+        if not lessons.has_before(first + at_once):
+            continue
+        batches = [stream.batch(step * batch_size, batch_size) for step in range(first, first + at_once)]
+        for layer, number, seen in walk(parent, batches, lessons.layers[-1] + 1, job):
+            if lessons.has(layer, first + number):
+                lessons.teach(layer, first + number, seen, batches[number].segment_ids_BT > 0)
+            if paged and layer in lessons.layers and number == len(batches) - 1:
+                lessons.end(layer)
+                job.progress(len(lessons.ended), len(lessons.layers), WHAT, error=lessons.mean_error())
+        if not paged:
+            job.progress(first + 1, config.num_steps, WHAT, error=lessons.mean_error())
+    for layer in lessons.layers:
+        lessons.end(layer)
+    return lessons.errors

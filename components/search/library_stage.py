@@ -3,16 +3,18 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from components.core.batches import PackedStream, load_corpus
 from components.core.job import Job
 from components.search.assemble import build_subblock, shape_of
+from components.search.blocks import BlockKey
 from components.search.calibration import load_parent
 from components.search.config import LibraryConfig
 from components.search.importance import load_importance
-from components.search.library import BlockKey, distil, save_block, shard_layers, variants_to_train
+from components.search.library import distil, shard_layers, variants_to_train
 from components.search.results import LIBRARY_FILE, ShardLibrary, TrainedBlock, write_record
 from components.search.space import layer_spaces
 from components.search.subblock import Subblock
@@ -26,26 +28,28 @@ def library(
     model = load_parent(parent, job)
     spaces = layer_spaces(config, shape_of(model.config))
     contributions = load_importance(importance)
-    students: dict[BlockKey, Subblock] = {}
-    for layer, variant in variants_to_train(spaces, shard_layers(len(spaces), *config.shard_index)):
+    keys = variants_to_train(spaces, shard_layers(len(spaces), *config.shard_index))
+
+    def make(key: BlockKey) -> Subblock:
+        layer, variant = key
         own = subblock_weights(model.model.layers[layer].state_dict(), variant.part)
         weights = initialise(own, variant, importance_I=contributions.get(layer), head_dim=model.config.head_dim)
-        students[layer, variant] = build_subblock(model, layer, variant, weights)
+        return build_subblock(model, layer, variant, weights)
+
     stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0)
-    errors = distil(model, students, stream, config.batch_size, config.distillation, job)
-    for key, student in students.items():
-        save_block(out / "library", key, student.weights())
+    errors = distil(model, keys, make, out / "library", stream, config.batch_size, config.distillation, job)
     blocks = tuple(
-        TrainedBlock(layer=layer, part=variant.part, size=variant.size, **_errors([step[number] for step in errors]))
-        for number, (layer, variant) in enumerate(students)
+        TrainedBlock(layer=layer, part=variant.part, size=variant.size, **_errors(errors[layer, variant]))
+        for layer, variant in keys
     )
     write_record(out / "library" / LIBRARY_FILE, ShardLibrary(blocks=blocks))
     last = [block.last_error for block in blocks if block.last_error is not None]
     return {"trained": len(blocks), "mean_error": statistics.fmean(last) if last else None}
 
 
-def _errors(history: Sequence[float]) -> dict[str, float]:
-    """First and last training error of a student; nothing for a block that was not trained."""
+def _errors(history: Sequence[float]) -> dict[str, Any]:
+    """What is told of the training of a block; nothing of one that was not trained."""
     if not history:
         return {}
-    return {"first_error": history[0], "last_error": statistics.fmean(history[-max(1, len(history) // 10) :])}
+    last = statistics.fmean(history[-max(1, len(history) // 10) :])
+    return {"first_error": history[0], "last_error": last, "steps": len(history)}

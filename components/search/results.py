@@ -73,6 +73,8 @@ class TrainedBlock(Config):
     """Normalised error of the untrained variant on the first batch; 1 is as good as nothing. None without training."""
     last_error: float | None = None
     """Mean normalised error over the last tenth of the training steps."""
+    steps: int = 0
+    """Steps that it was taught in."""
 
 
 class ShardLibrary(Config):

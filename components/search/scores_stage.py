@@ -8,9 +8,10 @@ from pydantic import JsonValue
 
 from components.core.job import Job
 from components.search.assemble import build_subblock, shape_of
+from components.search.blocks import BlockKey, load_block
 from components.search.calibration import calibration_batches, load_parent
 from components.search.config import ScoresConfig
-from components.search.library import BlockKey, load_block, shard_layers
+from components.search.library import shard_layers
 from components.search.results import SCORES_FILE, BlockScore, ShardScores, write_record
 from components.search.scoring import replacement_kl
 from components.search.space import PARTS, layer_spaces

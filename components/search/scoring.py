@@ -12,7 +12,7 @@ from components.core.batches import Batch
 from components.core.job import Job
 from components.core.losses import counted, kl_sum
 from components.core.model import TesseraForCausalLM
-from components.search.library import BlockKey
+from components.search.blocks import BlockKey
 from components.search.space import Part
 from components.search.subblock import Subblock
 from components.search.watch import Seen, observe

@@ -1,18 +1,20 @@
 """What the parent's sub-blocks saw and made in one forward pass: the data that variants are trained and scored on.
 
-Shape letters: B rows, T tokens, D hidden size.
+Shape letters: N batches, B rows, T tokens, D hidden size.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from components.core.batches import Batch
-from components.core.model import TesseraForCausalLM
+from components.core.job import Job
+from components.core.model import TesseraForCausalLM, segment_mask
 from components.search.space import PARTS, Part
 from components.search.subblock import Subblock
 
@@ -30,6 +32,50 @@ class Seen:
     hidden_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     context: tuple[Any, ...] = ()
     output_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+HELD_BYTES = 1 << 30
+"""Hidden states of all batches of a walk that are held in memory; more are in a file."""
+
+
+@torch.no_grad()
+def walk(
+    parent: TesseraForCausalLM, batches: Sequence[Batch], num_layers: int, job: Job
+) -> Iterator[tuple[int, int, dict[Part, Seen]]]:
+    """Take batches through the first layers of the parent together, so that each layer is needed once.
+
+    Only what stands between two layers is kept, and of a batch only until it has gone through the next.
+
+    Yields:
+        Number of the layer, number of the batch, and what each sub-block saw and made (a no-op nothing).
+    """
+    states_NBTD = _room(len(batches), (*batches[0].input_ids_BT.shape, parent.config.hidden_size), job)
+    for number, batch in enumerate(batches):
+        states_NBTD[number] = parent.model.embed_tokens(batch.input_ids_BT)
+    for layer, module in enumerate(islice(parent.model.layers, num_layers)):
+        blocks = {part: block for part in PARTS if (block := Subblock.of(module, part)) is not None}
+        for number, batch in enumerate(batches):
+            seen: dict[Part, Seen] = {}
+            hidden_BTD = states_NBTD[number]
+            for part, block in blocks.items():
+                context = attention_context(parent, hidden_BTD, batch) if part == "attention" else ()
+                seen[part] = Seen(hidden_BTD, context, block(hidden_BTD, context))
+                hidden_BTD = hidden_BTD + seen[part].output_BTD
+            yield layer, number, seen
+            states_NBTD[number] = hidden_BTD
+
+
+def attention_context(parent: TesseraForCausalLM, hidden_BTD: Tensor, batch: Batch) -> tuple[Any, ...]:
+    """What an attention is given beside hidden states: rotary positions, mask, no cache."""
+    return parent.model.rotary_emb(hidden_BTD, batch.position_ids_BT), segment_mask(batch.segment_ids_BT), None
+
+
+def _room(count: int, shape: tuple[int, ...], job: Job) -> Tensor:
+    """Room for hidden states, in memory or in a file of the job's."""
+    whole = torch.Size((count, *shape))
+    if whole.numel() * 4 <= HELD_BYTES:
+        return torch.empty(whole)
+    return torch.from_file(str(job.scratch / "hidden-states"), shared=True, size=whole.numel()).view(whole)
 
 
 @torch.no_grad()

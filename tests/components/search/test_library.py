@@ -1,24 +1,20 @@
 """Blockwise local distillation: what is taught, and that it teaches."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from components.core.batches import Batch, PackedStream, load_corpus
-from components.core.job import Job
+from components.core.checkpoint import load_model
+from components.core.job import Interrupted, Job, silent_job
 from components.core.model import TesseraForCausalLM
 from components.search.assemble import build_subblock, child_layers
+from components.search.blocks import BlockKey, load_block, save_block
 from components.search.config import Distillation, Space
-from components.search.library import (
-    BlockKey,
-    distil,
-    load_block,
-    normalised_mse,
-    save_block,
-    shard_layers,
-    variants_to_train,
-)
+from components.search.lessons import is_settled, normalised_mse
+from components.search.library import distil, shard_layers, variants_to_train
 from components.search.space import Variant, layer_spaces
 from components.search.subblock import Subblock
 from components.search.variants import initialise, subblock_weights
@@ -88,26 +84,94 @@ def test_the_parents_own_weights_make_a_perfect_student(parent: TesseraForCausal
 
 
 def test_every_student_learns_and_the_parent_stays(
-    parent: TesseraForCausalLM, students: dict[BlockKey, Subblock], stream: PackedStream, job: Job
+    parent: TesseraForCausalLM, students: dict[BlockKey, Subblock], stream: PackedStream, job: Job, tmp_path: Path
 ) -> None:
     before = {name: tensor.clone() for name, tensor in parent.state_dict().items()}
-    errors = distil(parent, students, stream, 4, Distillation(num_steps=60, learning_rate=3e-3), job)
-    assert len(errors) == 60
-    for first, last in zip(errors[0], errors[-1], strict=True):
-        assert last < 0.9 * first
+    config = Distillation(num_steps=60, learning_rate=3e-3)
+    errors = distil(parent, list(students), students.__getitem__, tmp_path, stream, 4, config, job)
+    for of_one in errors.values():
+        assert len(of_one) == 60
+        assert of_one[-1] < 0.9 * of_one[0]
     for name, tensor in parent.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
 def test_students_do_not_notice_each_other(
-    parent: TesseraForCausalLM, students: dict[BlockKey, Subblock], stream: PackedStream, job: Job
+    parent: TesseraForCausalLM, students: dict[BlockKey, Subblock], stream: PackedStream, job: Job, tmp_path: Path
 ) -> None:
     key = (1, Variant("ffn", 32))
     alone = {key: build_subblock(parent, 1, key[1], students[key].weights())}
     for group in (students, alone):
-        distil(parent, group, stream, 4, Distillation(num_steps=3), job)
+        distil(parent, list(group), group.__getitem__, tmp_path, stream, 4, Distillation(num_steps=3), job)
     for name, tensor in alone[key].weights().items():
         assert torch.equal(tensor, students[key].weights()[name])
+
+
+def library_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def untrained(parent: TesseraForCausalLM) -> Callable[[BlockKey], Subblock]:
+    """Makes variants; of a paged parent from the layer that is in memory."""
+
+    def make(key: BlockKey) -> Subblock:
+        own = subblock_weights(parent.model.layers[key[0]].state_dict(), key[1].part)
+        weights = initialise(own, key[1], importance_I=torch.arange(64.0), head_dim=32)
+        return build_subblock(parent, *key, weights)
+
+    return make
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_paged_parent_and_a_stopped_training_make_the_same_library(
+    parent: TesseraForCausalLM, parent_folder: Path, stream: PackedStream, tmp_path: Path, paged: bool
+) -> None:
+    keys, config = variants_to_train(SPACES, [0, 2]), Distillation(num_steps=4, resume_interval_s=1e-9)
+    expected = distil(
+        parent, keys, untrained(parent), tmp_path / "a", stream, 4, config, silent_job(tmp_path / "job-a")
+    )
+    again, job = load_model(parent_folder, paged=paged), silent_job(tmp_path / "job-b")
+    steps = iter(range(100))
+    job.stopping = lambda: next(steps) >= 5  # asked before and after each save: in the third step of a layer
+    with pytest.raises(Interrupted):
+        distil(again, keys, untrained(again), tmp_path / "b", stream, 4, config, job)
+    job.stopping = lambda: False
+    found = distil(again, keys, untrained(again), tmp_path / "c", stream, 4, config, job)
+    assert found == expected
+    assert library_of(tmp_path / "c") == library_of(tmp_path / "a")
+
+
+def test_variants_that_are_good_enough_stay_as_they_were(
+    parent: TesseraForCausalLM, stream: PackedStream, job: Job, tmp_path: Path
+) -> None:
+    whole, half = (1, Variant("ffn", 64)), (1, Variant("ffn", 32))
+    errors = distil(parent, [whole, half], untrained(parent), tmp_path, stream, 4, Distillation(num_steps=3), job)
+    assert errors[whole] == [pytest.approx(0, abs=1e-9)]
+    assert len(errors[half]) == 3
+    own = parent.model.layers[1].state_dict()
+    assert torch.equal(load_block([tmp_path], whole)["mlp.up_proj.weight"], own["mlp.up_proj.weight"])
+
+
+def test_a_variant_is_taught_until_its_error_no_longer_falls() -> None:
+    config = Distillation(small_error=0.01, stop_window=2, stop_gain=0.1)
+    assert is_settled([0.009], config)
+    assert not is_settled([0.5, 0.5, 0.5], config)
+    assert is_settled([0.5, 0.5, 0.46, 0.46], config)
+    assert not is_settled([0.5, 0.5, 0.44, 0.44], config)
+    assert not is_settled([0.5] * 9, Distillation())
+
+
+def test_a_settled_variant_changes_no_more_and_the_others_go_on(
+    parent: TesseraForCausalLM, stream: PackedStream, tmp_path: Path
+) -> None:
+    keys, config = [(1, Variant("attention", 2)), (1, Variant("ffn", 32))], Distillation(num_steps=12)
+    whole, early = (
+        distil(parent, keys, untrained(parent), tmp_path / name, stream, 4, settings, silent_job(tmp_path / name))
+        for name, settings in (("a", config), ("b", config.model_copy(update={"stop_window": 1, "stop_gain": 0.5})))
+    )
+    for key, errors in early.items():
+        assert errors == whole[key][: len(errors)]
+        assert len(errors) < 12
 
 
 def test_a_child_has_the_librarys_weights_and_elsewhere_the_parents(
