@@ -36,7 +36,7 @@ def run(tree: Path, store: Path) -> tuple[int, str, dict[str, bool]]:
     """Run the recipe with a tree's code; returns exit code, complaint, and which stages were cached."""
     recipe = tree / "small.yaml"
     recipe.write_text(RECIPE + "".join(f"{stage}: null\n" for stage in LEFT_OUT))
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", str(recipe), "--run", "small"]
+    command = [sys.executable, "-m", "pipelines", "run", str(recipe), "--run", "small"]
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--store", str(store)], cwd=tree, env=environment, capture_output=True, text=True, timeout=300

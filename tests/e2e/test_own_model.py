@@ -171,10 +171,13 @@ def asked_and_answered() -> list[tuple[str, str, str]]:
 
 def tessera(*arguments: str) -> str:
     """Run the command as a user does; returns what it printed."""
-    code = "from pipelines.cli import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=RECIPE.parents[2], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "pipelines", *arguments],
+        cwd=RECIPE.parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr + _end_of_log(arguments)
     return done.stdout
@@ -271,9 +274,8 @@ def test_what_a_family_cannot_do_is_refused_before_any_work(
     write_qwen2(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    code = "from pipelines.cli import main; main()"
     own = ["--set", f"parent={tmp_path / 'model'}", "--store", str(tmp_path / "store")]
-    done = subprocess.run([sys.executable, "-c", code, "run", str(RECIPE), *own], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pipelines", "run", str(RECIPE), *own], capture_output=True, text=True)
     assert done.returncode == 2
     assert reason in done.stderr
     assert not (tmp_path / "store").exists()

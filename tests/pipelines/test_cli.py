@@ -1,6 +1,7 @@
 """The command line: messages, exit codes, and the same cache for a stage alone."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,16 @@ def test_help_lists_the_commands_and_comes_at_once() -> None:
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.monotonic() - started < 5  # about 0.4 s on a quiet machine
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.15, 0.3, 0.6])
+def test_ctrl_c_while_the_command_loads_shows_no_traceback_of_ours(after_s: float, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines", "runs", "--store", str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(after_s)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
+    assert "/pipelines/" not in error
 
 
 @pytest.mark.parametrize(
