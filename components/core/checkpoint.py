@@ -73,12 +73,19 @@ def model_config(values: dict[str, Any]) -> TesseraConfig:
     )
 
 
-def load_model(folder: Path, *, dtype: torch.dtype | None = torch.float32, paged: bool = False) -> TesseraForCausalLM:
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    computes_in: torch.dtype | None = None,
+    paged: bool = False,
+) -> TesseraForCausalLM:
     """Read a model folder.
 
     Args:
         folder: dense Llama, Mistral or Qwen2, or nemotron-nas.
         dtype: of the weights in memory; as stored where None.
+        computes_in: precision of activations and arithmetic; the weights' own where None.
         paged: hold one decoder layer at a time, read from the folder when it is needed; not for training.
 
     Returns:
@@ -94,17 +101,29 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = torch.float32, paged
         model = TesseraForCausalLM(config)
     wanted = {name for name in model.state_dict() if not (paged and name.startswith(LAYERS))}
     state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, assign=True, strict=not paged)
-    model.tie_weights()
-    # Frequencies are computed, not stored: the ones on the meta device have no values.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    take_weights(model, state, strict=not paged)
+    model.model.embed_tokens.computes_in = computes_in
     model.requires_grad_(not paged)
     model.train(False)
     if paged:
         page_layers(model.model.layers, folder, dtype)
     return model
+
+
+def take_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, strict: bool = True) -> None:
+    """Give a model that was made on the meta device these very tensors; a tied head need not be among them.
+
+    Args:
+        model: what to fill.
+        state: tensors by name.
+        strict: whether none may be missing.
+    """
+    if model.config.tie_word_embeddings:
+        state = {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
+    model.load_state_dict(state, assign=True, strict=strict)
+    model.tie_weights()
+    # Frequencies are computed, not stored: the ones on the meta device have no values.
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -21,6 +21,7 @@ from components.core.hugging_face import (
     PreTrainedModel,
     apply_rotary_pos_emb,
 )
+from components.core.precision import Embedding, Linear
 
 
 def _attribute_access(value: Any) -> Any:
@@ -116,7 +117,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over the last dimension."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -129,10 +130,10 @@ class Attention(nn.Module):
         self.cache_index = sum(config.num_key_value_heads_of(other) > 0 for other in range(layer))
         self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads_of(layer)
         width, narrow = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(size, width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(size, narrow, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(size, narrow, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(width, size, bias=config.attention_bias)
+        self.q_proj = Linear(size, width, bias=config.qkv_bias)
+        self.k_proj = Linear(size, narrow, bias=config.qkv_bias)
+        self.v_proj = Linear(size, narrow, bias=config.qkv_bias)
+        self.o_proj = Linear(width, size, bias=config.attention_bias)
 
     def forward(
         self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: DynamicCache | None
@@ -163,9 +164,9 @@ class Mlp(nn.Module):
     def __init__(self, config: TesseraConfig, layer: int) -> None:
         super().__init__()
         size, width = config.hidden_size, config.block_configs[layer].ffn.intermediate_size
-        self.gate_proj = nn.Linear(size, width, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(size, width, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(width, size, bias=config.mlp_bias)
+        self.gate_proj = Linear(size, width, bias=config.mlp_bias)
+        self.up_proj = Linear(size, width, bias=config.mlp_bias)
+        self.down_proj = Linear(width, size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """down(silu(gate(x)) * up(x))."""
@@ -178,7 +179,7 @@ class LinearAttention(nn.Module):
 
     def __init__(self, config: TesseraConfig) -> None:
         super().__init__()
-        self.linear_attn = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.linear_attn = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         """The product with the matrix; what an attention is given besides is not looked at."""
@@ -191,7 +192,7 @@ class LinearMlp(nn.Module):
 
     def __init__(self, config: TesseraConfig) -> None:
         super().__init__()
-        self.linear_mlp = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.linear_mlp = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with the matrix."""
@@ -247,7 +248,7 @@ class TesseraModel(TesseraPreTrainedModel):
 
     def __init__(self, config: TesseraConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads no more than we have
@@ -310,7 +311,7 @@ class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
     def __init__(self, config: TesseraConfig) -> None:
         super().__init__(config)
         self.model = TesseraModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(

@@ -20,7 +20,8 @@ def run(
     config: DistillConfig, *, job: Job, out: Path, teacher: Path, student: Path, corpus: Path
 ) -> dict[str, JsonValue]:
     """Minimise cosine distance of hidden states plus KL of the distributions. Source: arXiv 2411.19146, section 4.3."""
-    parent, child = load_model(teacher).requires_grad_(False), load_model(student)
+    parent = load_model(teacher, dtype=None, computes_in=torch.float32).requires_grad_(False)
+    child = load_model(student)
     if parent.config.vocab_size != child.config.vocab_size:
         raise InputError(
             f"teacher and student have different vocabularies ({parent.config.vocab_size}, {child.config.vocab_size})",
