@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from components.core.architecture import Architecture
-from components.core.checkpoint import model_config
+from components.core.checkpoint import model_config, take_weights
 from components.core.hugging_face import PretrainedConfig
 from components.core.model import DecoderLayer, TesseraConfig, TesseraForCausalLM
 from components.search.blocks import load_block
@@ -52,12 +52,14 @@ def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> Tesser
     Its configuration says in `parent_layers`, for each layer, how many layers of the parent are behind its output.
     """
     shape = tuple((layer.num_key_value_heads, layer.intermediate_size) for layer in layers)
-    child = heterogeneous_model(parent.config, shape)
+    with torch.device("meta"):
+        child = heterogeneous_model(parent.config, shape)
     outside = {name: value for name, value in parent.state_dict().items() if not name.startswith("model.layers.")}
     inside = {
         f"model.layers.{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer.weights.items()
     }
-    child.load_state_dict({**outside, **inside})
+    # clones, so that whoever trains the child leaves the parent alone
+    take_weights(child, {name: value.clone() for name, value in {**outside, **inside}.items()})
     firsts = [layer.parent_layers[0] for layer in layers]
     child.config.parent_layers = [*firsts[1:], len(parent.model.layers)]
     return child
@@ -70,8 +72,18 @@ def heterogeneous_model(parent: PretrainedConfig, shape: Shape) -> TesseraForCau
     return model
 
 
-def build_subblock(parent: TesseraForCausalLM, layer: int, variant: Variant, weights: Weights) -> Subblock:
-    """A variant of a layer's attention or FFN as a module that owns these weights and can be trained."""
+def build_subblock(
+    parent: TesseraForCausalLM, layer: int, variant: Variant, weights: Weights, *, training: bool = True
+) -> Subblock:
+    """A variant of a layer's attention or FFN as a module.
+
+    Args:
+        parent: the model that the layer is of.
+        layer: its number.
+        variant: what the module is.
+        weights: its tensors by their name within the layer.
+        training: own a copy of them in float32 that can be trained; else these very tensors.
+    """
     shape = list(shape_of(parent.config))
     heads, width = shape[layer]
     shape[layer] = (variant.size, width) if variant.part == "attention" else (heads, variant.size)
@@ -79,7 +91,7 @@ def build_subblock(parent: TesseraForCausalLM, layer: int, variant: Variant, wei
     with torch.device("meta"):
         block = Subblock.of(DecoderLayer(config, layer), variant.part)
     assert block is not None, "the no-op is no module"
-    block.load_weights(weights)
+    block.load_weights(weights, training=training)
     return block
 
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 
-from components.core.architecture import Architecture
 from components.core.batches import Batch, load_batches
 from components.core.checkpoint import load_model
-from components.core.inspection import read_config
+from components.core.inspection import weight_files
 from components.core.job import Job
 from components.core.model import TesseraForCausalLM
 from components.search.config import Calibration
@@ -16,17 +15,20 @@ PAGED_SHARE = 0.5
 """Share of a stage's memory that the parent may take; the layers of a larger one are read one at a time."""
 
 
-def load_parent(folder: Path, job: Job) -> TesseraForCausalLM:
-    """The parent in float32, frozen; paged where it would take too much of the stage's memory."""
+def load_parent(folder: Path, job: Job, dtype: str = "float32") -> TesseraForCausalLM:
+    """The parent, frozen: its weights as they are stored, computed in `dtype`.
+
+    It is paged where it would take too much of the stage's memory.
+    """
     torch.set_num_threads(job.placement.threads)
-    needed_gib = 4 * Architecture.from_config(read_config(folder)).parameters / 2**30
+    needed_gib = sum(file.stat().st_size for file in weight_files(folder)) / 2**30
     paged = needed_gib > PAGED_SHARE * job.placement.memory_gib
     if paged:
         job.note(
-            f"the parent takes {needed_gib:.3g} GiB in float32 and memory_gib={job.placement.memory_gib:g}: "
+            f"the parent takes {needed_gib:.3g} GiB and memory_gib={job.placement.memory_gib:g}: "
             "its layers are read one at a time"
         )
-    parent = load_model(folder, paged=paged)
+    parent = load_model(folder, dtype=None, computes_in=getattr(torch, dtype), paged=paged)
     parent.requires_grad_(False)
     return parent
 

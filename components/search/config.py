@@ -102,6 +102,8 @@ class Calibration(Config):
     """Tokens of a packed row."""
     batch_size: int = Field(default=16, gt=0)
     """Packed rows a batch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the parent is computed in; its weights take the memory that they take in its files."""
     seed: int | None = None
     """Order of the data and all randomness; the recipe's seed where not given."""
 

@@ -12,7 +12,7 @@ from components.search.importance import channel_contributions, save_importance
 
 def importance(config: ImportanceConfig, *, job: Job, out: Path, parent: Path, corpus: Path) -> dict[str, JsonValue]:
     """Channel importance on calibration text. Source: arXiv 2411.19146, appendix A."""
-    model = load_parent(parent, job)
+    model = load_parent(parent, job, config.dtype)
     batches = calibration_batches(config, corpus, parent, "train", config.importance_batches)
     contributions = channel_contributions(model, batches, job)
     save_importance(contributions, out / "importance")

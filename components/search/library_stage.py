@@ -25,7 +25,7 @@ def library(
     config: LibraryConfig, *, job: Job, out: Path, parent: Path, corpus: Path, importance: Path
 ) -> dict[str, JsonValue]:
     """Blockwise local distillation of a share of the layers. Source: arXiv 2411.19146, section 3."""
-    model = load_parent(parent, job)
+    model = load_parent(parent, job, config.dtype)
     spaces = layer_spaces(config, shape_of(model.config))
     contributions = load_importance(importance)
     keys = variants_to_train(spaces, shard_layers(len(spaces), *config.shard_index))

@@ -29,12 +29,12 @@ def score_blocks(
     config: ScoresConfig, libraries: Sequence[Path], *, job: Job, out: Path, parent: Path, corpus: Path
 ) -> dict[str, JsonValue]:
     """The same, the trained sub-blocks spread over several libraries."""
-    model = load_parent(parent, job)
+    model = load_parent(parent, job, config.dtype)
     spaces = layer_spaces(config, shape_of(model.config))
     replacements: dict[BlockKey, Subblock | None] = {
         (layer, variant): None
         if variant.is_no_op
-        else build_subblock(model, layer, variant, load_block(libraries, (layer, variant)))
+        else build_subblock(model, layer, variant, load_block(libraries, (layer, variant)), training=False)
         for layer in shard_layers(len(spaces), *config.shard_index)
         for part in PARTS
         for variant in spaces[layer].of(part)[1:]

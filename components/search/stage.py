@@ -57,7 +57,7 @@ def search(
     Source: arXiv 2411.19146, section 4 and appendix B; arXiv 2503.18908, section 3.
     """
     here = job.scratch / "search"
-    model = load_parent(parent, job)
+    model = load_parent(parent, job, config.dtype)
     spaces = layer_spaces(config, shape_of(model.config))
     if costs is None:
         measure(config.part(CostsConfig), job=job, out=here, parent=parent)

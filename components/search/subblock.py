@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from components.search.space import Part
@@ -9,11 +10,17 @@ from components.search.variants import MODULES, Weights
 
 
 class Subblock(nn.Module):
-    """The attention or the FFN of a layer, with its norm."""
+    """The attention or the FFN of a layer, with its norm.
+
+    Attributes:
+        part: which of the two.
+        kept_in: precision of the weights that it gives away; its own where None.
+    """
 
     def __init__(self, part: Part, norm: nn.Module, module: nn.Module) -> None:
         super().__init__()
         self.part = part
+        self.kept_in: torch.dtype | None = None
         self.norm, self.module = norm, module
 
     @classmethod
@@ -33,14 +40,19 @@ class Subblock(nn.Module):
         return output_BTD
 
     def weights(self) -> Weights:
-        """Tensors by their name within a layer."""
-        return {self._outside(name): tensor for name, tensor in self.state_dict().items()}
+        """Tensors by their name within a layer, at the precision that they came with."""
+        return {
+            self._outside(name): tensor.to(self.kept_in or tensor.dtype) for name, tensor in self.state_dict().items()
+        }
 
-    def load_weights(self, weights: Weights) -> None:
-        """Take over copies of tensors that are named as within a layer."""
-        state = {name: weights[self._outside(name)].detach().clone() for name in self.state_dict()}
+    def load_weights(self, weights: Weights, *, training: bool) -> None:
+        """Take tensors that are named as within a layer: copies in float32 to be trained, or the very tensors."""
+        state = {name: weights[self._outside(name)].detach() for name in self.state_dict()}
+        if training:
+            self.kept_in = next(iter(state.values())).dtype
+            state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
         self.load_state_dict(state, assign=True)
-        self.requires_grad_(True)
+        self.requires_grad_(training)
 
     def _outside(self, name: str) -> str:
         """The name within a layer of a tensor of this module."""

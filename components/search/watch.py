@@ -49,7 +49,8 @@ def walk(
     Yields:
         Number of the layer, number of the batch, and what each sub-block saw and made (a no-op nothing).
     """
-    states_NBTD = _room(len(batches), (*batches[0].input_ids_BT.shape, parent.config.hidden_size), job)
+    first_BTD = parent.model.embed_tokens(batches[0].input_ids_BT)
+    states_NBTD = _room(len(batches), first_BTD, job)
     for number, batch in enumerate(batches):
         states_NBTD[number] = parent.model.embed_tokens(batch.input_ids_BT)
     for layer, module in enumerate(islice(parent.model.layers, num_layers)):
@@ -70,12 +71,13 @@ def attention_context(parent: TesseraForCausalLM, hidden_BTD: Tensor, batch: Bat
     return parent.model.rotary_emb(hidden_BTD, batch.position_ids_BT), segment_mask(batch.segment_ids_BT), None
 
 
-def _room(count: int, shape: tuple[int, ...], job: Job) -> Tensor:
-    """Room for hidden states, in memory or in a file of the job's."""
-    whole = torch.Size((count, *shape))
-    if whole.numel() * 4 <= HELD_BYTES:
-        return torch.empty(whole)
-    return torch.from_file(str(job.scratch / "hidden-states"), shared=True, size=whole.numel()).view(whole)
+def _room(count: int, like: Tensor, job: Job) -> Tensor:
+    """Room for so many tensors, in memory or in a file of the job's."""
+    whole = torch.Size((count, *like.shape))
+    if whole.numel() * like.element_size() <= HELD_BYTES:
+        return torch.empty(whole, dtype=like.dtype)
+    file = str(job.scratch / "hidden-states")
+    return torch.from_file(file, shared=True, size=whole.numel(), dtype=like.dtype).view(whole)
 
 
 @torch.no_grad()
