@@ -60,6 +60,20 @@ def test_a_released_model_is_told_from_its_configuration_alone(tmp_path: Path) -
     }
 
 
+def test_linear_parts_are_counted_as_one_square_matrix(tmp_path: Path) -> None:
+    config, size = super_49b(), 8192
+    linear = {"no_op": False, "replace_with_linear": True}
+    config["block_configs"][0]["attention"] |= linear | {"n_heads_in_group": None}
+    config["block_configs"][6]["ffn"] |= linear | {"ffn_mult": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = inspect_checkpoint(tmp_path)
+    attention, ffn = 2 * size * (64 + 8) * 128, 3 * size * 14336
+    assert facts["parameters"] == 49_867_145_216 - (attention - size**2) - (ffn - size**2)
+    assert facts["kv_bytes_per_token"] == 200_704 - 2 * 2 * 8 * 128
+    assert (facts["attention_layers"], facts["ffn_layers"]) == (48, 80)
+    assert (facts["num_key_value_heads"][0], facts["intermediate_sizes"][6]) == ("linear", "linear")
+
+
 def test_layers_without_ffn_are_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(ultra_253b()))
     facts = inspect_checkpoint(tmp_path)

@@ -66,9 +66,11 @@ def test_a_linear_attention_is_the_attention_of_a_token_that_sees_itself_alone(k
     own = {"input_layernorm.weight": torch.ones(8)}
     own |= {f"self_attn.{name}": tensor.detach() for name, tensor in attention.named_parameters()}
     found = initialise(own, Variant("attention", "linear"), importance_I=None, head_dim=2)
-    x_BTD = torch.randn(5, 1, 8)
-    rotary = (torch.ones(1, 1, 2), torch.zeros(1, 1, 2))
-    torch.testing.assert_close(x_BTD @ found["self_attn.linear_attn.weight"].T, attention(x_BTD, rotary, None, None))
+    alone_BTD, alike_BTD = torch.randn(5, 1, 8), torch.randn(5, 1, 8).expand(5, 6, 8)
+    for x_BTD in (alone_BTD, alike_BTD):  # what sees only its like has nothing to choose from
+        angles = torch.rand(1, x_BTD.shape[1], 2)
+        expected = attention(x_BTD, (angles.cos(), angles.sin()), None, None)
+        torch.testing.assert_close(x_BTD @ found["self_attn.linear_attn.weight"].T, expected)
     assert found.keys() == {"input_layernorm.weight", "self_attn.linear_attn.weight"}
 
 
@@ -78,6 +80,11 @@ def test_a_linear_ffn_is_the_ffn_with_its_gate_open() -> None:
     expected = (x @ parent["mlp.up_proj.weight"].T) @ parent["mlp.down_proj.weight"].T
     torch.testing.assert_close(x @ found["mlp.linear_mlp.weight"].T, expected)
     assert found.keys() == {"post_attention_layernorm.weight", "mlp.linear_mlp.weight"}
+
+
+def test_a_linear_part_of_the_parent_stays_as_it_is() -> None:
+    own = {"post_attention_layernorm.weight": torch.ones(4), "mlp.linear_mlp.weight": torch.randn(4, 4)}
+    assert initialise(own, Variant("ffn", "linear"), importance_I=None, head_dim=2) == own
 
 
 def test_a_narrower_ffn_needs_the_importance_of_every_channel() -> None:
