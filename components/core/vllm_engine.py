@@ -42,6 +42,19 @@ class Sample:
     weight_version: int
 
 
+@dataclass(frozen=True)
+class BatchTime:
+    """How long a batch of requests took, all of them answered together.
+
+    Attributes:
+        first_token_ms: from the prompts to the first token of every request, milliseconds.
+        step_ms: mean of the decode steps that followed, milliseconds.
+    """
+
+    first_token_ms: float
+    step_ms: float
+
+
 class Engine:
     """A vLLM engine in this process, for any model folder that vLLM can read.
 
@@ -59,6 +72,7 @@ class Engine:
         dtype: str = "float32",
         threads: int = 1,
         gpu_memory_utilization: float = 0.4,
+        tensor_parallel: int = 1,
     ) -> None:
         """Load a model folder.
 
@@ -67,9 +81,10 @@ class Engine:
             max_model_len: most tokens of a prompt and its continuation together.
             max_num_seqs: most sequences generated at the same time.
             seed: seed of the engine; requests may have their own.
-            dtype: of weights and computation.
+            dtype: of weights, computation and KV cache; `float8` quantises what is stored in bfloat16.
             threads: CPU threads while the engine works; the caller's own number is restored afterwards.
             gpu_memory_utilization: share of a GPU's memory for weights and cache; the caller's training needs the rest.
+            tensor_parallel: devices that share every layer.
 
         Raises:
             MissingPackage: vLLM is not installed.
@@ -86,8 +101,9 @@ class Engine:
                 str(folder),
                 skip_tokenizer_init=True,
                 generation_config="vllm",  # the caller's sampling settings alone
-                dtype=dtype,
+                **_precision(dtype),
                 seed=seed,
+                tensor_parallel_size=tensor_parallel,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
                 enable_chunked_prefill=False,
@@ -151,28 +167,44 @@ class Engine:
             self._llm.reset_prefix_cache()
         self.weight_version = version
 
-    def throughput(self, batch: int, prompt_tokens: int, new_tokens: int, repeats: int) -> list[float]:
-        """Measure generation speed, after one round to warm up.
+    def batch_times(self, batch: int, prompt_tokens: int, new_tokens: int, repeats: int) -> list[BatchTime]:
+        """Time generation, after one round to warm up.
 
         Args:
             batch: sequences generated at the same time.
             prompt_tokens: length of each prompt; all prompts differ, so that none profits from another's cache.
-            new_tokens: tokens generated a sequence, whatever they are.
+            new_tokens: tokens generated a sequence, whatever they are; at least 2.
             repeats: number of measurements.
 
         Returns:
-            New tokens per second, a value for each measurement.
+            A time for each measurement.
         """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
         vocab_size = self._llm.model_config.get_vocab_size()
         generator = torch.Generator().manual_seed(0)
-        options = [{"temperature": 0.0, "max_tokens": new_tokens, "ignore_eos": True}] * batch
-        speeds = []
-        for _ in range(1 + repeats):
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=new_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        times = []
+        for number in range(1 + repeats):
             prompts = torch.randint(vocab_size, (batch, prompt_tokens), generator=generator).tolist()
-            start = time.perf_counter()
-            self._run(prompts, options)
-            speeds.append(batch * new_tokens / (time.perf_counter() - start))
-        return speeds[1:]
+            with self._working():
+                moments = [time.perf_counter()]
+                for index, prompt in enumerate(prompts):
+                    self._llm.llm_engine.add_request(f"{number}-{index}", {"prompt_token_ids": prompt}, params)
+                while self._llm.llm_engine.has_unfinished_requests():
+                    self._llm.llm_engine.step()
+                    moments.append(time.perf_counter())
+            first = moments[-new_tokens]  # the last steps give one token each: what comes before is prefill
+            whole_ms, first_ms = (1000 * (moment - moments[0]) for moment in (moments[-1], first))
+            times.append(BatchTime(first_ms, (whole_ms - first_ms) / (new_tokens - 1)))
+        return times[1:]
 
     def close(self) -> None:
         """Free the model and its cache; another engine may be opened afterwards.
@@ -216,6 +248,13 @@ class Engine:
                 yield
         finally:
             torch.set_num_threads(before)
+
+
+def _precision(dtype: str) -> dict[str, Any]:
+    """Settings of vLLM for a served precision."""
+    if dtype == "float8":
+        return {"dtype": "bfloat16", "quantization": "fp8", "kv_cache_dtype": "fp8"}
+    return {"dtype": dtype}
 
 
 def _memory(folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, share: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ BATCHED_TOKENS = 8192
 from a prompt that it took in parts ("CPU Generator does not use offset")."""
 
 SMALL_CACHE_BYTES, LARGE_CACHE_BYTES = 64 << 20, 512 << 20
-BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 
 
 def require_vllm() -> None:

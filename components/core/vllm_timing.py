@@ -1,4 +1,4 @@
-"""Decode steps of several models, timed in vLLM side by side; a program of its own, so that vLLM's settings stay in it.
+"""Prefill and decode of several models, timed in vLLM side by side; a program of its own: vLLM's settings stay in it.
 
 All models are held at once, an engine a process, and measured in turn, round by round: what slows the machine for a
 while slows them alike. Importing vLLM takes longer than all else, so it is done once, in a server that the processes
@@ -10,15 +10,16 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from dataclasses import astuple
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from components.core.errors import StageFailed
 from components.core.processes import end_with_parent
-from components.core.vllm_engine import Engine
-from components.core.vllm_settings import ENVIRONMENT, require_vllm
-from components.core.workload import Workload
+from components.core.vllm_engine import BatchTime, Engine
+from components.core.vllm_settings import ENVIRONMENT, require_vllm, vllm_uses_gpu
+from components.core.workload import Deployment, Workload
 
 HELD_WEIGHT_BYTES = 2 << 30
 """Models whose weights together exceed this are measured one after another instead of side by side."""
@@ -39,15 +40,24 @@ PRELOADED_MODULES = (
 
 
 def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> list[list[float]]:
-    """Time of one decode step of a batch, prefill spread over its steps, for each model folder.
+    """What `measure_times` measures in one number: time of a decode step of a batch, prefill spread over its steps."""
+    deployment, new = Deployment(**workload.model_dump(include=set(Workload.model_fields))), workload.new_tokens
+    return [
+        [(time.first_token_ms + (new - 1) * time.step_ms) / new for time in times]
+        for times in measure_times(folders, deployment, threads)
+    ]
+
+
+def measure_times(folders: list[Path], deployment: Deployment, threads: int) -> list[list[BatchTime]]:
+    """Time the prefill of a batch and the decode steps that follow, for each model folder.
 
     Args:
         folders: models, without tokenizer.
-        workload: batch, lengths and rounds.
+        deployment: batch, lengths, rounds and precision.
         threads: CPU threads of each engine.
 
     Returns:
-        For each folder some numbers a round, milliseconds.
+        For each folder some times a round.
 
     Raises:
         MissingPackage: vLLM is not installed.
@@ -56,7 +66,7 @@ def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> li
     require_vllm()
     order = {
         "folders": [str(folder) for folder in folders],
-        "workload": workload.model_dump(include=set(Workload.model_fields)),
+        "deployment": deployment.model_dump(include=set(Deployment.model_fields)),
         "threads": threads,
     }
     environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
@@ -72,58 +82,65 @@ def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> li
     )
     if done.returncode:
         raise StageFailed(f"vLLM could not run the models to be measured:\n{done.stderr[-2000:]}")
-    steps: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
-    return steps
+    return [[BatchTime(*pair) for pair in pairs] for pairs in json.loads(done.stdout.splitlines()[-1])]
 
 
 def main() -> None:
     """Read the order from standard input, and write the times to standard output."""
     end_with_parent(os.getppid())
     order = json.loads(sys.stdin.read())
-    folders, workload, threads = order["folders"], Workload.parse(order["workload"]), order["threads"]
+    folders, deployment, threads = order["folders"], Deployment.parse(order["deployment"]), order["threads"]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED_MODULES))
     weight_bytes = sum(file.stat().st_size for folder in folders for file in Path(folder).glob("*.safetensors"))
-    held = len(folders) if weight_bytes <= HELD_WEIGHT_BYTES else 1
-    steps: list[list[float]] = []
+    together = weight_bytes <= HELD_WEIGHT_BYTES and not vllm_uses_gpu()  # there an engine takes its share of memory
+    held = len(folders) if together else 1
+    measured: list[list[BatchTime]] = []
     for start in range(0, len(folders), held):
-        steps += _measure_together(context, folders[start : start + held], workload, threads)
-    sys.stdout.write(json.dumps(steps) + "\n")
+        measured += _measure_together(context, folders[start : start + held], deployment, threads)
+    sys.stdout.write(json.dumps([[astuple(time) for time in times] for times in measured]) + "\n")
 
 
 def _measure_together(
-    context: ForkServerContext, folders: list[str], workload: Workload, threads: int
-) -> list[list[float]]:
+    context: ForkServerContext, folders: list[str], deployment: Deployment, threads: int
+) -> list[list[BatchTime]]:
     """Hold these models at once, and measure them in turn."""
     pipes, processes = [], []
     for folder in folders:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, folder, workload, threads), daemon=True)
+        alone = deployment.tensor_parallel == 1  # daemons may not have the processes that share a layer
+        process = context.Process(target=_serve, args=(theirs, folder, deployment, threads), daemon=alone)
         process.start()
         theirs.close()
         pipes.append(ours)
         processes.append(process)
     for pipe in pipes:
         pipe.recv()  # the engine is ready
-    steps: list[list[float]] = [[] for _ in folders]
-    for _ in range(workload.rounds):
-        for pipe, times in zip(pipes, steps, strict=True):
+    measured: list[list[BatchTime]] = [[] for _ in folders]
+    for _ in range(deployment.rounds):
+        for pipe, times in zip(pipes, measured, strict=True):
             pipe.send(True)
             times += pipe.recv()
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(False)
         process.join()
-    return steps
+    return measured
 
 
-def _serve(pipe: Connection, folder: str, workload: Workload, threads: int) -> None:
+def _serve(pipe: Connection, folder: str, deployment: Deployment, threads: int) -> None:
     """Hold one engine, and measure it whenever asked."""
-    batch, prompt, new = workload.batch_size, workload.prompt_tokens, workload.new_tokens
-    with Engine(Path(folder), max_model_len=prompt + new, max_num_seqs=batch, threads=threads) as engine:
+    batch, prompt, new = deployment.batch_size, deployment.prompt_tokens, deployment.new_tokens
+    with Engine(
+        Path(folder),
+        max_model_len=prompt + new,
+        max_num_seqs=batch,
+        dtype=deployment.dtype,
+        threads=threads,
+        tensor_parallel=deployment.tensor_parallel,
+    ) as engine:
         pipe.send(True)
         while pipe.recv():
-            speeds = engine.throughput(batch, prompt, new, REPEATS)
-            pipe.send([1000 * batch / tokens_per_s for tokens_per_s in speeds])
+            pipe.send(engine.batch_times(batch, prompt, new, REPEATS))
 
 
 if __name__ == "__main__":

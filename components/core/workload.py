@@ -1,8 +1,12 @@
 """The load that generation speed is stated for; light, so that a recipe is checked without torch."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from components.core.config import Config
+
+Dtype = Literal["float32", "bfloat16", "float8"]
 
 
 class Workload(Config):
@@ -16,3 +20,17 @@ class Workload(Config):
     """Length of each answer, tokens."""
     rounds: int = Field(default=2, gt=0)
     """Times that all models are measured in turn, twice each time; medians count."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """New tokens of the whole batch."""
+        return self.batch_size * self.new_tokens
+
+
+class Deployment(Workload):
+    """A load, and how the model that answers it is held."""
+
+    dtype: Dtype = "float32"
+    """Precision of weights, activations and KV cache; `float8` needs a GPU that computes in it."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """Devices that share every layer."""
