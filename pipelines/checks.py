@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from components.core.architecture import Architecture, BlockConfig
+from components.core.architecture import WEIGHT_BYTES, Architecture, BlockConfig
 from components.core.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.inspection import read_config
 from components.core.tokenizer_files import VOCABULARY, read_settings
+from components.core.workload import Dtype
 from components.search.space import LayerSpace, block_of, layer_spaces, left_out, shape_of
 from pipelines.graph import Graph, Made
 from pipelines.llama_nemotron import llama_nemotron, sources_of
@@ -88,10 +89,10 @@ def _check_search(recipe: Recipe) -> None:
     parent = _parent_architecture(recipe)
     if recipe.search is None or parent is None:
         return
-    spaces = layer_spaces(recipe.search, shape_of(parent))
-    for resource in ("parameters", "kv_bytes_per_token"):
-        limit = recipe.search.limits.absolute(resource, getattr(parent, resource))
-        reachable = _least(parent, spaces, resource)
+    spaces, dtype = layer_spaces(recipe.search, shape_of(parent)), recipe.search.measurement.dtype
+    for resource, own in _counted(parent, dtype).items():
+        limit = recipe.search.limits.absolute(resource, own)
+        reachable = _least(parent, spaces, resource, dtype)
         if limit is not None and reachable > limit:
             raise InfeasibleBudget(
                 f"no choice of blocks fits {resource}={limit:.6g}; the smallest reachable is {reachable}",
@@ -99,17 +100,24 @@ def _check_search(recipe: Recipe) -> None:
             )
 
 
-def _least(parent: Architecture, spaces: Sequence[LayerSpace], resource: str) -> int:
+def _least(parent: Architecture, spaces: Sequence[LayerSpace], resource: str, dtype: Dtype) -> int:
     """The least of a resource that a child can have."""
 
-    def taken(block: BlockConfig) -> int:
-        value: int = getattr(parent.model_copy(update={"blocks": (block,)}), resource)
-        return value
+    def taken(*blocks: BlockConfig) -> int:
+        return _counted(parent.model_copy(update={"blocks": blocks}), dtype)[resource]
 
     layers = [[block_of(a.size, f.size) for a in space.attention for f in space.ffn] for space in spaces]
-    smallest = tuple(min(blocks, key=taken) for blocks in layers)
-    least: int = getattr(parent.model_copy(update={"blocks": smallest}), resource)
-    return least
+    return taken(*(min(blocks, key=taken) for blocks in layers))
+
+
+def _counted(shape: Architecture, dtype: Dtype) -> dict[str, int]:
+    """What a model takes that no machine changes, as `search.limits` names it."""
+    return {
+        "parameters": shape.parameters,
+        "kv_bytes_per_token": shape.kv_bytes_per_token,
+        "attention_layers": sum(block.attends for block in shape.blocks),
+        "weight_bytes": WEIGHT_BYTES[dtype] * shape.parameters,
+    }
 
 
 def find_notes(recipe: Recipe) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from components.core.config import Config
 from components.core.stage import Input, Output, Stage
-from components.core.workload import Workload
+from components.core.workload import Deployment
 
 PERCENT = r"(?=.*[1-9])\d+(\.\d+)?%"
 """A share above 0."""
@@ -25,8 +25,20 @@ class Limits(Config):
     """Parameters of the child, embeddings included."""
     kv_bytes_per_token: int | str | None = None
     """KV cache of one token in all layers, bytes, at 2 bytes a value."""
+    attention_layers: int | str | None = None
+    """Layers that keep an attention."""
+    weight_bytes: int | str | None = None
+    """Weights at the served precision, bytes, on all devices together."""
+    memory_bytes: int | str | None = None
+    """Weights, KV cache of `measurement.cached_tokens` and activations, bytes, on all devices together."""
     latency_ms: float | str | None = None
-    """One decode step of the measured batch, milliseconds."""
+    """One decode step of the batch, milliseconds."""
+    time_to_first_token_ms: float | str | None = None
+    """From the prompts of the batch to its first tokens, milliseconds."""
+    request_ms: float | str | None = None
+    """From the prompts of the batch to its last tokens, milliseconds."""
+    tokens_per_s: float | str | None = None
+    """New tokens a second of the whole batch, prefill included: the least, such as `180%`."""
 
     @field_validator("*")
     @classmethod
@@ -38,8 +50,25 @@ class Limits(Config):
 
     def absolute(self, resource: str, parents: float) -> float | None:
         """One limit as a number, shares taken of the parent's own cost; None where it is not set."""
-        value: float | str | None = getattr(self, resource)
-        return float(value.removesuffix("%")) / 100 * parents if isinstance(value, str) else value
+        return _of_parents(getattr(self, resource), parents)
+
+    def request_budget_ms(self, parents: float, batch_tokens: int) -> float | None:
+        """The time that a batch may take for `tokens_per_s`; None where that is not set.
+
+        Args:
+            parents: time that the parent takes for the batch, milliseconds.
+            batch_tokens: new tokens of the batch.
+        """
+        if self.tokens_per_s is None:
+            return None
+        least = _of_parents(self.tokens_per_s, 1000 * batch_tokens / parents)
+        assert least is not None
+        return 1000 * batch_tokens / least
+
+
+def _of_parents(limit: float | str | None, parents: float) -> float | None:
+    """A limit as a number: text is a share of the parent's."""
+    return float(limit.removesuffix("%")) / 100 * parents if isinstance(limit, str) else limit
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -108,13 +137,20 @@ class Calibration(Config):
     """Order of the data and all randomness; the recipe's seed where not given."""
 
 
-class Measurement(Workload):
-    """The deployment that block costs are measured for, in vLLM on this machine."""
+class Measurement(Deployment):
+    """The deployment that costs are of: measured in vLLM on this machine."""
 
     rounds: int = Field(default=3, gt=0)
     """Times that all models are measured in turn, twice each time; medians count: a few may be disturbed."""
     num_layers: int | None = Field(default=None, gt=1)
     """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
+    cached_tokens: int | None = Field(default=None, gt=0)
+    """Tokens whose KV cache `memory_bytes` counts; the batch at its full length by default."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens in the KV cache."""
+        return self.cached_tokens or self.batch_size * (self.prompt_tokens + self.new_tokens)
 
 
 class Distillation(Config):

@@ -1,8 +1,8 @@
-"""What every sub-block costs: parameters and KV cache counted, latency measured in vLLM on this machine.
+"""What every sub-block costs: parameters and memory counted, prefill and decode measured in vLLM on this machine.
 
 Models are built in which every layer has the same sub-blocks, each model with one of them changed; the time of their
-decode steps is then explained as a fixed part plus a part for each sub-block, a no-op being free. Counting operations
-would not do: what a sub-block takes depends on the machine.
+prefill and of their decode steps is then explained as a fixed part plus a part for each sub-block, a no-op being free.
+Counting operations would not do: what a sub-block takes depends on the machine.
 
 Source: arXiv 2411.19146, section 4.1.
 """
@@ -12,32 +12,38 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.core.architecture import KV_BYTES_PER_VALUE, LINEAR
+from components.core.architecture import KV_BYTES_PER_VALUE, LINEAR, WEIGHT_BYTES, Architecture
 from components.core.checkpoint import save_model
 from components.core.errors import RecipeError
 from components.core.job import Job
 from components.core.model import TesseraForCausalLM
-from components.core.vllm_timing import measure_step_ms
+from components.core.vllm_settings import BATCHED_TOKENS
+from components.core.vllm_timing import measure_times
 from components.search.assemble import heterogeneous_model
 from components.search.config import Measurement
-from components.search.results import CostTable, Machine, MeasuredModel
+from components.search.results import CostTable, Machine, MeasuredModel, Spread
 from components.search.space import PARTS, LayerSpace, Shape, Variant
-from components.search.table import Costs
+from components.search.table import TIMES, Costs
 from components.search.variants import initialise, subblock_weights
 
+USUAL = Measurement()
 NOISY = 1.5
 """A round this many times slower than the median is told to the user."""
 
 
-def counted_costs(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace]) -> tuple[Costs, dict[Variant, Costs]]:
-    """Parameters and KV bytes of the fixed part and of every variant, exact; latency still 0."""
+def counted_costs(
+    parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], measurement: Measurement = USUAL
+) -> tuple[Costs, dict[Variant, Costs]]:
+    """Parameters and bytes of the fixed part and of every variant, exact but for activations; times still 0."""
     head_dim = parent.config.head_dim
     blocks: dict[Variant, Costs] = {}
     own_parameters = 0
@@ -50,10 +56,42 @@ def counted_costs(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace]) -> t
             importance_I = None if width == LINEAR else torch.empty(width, device="meta")
             for variant in space.of(part):
                 weights = initialise(own, variant, importance_I=importance_I, head_dim=head_dim)
-                kv_bytes = 2 * variant.num_key_value_heads * head_dim * KV_BYTES_PER_VALUE
-                blocks[variant] = Costs(parameters=_numel(weights), kv_bytes_per_token=kv_bytes)
+                values = 2 * variant.num_key_value_heads * head_dim
+                blocks[variant] = _counted(_numel(weights), values, measurement)
     everything = sum(parameter.numel() for parameter in parent.parameters())
-    return Costs(parameters=everything - own_parameters), blocks
+    fixed = _counted(everything - own_parameters, 0, measurement)
+    activations = activation_bytes(Architecture.from_config(parent.config.to_dict()), measurement)
+    return fixed.model_copy(update={"memory_bytes": fixed.memory_bytes + activations}), blocks
+
+
+def _counted(parameters: int, kv_values: int, measurement: Measurement) -> Costs:
+    """What weights and KV cache take.
+
+    Args:
+        parameters: number of weights.
+        kv_values: in the KV cache of one token.
+        measurement: has the served precision, and how many tokens are cached.
+    """
+    size = WEIGHT_BYTES[measurement.dtype]
+    return Costs(
+        parameters=parameters,
+        kv_bytes_per_token=kv_values * KV_BYTES_PER_VALUE,
+        attention_layers=int(kv_values > 0),
+        weight_bytes=size * parameters,
+        memory_bytes=size * (parameters + kv_values * measurement.kv_tokens),
+    )
+
+
+def activation_bytes(parent: Architecture, measurement: Measurement) -> int:
+    """What the engine holds beside weights and cache while it computes: an estimate that no choice changes.
+
+    The widest sub-block of the parent for the tokens that are taken in at once, and the logits of the batch in float32.
+    """
+    tokens = min(measurement.batch_size * measurement.prompt_tokens, max(BATCHED_TOKENS, measurement.prompt_tokens))
+    queries = parent.num_attention_heads * parent.head_dim + max(map(parent.kv_bytes, parent.blocks)) // KV_BYTES_PER_VALUE
+    channels = 2 * max(width for block in parent.blocks if isinstance(width := block.intermediate_size or 0, int))
+    widest = 2 * parent.hidden_size + max(queries, channels)
+    return tokens * widest * max(2, WEIGHT_BYTES[measurement.dtype]) + 4 * measurement.batch_size * parent.vocab_size
 
 
 def measure_costs(
@@ -64,7 +102,7 @@ def measure_costs(
     Raises:
         MissingPackage: vLLM is not installed.
     """
-    fixed, blocks = counted_costs(parent, spaces)
+    fixed, blocks = counted_costs(parent, spaces, measurement)
     shapes = shapes_to_measure(blocks, measurement.num_layers or len(spaces))
     folders = []
     for number, shape in enumerate(shapes):
@@ -72,30 +110,42 @@ def measure_costs(
         folders.append(job.scratch / f"measured-{number}")
         save_model(heterogeneous_model(parent.config, shape), folders[-1], tokenizer=None)
     threads = 1 if job.placement.gpus == 0 else job.placement.threads
-    times = measure_step_ms(folders, measurement, threads)
-    medians = [statistics.median(rounds) for rounds in times]
-    if any(max(rounds) > NOISY * median for rounds, median in zip(times, medians, strict=True)):
-        job.note("the machine was busy while block costs were measured: latencies are rough, costs.json has the spread")
-    fixed_ms, latency_ms, explained = explain(shapes, medians)
+    times = measure_times(folders, measurement, threads)
+    steps = [[time.step_ms for time in model] for model in times]
+    firsts = [[time.first_token_ms for time in model] for model in times]
+    if any(max(rounds) > NOISY * statistics.median(rounds) for rounds in steps):
+        job.note("the machine was busy while block costs were measured: times are rough, costs.json has the spread")
+    step, first = Explained.of(shapes, steps), Explained.of(shapes, firsts)
+
+    def timed(costs: Costs, variant: Variant | None) -> Costs:
+        latency, prefill = step.parts.get(variant, 0.0), first.parts.get(variant, 0.0)
+        return costs.timed(latency_ms=latency, time_to_first_token_ms=prefill, new_tokens=measurement.new_tokens)
+
     return CostTable(
-        fixed=fixed.model_copy(update={"latency_ms": fixed_ms}),
-        blocks={
-            variant.name: costs.model_copy(update={"latency_ms": latency_ms.get(variant, 0.0)})
-            for variant, costs in blocks.items()
-        },
+        fixed=timed(fixed, None),
+        blocks={variant.name: timed(costs, variant) for variant, costs in blocks.items()},
         machine=Machine(device=device_name(), threads=threads, versions=_versions()),
         measurement=measurement,
         models=tuple(
             MeasuredModel(
                 num_key_value_heads=tuple(heads for heads, _ in shape),
                 intermediate_size=tuple(width for _, width in shape),
-                step_ms=tuple(rounds),
-                median_ms=median,
-                spread_ms=max(rounds) - min(rounds),
-                explained_ms=total,
+                step_ms=tuple(steps[number]),
+                median_ms=step.medians[number],
+                spread_ms=max(steps[number]) - min(steps[number]),
+                explained_ms=step.totals[number],
+                first_token_ms=tuple(firsts[number]),
+                median_first_token_ms=first.medians[number],
+                explained_first_token_ms=first.totals[number],
             )
-            for shape, rounds, median, total in zip(shapes, times, medians, explained, strict=True)
+            for number, shape in enumerate(shapes)
         ),
+        spread={
+            "fixed" if variant is None else variant.name: Spread(
+                latency_ms=spread, time_to_first_token_ms=first.spread[variant]
+            )
+            for variant, spread in step.spread.items()
+        },
     )
 
 
@@ -111,7 +161,7 @@ def own_costs_of(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], folde
         RecipeError: not the costs of such a parent, or a variant is missing.
     """
     table = read_costs(folder)
-    fixed, blocks = counted_costs(parent, spaces)
+    fixed, blocks = counted_costs(parent, spaces, table.measurement)
     missing = [variant.name for variant in blocks if variant.name not in table.blocks]
     if missing:
         raise RecipeError(
@@ -127,7 +177,18 @@ def own_costs_of(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], folde
                 f"{here.parameters} here",
                 hint="leave search.costs out to measure here",
             )
-    return table
+    counted = {variant.name: costs for variant, costs in blocks.items()}
+    return table.model_copy(
+        update={
+            "fixed": _with_times(fixed, table.fixed),
+            "blocks": {name: _with_times(costs, table.blocks[name]) for name, costs in counted.items()},
+        }
+    )
+
+
+def _with_times(counted: Costs, measured: Costs) -> Costs:
+    """What is counted here, and the times of the other: earlier versions counted less."""
+    return counted.model_copy(update={name: measured.of(name) for name in TIMES})
 
 
 def read_costs(folder: Path) -> CostTable:
@@ -153,6 +214,38 @@ def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[
         shapes.append((first, *((other.size, ffn.size),) * (num_layers - 1)))
     shapes += [((attention.size, other.size),) * num_layers for other in sorted(others["ffn"] - {ffn}, reverse=True)]
     return shapes
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Times of models as a fixed part (None) and a part for each sub-block.
+
+    Attributes:
+        parts: from the median of each model, milliseconds.
+        spread: of each part, when every measurement is explained by itself, milliseconds.
+        medians: of each model, milliseconds.
+        totals: what the parts of each model add up to, milliseconds.
+    """
+
+    parts: dict[Variant | None, float]
+    spread: dict[Variant | None, float]
+    medians: list[float]
+    totals: list[float]
+
+    @classmethod
+    def of(cls, shapes: Sequence[Shape], times_ms: Sequence[Sequence[float]]) -> Self:
+        """Explain the measurements of models, equally many of each."""
+        medians = [statistics.median(model) for model in times_ms]
+        fixed, parts, totals = explain(shapes, medians)
+        each = [explain(shapes, measurement) for measurement in zip(*times_ms, strict=True)]
+        spread: dict[Variant | None, float] = {None: _range([fixed for fixed, _, _ in each])}
+        spread |= {variant: _range([parts[variant] for _, parts, _ in each]) for variant in parts}
+        return cls(dict[Variant | None, float]([(None, fixed), *parts.items()]), spread, medians, totals)
+
+
+def _range(values: Sequence[float]) -> float:
+    """The largest less the least."""
+    return max(values) - min(values)
 
 
 def explain(shapes: Sequence[Shape], step_ms: Sequence[float]) -> tuple[float, dict[Variant, float], list[float]]:

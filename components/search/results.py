@@ -5,6 +5,8 @@ Light: no torch.
 
 from pathlib import Path
 
+from pydantic import Field
+
 from components.core.config import Config
 from components.search.config import Measurement
 from components.search.proof import Certificate
@@ -25,12 +27,18 @@ class MeasuredModel(Config):
     intermediate_size: tuple[Size, ...]
     """FFN channels of each layer; 0 where there is no FFN."""
     step_ms: tuple[float, ...]
-    """Time of one decode step of the batch, prefill spread over the steps; one a round."""
+    """Time of one decode step of the batch; some a round."""
     median_ms: float
     """Median over the rounds: what counts."""
     spread_ms: float
     """Difference of the slowest and the fastest."""
     explained_ms: float
+    """What the costs of its sub-blocks and the fixed part add up to."""
+    first_token_ms: tuple[float, ...] = ()
+    """Time from the prompts of the batch to its first tokens; some a round."""
+    median_first_token_ms: float = 0.0
+    """Median of those."""
+    explained_first_token_ms: float = 0.0
     """What the costs of its sub-blocks and the fixed part add up to."""
 
 
@@ -43,6 +51,15 @@ class Machine(Config):
     """CPU threads of the engine."""
     versions: dict[str, str]
     """Versions of the libraries that decide speed."""
+
+
+class Spread(Config):
+    """How far apart the cost of a sub-block comes out when every measurement is explained by itself."""
+
+    latency_ms: float
+    """Of a decode step: the largest less the least, milliseconds."""
+    time_to_first_token_ms: float
+    """Of the prefill, likewise."""
 
 
 class CostTable(Config):
@@ -58,6 +75,8 @@ class CostTable(Config):
     """How latency was measured."""
     models: tuple[MeasuredModel, ...]
     """What was measured."""
+    spread: dict[str, Spread] = Field(default_factory=dict)
+    """Spread of the measured costs by name of the variant; `fixed` is the fixed part."""
 
 
 class TrainedBlock(Config):

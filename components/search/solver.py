@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from components.core.errors import InfeasibleBudget, TesseraError
+from components.core.errors import InfeasibleBudget, RecipeError, TesseraError
 from components.search.branching import Outcome, search
 from components.search.config import Limits
 from components.search.conflict import find_conflict
@@ -131,10 +131,32 @@ def _root_bound(problem: Problem, outcome: Outcome) -> Fraction:
     return whole.reduced(allowed, outcome.multipliers)[0]
 
 
-def absolute_limits(limits: Limits, parent: Costs) -> dict[str, float]:
-    """The limits that are set, as numbers; shares are taken of the parent's cost."""
+def absolute_limits(limits: Limits, parent: Costs, batch_tokens: int = 0) -> dict[str, float]:
+    """The limits that are set, as numbers; shares are taken of the parent's cost.
+
+    Args:
+        limits: as the recipe has them.
+        parent: what the parent takes.
+        batch_tokens: new tokens of the batch that times are of: throughput is a limit on its time.
+
+    Raises:
+        RecipeError: a limit on what the costs at hand do not know.
+    """
     found = {resource: limits.absolute(resource, parent.of(resource)) for resource in RESOURCES}
-    return {resource: float(limit) for resource, limit in found.items() if limit is not None}
+    wanted = {resource: float(limit) for resource, limit in found.items() if limit is not None}
+    asked = {resource: resource for resource in wanted}
+    if limits.tokens_per_s is not None:
+        asked["request_ms"] = "tokens_per_s"
+    for resource, name in asked.items():
+        if parent.of(resource) == 0 or (name == "tokens_per_s" and not batch_tokens):
+            raise RecipeError(
+                f"search.limits.{name} is set, and the costs at hand do not know it",
+                hint="leave search.costs out to measure again, or set another limit",
+            )
+    budget = limits.request_budget_ms(parent.request_ms, batch_tokens)
+    if budget is not None:
+        wanted["request_ms"] = min(budget, wanted.get("request_ms", budget))
+    return wanted
 
 
 def fits(costs: Costs, limits: Mapping[str, float]) -> bool:
@@ -160,8 +182,9 @@ def solve_table(table: Mapping[str, JsonValue], limits: Limits) -> tuple[OptionT
     Raises:
         InfeasibleBudget: no choice meets them.
     """
-    options = OptionTable.parse({"fixed": table["fixed"], "slots": table["slots"]}, where="search.json")
-    return options, solve(options, absolute_limits(limits, options.costs(options.parent_choice)))
+    known = {name: table[name] for name in OptionTable.model_fields if name in table}
+    options = OptionTable.parse(known, where="search.json")
+    return options, solve(options, absolute_limits(limits, options.costs(options.parent_choice), options.batch_tokens))
 
 
 def minimise(table: OptionTable, objective: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Solution | None:

@@ -76,9 +76,9 @@ def search(
     scored = _read_scores(scores, libraries)
 
     kls = {(block.layer, Variant(block.part, block.size)): block.kl for block in scored}
-    table = option_table(spaces, measured.fixed, measured.blocks, kls)
+    table = option_table(spaces, measured.fixed, measured.blocks, kls, measured.measurement.batch_tokens)
     parent_costs = table.costs(table.parent_choice)
-    limits = absolute_limits(config.limits, parent_costs)
+    limits = absolute_limits(config.limits, parent_costs, table.batch_tokens)
 
     solution = solve(table, limits)
     choices = {
@@ -107,6 +107,7 @@ def search(
     result = SearchTable(
         fixed=table.fixed,
         slots=table.slots,
+        batch_tokens=table.batch_tokens,
         limits=limits,
         parent=parent_costs,
         **chosen,

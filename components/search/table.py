@@ -7,27 +7,55 @@ from components.core.config import Config
 from components.search.problem import Problem
 from components.search.space import PARTS, LayerSpace, Part, Size, Variant
 
-RESOURCES = ("parameters", "kv_bytes_per_token", "latency_ms")
-
 
 class Costs(Config):
-    """What a sub-block, or a whole model, takes."""
+    """What a sub-block, or a whole model, takes; all of it adds up over sub-blocks."""
 
     parameters: int = 0
     """Weights, counted."""
     kv_bytes_per_token: int = 0
     """KV cache of one token, bytes, at 2 bytes a value."""
+    attention_layers: int = 0
+    """Attentions with a KV cache."""
+    weight_bytes: int = 0
+    """Weights at the served precision, bytes, on all devices together."""
+    memory_bytes: int = 0
+    """Those, the KV cache of the batch at its full length, and what is computed meanwhile, bytes."""
     latency_ms: float = 0.0
-    """Share of one decode step of the measured batch, milliseconds."""
+    """Share of one decode step of the batch, milliseconds."""
+    time_to_first_token_ms: float = 0.0
+    """Share of the time from the prompts of the batch to its first tokens, milliseconds."""
+    request_ms: float = 0.0
+    """Share of the time from the prompts to the last tokens, milliseconds."""
 
     def __add__(self, other: Self) -> Self:
         """Costs add up over sub-blocks."""
         return self.model_copy(update={name: self.of(name) + other.of(name) for name in RESOURCES})
 
     def of(self, resource: str) -> float:
-        """One of the three by name."""
+        """One of them by name."""
         value: float = getattr(self, resource)
         return value
+
+    def timed(self, *, latency_ms: float, time_to_first_token_ms: float, new_tokens: int) -> Self:
+        """The same with other times.
+
+        Args:
+            latency_ms: one decode step.
+            time_to_first_token_ms: prefill.
+            new_tokens: of a request; the first comes with the prefill.
+        """
+        times = {
+            "latency_ms": latency_ms,
+            "time_to_first_token_ms": time_to_first_token_ms,
+            "request_ms": time_to_first_token_ms + (new_tokens - 1) * latency_ms,
+        }
+        return self.model_copy(update=times)
+
+
+RESOURCES = tuple(Costs.model_fields)
+TIMES = ("latency_ms", "time_to_first_token_ms", "request_ms")
+"""Those that depend on the machine."""
 
 
 class Option(Config):
@@ -68,6 +96,8 @@ class OptionTable(Config):
     """Embeddings, final norm and head; the part of a decode step that no sub-block takes."""
     slots: tuple[Slot, ...]
     """Attention and FFN of every layer, in the order they are computed."""
+    batch_tokens: int = 0
+    """New tokens of the batch that `request_ms` is the time of; 0 where it is not known."""
 
     def costs(self, choice: Sequence[int]) -> Costs:
         """Cost of the model in which slot k holds its option `choice[k]`."""
@@ -118,6 +148,7 @@ def option_table(
     fixed: Costs,
     blocks: Mapping[str, Costs],
     scores: Mapping[tuple[int, Variant], float],
+    batch_tokens: int = 0,
 ) -> OptionTable:
     """Put together what the solver chooses from.
 
@@ -126,6 +157,7 @@ def option_table(
         fixed: what no choice changes.
         blocks: costs by name of the variant.
         scores: replace-one-block KL of every variant but the parent's own, which changes nothing.
+        batch_tokens: new tokens of the batch that times are of.
     """
     slots = []
     for layer, space in enumerate(spaces):
@@ -138,4 +170,4 @@ def option_table(
             )
             held = [number for number, variant in enumerate(kls) if variant in space.fixed]
             slots.append(Slot(layer=layer, part=part, options=options, held=held[0] if held else None))
-    return OptionTable(fixed=fixed, slots=tuple(slots))
+    return OptionTable(fixed=fixed, slots=tuple(slots), batch_tokens=batch_tokens)

@@ -93,7 +93,9 @@ def explain(
     from components.search.explain import explain_layer
     from components.search.table import RESOURCES
 
+    usual = ("parameters", "kv_bytes_per_token", "latency_ms")
     found = _search_table(run, store)
+    resources = [name for name in RESOURCES if name in (*usual, *found.limits)]
     last = max(slot.layer for slot in found.slots)
     if layer not in range(last + 1):
         raise InputError(f"the parent has no layer {layer}", hint=f"layers are numbered 0 to {last}")
@@ -118,7 +120,7 @@ def explain(
     screen = console()
     for reason in reasons:
         screen.print(f"{reason.part} of layer {layer}: {reason.chosen}; {reason.reason}", highlight=False)
-        shown = Table("option", "own score", "best child", "difference", "others changed", *RESOURCES)
+        shown = Table("option", "own score", "best child", "difference", "others changed", *resources)
         for alternative in reason.alternatives:
             costs = alternative.costs
             shown.add_row(
@@ -127,7 +129,7 @@ def explain(
                 "none fits" if alternative.objective is None else f"{alternative.objective:.4g}",
                 "" if alternative.difference is None else f"{alternative.difference:+.4g}",
                 "" if alternative.changed is None else str(alternative.changed),
-                *("" if costs is None else _shown(costs.of(name)) for name in RESOURCES),
+                *("" if costs is None else _shown(costs.of(name)) for name in resources),
             )
         screen.print(shown)
 

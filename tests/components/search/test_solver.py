@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.core.errors import InfeasibleBudget
+from components.core.errors import InfeasibleBudget, RecipeError
 from components.search.baselines import greedy_choice, random_choice
 from components.search.config import Limits
 from components.search.explain import explain_layer
@@ -227,3 +227,51 @@ def test_pareto_front_is_one_point_where_what_the_limits_leave_is_slower_than_th
 
     assert limit == pytest.approx(1.3)
     assert solution.choice == (1,)
+
+
+LIMITED = ("attention_layers", "weight_bytes", "memory_bytes", "time_to_first_token_ms", "request_ms")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.data(), st.dictionaries(st.sampled_from(LIMITED), st.floats(0.2, 1), min_size=1), st.none() | st.floats(1.0, 3.0)
+)
+def test_any_combination_of_limits_is_met_as_brute_force_meets_it(
+    data: st.DataObject, shares: dict[str, float], faster: float | None
+) -> None:
+    whole = st.integers(1, 16)
+
+    def costs() -> Costs:
+        return Costs(**{name: data.draw(whole) for name in LIMITED})
+
+    options = [[(data.draw(whole) if j else 0, costs()) for j in range(3)] for _ in range(4)]
+    table = table_of(
+        *([Option(name=str(j), size=j, score=s, costs=c) for j, (s, c) in enumerate(slot)] for slot in options),
+        fixed=costs(),
+    ).model_copy(update={"batch_tokens": 64})
+    parent = table.costs(table.parent_choice)
+    wanted = Limits(
+        **{name: f"{100 * share}%" for name, share in shares.items()},
+        tokens_per_s=None if faster is None else f"{100 * faster}%",
+    )
+    limits = absolute_limits(wanted, parent, table.batch_tokens)
+    assert limits.keys() == shares.keys() | ({"request_ms"} if faster else set())
+    best = brute_force(table, limits)
+    if best is None:
+        with pytest.raises(InfeasibleBudget):
+            solve(table, limits)
+        return
+    solution = solve(table, limits)
+    assert solution.objective == pytest.approx(best)
+    if faster:
+        assert table.costs(solution.choice).request_ms <= parent.request_ms / faster * (1 + 1e-9)
+
+
+def test_throughput_is_a_time_budget_for_the_batch() -> None:
+    parent = Costs(request_ms=100.0)
+    assert absolute_limits(Limits(tokens_per_s=1280), parent, 64) == {"request_ms": 50.0}
+    assert absolute_limits(Limits(tokens_per_s="250%", request_ms="90%"), parent, 64) == {
+        "request_ms": pytest.approx(40)
+    }
+    with pytest.raises(RecipeError, match=r"search\.limits\.tokens_per_s is set, and the costs at hand do not know it"):
+        absolute_limits(Limits(tokens_per_s="250%"), Costs(latency_ms=1.0), 64)
