@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from components.core.config import Config
 from components.core.stage import Input, Output, Stage
 from components.core.workload import Deployment
+from components.search.devices import DEVICES, Device, nearest
 
 PERCENT = r"(?=.*[1-9])\d+(\.\d+)?%"
 """A share above 0."""
@@ -138,7 +139,7 @@ class Calibration(Config):
 
 
 class Measurement(Deployment):
-    """The deployment that costs are of: measured in vLLM on this machine."""
+    """The deployment that costs are of: measured in vLLM on this machine, or predicted for a device elsewhere."""
 
     rounds: int = Field(default=3, gt=0)
     """Times that all models are measured in turn, twice each time; medians count: a few may be disturbed."""
@@ -146,6 +147,16 @@ class Measurement(Deployment):
     """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
     cached_tokens: int | None = Field(default=None, gt=0)
     """Tokens whose KV cache `memory_bytes` counts; the batch at its full length by default."""
+
+    device: str | Device | None = None
+    """A100, H100, H200, B200, L40S or CPU, or a profile of your own: times are predicted for it, not measured here."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str | Device | None) -> str | Device | None:
+        if isinstance(value, str) and value not in DEVICES:
+            raise ValueError(f"no such device; {nearest(value)}")
+        return value
 
     @property
     def kv_tokens(self) -> int:

@@ -21,16 +21,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.core.architecture import KV_BYTES_PER_VALUE, LINEAR, WEIGHT_BYTES, Architecture
+from components.core.architecture import LINEAR, Architecture
 from components.core.checkpoint import save_model
 from components.core.errors import RecipeError
 from components.core.job import Job
 from components.core.model import TesseraForCausalLM
-from components.core.vllm_settings import BATCHED_TOKENS
 from components.core.vllm_timing import measure_times
 from components.search.assemble import heterogeneous_model
 from components.search.config import Measurement
+from components.search.counting import counted, counted_fixed
+from components.search.devices import Device, device_of
 from components.search.results import CostTable, Machine, MeasuredModel, Spread
+from components.search.roofline import predicted, predicted_fixed
 from components.search.space import PARTS, LayerSpace, Shape, Variant
 from components.search.table import TIMES, Costs
 from components.search.variants import initialise, subblock_weights
@@ -57,52 +59,28 @@ def counted_costs(
             for variant in space.of(part):
                 weights = initialise(own, variant, importance_I=importance_I, head_dim=head_dim)
                 values = 2 * variant.num_key_value_heads * head_dim
-                blocks[variant] = _counted(_numel(weights), values, measurement)
+                blocks[variant] = counted(_numel(weights), values, measurement)
     everything = sum(parameter.numel() for parameter in parent.parameters())
-    fixed = _counted(everything - own_parameters, 0, measurement)
-    activations = activation_bytes(Architecture.from_config(parent.config.to_dict()), measurement)
-    return fixed.model_copy(update={"memory_bytes": fixed.memory_bytes + activations}), blocks
+    return counted_fixed(everything - own_parameters, architecture_of(parent), measurement), blocks
 
 
-def _counted(parameters: int, kv_values: int, measurement: Measurement) -> Costs:
-    """What weights and KV cache take.
-
-    Args:
-        parameters: number of weights.
-        kv_values: in the KV cache of one token.
-        measurement: has the served precision, and how many tokens are cached.
-    """
-    size = WEIGHT_BYTES[measurement.dtype]
-    return Costs(
-        parameters=parameters,
-        kv_bytes_per_token=kv_values * KV_BYTES_PER_VALUE,
-        attention_layers=int(kv_values > 0),
-        weight_bytes=size * parameters,
-        memory_bytes=size * (parameters + kv_values * measurement.kv_tokens),
-    )
-
-
-def activation_bytes(parent: Architecture, measurement: Measurement) -> int:
-    """What the engine holds beside weights and cache while it computes: an estimate that no choice changes.
-
-    The widest sub-block of the parent for the tokens that are taken in at once, and the logits of the batch in float32.
-    """
-    tokens = min(measurement.batch_size * measurement.prompt_tokens, max(BATCHED_TOKENS, measurement.prompt_tokens))
-    queries = parent.num_attention_heads * parent.head_dim + max(map(parent.kv_bytes, parent.blocks)) // KV_BYTES_PER_VALUE
-    channels = 2 * max(width for block in parent.blocks if isinstance(width := block.intermediate_size or 0, int))
-    widest = 2 * parent.hidden_size + max(queries, channels)
-    return tokens * widest * max(2, WEIGHT_BYTES[measurement.dtype]) + 4 * measurement.batch_size * parent.vocab_size
+def architecture_of(parent: TesseraForCausalLM) -> Architecture:
+    """The shape of a model."""
+    return Architecture.from_config(parent.config.to_dict())
 
 
 def measure_costs(
     parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], measurement: Measurement, job: Job
 ) -> CostTable:
-    """Count and measure.
+    """Count, and measure on this machine or predict for the device that `measurement` names.
 
     Raises:
         MissingPackage: vLLM is not installed.
+        RecipeError: the device cannot serve at the wanted precision or tensor-parallel degree.
     """
     fixed, blocks = counted_costs(parent, spaces, measurement)
+    if measurement.device is not None:
+        return predict_costs(architecture_of(parent), fixed, blocks, measurement, device_of(measurement.device))
     shapes = shapes_to_measure(blocks, measurement.num_layers or len(spaces))
     folders = []
     for number, shape in enumerate(shapes):
@@ -149,6 +127,23 @@ def measure_costs(
     )
 
 
+def predict_costs(
+    parent: Architecture, fixed: Costs, blocks: Mapping[Variant, Costs], measurement: Measurement, device: Device
+) -> CostTable:
+    """Costs with the times that the roofline model gives them.
+
+    Raises:
+        RecipeError: the device cannot serve at the wanted precision or tensor-parallel degree.
+    """
+    return CostTable(
+        fixed=predicted_fixed(fixed, parent, measurement, device),
+        blocks={variant.name: predicted(costs, parent, measurement, device) for variant, costs in blocks.items()},
+        machine=Machine(device=f"{device.name}, predicted", threads=0, versions={}),
+        measurement=measurement,
+        models=(),
+    )
+
+
 def own_costs_of(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], folder: Path) -> CostTable:
     """Costs that were measured before.
 
@@ -177,18 +172,19 @@ def own_costs_of(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], folde
                 f"{here.parameters} here",
                 hint="leave search.costs out to measure here",
             )
-    counted = {variant.name: costs for variant, costs in blocks.items()}
     return table.model_copy(
         update={
             "fixed": _with_times(fixed, table.fixed),
-            "blocks": {name: _with_times(costs, table.blocks[name]) for name, costs in counted.items()},
+            "blocks": {
+                variant.name: _with_times(costs, table.blocks[variant.name]) for variant, costs in blocks.items()
+            },
         }
     )
 
 
-def _with_times(counted: Costs, measured: Costs) -> Costs:
+def _with_times(costs: Costs, measured: Costs) -> Costs:
     """What is counted here, and the times of the other: earlier versions counted less."""
-    return counted.model_copy(update={name: measured.of(name) for name in TIMES})
+    return costs.model_copy(update={name: measured.of(name) for name in TIMES})
 
 
 def read_costs(folder: Path) -> CostTable:

@@ -16,7 +16,6 @@ from components.search.assemble import heterogeneous_model, reshaped
 from components.search.config import Measurement, Space
 from components.search.costs import (
     Explained,
-    activation_bytes,
     counted_costs,
     explain,
     measure_costs,
@@ -24,6 +23,7 @@ from components.search.costs import (
     read_costs,
     shapes_to_measure,
 )
+from components.search.counting import activation_bytes
 from components.search.space import Shape, Variant, layer_spaces
 from components.search.table import Costs
 

@@ -1,0 +1,64 @@
+"""What follows from shapes alone: the bytes of weights, KV cache and activations. Light: no torch."""
+
+from components.core.architecture import KV_BYTES_PER_VALUE, WEIGHT_BYTES, Architecture, BlockConfig
+from components.core.vllm_settings import BATCHED_TOKENS
+from components.search.config import Measurement
+from components.search.table import Costs
+
+
+def counted(parameters: int, kv_values: int, measurement: Measurement) -> Costs:
+    """What weights and KV cache take.
+
+    Args:
+        parameters: number of weights.
+        kv_values: in the KV cache of one token.
+        measurement: has the served precision, and how many tokens are cached.
+    """
+    size = WEIGHT_BYTES[measurement.dtype]
+    return Costs(
+        parameters=parameters,
+        kv_bytes_per_token=kv_values * KV_BYTES_PER_VALUE,
+        attention_layers=int(kv_values > 0),
+        weight_bytes=size * parameters,
+        memory_bytes=size * (parameters + kv_values * measurement.kv_tokens),
+    )
+
+
+def counted_fixed(parameters: int, parent: Architecture, measurement: Measurement) -> Costs:
+    """What embeddings, final norm and head take, and the activations of any child."""
+    weights = counted(parameters, 0, measurement)
+    return weights.model_copy(
+        update={"memory_bytes": weights.memory_bytes + activation_bytes(parent, measurement)},
+    )
+
+
+def activation_bytes(parent: Architecture, measurement: Measurement) -> int:
+    """What the engine holds beside weights and cache while it computes: an estimate that no choice changes.
+
+    The widest sub-block of the parent for the tokens that are taken in at once, and the logits of the batch in float32.
+    """
+    tokens = min(measurement.batch_size * measurement.prompt_tokens, max(BATCHED_TOKENS, measurement.prompt_tokens))
+    heads = max(kv_values(parent, block) for block in parent.blocks)
+    queries = parent.num_attention_heads * parent.head_dim + heads
+    channels = 2 * max(width for block in parent.blocks if isinstance(width := block.intermediate_size or 0, int))
+    widest = 2 * parent.hidden_size + max(queries, channels)
+    return tokens * widest * max(2, WEIGHT_BYTES[measurement.dtype]) + 4 * measurement.batch_size * parent.vocab_size
+
+
+def kv_values(parent: Architecture, block: BlockConfig) -> int:
+    """Values in the KV cache of one token of a layer."""
+    return parent.kv_bytes(block) // KV_BYTES_PER_VALUE
+
+
+def model_costs(shape: Architecture, measurement: Measurement) -> tuple[Costs, list[Costs]]:
+    """What a model takes: the fixed part, and each attention and FFN that is there, in order; times still 0."""
+    parts = []
+    for block in shape.blocks:
+        norm = shape.hidden_size
+        if block.num_key_value_heads is not None:
+            values = kv_values(shape, block)
+            parts.append(counted(shape.attention_parameters(block) + norm, values, measurement))
+        if block.intermediate_size is not None:
+            parts.append(counted(shape.ffn_parameters(block) + norm, 0, measurement))
+    outside = shape.parameters - sum(part.parameters for part in parts)
+    return counted_fixed(outside, shape, measurement), parts
