@@ -193,6 +193,15 @@ class Fusion(Config):
     """Leave the last FFN of each run as it is: the paper found it sensitive."""
 
 
+class TruthLoop(Config):
+    """Measuring children themselves, and solving again where the sum of block costs was wrong."""
+
+    rounds: int = Field(default=0, ge=0)
+    """Children that are assembled and measured at most; three do. Each takes as long as vLLM takes to start."""
+    tolerance: float = Field(default=0.02, gt=0)
+    """Relative difference of the predicted and the measured time at which they agree."""
+
+
 class Sharded(Config):
     """A share of the layers."""
 
@@ -256,8 +265,16 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     """The budget of the child."""
     fusion: Fusion = Fusion()
     """FFN Fusion of the child and of the two baselines."""
+    truth: TruthLoop = TruthLoop()
+    """Whether the child is measured itself."""
     pareto_points: int = Field(default=9, ge=2)
     """Latency limits of the Pareto front, from the least reachable to the parent's."""
+
+    @model_validator(mode="after")
+    def _truth_is_measured(self) -> Self:
+        if self.truth.rounds and self.measurement.device is not None:
+            raise ValueError("truth.rounds measures children on this machine: leave measurement.device out, or rounds")
+        return self
 
     def part(self, kind: type[Settings], **more: str) -> Settings:
         """The settings of one of the stages before.

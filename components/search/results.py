@@ -149,6 +149,30 @@ class Chosen(Config):
     """Of the model as written."""
 
 
+class TruthRound(Config):
+    """One child of the truth loop: what sums of block costs said, and what was measured."""
+
+    choice: tuple[int, ...]
+    """Number of the chosen option of each slot."""
+    score: float
+    """Sum of its scores."""
+    predicted: dict[str, float]
+    """Times by name, as the costs of that round add up, milliseconds."""
+    measured: dict[str, float]
+    """Times of the assembled child, at the pace of the costs: as if the parent took what it took then, milliseconds.
+
+    A child that the last round measured already is not measured again.
+    """
+    pace: float
+    """A decode step of the parent as measured beside the child, over what it took when costs were measured."""
+    spread: float
+    """Largest less least decode step of the child, as a share of their median."""
+    error: float
+    """Largest relative difference of predicted and measured times that are limited; of a decode step where none is."""
+    agreed: bool
+    """Whether that is within the tolerance."""
+
+
 class Proof(Config):
     """What the solver says of its answer."""
 
@@ -207,6 +231,8 @@ class SearchTable(OptionTable):
     """Best score over latency."""
     importance: tuple[LayerImportance, ...]
     """Channel importance of each layer with an FFN."""
+    truth: tuple[TruthRound, ...] = ()
+    """Rounds of the truth loop; costs are as corrected by them."""
     blocks: tuple[BlockScore, ...]
     """Scores and training errors of all alternative sub-blocks."""
     machine: Machine

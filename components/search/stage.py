@@ -19,6 +19,7 @@ from components.search.fusion import ChildLayer, fuse_layers
 from components.search.importance import load_importance, share_of_top
 from components.search.importance_stage import importance as watch_channels
 from components.search.library_stage import library as train_library
+from components.search.problem import Choice
 from components.search.results import (
     LIBRARY_FILE,
     SCORES_FILE,
@@ -35,9 +36,10 @@ from components.search.results import (
     write_record,
 )
 from components.search.scores_stage import score_blocks
-from components.search.solver import absolute_limits, certify, fits, pareto_front, solve
+from components.search.solver import absolute_limits, certify, fits, pareto_front
 from components.search.space import Variant, layer_spaces
 from components.search.table import option_table
+from components.search.truth import Measured, measure_child, settle
 
 
 def search(
@@ -80,7 +82,14 @@ def search(
     parent_costs = table.costs(table.parent_choice)
     limits = absolute_limits(config.limits, parent_costs, table.batch_tokens)
 
-    solution = solve(table, limits)
+    def beside_the_parent(choice: Choice) -> Measured:
+        layers = child_layers(model, spaces, libraries, table.variants(choice))
+        save_model(assemble(model, fuse_layers(layers, config.fusion)), job.scratch / "child", tokenizer=None)
+        threads = 1 if job.placement.gpus == 0 else job.placement.threads
+        return measure_child(parent, job.scratch / "child", measured.measurement, threads)
+
+    settled = settle(table, limits, beside_the_parent, config.truth, measured.measurement.new_tokens)
+    table, solution = settled.table, settled.solution
     choices = {
         "child": solution.choice,
         "random_child": random_choice(table, limits, config.seed or 0),
@@ -118,6 +127,7 @@ def search(
             for limit, best in front
         ),
         importance=_summary(load_importance(importance)),
+        truth=settled.rounds,
         blocks=scored,
         machine=measured.machine,
     )

@@ -19,6 +19,7 @@ from components.search.config import (
     Measurement,
     ScoresConfig,
     SearchConfig,
+    TruthLoop,
 )
 from components.search.costs import counted_costs
 from components.search.costs_stage import costs
@@ -91,6 +92,29 @@ def dropped_norms(chosen: dict[str, list[object]]) -> int:
     """Values of the norms that fusion shares: one norm remains of each group."""
     fused = [layer["parent_layers"] for layer in chosen["fused_layers"]]  # type: ignore[index]
     return 128 * sum(len(group) - 1 for group in fused)
+
+
+def test_the_child_is_measured_beside_its_parent(
+    tmp_path: Path, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    pytest.importorskip("vllm")
+    costs = json.loads((given_costs / "costs.json").read_text())
+    costs["measurement"] = {"batch_size": 2, "prompt_tokens": 4, "new_tokens": 4, "rounds": 1}
+    (tmp_path / "costs").mkdir()
+    (tmp_path / "costs" / "costs.json").write_text(json.dumps(costs))
+    config = CONFIG.model_copy(
+        update={"limits": Limits(parameters="90%"), "truth": TruthLoop(rounds=1, tolerance=1e-9)}
+    )
+    search(
+        config, job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=tmp_path / "costs"
+    )
+    table = json.loads((tmp_path / "search_table" / "search.json").read_text())
+    (first,) = table["truth"]
+    assert first["choice"] == table["child"]["choice"]  # no time is limited
+    assert first["measured"]["latency_ms"] > 0
+    assert first["pace"] > 0
+    assert table["child"]["costs"]["latency_ms"] == pytest.approx(first["measured"]["latency_ms"])
+    assert table["parent"]["latency_ms"] == pytest.approx(1 + 4 * (4 + 2))
 
 
 def test_the_steps_one_by_one_give_what_the_whole_gives(
