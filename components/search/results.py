@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from components.core.architecture import Architecture
 from components.core.config import Config
 from components.search.config import Measurement
 from components.search.proof import Certificate
@@ -231,6 +232,10 @@ class SearchTable(OptionTable):
     """Best score over latency."""
     importance: tuple[LayerImportance, ...]
     """Channel importance of each layer with an FFN."""
+    architecture: Architecture | None = None
+    """Shape of the parent."""
+    measurement: Measurement | None = None
+    """The deployment that costs are of."""
     truth: tuple[TruthRound, ...] = ()
     """Rounds of the truth loop; costs are as corrected by them."""
     blocks: tuple[BlockScore, ...]

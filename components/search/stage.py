@@ -13,7 +13,7 @@ from components.search.assemble import assemble, child_layers, shape_of
 from components.search.baselines import greedy_choice, random_choice
 from components.search.calibration import load_parent
 from components.search.config import CostsConfig, ImportanceConfig, LibraryConfig, ScoresConfig, SearchConfig
-from components.search.costs import own_costs_of
+from components.search.costs import architecture_of, own_costs_of
 from components.search.costs_stage import costs as measure
 from components.search.fusion import ChildLayer, fuse_layers
 from components.search.importance import load_importance, share_of_top
@@ -127,6 +127,8 @@ def search(
             for limit, best in front
         ),
         importance=_summary(load_importance(importance)),
+        architecture=architecture_of(model),
+        measurement=measured.measurement,
         truth=settled.rounds,
         blocks=scored,
         machine=measured.machine,

@@ -1,6 +1,6 @@
 """What every option of a search scores and costs: what the solver chooses from, and `search.json` holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from components.core.config import Config
@@ -125,6 +125,16 @@ class OptionTable(Config):
     def costs_of(self, resource: str) -> list[list[float]]:
         """What each option of each slot takes of one resource."""
         return [[option.costs.of(resource) for option in slot.options] for slot in self.slots]
+
+    def priced(self, costs: Callable[[Option], Costs]) -> Self:
+        """The same options with other costs."""
+        slots = tuple(
+            slot.model_copy(
+                update={"options": tuple(option.model_copy(update={"costs": costs(option)}) for option in slot.options)}
+            )
+            for slot in self.slots
+        )
+        return self.model_copy(update={"slots": slots})
 
     def problem(self, scores: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Problem:
         """What the solver is given; what no choice changes is the first cost that counts against a limit.

@@ -144,17 +144,8 @@ def correct(table: OptionTable, measured: Mapping[Choice, Costs], new_tokens: in
         latency, prefill = (float(new[resource][place]) for resource in SOLVED_FOR)
         return costs.timed(latency_ms=latency, time_to_first_token_ms=prefill, new_tokens=new_tokens)
 
-    slots = tuple(
-        slot.model_copy(
-            update={
-                "options": tuple(
-                    option.model_copy(update={"costs": timed(option.costs, option.name)}) for option in slot.options
-                )
-            }
-        )
-        for slot in table.slots
-    )
-    return table.model_copy(update={"fixed": timed(table.fixed, FIXED), "slots": slots})
+    priced = table.priced(lambda option: timed(option.costs, option.name))
+    return priced.model_copy(update={"fixed": timed(table.fixed, FIXED)})
 
 
 FIXED = ""

@@ -78,6 +78,49 @@ def solve(
 
 
 @search_app.command()
+def sweep(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A run, its search.json, or a TABLE as for `solve`.")],
+    limits: Annotated[
+        list[str],
+        typer.Option(
+            "--limit",
+            metavar="NAME=LOW..HIGH",
+            help="The limit to sweep; `%` is a share of the parent's. Others stay as they are, or are NAME=VALUE.",
+        ),
+    ],
+    points: Annotated[int, typer.Option(min=1, metavar="N", help="Values from LOW to HIGH.")] = 9,
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="SIZES", help="Batch sizes such as 1,8,32, of a run; its limits on times then fall away."),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the points, with all costs.")] = None,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """The best choice at each of many limits: a Pareto front over any cost, or over throughput (tokens_per_s)."""
+    from pipelines import sweeps
+
+    name, values, others = _swept(limits, points)
+    if Path(what).is_file() and not sweeps.is_search(Path(what)):
+        if batch is not None:
+            from components.core.errors import InputError
+
+            raise InputError("--batch is for runs: a table has the costs of one batch", hint="leave --batch out")
+        found = sweeps.of_table(Path(what), name, values, others)
+    else:
+        sizes = None if batch is None else _batches(batch)
+        found = sweeps.of_search(_search_table(what, store), name, values, others, sizes)
+    if csv is not None:
+        sweeps.write_csv(found, csv)
+    if as_json:
+        print_json({"limit": name, "points": [sweeps.as_json(point) for point in found]})
+    else:
+        console().print(sweeps.as_table(found, name))
+    if not any(point.solution for point in found):
+        raise typer.Exit(1)
+
+
+@search_app.command()
 def explain(
     run: RunName,
     layer: Annotated[int, typer.Option(metavar="N", help="Layer of the parent, from 0.")],
@@ -241,6 +284,38 @@ def _limits(pairs: list[str]) -> dict[str, float]:
             raise InputError(f"--limit {name} is given twice", hint="leave one out")
         limits[name] = limit
     return limits
+
+
+def _swept(texts: list[str], points: int) -> tuple[str, list[str], dict[str, float]]:
+    """The name of the limit that is swept, its values as text, and the other limits."""
+    from components.core.errors import InputError
+
+    swept = [text for text in texts if ".." in text.rpartition("=")[2]]
+    if len(swept) != 1:
+        raise InputError(
+            f"{len(swept)} limits are swept", hint="give one --limit NAME=LOW..HIGH, such as latency_ms=30%..100%"
+        )
+    name, _, both = swept[0].rpartition("=")
+    low, _, high = both.partition("..")
+    share = "%" if high.endswith("%") else ""
+    try:
+        least, most = float(low.removesuffix("%")), float(high.removesuffix("%"))
+    except ValueError:
+        raise InputError(f"--limit {swept[0]!r} is not of the form NAME=LOW..HIGH with numbers") from None
+    if not name or bool(share) != low.endswith("%") or not 0 <= least <= most < float("inf"):
+        raise InputError(f"--limit {swept[0]!r} is not of the form NAME=LOW..HIGH, both numbers or both shares")
+    steps = [least + (most - least) * k / max(1, points - 1) for k in range(points)]
+    return name, [f"{step:.12g}{share}" for step in steps], _limits([text for text in texts if text not in swept])
+
+
+def _batches(text: str) -> list[int]:
+    """Batch sizes that are separated by commas."""
+    from components.core.errors import InputError
+
+    sizes = [part.strip() for part in text.split(",")]
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise InputError(f"--batch {text!r} is not a list of batch sizes such as 1,8,32")
+    return [int(size) for size in sizes]
 
 
 def _fixed(pairs: list[str], layers: "LayerTable") -> dict[int, int]:

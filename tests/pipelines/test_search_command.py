@@ -1,5 +1,6 @@
 """`tessera search` on tables of one's own and on runs: answers, exit codes, and that it needs no torch."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from components.core.architecture import Architecture, BlockConfig
+from components.search.config import Limits, Measurement
 from components.search.results import SearchTable
-from components.search.solver import certify
+from components.search.solver import certify, solve_table
 from pipelines.cli import run_command
 from tests.pipelines.made_up_run import SEARCH
 
@@ -119,6 +122,113 @@ def test_neither_torch_nor_the_solver_is_needed_to_check(table: Path) -> None:
     subprocess.run([sys.executable, "-c", *solving, "--certificate", proof], check=True, capture_output=True)
     checking = [code + "; assert 'highspy' not in sys.modules and code == 0", "search", "check", str(table), proof]
     subprocess.run([sys.executable, "-c", *checking], check=True, capture_output=True)
+
+
+def swept(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> list[dict[str, Any]]:
+    assert run_command(["search", "sweep", *map(str, arguments), "--json"]) == code
+    points: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["points"]
+    return points
+
+
+def test_a_sweep_solves_at_every_limit_and_writes_all_of_it(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "front.csv"
+    points = swept(capsys, table, "--limit", "ms=0..0.4", "--points", 5, "--limit", "size=15", "--csv", rows)
+    assert [point["limit"] for point in points] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    for point in points:
+        limits = ["--limit", f"ms={point['limit']}", "--limit", "size=15"]
+        feasible = point["status"] != "infeasible"
+        alone = solve(capsys, table, *limits, code=0 if feasible else 1)
+        assert not feasible or {name: point[name] for name in alone} == alone
+    assert [point.get("objective") for point in points] == [None, 0.8, 0.7, 0.7, 0.1]
+    with rows.open(newline="") as stream:
+        written = list(csv.DictReader(stream))
+    assert [row["choice"] for row in written] == ["", "none half", "none full", "none full", "full half"]
+    assert float(written[-1]["ms"]) == pytest.approx(0.4)
+    assert swept(capsys, table, "--limit", "ms=0..0.05", "--points", 2, code=1)[1] == {
+        "limit": 0.05,
+        "status": "infeasible",
+    }
+
+
+def test_a_sweep_of_a_run_keeps_its_other_limits_and_takes_shares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, found = searched(tmp_path)
+    points = swept(capsys, path, "--limit", "parameters=70%..100%", "--points", 4)
+    assert points[-1]["objective"] == pytest.approx(found.child.score)
+    for point, share in zip(points, (0.7, 0.8, 0.9, 1.0), strict=True):
+        assert point["limit"] == pytest.approx(share * found.parent.parameters)
+        assert point["costs"]["parameters"] <= point["limit"]
+        assert point["costs"]["latency_ms"] <= found.limits["latency_ms"] * 1.000001
+        options, solution = solve_table(
+            found.model_dump(mode="json"), Limits(parameters=f"{100 * share}%", latency_ms=found.limits["latency_ms"])
+        )
+        assert point["objective"] == pytest.approx(solution.objective)
+        assert point["names"] == [s.options[p].name for s, p in zip(options.slots, solution.choice, strict=True)]
+    assert run_command(["search", "sweep", str(path), "--limit", "latency_ms=40%..100%", "--points", "3"]) == 0
+    assert "limit latency_ms" in capsys.readouterr().out
+
+
+def test_batches_are_swept_outside_and_the_best_of_them_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "search.json"
+    shape = Architecture(
+        family="llama",
+        vocab_size=64,
+        hidden_size=128,
+        num_attention_heads=4,
+        head_dim=32,
+        blocks=(BlockConfig(num_key_value_heads=4, intermediate_size=256),) * 12,
+    )
+    load = Measurement(batch_size=32, dtype="bfloat16", device="H100")
+    path.write_text(SEARCH.model_copy(update={"architecture": shape, "measurement": load}).model_dump_json())
+    limits = ["--limit", "tokens_per_s=20000..80000", "--points", "3", "--limit", "memory_bytes=40000000"]
+    points = swept(capsys, path, *limits, "--batch", "8,32,64")
+    assert [point["batch"] for point in points] == [8] * 3 + [32] * 3 + [64] * 3
+    for column in range(3):
+        at_limit = points[column::3]
+        objectives = [point.get("objective", float("inf")) for point in at_limit]
+        assert [point["best"] for point in at_limit] == [
+            score == min(objectives) and score < float("inf") for score in objectives
+        ]
+        for point in at_limit:
+            if "costs" in point:
+                assert point["costs"]["tokens_per_s"] >= point["limit"] * 0.999999
+                assert point["costs"]["memory_bytes"] <= 40_000_000
+    assert sum(point["best"] for point in points) >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "ms=0..1", "--batch", "8"], "--batch is for runs"),
+        (["--limit", "ms=0.3"], "0 limits are swept"),
+        (["--limit", "ms=2..1"], "not of the form NAME=LOW..HIGH"),
+        (["--limit", "ms=10%..90"], "both numbers or both shares"),
+        (["--limit", "ms=10%..90%"], "no parent to take a share of"),
+        (["--limit", "weight=0..1"], "does not have it"),
+    ],
+)
+def test_what_cannot_be_swept_is_told(
+    table: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run_command(["search", "sweep", str(table), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_search_is_not_swept_over_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = searched(tmp_path)
+    for arguments, message in (
+        (["--limit", "tokens_per_s=1..2"], "do not know tokens_per_s"),
+        (["--limit", "speed=1..2"], "a search has no cost 'speed'"),
+        (["--limit", "parameters=1..2", "--batch", "8"], "did not keep what its costs are of"),
+        (["--limit", "parameters=1..2", "--batch", "8,x"], "not a list of batch sizes"),
+    ):
+        assert run_command(["search", "sweep", str(path), *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 def searched(tmp_path: Path) -> tuple[Path, SearchTable]:
