@@ -8,7 +8,9 @@ from components.core.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.inspection import read_config
 from components.core.tokenizer_files import VOCABULARY, read_settings
 from components.core.workload import Dtype
-from components.search.space import LayerSpace, block_of, layer_spaces, left_out, shape_of
+from components.search.devices import device_of
+from components.search.roofline import check as check_device
+from components.search.space import LayerSpace, block_of, layer_spaces, left_out, servable_spaces, shape_of
 from pipelines.graph import Graph, Made
 from pipelines.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe import Recipe, is_address
@@ -89,7 +91,11 @@ def _check_search(recipe: Recipe) -> None:
     parent = _parent_architecture(recipe)
     if recipe.search is None or parent is None:
         return
-    spaces, dtype = layer_spaces(recipe.search, shape_of(parent)), recipe.search.measurement.dtype
+    measurement = recipe.search.measurement
+    spaces = servable_spaces(layer_spaces(recipe.search, shape_of(parent)), measurement.tensor_parallel)
+    if measurement.device is not None:
+        check_device(measurement, device_of(measurement.device))
+    dtype = measurement.dtype
     for resource, own in _counted(parent, dtype).items():
         limit = recipe.search.limits.absolute(resource, own)
         reachable = _least(parent, spaces, resource, dtype)

@@ -58,8 +58,8 @@ def counted_costs(
             importance_I = None if width == LINEAR else torch.empty(width, device="meta")
             for variant in space.of(part):
                 weights = initialise(own, variant, importance_I=importance_I, head_dim=head_dim)
-                values = 2 * variant.num_key_value_heads * head_dim
-                blocks[variant] = counted(_numel(weights), values, measurement)
+                heads = variant.num_key_value_heads
+                blocks[variant] = counted(_numel(weights), heads, head_dim, measurement)
     everything = sum(parameter.numel() for parameter in parent.parameters())
     return counted_fixed(everything - own_parameters, architecture_of(parent), measurement), blocks
 

@@ -10,7 +10,7 @@ from components.search.calibration import load_parent
 from components.search.config import CostsConfig
 from components.search.costs import measure_costs, own_costs_of
 from components.search.results import COSTS_FILE, write_record
-from components.search.space import layer_spaces, left_out
+from components.search.space import layer_spaces, left_out, servable_spaces
 
 
 def costs(
@@ -18,7 +18,7 @@ def costs(
 ) -> dict[str, JsonValue]:
     """Block costs, measured here or given. Source: arXiv 2411.19146, section 4.1."""
     model = load_parent(parent, job)
-    spaces = layer_spaces(config, shape_of(model.config))
+    spaces = servable_spaces(layer_spaces(config, shape_of(model.config)), config.measurement.tensor_parallel)
     if note := left_out(config, shape_of(model.config)):
         job.note(note)
     if own_costs is None:

@@ -3,30 +3,33 @@
 from components.core.architecture import KV_BYTES_PER_VALUE, WEIGHT_BYTES, Architecture, BlockConfig
 from components.core.vllm_settings import BATCHED_TOKENS
 from components.search.config import Measurement
+from components.search.space import kv_copies
 from components.search.table import Costs
 
 
-def counted(parameters: int, kv_values: int, measurement: Measurement) -> Costs:
+def counted(parameters: int, kv_heads: int, head_dim: int, measurement: Measurement) -> Costs:
     """What weights and KV cache take.
 
     Args:
         parameters: number of weights.
-        kv_values: in the KV cache of one token.
-        measurement: has the served precision, and how many tokens are cached.
+        kv_heads: that are cached; 0 of anything but attention.
+        head_dim: size of a head.
+        measurement: has the served precision, the tokens that are cached, and the devices that share them.
     """
-    size = WEIGHT_BYTES[measurement.dtype]
+    size, kv_values = WEIGHT_BYTES[measurement.dtype], 2 * kv_heads * head_dim
+    cached = kv_values * measurement.kv_tokens * kv_copies(kv_heads, measurement.tensor_parallel)
     return Costs(
         parameters=parameters,
         kv_bytes_per_token=kv_values * KV_BYTES_PER_VALUE,
         attention_layers=int(kv_values > 0),
         weight_bytes=size * parameters,
-        memory_bytes=size * (parameters + kv_values * measurement.kv_tokens),
+        memory_bytes=size * (parameters + cached),
     )
 
 
 def counted_fixed(parameters: int, parent: Architecture, measurement: Measurement) -> Costs:
     """What embeddings, final norm and head take, and the activations of any child."""
-    weights = counted(parameters, 0, measurement)
+    weights = counted(parameters, 0, parent.head_dim, measurement)
     return weights.model_copy(
         update={"memory_bytes": weights.memory_bytes + activation_bytes(parent, measurement)},
     )
@@ -38,16 +41,20 @@ def activation_bytes(parent: Architecture, measurement: Measurement) -> int:
     The widest sub-block of the parent for the tokens that are taken in at once, and the logits of the batch in float32.
     """
     tokens = min(measurement.batch_size * measurement.prompt_tokens, max(BATCHED_TOKENS, measurement.prompt_tokens))
-    heads = max(kv_values(parent, block) for block in parent.blocks)
-    queries = parent.num_attention_heads * parent.head_dim + heads
+    queries = (parent.num_attention_heads + 2 * max(map(kv_heads, parent.blocks))) * parent.head_dim
     channels = 2 * max(width for block in parent.blocks if isinstance(width := block.intermediate_size or 0, int))
     widest = 2 * parent.hidden_size + max(queries, channels)
     return tokens * widest * max(2, WEIGHT_BYTES[measurement.dtype]) + 4 * measurement.batch_size * parent.vocab_size
 
 
-def kv_values(parent: Architecture, block: BlockConfig) -> int:
-    """Values in the KV cache of one token of a layer."""
-    return parent.kv_bytes(block) // KV_BYTES_PER_VALUE
+def kv_heads(block: BlockConfig) -> int:
+    """Heads of a layer that are cached."""
+    return block.num_key_value_heads if isinstance(block.num_key_value_heads, int) else 0
+
+
+def kv_heads_of(costs: Costs, head_dim: int) -> int:
+    """Heads that are cached, from what a token of them takes."""
+    return costs.kv_bytes_per_token // (2 * KV_BYTES_PER_VALUE * head_dim)
 
 
 def model_costs(shape: Architecture, measurement: Measurement) -> tuple[Costs, list[Costs]]:
@@ -56,9 +63,9 @@ def model_costs(shape: Architecture, measurement: Measurement) -> tuple[Costs, l
     for block in shape.blocks:
         norm = shape.hidden_size
         if block.num_key_value_heads is not None:
-            values = kv_values(shape, block)
-            parts.append(counted(shape.attention_parameters(block) + norm, values, measurement))
+            heads = kv_heads(block)
+            parts.append(counted(shape.attention_parameters(block) + norm, heads, shape.head_dim, measurement))
         if block.intermediate_size is not None:
-            parts.append(counted(shape.ffn_parameters(block) + norm, 0, measurement))
+            parts.append(counted(shape.ffn_parameters(block) + norm, 0, shape.head_dim, measurement))
     outside = shape.parameters - sum(part.parameters for part in parts)
     return counted_fixed(outside, shape, measurement), parts

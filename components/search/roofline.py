@@ -18,8 +18,9 @@ from components.core.architecture import KV_BYTES_PER_VALUE, WEIGHT_BYTES, Archi
 from components.core.errors import RecipeError
 from components.core.workload import Dtype
 from components.search.config import Measurement
-from components.search.counting import model_costs
+from components.search.counting import kv_heads_of, model_costs
 from components.search.devices import Device
+from components.search.space import kv_copies
 from components.search.table import Costs
 
 STREAMED = 0.90
@@ -128,7 +129,8 @@ def _subblock_s(costs: Costs, shape: Architecture, load: Measurement, device: De
     if not costs.parameters:
         return 0.0
     ranks, size = load.tensor_parallel, WEIGHT_BYTES[load.dtype]
-    cached_bytes = phase.cached * costs.kv_bytes_per_token / KV_BYTES_PER_VALUE * size
+    copies = kv_copies(kv_heads_of(costs, shape.head_dim), ranks)
+    cached_bytes = phase.cached * copies * costs.kv_bytes_per_token / KV_BYTES_PER_VALUE * size
     hidden_bytes = phase.tokens * shape.hidden_size * max(2, size)
     streamed = (size * costs.parameters / ranks + HIDDEN_PASSES * hidden_bytes) / (STREAMED * device.bytes_per_s)
     cache = cached_bytes / ranks / (CACHED * device.bytes_per_s)

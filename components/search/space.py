@@ -1,7 +1,7 @@
 """The sub-blocks that each layer of a parent may have; light, so that a plan can check them without torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, Self
 
@@ -134,6 +134,35 @@ def servable(variant: Variant, tensor_parallel: int) -> bool:
     if variant.part == "attention" and variant.count:
         return variant.count % tensor_parallel == 0 or tensor_parallel % variant.count == 0
     return variant.count % tensor_parallel == 0
+
+
+def servable_spaces(spaces: Sequence[LayerSpace], tensor_parallel: int) -> list[LayerSpace]:
+    """The options that so many devices can share.
+
+    Raises:
+        RecipeError: they cannot share the parent's own sub-block of a layer.
+    """
+    for layer, space in enumerate(spaces):
+        for own in (space.attention[0], space.ffn[0]):
+            if not servable(own, tensor_parallel):
+                raise RecipeError(
+                    f"the parent's {own.name} of layer {layer} cannot be shared by "
+                    f"measurement.tensor_parallel={tensor_parallel} devices",
+                    hint="choose a degree that divides KV heads and channels",
+                )
+    return [
+        replace(
+            space,
+            attention=tuple(variant for variant in space.attention if servable(variant, tensor_parallel)),
+            ffn=tuple(variant for variant in space.ffn if servable(variant, tensor_parallel)),
+        )
+        for space in spaces
+    ]
+
+
+def kv_copies(num_key_value_heads: int, tensor_parallel: int) -> int:
+    """Devices that hold the same KV head, where there are more devices than heads."""
+    return max(1, tensor_parallel // max(1, num_key_value_heads))
 
 
 def runs_by_itself(variant: Variant, layer: int) -> bool:

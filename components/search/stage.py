@@ -37,7 +37,7 @@ from components.search.results import (
 )
 from components.search.scores_stage import score_blocks
 from components.search.solver import absolute_limits, certify, fits, pareto_front
-from components.search.space import Variant, layer_spaces
+from components.search.space import Variant, layer_spaces, servable_spaces
 from components.search.table import option_table
 from components.search.truth import Measured, measure_child, settle
 
@@ -60,7 +60,7 @@ def search(
     """
     here = job.scratch / "search"
     model = load_parent(parent, job, config.dtype)
-    spaces = layer_spaces(config, shape_of(model.config))
+    spaces = servable_spaces(layer_spaces(config, shape_of(model.config)), config.measurement.tensor_parallel)
     if costs is None:
         measure(config.part(CostsConfig), job=job, out=here, parent=parent)
         costs = here / "costs"

@@ -8,9 +8,8 @@ measured times changed in the proportion in which the roofline model changes.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from components.core.architecture import KV_BYTES_PER_VALUE
 from components.core.errors import InputError
-from components.search.counting import counted, counted_fixed
+from components.search.counting import counted, counted_fixed, kv_heads_of
 from components.search.devices import device_named, device_of
 from components.search.problem import Problem
 from components.search.results import SearchTable
@@ -105,7 +104,7 @@ def at_batch(search: SearchTable, batch: int) -> OptionTable:
         return after.timed(latency_ms=latency, time_to_first_token_ms=first, new_tokens=new.new_tokens)
 
     def moved(costs: Costs) -> Costs:
-        counts = counted(costs.parameters, costs.kv_bytes_per_token // KV_BYTES_PER_VALUE, new)
+        counts = counted(costs.parameters, kv_heads_of(costs, shape.head_dim), shape.head_dim, new)
         return scaled(costs, predicted(counts, shape, old, device), predicted(counts, shape, new, device))
 
     outside = counted_fixed(search.fixed.parameters, shape, new)

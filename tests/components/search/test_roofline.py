@@ -13,7 +13,8 @@ from components.search.costs import architecture_of, measure_costs
 from components.search.counting import model_costs
 from components.search.devices import DEVICES, Device, device_named
 from components.search.roofline import CACHED, COMPUTED, STREAMED, largest_batch, predicted, predicted_model
-from components.search.space import layer_spaces
+from components.search.space import layer_spaces, servable_spaces
+from components.search.table import Costs
 from infra.bench.published import SUPER_49B, ULTRA_253B
 from infra.bench.roofline import rows
 
@@ -124,3 +125,24 @@ def test_devices_are_known_by_the_names_that_machines_give_them() -> None:
     assert device_named("another") is None
     own = SearchConfig.parse({"measurement": {"device": SLOW.model_dump()}}, where="search").measurement.device
     assert own == SLOW
+
+
+def test_more_devices_than_heads_hold_copies_of_them() -> None:
+    def costs(devices: int) -> Costs:
+        return model_costs(ONE_LAYER, LOAD.model_copy(update={"tensor_parallel": devices}))[1][0]
+
+    cache = 2 * 2 * 1 * 4 * 2 * (6 + 4)  # bytes, K and V, one head of 4, two requests of ten tokens
+    assert costs(1).memory_bytes == costs(1).weight_bytes + cache
+    assert costs(2).memory_bytes == costs(1).weight_bytes + 2 * cache
+    assert costs(2).kv_bytes_per_token == costs(1).kv_bytes_per_token
+
+
+def test_what_devices_cannot_share_is_not_offered() -> None:
+    space = Space(ffn_fractions=(0.5, 0.125), num_key_value_heads=(2, 1))
+    spaces = layer_spaces(space, ((4, 48),) * 2)
+    (_, shared) = servable_spaces(spaces, 4)
+    assert [variant.size for variant in shared.attention] == [4, 2, 1, 0]
+    assert [variant.size for variant in shared.ffn] == [48, 24, 0]  # 6 channels do not divide by 4
+    assert servable_spaces(spaces, 1) == spaces
+    with pytest.raises(RecipeError, match=r"the parent's ffn-48 of layer 0 cannot be shared by .*tensor_parallel=5"):
+        servable_spaces(layer_spaces(Space(num_key_value_heads=()), ((5, 48),)), 5)
