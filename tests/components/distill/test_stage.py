@@ -11,10 +11,11 @@ from transformers import LlamaConfig
 
 from components.core.batches import IGNORE, Batch, load_batches
 from components.core.checkpoint import load_model, model_config, save_model
+from components.core.distillation import distillation_loss, hidden_states, paired_layers
 from components.core.errors import InputError
 from components.core.model import TesseraForCausalLM
 from components.distill.config import DistillConfig
-from components.distill.stage import distillation_loss, hidden_states, paired_layers, run
+from components.distill.stage import run
 
 CONFIG = DistillConfig(num_steps=25, global_batch_size=8, micro_batch_size=4, seq_len=32, learning_rate=1e-2, seed=1)
 BLOCKS = [
@@ -83,7 +84,9 @@ def test_the_child_keeps_its_pairs_in_its_folder(folders):
 
 def test_a_parent_has_nothing_to_teach_itself(batch):
     parent = parent_model()
-    terms = distillation_loss(parent, paired_layers(parent, parent), CONFIG)(parent_model(), batch)
+    terms = distillation_loss(parent, paired_layers(parent, parent), cosine_weight=1.0, kl_weight=1.0)(
+        parent_model(), batch
+    )
 
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(
         {"loss": 0.0, "kl": 0.0, "cosine": 0.0}, abs=1e-3
@@ -92,8 +95,7 @@ def test_a_parent_has_nothing_to_teach_itself(batch):
 
 def test_the_loss_is_cosine_distance_and_kl_over_the_counted_positions(batch):
     parent, child = parent_model(), child_model()
-    config = CONFIG.model_copy(update={"cosine_weight": 0.5, "kl_weight": 2.0})
-    terms = distillation_loss(parent, [(1, 1), (-1, -1)], config)(child, batch)
+    terms = distillation_loss(parent, [(1, 1), (-1, -1)], cosine_weight=0.5, kl_weight=2.0)(child, batch)
 
     mask = batch.labels_BT != IGNORE
     kl = cosine = 0.0
