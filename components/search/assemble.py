@@ -60,9 +60,20 @@ def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> Tesser
     }
     # clones, so that whoever trains the child leaves the parent alone
     take_weights(child, {name: value.clone() for name, value in {**outside, **inside}.items()})
-    firsts = [layer.parent_layers[0] for layer in layers]
-    child.config.parent_layers = [*firsts[1:], len(parent.model.layers)]
+    child.config.parent_layers = _depths([layer.parent_layers for layer in layers], len(parent.model.layers))
     return child
+
+
+def _depths(parent_layers: Sequence[Sequence[int]], depth: int) -> list[int]:
+    """For each layer of a child, how many of the parent's are behind its output.
+
+    What was dropped passes its input on, so the output is also that of the dropped layers which follow.
+    """
+    depths, done = [], 0
+    for numbers in parent_layers:
+        done = max(done, numbers[-1] + 1)
+        depths.append(min((later[0] for later in parent_layers if later[0] >= done), default=depth))
+    return depths
 
 
 def heterogeneous_model(parent: PretrainedConfig, shape: Shape) -> TesseraForCausalLM:

@@ -185,12 +185,22 @@ class Distillation(Config):
 
 
 class Fusion(Config):
-    """Which FFNs of attention-free runs become one. Source: arXiv 2503.18908, section 3."""
+    """Which FFNs of attention-free runs become one. Source: arXiv 2503.18908, sections 3 and 4."""
 
     enabled: bool = True
     """Whether to fuse at all."""
     keep_last: bool = True
     """Leave the last FFN of each run as it is: the paper found it sensitive."""
+    max_layers: int | None = Field(default=None, ge=2)
+    """FFNs that become one at most; a longer run becomes several."""
+    max_channels: int | None = Field(default=None, ge=1)
+    """Width of a fused FFN at most, channels: what fits one device."""
+    max_dependency: float | None = Field(default=None, ge=0, le=2)
+    """How much an FFN may change when an earlier one of its group is removed, as cosine distance of its output."""
+    keep_empty_layers: bool = False
+    """Keep the parent's depth: layers that hold nothing stay as padding, so that pipeline stages split as before."""
+    timing: Literal["decoder", "vllm"] | None = None
+    """Where a decode step before and after fusion is timed, for the report; not at all by default."""
 
 
 class TruthLoop(Config):

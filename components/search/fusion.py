@@ -3,10 +3,13 @@
 A run X + FFN_i(norm_i(X)), then X + FFN_{i+1}(norm_{i+1}(X)), … is replaced by X + sum_j FFN_j(norm_j(X)), which is
 exactly one wider gated FFN. All FFNs of the run then read the same X: that alone is the approximation.
 
-Source: arXiv 2503.18908, section 3, equation 5 and theorem 3.1.
+Which ones is chosen by length, width, and how much each FFN depends on those before it (`dependency.py`).
+
+Source: arXiv 2503.18908, section 3, equation 5 and theorem 3.1, and section 4.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,43 +39,93 @@ class ChildLayer:
     parent_layers: tuple[int, ...]
 
 
-def fuse_layers(layers: Sequence[ChildLayer], config: Fusion) -> list[ChildLayer]:
-    """The layers that are left when empty ones are dropped and, where wanted, runs of FFNs fused."""
+Dependencies = Mapping[tuple[int, int], float]
+"""By two of the parent's layers: how much the FFN of the second changes when that of the first is removed."""
+
+
+def fuse_layers(
+    layers: Sequence[ChildLayer], config: Fusion, dependencies: Dependencies | None = None
+) -> list[ChildLayer]:
+    """The layers that are left when empty ones are dropped and, where wanted, runs of FFNs fused.
+
+    Args:
+        layers: one for each of the parent's.
+        config: what to fuse, and whether places that hold nothing stay.
+        dependencies: needed where `config.max_dependency` is set.
+    """
     left = drop_empty(layers)
-    return fuse_runs(left, keep_last=config.keep_last) if config.enabled else left
+    if config.enabled:
+        groups = (group for run in split_runs(left) for group in choose_groups(run, config, dependencies or {}))
+        left = [fuse(group) if len(group) > 1 else group[0] for group in groups]
+    return pad(left, len(layers)) if config.keep_empty_layers else left
 
 
 def drop_empty(layers: Sequence[ChildLayer]) -> list[ChildLayer]:
     """The layers that do anything: one without attention and FFN passes its input on."""
-    return [layer for layer in layers if layer.num_key_value_heads or layer.intermediate_size]
+    return [layer for layer in layers if layer.weights]
 
 
-def fuse_runs(layers: Sequence[ChildLayer], *, keep_last: bool) -> list[ChildLayer]:
-    """Fuse every maximal run of consecutive FFNs without attention; a linear one ends a run.
+def pad(layers: Sequence[ChildLayer], depth: int) -> list[ChildLayer]:
+    """Give a child the parent's depth again: a place that no layer begins at gets one that passes its input on."""
+    by_place = {layer.parent_layers[0]: layer for layer in layers}
+    return [by_place.get(place, ChildLayer(0, 0, {}, (place,))) for place in range(depth)]
 
-    Args:
-        layers: none of them empty.
-        keep_last: leave the last FFN of each run a layer of its own.
+
+def split_runs(layers: Sequence[ChildLayer]) -> list[list[ChildLayer]]:
+    """All layers in order: maximal runs of FFNs without attention, any other layer by itself."""
+    runs: list[list[ChildLayer]] = []
+    for layer in layers:
+        if runs and _is_lone_ffn(layer) and _is_lone_ffn(runs[-1][-1]):
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return runs
+
+
+def _is_lone_ffn(layer: ChildLayer) -> bool:
+    """Whether a gated FFN is all that a layer has."""
+    return layer.num_key_value_heads == 0 and layer.intermediate_size not in (0, LINEAR)
+
+
+def choose_groups(run: Sequence[ChildLayer], config: Fusion, dependencies: Dependencies) -> list[Sequence[ChildLayer]]:
+    """Cut a run into groups within the limits, as few as possible, and of those cuts the least dependent.
+
+    Source: arXiv 2503.18908, section 4.
     """
-    fused: list[ChildLayer] = []
-    run: list[ChildLayer] = []
-    for layer in [*layers, None]:
-        if layer is not None and not layer.num_key_value_heads and layer.intermediate_size != LINEAR:
-            run.append(layer)
-            continue
-        fused += _fuse_run(run, keep_last=keep_last)
-        run = []
-        if layer is not None:
-            fused.append(layer)
-    return fused
+    whole = len(run) - (1 if config.keep_last and len(run) > 1 else 0)
+    # best[end]: groups of the first `end` layers, what depends within them, and where the last of them begins.
+    best: list[tuple[int, float, int]] = [(0, 0.0, 0)]
+    for end in range(1, whole + 1):
+        found = []
+        for start in range(end - 1, -1, -1):
+            group = run[start:end]
+            within = [
+                dependencies.get((first.parent_layers[0], second.parent_layers[0]), 0.0)
+                for first, second in itertools.combinations(group, 2)
+            ]
+            if not _within_limits(group, within, config):
+                break
+            found.append((best[start][0] + 1, best[start][1] + sum(within), start))
+        best.append(min(found))
+    cuts = [len(run)] if whole < len(run) else []
+    end = whole
+    while end:
+        cuts.append(end)
+        end = best[end][2]
+    cuts = [0, *reversed(cuts)]
+    return [run[start:end] for start, end in itertools.pairwise(cuts)]
 
 
-def _fuse_run(run: Sequence[ChildLayer], *, keep_last: bool) -> list[ChildLayer]:
-    """One run as one layer, or as one layer and its last."""
-    kept = 1 if keep_last else 0
-    if len(run) - kept < 2:
-        return list(run)
-    return [fuse(run[: len(run) - kept]), *run[len(run) - kept :]]
+def _within_limits(group: Sequence[ChildLayer], within: Sequence[float], config: Fusion) -> bool:
+    """Whether layers may become one; a single layer always stays what it is."""
+    if len(group) == 1:
+        return True
+    channels = sum(layer.weights["mlp.down_proj.weight"].shape[1] for layer in group)
+    return (
+        (config.max_layers is None or len(group) <= config.max_layers)
+        and (config.max_channels is None or channels <= config.max_channels)
+        and (config.max_dependency is None or max(within) <= config.max_dependency)
+    )
 
 
 def fuse(run: Sequence[ChildLayer]) -> ChildLayer:
