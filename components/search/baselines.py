@@ -1,4 +1,4 @@
-"""What the exact choice is compared with, at the same limits: a greedy and a random choice from the same library."""
+"""What the exact choice is compared with, at the same limits and from the same library."""
 
 import itertools
 import random
@@ -25,6 +25,37 @@ def random_choice(table: OptionTable, limits: Mapping[str, float], seed: int) ->
     if solution is None:
         raise InfeasibleBudget("no random choice meets the limits", hint="raise the limits")
     return solution.choice
+
+
+def most_parameters(table: OptionTable, limits: Mapping[str, float]) -> tuple[int, ...]:
+    """The choice with the most parameters within the limits: size stands for quality.
+
+    Raises:
+        InfeasibleBudget: no choice meets the limits.
+
+    Source: arXiv 2411.19146, table 14.
+    """
+    negative = [[-parameters for parameters in row] for row in table.costs_of("parameters")]
+    solution = minimise(table, negative, limits)
+    if solution is None:
+        raise InfeasibleBudget("no choice meets the limits", hint="raise the limits")
+    return solution.choice
+
+
+def uniform_choice(table: OptionTable, limits: Mapping[str, float]) -> tuple[int, ...] | None:
+    """The same attention and the same FFN in every layer, the best pair within the limits; None where none is."""
+    names = [[option.name for option in slot.options] for slot in table.slots]
+    shared = [
+        [name for name in names[slot] if all(name in other for other in names[slot::2])]
+        for slot in range(min(2, len(names)))
+    ]
+    choices = [
+        tuple(row.index(pair[number % 2]) for number, row in enumerate(names)) for pair in itertools.product(*shared)
+    ]
+    held = table.held.items()
+    allowed = [choice for choice in choices if all(choice[slot] == option for slot, option in held)]
+    within = [choice for choice in allowed if fits(table.costs(choice), limits)]
+    return min(within, key=table.score, default=None)
 
 
 @dataclass(frozen=True)

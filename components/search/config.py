@@ -212,6 +212,21 @@ class TruthLoop(Config):
     """Relative difference of the predicted and the measured time at which they agree."""
 
 
+class Candidates(Config):
+    """Several of the best choices, distilled for a short while, since ranking can flip after distillation."""
+
+    count: int = Field(default=1, ge=1)
+    """Choices that are tried; 1 takes the best by score as it is."""
+    distance: int = Field(default=2, ge=1)
+    """Sub-blocks in which any two of them differ at least."""
+    num_steps: int = Field(default=40, gt=0)
+    """Optimizer steps of each."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak of the cosine schedule."""
+    batches: int = Field(default=4, gt=0)
+    """Batches of held-out text that decide."""
+
+
 class Sharded(Config):
     """A share of the layers."""
 
@@ -277,6 +292,8 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     """FFN Fusion of the child and of the two baselines."""
     truth: TruthLoop = TruthLoop()
     """Whether the child is measured itself."""
+    candidates: Candidates = Candidates()
+    """Whether several choices are tried before one is taken."""
     pareto_points: int = Field(default=9, ge=2)
     """Latency limits of the Pareto front, from the least reachable to the parent's."""
 

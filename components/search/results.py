@@ -4,6 +4,7 @@ Light: no torch.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -131,8 +132,8 @@ class LayerShape(Config):
     """The parent's layers that it stands for; several where FFNs were fused."""
 
 
-class Chosen(Config):
-    """A choice of one option a slot, and the model it makes."""
+class Picked(Config):
+    """A choice of one option a slot."""
 
     choice: tuple[int, ...]
     """Number of the chosen option of each slot."""
@@ -142,6 +143,11 @@ class Chosen(Config):
     """Predicted, before fusion."""
     within_limits: bool
     """Whether the prediction meets the limits."""
+
+
+class Chosen(Picked):
+    """A choice, and the model it makes."""
+
     layers: tuple[LayerShape, ...]
     """One a layer of the parent, before fusion."""
     fused_layers: tuple[LayerShape, ...]
@@ -172,6 +178,58 @@ class TruthRound(Config):
     """Largest relative difference of predicted and measured times that are limited; of a decode step where none is."""
     agreed: bool
     """Whether that is within the tolerance."""
+
+
+class CandidateTrial(Config):
+    """One of the best choices by score, after a short distillation."""
+
+    choice: tuple[int, ...]
+    """Number of the chosen option of each slot."""
+    score: float
+    """Sum of the replace-one-block scores, nats a token."""
+    kl_before: float
+    """Held-out KL(parent || child) before the distillation, nats a token."""
+    kl_after: float
+    """The same after it."""
+    difference: float
+    """That less the first candidate's, nats a token."""
+    difference_error: float
+    """Standard error of the difference over held-out rows, nats a token."""
+    chosen: bool
+    """Whether the child is this one."""
+
+
+class FfnRun(Config):
+    """Consecutive FFNs of the child without attention between them."""
+
+    layers: tuple[int, ...]
+    """The parent's layers that they are of."""
+    dependency: tuple[tuple[float, ...], ...]
+    """Of each row's FFN, how much each column's depends on it: the cosine distance of what the latter adds with and
+    without the former; 0 where it comes before."""
+    groups: tuple[tuple[int, ...], ...]
+    """Which of them became one layer each."""
+
+
+class FusionEffect(Config):
+    """What fusion did to the child, both without any training since the library."""
+
+    runs: tuple[FfnRun, ...]
+    """All runs of two or more FFNs."""
+    tokens: int
+    """Held-out tokens that KL is averaged over."""
+    kl_before: float
+    """KL(parent || child) without fusion, nats a token."""
+    kl_after: float
+    """The same of the child as written."""
+    kl_error: float
+    """Standard error of their difference over held-out rows, nats a token."""
+    timing: Literal["decoder", "vllm"] | None = None
+    """Where a decode step was timed."""
+    before_ms: tuple[float, ...] = ()
+    """Decode steps of the measured batch without fusion, milliseconds, in turn with those after it."""
+    after_ms: tuple[float, ...] = ()
+    """The same of the child as written."""
 
 
 class Proof(Config):
@@ -228,6 +286,12 @@ class SearchTable(OptionTable):
     """A random choice at the same limits."""
     greedy_child: Chosen
     """A greedy choice at the same limits."""
+    baselines: dict[str, Picked] = Field(default_factory=dict)
+    """Other choices at the same limits, of which no model is made: `most parameters`, and `uniform` where one fits."""
+    fusion: FusionEffect | None = None
+    """Dependency of the child's FFNs on each other, and what fusing them did."""
+    candidates: tuple[CandidateTrial, ...] = ()
+    """The best choices by score, the first of them proven; empty where only that one was considered."""
     pareto: tuple[ParetoPoint, ...]
     """Best score over latency."""
     importance: tuple[LayerImportance, ...]
@@ -242,6 +306,11 @@ class SearchTable(OptionTable):
     """Scores and training errors of all alternative sub-blocks."""
     machine: Machine
     """Where latency was measured."""
+
+    @property
+    def best_choice(self) -> tuple[int, ...]:
+        """The choice that is proven to have the best score; the child may be another candidate."""
+        return self.candidates[0].choice if self.candidates else self.child.choice
 
 
 def write_record(path: Path, record: Config) -> None:

@@ -7,25 +7,39 @@ from typing import Any
 from pydantic import JsonValue
 from torch import Tensor
 
+from components.core.batches import PackedStream, load_corpus
 from components.core.checkpoint import save_model
 from components.core.job import Job
-from components.search.assemble import assemble, child_layers, shape_of
-from components.search.baselines import greedy_choice, random_choice
-from components.search.calibration import load_parent
-from components.search.config import CostsConfig, ImportanceConfig, LibraryConfig, ScoresConfig, SearchConfig
+from components.search.assemble import child_layers, shape_of
+from components.search.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
+from components.search.calibration import calibration_batches, load_parent
+from components.search.candidates import compare_candidates
+from components.search.children import Child, make_child, picked
+from components.search.config import (
+    Candidates,
+    CostsConfig,
+    ImportanceConfig,
+    LibraryConfig,
+    ScoresConfig,
+    SearchConfig,
+)
 from components.search.costs import architecture_of, own_costs_of
 from components.search.costs_stage import costs as measure
-from components.search.fusion import ChildLayer, fuse_layers
+from components.search.fusion import ChildLayer
+from components.search.fusion_effect import fusion_effect
 from components.search.importance import load_importance, share_of_top
 from components.search.importance_stage import importance as watch_channels
 from components.search.library_stage import library as train_library
+from components.search.pools import pool
 from components.search.problem import Choice
 from components.search.results import (
     LIBRARY_FILE,
     SCORES_FILE,
     TABLE_FILE,
     BlockScore,
+    CandidateTrial,
     Chosen,
+    FusionEffect,
     LayerImportance,
     LayerShape,
     ParetoPoint,
@@ -36,9 +50,9 @@ from components.search.results import (
     write_record,
 )
 from components.search.scores_stage import score_blocks
-from components.search.solver import absolute_limits, certify, fits, pareto_front
+from components.search.solver import Solution, absolute_limits, certify, pareto_front
 from components.search.space import Variant, layer_spaces, servable_spaces
-from components.search.table import option_table
+from components.search.table import OptionTable, option_table
 from components.search.truth import Measured, measure_child, settle
 
 
@@ -82,33 +96,51 @@ def search(
     parent_costs = table.costs(table.parent_choice)
     limits = absolute_limits(config.limits, parent_costs, table.batch_tokens)
 
+    seed = config.seed or 0
+    held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches)
+
+    def make(choice: Choice, *, dependencies: bool = config.fusion.max_dependency is not None) -> Child:
+        layers = child_layers(model, spaces, libraries or [], table.variants(choice))
+        return make_child(model, layers, config.fusion, held_out if dependencies else ())
+
     def beside_the_parent(choice: Choice) -> Measured:
-        layers = child_layers(model, spaces, libraries, table.variants(choice))
-        save_model(assemble(model, fuse_layers(layers, config.fusion)), job.scratch / "child", tokenizer=None)
+        save_model(make(choice).model, job.scratch / "child", tokenizer=None)
         threads = 1 if job.placement.gpus == 0 else job.placement.threads
         return measure_child(parent, job.scratch / "child", measured.measurement, threads)
 
     settled = settle(table, limits, beside_the_parent, config.truth, measured.measurement.new_tokens)
     table, solution = settled.table, settled.solution
+    trials: tuple[CandidateTrial, ...] = ()
+    if config.candidates.count > 1:
+        trials = compare_candidates(
+            model,
+            _best_choices(table, limits, solution, config.candidates),
+            lambda choice: make(choice).model,
+            PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, seed),
+            calibration_batches(config, corpus, parent, "validation", config.candidates.batches),
+            config.candidates,
+            batch_size=config.batch_size,
+            seed=seed,
+            job=job,
+        )
     choices = {
-        "child": solution.choice,
-        "random_child": random_choice(table, limits, config.seed or 0),
+        "child": next((trial.choice for trial in trials if trial.chosen), solution.choice),
+        "random_child": random_choice(table, limits, seed),
         "greedy_child": greedy_choice(table, limits),
     }
+    others = {"most parameters": most_parameters(table, limits), "uniform": uniform_choice(table, limits)}
     chosen: dict[str, Chosen] = {}
+    fusion: FusionEffect | None = None
     for done, (name, choice) in enumerate(choices.items(), 1):
-        layers = child_layers(model, spaces, libraries, table.variants(choice))
-        fused = fuse_layers(layers, config.fusion)
-        child = assemble(model, fused)
-        save_model(child, out / name, tokenizer=parent)
+        child = make(choice, dependencies=name == "child" or config.fusion.max_dependency is not None)
+        save_model(child.model, out / name, tokenizer=parent)
+        if name == "child":
+            fusion = fusion_effect(model, child, held_out, config.fusion, measured.measurement, job)
         chosen[name] = Chosen(
-            choice=choice,
-            score=table.score(choice),
-            costs=table.costs(choice),
-            within_limits=fits(table.costs(choice), limits),
-            layers=_shapes(layers),
-            fused_layers=_shapes(fused),
-            parameters=child.num_parameters(),
+            **picked(table, choice, limits).model_dump(),
+            layers=_shapes(child.layers),
+            fused_layers=_shapes(child.fused),
+            parameters=child.model.num_parameters(),
         )
         job.progress(done, len(choices), "children")
 
@@ -120,6 +152,9 @@ def search(
         limits=limits,
         parent=parent_costs,
         **chosen,
+        baselines={name: picked(table, choice, limits) for name, choice in others.items() if choice is not None},
+        fusion=fusion,
+        candidates=trials,
         proof=Proof(objective=solution.objective, bound=solution.bound, gap=solution.gap, status=solution.status),
         certificate=certify(table.problem(table.scores, limits), solution.choice, fixed=table.held),
         pareto=tuple(
@@ -142,6 +177,15 @@ def search(
         **{f"parameters_{name}": choice.parameters for name, choice in chosen.items()},
         "predicted_latency_share": child_costs.latency_ms / parent_costs.latency_ms,
     }
+
+
+def _best_choices(
+    table: OptionTable, limits: Mapping[str, float], best: Solution, config: Candidates
+) -> list[tuple[Choice, float]]:
+    """The best choices and their scores, the proven one first."""
+    found = pool(table.problem(table.scores, limits), config.count, distance=config.distance)
+    others = [other for other in found if other.choice != best.choice]
+    return [(solution.choice, solution.objective) for solution in [best, *others]][: config.count]
 
 
 def _read_scores(scores: Sequence[Path], libraries: Sequence[Path]) -> tuple[BlockScore, ...]:

@@ -203,7 +203,7 @@ def check(
         if table.certificate is None:
             raise InputError("this search kept no certificate", hint="run it again: earlier versions kept none")
         proof = table.certificate
-        if proof.limits != table.limits or proof.choice != table.child.choice:
+        if proof.limits != table.limits or proof.choice != table.best_choice:
             raise WrongCertificate("the certificate is about other limits or another choice than the child's")
         costs = {name: table.costs_of(name) for name in table.limits}
         gap = verify(table.scores, costs, proof, table.fixed.model_dump())

@@ -75,12 +75,6 @@ def test_runs_end_at_attention_and_may_keep_their_last(keep_last: bool, expected
     assert [block.parent_layers for block in fuse_layers(layers, Fusion(keep_last=keep_last))] == expected
 
 
-def test_a_linear_ffn_ends_a_run() -> None:
-    matrix = replace(layer(2), intermediate_size="linear")
-    fused = fuse_runs([layer(0), layer(1), matrix, layer(3), layer(4)], keep_last=False)
-    assert [found.parent_layers for found in fused] == [(0, 1), (2,), (3, 4)]
-
-
 def test_empty_layers_are_dropped_and_do_not_break_a_run() -> None:
     layers = [layer(0, heads=1), layer(1), layer(2, width=0), layer(3)]
     assert [block.parent_layers for block in drop_empty(layers)] == [(0,), (1,), (3,)]

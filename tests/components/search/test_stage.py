@@ -10,6 +10,7 @@ from components.core.checkpoint import load_model
 from components.core.errors import InfeasibleBudget, RecipeError
 from components.core.job import Interrupted, Job, silent_job
 from components.search.config import (
+    Candidates,
     CostsConfig,
     Distillation,
     Fusion,
@@ -25,7 +26,7 @@ from components.search.costs import counted_costs
 from components.search.costs_stage import costs
 from components.search.importance_stage import importance
 from components.search.library_stage import library
-from components.search.results import CostTable, Machine
+from components.search.results import CostTable, Machine, SearchTable
 from components.search.scores_stage import scores
 from components.search.space import layer_spaces
 from components.search.stage import search
@@ -86,6 +87,49 @@ def test_the_child_is_what_the_table_says(searched: Path, parent_folder: Path) -
     assert table["proof"]["gap"] == pytest.approx(0, abs=1e-9)
     assert table["child"]["score"] <= min(table["random_child"]["score"], table["greedy_child"]["score"]) + 1e-9
     assert table["child"]["costs"]["latency_ms"] <= table["limits"]["latency_ms"] * (1 + 1e-9)
+
+
+def test_baselines_and_the_effect_of_fusion_are_told(searched: Path) -> None:
+    table = SearchTable.model_validate_json((searched / "search_table" / "search.json").read_text())
+    assert set(table.baselines) == {"most parameters", "uniform"}
+    for name, other in table.baselines.items():
+        assert other.within_limits, name
+        assert other.score >= table.child.score - 1e-9, name
+    most = table.baselines["most parameters"]
+    assert most.costs.parameters >= max(table.child.costs.parameters, table.greedy_child.costs.parameters)
+    assert table.fusion is not None
+    assert table.fusion.kl_before > 0
+    groups = [layer.parent_layers for layer in table.child.fused_layers if len(layer.parent_layers) > 1]
+    assert [group for run in table.fusion.runs for group in run.groups] == groups
+    assert table.fusion.timing is None
+
+
+def test_several_candidates_are_tried_and_the_effect_of_fusion_is_timed(
+    tmp_path: Path, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    changes = {
+        "distillation": Distillation(num_steps=0),
+        # Room for one attention, which the first layer always has: the others are one run of FFNs.
+        "num_key_value_heads": (4,),
+        "no_op_ffn": False,
+        "limits": Limits(latency_ms="45%"),
+        "fusion": Fusion(keep_last=False, timing="decoder"),
+        "measurement": Measurement(batch_size=2, prompt_tokens=2, new_tokens=3, rounds=2),
+        "candidates": Candidates(count=3, num_steps=3, batches=2),
+    }
+    config = CONFIG.model_copy(update=changes)
+    search(config, job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs)
+    table = SearchTable.model_validate_json((tmp_path / "search_table" / "search.json").read_text())
+    assert len(table.candidates) == 3
+    assert [trial.score for trial in table.candidates] == sorted(trial.score for trial in table.candidates)
+    assert [trial.choice for trial in table.candidates if trial.chosen] == [table.child.choice]
+    assert table.certificate is not None
+    assert table.certificate.choice == table.candidates[0].choice
+    assert table.fusion is not None
+    assert table.fusion.runs
+    assert len(table.fusion.before_ms) == len(table.fusion.after_ms) == 2 * 3
+    matrix = table.fusion.runs[0].dependency
+    assert all(matrix[row][column] > 0 for row in range(len(matrix)) for column in range(row + 1, len(matrix)))
 
 
 def dropped_norms(chosen: dict[str, list[object]]) -> int:

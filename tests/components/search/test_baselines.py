@@ -1,0 +1,57 @@
+"""Baselines against every choice there is, on small tables."""
+
+import itertools
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.search.baselines import most_parameters, uniform_choice
+from components.search.solver import fits
+from components.search.table import Costs, Option, OptionTable, Slot
+
+ATTENTION, FFN = (4, 2, 0), (8, 4, 0)
+
+
+def make_table(seed: int, layers: int) -> OptionTable:
+    """The first layer keeps its attention, as in a search."""
+    dice = random.Random(seed)
+    slots = []
+    for layer, part in itertools.product(range(layers), ("attention", "ffn")):
+        sizes = ATTENTION if part == "attention" else FFN
+        offered = sizes[:-1] if layer == 0 and part == "attention" else sizes
+        options = tuple(
+            Option(
+                name=f"{part}-{size}",
+                size=size,
+                score=dice.random() if size < sizes[0] else 0.0,
+                costs=Costs(parameters=10 * size, latency_ms=size / 10),
+            )
+            for size in offered
+        )
+        slots.append(Slot(layer=layer, part=part, options=options))  # type: ignore[arg-type]
+    return OptionTable(fixed=Costs(parameters=5), slots=tuple(slots))
+
+
+@given(st.integers(0, 999), st.integers(1, 3), st.floats(0.3, 1.0))
+def test_the_most_parameters_that_fit(seed: int, layers: int, share: float) -> None:
+    table = make_table(seed, layers)
+    limits = {"latency_ms": share * table.costs(table.parent_choice).latency_ms}
+    every = itertools.product(*(range(len(slot.options)) for slot in table.slots))
+    best = max(table.costs(choice).parameters for choice in every if fits(table.costs(choice), limits))
+    found = most_parameters(table, limits)
+    assert fits(table.costs(found), limits)
+    assert table.costs(found).parameters == best
+
+
+@given(st.integers(0, 999), st.integers(1, 3), st.floats(0.05, 1.0))
+def test_the_best_uniform_choice(seed: int, layers: int, share: float) -> None:
+    table = make_table(seed, layers)
+    limits = {"parameters": share * table.costs(table.parent_choice).parameters}
+    pairs = itertools.product(range(len(ATTENTION) - 1), range(len(FFN)))
+    within = [choice for pair in pairs if fits(table.costs(choice := pair * layers), limits)]
+    found = uniform_choice(table, limits)
+    assert (found is None) == (not within)
+    if found is not None:
+        assert fits(table.costs(found), limits)
+        assert table.score(found) == min(map(table.score, within))
