@@ -72,49 +72,151 @@ function drawAccuracy() {
   });
 }
 
-function drawPareto() {
+// What a point of the Pareto plot is placed by: a title, the front that was solved for it, and where a point lies.
+function paretoAxes({ fronts, pareto, parent, batch_tokens: tokens }) {
+  const perSecond = (ms) => (ms > 0 ? 1000 * (tokens && parent.request_ms ? tokens : 1) / ms : null);
+  const time = tokens && parent.request_ms ? "request_ms" : "latency_ms";
+  const memory = parent.memory_bytes ? "memory_bytes" : "parameters";
+  const scale = memory === "memory_bytes" ? 2 ** 20 : 1;
+  return {
+    latency: { title: "predicted time of a decode step, ms", front: pareto, limit: "latency_ms", at: (costs) => costs.latency_ms },
+    throughput: {
+      title: time === "request_ms" ? "predicted tokens a second of the batch" : "predicted decode steps a second",
+      front: fronts?.request_ms ?? pareto, limit: time, at: (costs) => perSecond(costs[time]),
+    },
+    memory: {
+      title: memory === "parameters" ? "parameters" : "predicted memory, MiB",
+      front: fronts?.[memory] ?? pareto, limit: memory, at: (costs) => costs[memory] / scale,
+    },
+  };
+}
+
+let paretoAxis = "latency";
+
+function buildPareto() {
+  const choices = document.getElementById("pareto-axes");
+  if (!data.search || !choices) return;
+  for (const name of Object.keys(paretoAxes(data.search))) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = name;
+    button.ariaPressed = name === paretoAxis;
+    button.addEventListener("click", () => {
+      paretoAxis = name;
+      for (const other of choices.children) other.ariaPressed = other === button;
+      drawPareto(data.search);
+    });
+    choices.append(button);
+  }
+}
+
+function drawSearch() {
   const search = data.search;
   if (!search) return;
-  document.getElementById("search").hidden = false;
   const { proof, machine } = search;
   document.getElementById("search-note").textContent =
     `${search.slots.length} subblocks, ${search.slots.reduce((sum, slot) => sum + slot.options.length, 0)} options. ` +
     `The solver's answer is ${proof.status.toLowerCase()}: score ${proof.objective.toPrecision(4)}, bound ` +
-    `${proof.bound.toPrecision(4)}, gap ${(100 * proof.gap).toPrecision(2)} %. Latency measured on ${machine.device}.`;
+    `${proof.bound.toPrecision(4)}, gap ${(100 * proof.gap).toPrecision(2)} %. Latency of ${machine.device}.`;
+  drawPareto(search);
+  drawScores(search);
+  drawCosts();
+  drawFusion(search.fusion);
+}
+
+function drawPareto(search) {
+  const axis = paretoAxes(search)[paretoAxis];
+  const left = (choice, part) => search.slots.filter((slot, i) => slot.part === part && slot.options[choice[i]].size !== 0).length;
   const about = (point) =>
-    `${point.costs.latency_ms.toFixed(2)} ms, score ${point.score.toFixed(3)}<br>` +
-    `${thousands(point.costs.parameters)} parameters, ${thousands(point.costs.kv_bytes_per_token)} KV bytes a token`;
+    `score ${point.score.toFixed(4)}<br>${point.costs.latency_ms.toFixed(2)} ms a decode step<br>` +
+    `${thousands(point.costs.parameters)} parameters, ${thousands(point.costs.kv_bytes_per_token)} KV bytes a token` +
+    (point.choice ? `<br>attention in ${left(point.choice, "attention")}, FFN in ${left(point.choice, "ffn")} of ${search.slots.length / 2} layers` : "");
   const marker = (name, point, tint, symbol, size) => ({
-    type: "scatter", mode: "markers", name, x: [point.costs.latency_ms], y: [point.score], text: [about(point)],
+    type: "scatter", mode: "markers", name, x: [axis.at(point.costs)], y: [point.score], text: [about(point)],
     marker: { color: tint, symbol, size, line: { color: colour("card"), width: 1.5 } }, cliponaxis: false, hovertemplate: `<b>${name}</b><br>%{text}<extra></extra>`,
   });
   const traces = [
     {
-      type: "scatter", mode: "lines+markers", name: "Pareto front", x: search.pareto.map((p) => p.costs.latency_ms),
-      y: search.pareto.map((p) => p.score), text: search.pareto.map(about), line: { color: colour("model"), width: 2 },
+      type: "scatter", mode: "lines+markers", name: "Pareto front", x: axis.front.map((p) => axis.at(p.costs)),
+      y: axis.front.map((p) => p.score), text: axis.front.map(about), line: { color: colour("model"), width: 2 },
       marker: { size: 6 }, hovertemplate: "%{text}<extra></extra>",
     },
     marker("parent", { costs: search.parent, score: 0 }, colour("ink"), "square", 11),
     marker("random choice", search.random_child, colour("bad"), "x", 12),
     marker("greedy choice", search.greedy_child, colour("data"), "diamond", 13),
+    ...Object.entries(search.baselines ?? {}).map(([name, point]) => marker(name, point, colour("other"), name === "uniform" ? "hexagon" : "triangle-up", 12)),
     marker("chosen child", search.child, colour("good"), "star", 18),
   ];
-  const limit = search.limits.latency_ms;
+  const limit = search.limits[axis.limit];
+  const place = limit ? axis.at({ [axis.limit]: limit }) : null;
   const line = { type: "line", xref: "x", yref: "paper", y0: 0, y1: 1, line: { color: colour("muted"), dash: "dot", width: 1.5 } };
-  const word = { x: limit, y: 1, yref: "paper", yanchor: "top", xanchor: "right", text: "latency limit", showarrow: false, font: { color: colour("muted") } };
+  const word = { x: place, y: 1, yref: "paper", yanchor: "top", xanchor: paretoAxis === "throughput" ? "left" : "right", text: "limit", showarrow: false, font: { color: colour("muted") } };
   draw(document.getElementById("pareto-chart"), traces, {
-    xaxis: { title: "predicted time of a decode step, ms" },
+    xaxis: { title: axis.title },
     yaxis: { title: "sum of replace-one-block KL, nats a token", rangemode: "tozero" },
-    shapes: limit ? [{ ...line, x0: limit, x1: limit }] : [], annotations: limit ? [word] : [],
+    shapes: place ? [{ ...line, x0: place, x1: place }] : [], annotations: place ? [word] : [],
   });
-  drawScores(search);
+}
+
+// Models that were timed to explain what each subblock costs.
+function drawCosts() {
+  const models = data.costs?.models ?? [];
+  document.getElementById("costs").hidden = models.length === 0;
+  if (models.length === 0) return;
+  const runs = (sizes) => sizes.reduce((found, size) => (found.at(-1)?.size === size ? (found.at(-1).count += 1, found) : [...found, { size, count: 1 }]), []);
+  const told = (sizes) => runs(sizes).map(({ size, count }) => `${size} × ${count}`).join(", ");
+  const about = (m) => `KV heads ${told(m.num_key_value_heads)}<br>FFN channels ${told(m.intermediate_size)}`;
+  const measured = models.map((m) => m.median_ms);
+  const ends = [Math.min(...measured) * 0.92, Math.max(...measured) * 1.06];
+  const line = { type: "scatter", mode: "lines", x: ends, y: ends, line: { color: colour("muted"), dash: "dot", width: 1.5 }, hoverinfo: "skip", showlegend: false };
+  const points = {
+    type: "scatter", mode: "markers", showlegend: false, x: models.map((m) => m.explained_ms), y: measured, text: models.map(about),
+    customdata: models.map((m) => 100 * (m.explained_ms / m.median_ms - 1)), marker: { size: 9, color: colour("model") },
+    error_y: {
+      type: "data", symmetric: false, thickness: 1.4, width: 4,
+      array: models.map((m) => Math.max(...m.step_ms) - m.median_ms), arrayminus: models.map((m) => m.median_ms - Math.min(...m.step_ms)),
+    },
+    hovertemplate: "%{text}<br>predicted %{x:.3f} ms, measured %{y:.3f} ms (%{customdata:+.1f} %)<extra></extra>",
+  };
+  draw(document.getElementById("costs-chart"), [line, points], { xaxis: { title: "predicted time of a decode step, ms" }, yaxis: { title: "measured, ms" } });
+}
+
+function drawFusion(fusion) {
+  const box = document.getElementById("fusion");
+  if (!box) return;
+  const runs = fusion.runs.filter((run) => run.dependency.length > 1);
+  box.hidden = runs.length === 0;
+  const charts = document.getElementById("fusion-charts");
+  while (charts.children.length < runs.length) charts.append(Object.assign(document.createElement("div"), { className: "chart" }));
+  runs.forEach((run, i) => {
+    const names = run.layers.map(String);
+    const z = run.dependency.map((row, from) => row.map((value, to) => (to > from ? value : null)));
+    const heat = {
+      type: "heatmap", x: names, y: names, z, zmin: 0, zmax: Math.max(...z.flat()) || 1, xgap: 1, ygap: 1, hoverongaps: false, colorbar: { thickness: 10, outlinewidth: 0 },
+      colorscale: [[0, colour("soft")], [0.5, colour("data")], [1, colour("bad")]], hovertemplate: "FFN %{x} without FFN %{y}: %{z:.4f}<extra></extra>",
+    };
+    const place = (layer) => names.indexOf(String(layer));
+    const shapes = run.groups.map((group) => {
+      const [low, high] = [place(group[0]) - 0.5, place(group.at(-1)) + 0.5];
+      return { type: "rect", x0: low, x1: high, y0: low, y1: high, line: { color: colour("ink"), width: 2 } };
+    });
+    charts.children[i].style.height = "300px";
+    draw(charts.children[i], [heat], {
+      xaxis: { title: "layer of the FFN", type: "category", showgrid: false }, yaxis: { title: "removed before it", type: "category", autorange: "reversed", showgrid: false }, shapes,
+    });
+  });
 }
 
 function drawScores(search) {
   const slots = search.slots.map((slot, i) => ({ ...slot, picked: search.child.choice[i] }));
   const sizes = (part) => [...new Set(slots.filter((s) => s.part === part).flatMap((s) => s.options.slice(1).map((o) => o.size)))];
-  const word = (part, size) => (size ? `${size} ${part === "ffn" ? "channels" : size === 1 ? "KV head" : "KV heads"}` : `no ${part === "ffn" ? "FFN" : part}`);
-  const options = ["attention", "ffn"].flatMap((part) => sizes(part).sort((a, b) => b - a).map((size) => ({ part, size })));
+  const word = (part, size) => {
+    const what = part === "ffn" ? "FFN" : part;
+    if (size === "linear") return `linear ${what}`;
+    return size ? `${size} ${part === "ffn" ? "channels" : size === 1 ? "KV head" : "KV heads"}` : `no ${what}`;
+  };
+  const width = (size) => (size === "linear" ? 0.5 : size);
+  const options = ["attention", "ffn"].flatMap((part) => sizes(part).sort((a, b) => width(b) - width(a)).map((size) => ({ part, size })));
   const layers = [...new Set(slots.map((slot) => slot.layer))];
   const score = ({ part, size }, layer) =>
     slots.find((s) => s.part === part && s.layer === layer)?.options.slice(1).find((o) => o.size === size)?.score ?? null;
@@ -194,7 +296,7 @@ function buildCurves() {
 
 function drawAll() {
   drawAccuracy();
-  drawPareto();
+  drawSearch();
   curveCharts.forEach((drawOne) => drawOne());
 }
 
@@ -248,5 +350,6 @@ function followFilter() {
 followTheme();
 followLineage();
 followFilter();
+buildPareto();
 buildCurves();
 loadPlotly().then(drawAll).then(() => root.classList.add("drawn"));

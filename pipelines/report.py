@@ -21,6 +21,7 @@ from components.core.store import Store
 from pipelines.block_map import BlockMap, model_map, search_maps
 from pipelines.lineage_rows import run_lineage
 from pipelines.runs import artifacts, run_record, stage_documents
+from pipelines.search_view import search_view
 from pipelines.summary import MODES, ROW_ORDER, SPLITS, TARGETS, build_summary
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ def write_report(store: Store, run: str, out: Path) -> None:
         out: the HTML file.
     """
     record, summary = run_record(store, run), build_summary(store, run)
-    search = _search_table(store, run)
+    search = _document(store, run, "search", "search.json")
     models = {**summary["models"], **summary["baselines"]}
     page = {
         "run": run,
@@ -43,13 +44,22 @@ def write_report(store: Store, run: str, out: Path) -> None:
         "started": datetime.fromtimestamp(record["started"], UTC).strftime("%d %B %Y, %H:%M UTC"),
         "headlines": list(_headlines(summary)),
         "models": {role: models[role] for role in ROW_ORDER if role in models},
+        "search": search_view(search, models) if search else None,
         "maps": search_maps(search) if search else _model_maps(store, summary),
         "stages": list(_stage_rows(store, run)),
         "lineage": run_lineage(store, run, record["sources"]),
         "settings": _settings(record["recipe"]),
         "splits": SPLITS,
         "modes": MODES,
-        "data": _json({"curves": _curves(store, run), "search": search, "models": models, "order": ROW_ORDER}),
+        "data": _json(
+            {
+                "curves": _curves(store, run),
+                "search": search,
+                "costs": _document(store, run, "costs", "costs.json"),
+                "models": models,
+                "order": ROW_ORDER,
+            }
+        ),
         "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),
         "script": Markup((HERE / "report.js").read_text(encoding="utf-8")),
         "plotly": _plotly(),
@@ -119,10 +129,13 @@ def _stage_rows(store: Store, run: str) -> Iterator[StageRow]:
             )
 
 
-def _search_table(store: Store, run: str) -> dict[str, Any] | None:
-    """`search.json` of the run, where it has searched."""
-    digest = artifacts(store, run).get("search")
-    return None if digest is None else json.loads(store.read(digest, "search.json"))
+def _document(store: Store, run: str, role: str, name: str) -> dict[str, Any] | None:
+    """A table of the run, where it has made one."""
+    digest = artifacts(store, run).get(role)
+    found: dict[str, Any] | None = None
+    if digest is not None and name in store.manifest(digest).files:
+        found = json.loads(store.read(digest, name))
+    return found
 
 
 def _model_maps(store: Store, summary: Mapping[str, Any]) -> dict[str, BlockMap]:

@@ -258,6 +258,19 @@ class ParetoPoint(Config):
     """Predicted, before fusion."""
 
 
+class FrontPoint(Config):
+    """The best choice at one limit of some resource, other limits as they are."""
+
+    limit: float
+    """Of the resource."""
+    choice: tuple[int, ...]
+    """Number of the chosen option of each slot."""
+    score: float
+    """Sum of its scores."""
+    costs: Costs
+    """Predicted, before fusion."""
+
+
 class LayerImportance(Config):
     """How FFN contribution spreads over the channels of a layer."""
 
@@ -294,6 +307,8 @@ class SearchTable(OptionTable):
     """The best choices by score, the first of them proven; empty where only that one was considered."""
     pareto: tuple[ParetoPoint, ...]
     """Best score over latency."""
+    fronts: dict[str, tuple[FrontPoint, ...]] = Field(default_factory=dict)
+    """Best score over other resources, by their names."""
     importance: tuple[LayerImportance, ...]
     """Channel importance of each layer with an FFN."""
     architecture: Architecture | None = None

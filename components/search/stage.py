@@ -39,6 +39,7 @@ from components.search.results import (
     BlockScore,
     CandidateTrial,
     Chosen,
+    FrontPoint,
     FusionEffect,
     LayerImportance,
     LayerShape,
@@ -54,6 +55,9 @@ from components.search.solver import Solution, absolute_limits, certify, pareto_
 from components.search.space import Variant, layer_spaces, servable_spaces
 from components.search.table import OptionTable, option_table
 from components.search.truth import Measured, measure_child, settle
+
+FRONTS = ("parameters",)
+"""Resources besides latency that the best score is told over."""
 
 
 def search(
@@ -145,6 +149,14 @@ def search(
         job.progress(done, len(choices), "children")
 
     front = pareto_front(table, limits, config.pareto_points)
+    fronts = {
+        resource: tuple(
+            FrontPoint(limit=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
+            for limit, best in pareto_front(table, limits, config.pareto_points, resource)
+        )
+        for resource in FRONTS
+        if parent_costs.of(resource)
+    }
     result = SearchTable(
         fixed=table.fixed,
         slots=table.slots,
@@ -161,6 +173,7 @@ def search(
             ParetoPoint(limit_ms=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
             for limit, best in front
         ),
+        fronts=fronts,
         importance=_summary(load_importance(importance)),
         architecture=architecture_of(model),
         measurement=measured.measurement,

@@ -13,8 +13,25 @@ from components.core.config import digest_of
 from components.core.job import Events
 from components.core.runner import events_path, own_inputs
 from components.core.store import StageRecord, Store, key_of
-from components.search.baselines import greedy_choice, random_choice
-from components.search.results import BlockScore, Chosen, LayerShape, Machine, ParetoPoint, Proof, SearchTable
+from components.search.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
+from components.search.children import picked
+from components.search.config import Measurement
+from components.search.pools import pool
+from components.search.results import (
+    BlockScore,
+    CandidateTrial,
+    Chosen,
+    CostTable,
+    FfnRun,
+    FrontPoint,
+    FusionEffect,
+    LayerShape,
+    Machine,
+    MeasuredModel,
+    ParetoPoint,
+    Proof,
+    SearchTable,
+)
 from components.search.solver import fits, pareto_front, solve
 from components.search.space import Part
 from components.search.table import Costs, Option, OptionTable, Slot
@@ -114,6 +131,8 @@ def _outputs(store: Store, task: Task) -> dict[str, str]:
             files = {"metrics.json": json.dumps({"models": _metrics(), "settings": {}})}
         elif name == "search_table":
             files = {"search.json": SEARCH.model_dump_json()}
+        elif name == "costs":
+            files = {"costs.json": COSTS.model_dump_json()}
         else:
             files = {f"{name}.jsonl": json.dumps({"made by": task.label, "row": name}) + "\n"}
         outputs[name] = put(store, files, output.kind)
@@ -225,6 +244,7 @@ def _search() -> SearchTable:
         "greedy_child": greedy_choice(table, limits),
     }
     chosen = {name: _chosen(table, choice, limits) for name, choice in choices.items()}
+    tried = pool(table.problem(table.scores, limits), 3, distance=2)
     scores = tuple(
         BlockScore(layer=slot.layer, part=slot.part, size=option.size, kl=option.score, first_error=1.0, last_error=0.4)
         for slot in table.slots
@@ -236,6 +256,22 @@ def _search() -> SearchTable:
         limits=limits,
         parent=parent,
         **chosen,
+        baselines={
+            name: picked(table, choice, limits)
+            for name, choice in (
+                ("most parameters", most_parameters(table, limits)),
+                ("uniform", uniform_choice(table, limits)),
+            )
+            if choice is not None
+        },
+        fusion=_fusion(chosen["child"]),
+        candidates=tuple(_trial(number, found.choice, found.objective) for number, found in enumerate(tried)),
+        fronts={
+            "parameters": tuple(
+                FrontPoint(limit=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
+                for limit, best in pareto_front(table, limits, 9, "parameters")
+            )
+        },
         proof=Proof(objective=solution.objective, bound=solution.bound, gap=solution.gap, status=solution.status),
         pareto=tuple(
             ParetoPoint(limit_ms=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
@@ -244,6 +280,61 @@ def _search() -> SearchTable:
         importance=(),
         blocks=scores,
         machine=Machine(device="cpu", threads=1, versions={"vllm": "0.32.0"}),
+    )
+
+
+def _trial(number: int, choice: tuple[int, ...], score: float) -> CandidateTrial:
+    """A candidate that comes out as its score says."""
+    return CandidateTrial(
+        choice=choice,
+        score=score,
+        kl_before=2 * score,
+        kl_after=0.2 * score,
+        difference=0.01 * number,
+        difference_error=0.004 * (number > 0),
+        chosen=number == 0,
+    )
+
+
+def _fusion(child: Chosen) -> FusionEffect:
+    """Runs as the child has them, FFNs that depend on their neighbours."""
+    runs = []
+    for layer in child.fused_layers:
+        numbers = layer.parent_layers
+        if len(numbers) > 1:
+            matrix = tuple(tuple(0.3 / (b - a) if b > a else 0.0 for b in numbers) for a in numbers)
+            runs.append(FfnRun(layers=numbers, dependency=matrix, groups=(numbers,)))
+    return FusionEffect(
+        runs=tuple(runs),
+        tokens=2048,
+        kl_before=0.61,
+        kl_after=0.66,
+        kl_error=0.008,
+        timing="decoder",
+        before_ms=(3.1, 3.0, 3.2),
+        after_ms=(2.8, 2.7, 2.9),
+    )
+
+
+def _costs() -> CostTable:
+    """Three models that were timed."""
+    models = tuple(
+        MeasuredModel(
+            num_key_value_heads=(HEADS,) * LAYERS,
+            intermediate_size=(width,) * LAYERS,
+            step_ms=(median - 0.1, median, median + 0.2),
+            median_ms=median,
+            spread_ms=0.3,
+            explained_ms=median * 1.02,
+        )
+        for width, median in ((512, 9.0), (256, 7.0), (0, 5.0))
+    )
+    return CostTable(
+        fixed=SEARCH.fixed,
+        blocks={option.name: option.costs for slot in SEARCH.slots for option in slot.options},
+        machine=SEARCH.machine,
+        measurement=Measurement(),
+        models=models,
     )
 
 
@@ -264,6 +355,7 @@ def _chosen(table: OptionTable, choice: tuple[int, ...], limits: Mapping[str, fl
 
 
 SEARCH = _search()
+COSTS = _costs()
 PICKED = {
     role: [(int(layer.num_key_value_heads), int(layer.intermediate_size)) for layer in chosen.layers]
     for role, chosen in (("child", SEARCH.child), ("random", SEARCH.random_child), ("greedy", SEARCH.greedy_child))

@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from components.core.curves import record_curves
 from components.core.store import Store, open_store
 from pipelines.report import write_report
-from tests.pipelines.made_up_run import LAYERS, SEARCH, make_run
+from tests.pipelines.made_up_run import COSTS, LAYERS, SEARCH, make_run
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -85,10 +85,11 @@ def test_the_page_opens_without_a_complaint_and_asks_nothing_of_any_server(opene
 
 
 def test_every_chart_is_drawn(opened: Any) -> None:
-    front, parent, random, greedy, child = plotted(opened, "pareto-chart")
+    front, *points, child = plotted(opened, "pareto-chart")
     assert front["y"] == pytest.approx([point.score for point in SEARCH.pareto])
     assert (child["x"], child["y"]) == ([SEARCH.child.costs.latency_ms], [SEARCH.child.score])
-    assert [trace["name"] for trace in (parent, random, greedy)] == ["parent", "random choice", "greedy choice"]
+    names = ["parent", "random choice", "greedy choice", *SEARCH.baselines]
+    assert [trace["name"] for trace in points] == names
     on_standard = plotted(opened, "accuracy-chart")[0]
     assert on_standard["text"] == ["parent", "random", "greedy", "child", "distilled", "pretrained", "sft", "rl"]
     assert on_standard["y"][-1] == pytest.approx(98.4)
@@ -101,6 +102,35 @@ def test_every_chart_is_drawn(opened: Any) -> None:
         "rl",
     ]
     assert all(curve.find_elements(By.CSS_SELECTOR, ".js-line") for curve in curves)
+
+
+def test_quality_is_shown_against_latency_throughput_and_memory(opened: Any) -> None:
+    shown = {}
+    for button in opened.find_elements(By.CSS_SELECTOR, "#pareto-axes button"):
+        button.click()
+        front, *_, child = plotted(opened, "pareto-chart")
+        shown[button.text] = front["x"], child["x"][0]
+    assert shown["latency"] == ([point.costs.latency_ms for point in SEARCH.pareto], SEARCH.child.costs.latency_ms)
+    assert shown["throughput"][1] == pytest.approx(1000 / SEARCH.child.costs.latency_ms)
+    memory = [point.costs.parameters for point in SEARCH.fronts["parameters"]]
+    assert shown["memory"] == (memory, SEARCH.child.costs.parameters)
+
+
+def test_baselines_candidates_costs_and_fusion_are_told(opened: Any) -> None:
+    rows = [row.text for row in opened.find_elements(By.CSS_SELECTOR, "#choices tbody tr")]
+    names = ["parent", "chosen child", "greedy", *SEARCH.baselines, "random", "limit"]
+    assert all(row.startswith(name) for row, name in zip(rows, names, strict=True))
+    assert f"{SEARCH.child.score:.4f} {SEARCH.child.costs.parameters:,}" in rows[1]
+    assert opened.find_element(By.CSS_SELECTOR, "#speeds tbody tr").text.startswith("child 1.9")
+    candidates = opened.find_elements(By.CSS_SELECTOR, "#candidates tbody tr")
+    assert ["chosen" in row.text for row in candidates] == [True, False, False]
+    assert plotted(opened, "costs-chart")[1]["y"] == [model.median_ms for model in COSTS.models]
+    assert "0.6100 without fusion, 0.6600 with it (+0.0500 ± 0.0080 nats a token)" in opened.page_source
+    assert SEARCH.fusion is not None
+    charts = opened.find_elements(By.CSS_SELECTOR, "#fusion-charts .chart")
+    assert len(charts) == len(SEARCH.fusion.runs) > 0
+    assert all(chart.find_elements(By.CSS_SELECTOR, ".hm") for chart in charts)
+    assert opened.get_log("browser") == []
 
 
 def test_the_map_shows_a_cell_a_subblock(opened: Any) -> None:
