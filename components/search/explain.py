@@ -114,5 +114,8 @@ def _sentence(chosen: Alternative, others: list[Alternative]) -> str:
         return f"{chosen.option} is the only option with which any child is within the limits"
     if following.difference == 0:
         return f"{following.option} would be just as good: the best child that has it scores the same"
+    if following.difference < 0:
+        ahead = f"{following.option} scores better by {-following.difference:.4g} nats a token"
+        return f"{ahead}, and a short distillation of several candidates chose this child"
     elsewhere = f"with {following.changed} other sub-blocks changed" if following.changed else "all else as it is"
     return f"the next best is {following.option}: {following.difference:.4g} nats a token more, {elsewhere}"

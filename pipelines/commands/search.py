@@ -178,6 +178,33 @@ def explain(
 
 
 @search_app.command()
+def export(
+    run: RunName,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Takes the files; created.")],
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Write all that a search knows as JSON and CSV: options, choices, fronts, measurements, fusion, candidates."""
+    import json
+
+    from components.core.store import open_store
+    from components.search.results import COSTS_FILE, TABLE_FILE
+    from pipelines import runs
+    from pipelines.search_export import export_search
+
+    opened = open_store(store)
+    table = json.loads(opened.read(runs.artifact(opened, run, "search"), TABLE_FILE))
+    measured = runs.artifacts(opened, run).get("costs")
+    costs = json.loads(opened.read(measured, COSTS_FILE)) if measured else None
+    written = export_search(table, costs, folder)
+    if as_json:
+        print_json([str(path) for path in written])
+        return
+    for path in written:
+        console().print(str(path), highlight=False)
+
+
+@search_app.command()
 def check(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="A run, a search.json, or the TABLE of a certificate.")],
     certificate: Annotated[

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from components.core.architecture import Architecture, BlockConfig
+from components.core.store import open_store
 from components.search.config import Limits, Measurement
+from components.search.explain import explain_layer
 from components.search.results import SearchTable
 from components.search.solver import certify, solve_table
 from pipelines.cli import run_command
-from tests.pipelines.made_up_run import SEARCH
+from tests.pipelines.made_up_run import COSTS, SEARCH, make_run
 
 
 def option(name: str, score: float, size: float, ms: float) -> dict[str, Any]:
@@ -274,3 +276,38 @@ def test_the_certificate_of_a_search_is_checked_against_its_own_table(
     path.write_text(SEARCH.model_dump_json())
     assert run_command(["search", "check", str(path)]) == 2
     assert "kept no certificate" in capsys.readouterr().err
+
+
+def test_all_that_a_search_knows_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(tmp_path / "store")
+    make_run(store)
+    arguments = ["search", "export", "demo-1", str(tmp_path / "out"), "--store", str(tmp_path / "store"), "--json"]
+    assert run_command(arguments) == 0
+    written = [Path(path) for path in json.loads(capsys.readouterr().out)]
+    assert SearchTable.model_validate_json((tmp_path / "out" / "search.json").read_text()) == SEARCH
+
+    def read(name: str) -> list[dict[str, str]]:
+        with (tmp_path / "out" / f"{name}.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    tables = {path.stem: read(path.stem) for path in written if path.suffix == ".csv"}
+    assert set(tables) == {"options", "choices", "fronts", "dependencies", "candidates", "measured"}
+    chosen = [row["option"] for row in tables["options"] if row["chosen"] == "True"]
+    assert chosen == [slot.options[pick].name for slot, pick in zip(SEARCH.slots, SEARCH.child.choice, strict=True)]
+    assert sum(float(row["score"]) for row in tables["options"] if row["chosen"] == "True") == pytest.approx(
+        SEARCH.child.score
+    )
+    names = ["parent", "child", "greedy", "random", *SEARCH.baselines, "limit"]
+    assert [row["choice"] for row in tables["choices"]] == names
+    assert [float(row["limit"]) for row in tables["fronts"] if row["resource"] == "latency_ms"] == [
+        point.limit_ms for point in SEARCH.pareto
+    ]
+    assert [float(row["median_ms"]) for row in tables["measured"]] == [model.median_ms for model in COSTS.models]
+
+
+def test_a_child_that_is_not_the_best_by_score_is_explained_too() -> None:
+    other = SEARCH.candidates[1].choice
+    slot = next(k for k, (a, b) in enumerate(zip(other, SEARCH.best_choice, strict=True)) if a != b)
+    reasons = explain_layer(SEARCH, SEARCH.limits, other, SEARCH.slots[slot].layer)
+    told = next(reason for reason in reasons if reason.part == SEARCH.slots[slot].part)
+    assert "a short distillation of several candidates chose this child" in told.reason
