@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.core.checkpoint import load_model
+from components.core.checkpoint import load_model, save_model
 from components.core.errors import InfeasibleBudget, RecipeError
 from components.core.job import Interrupted, Job, silent_job
+from components.core.model import TesseraForCausalLM
+from components.search.assemble import heterogeneous_model, shape_of
 from components.search.config import (
     Candidates,
     CostsConfig,
@@ -41,7 +43,6 @@ CONFIG = SearchConfig(
     limits=Limits(latency_ms="50%", parameters="90%"),
     seed=1,
 )
-SHAPE = ((4, 64),) * 4
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,8 @@ def given_costs(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) -
 
 def write_costs(folder: Path, parent_folder: Path, config: SearchConfig) -> Path:
     """Latency as if attention took a millisecond a KV head, and the FFN one for 32 channels."""
-    fixed, variants = counted_costs(load_model(parent_folder), layer_spaces(config, SHAPE))
+    model = load_model(parent_folder)
+    fixed, variants = counted_costs(model, layer_spaces(config, shape_of(model.config)))
     table = CostTable(
         fixed=fixed.model_copy(update={"latency_ms": 1.0}),
         blocks={
@@ -258,3 +260,25 @@ def test_fusion_can_be_left_out(
     search(config, job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs)
     table = json.loads((tmp_path / "search_table" / "search.json").read_text())
     assert all(len(layer["parent_layers"]) == 1 for layer in table["child"]["fused_layers"])
+
+
+def test_a_parent_whose_layers_differ_is_searched(
+    tmp_path: Path, parent: TesseraForCausalLM, parent_folder: Path, corpus: Path
+) -> None:
+    shape = ((4, 64), (2, 32), (0, 96), (1, 0))
+    grown = heterogeneous_model(parent.config, shape)
+    grown.config.parent_layers = [1, 2, 5, 6]
+    save_model(grown, tmp_path / "parent", tokenizer=parent_folder)
+    costs = write_costs(tmp_path, tmp_path / "parent", CONFIG)
+    inputs = {"parent": tmp_path / "parent", "corpus": corpus, "costs": costs}
+    search(CONFIG, job=silent_job(tmp_path), out=tmp_path, **inputs)
+    table = SearchTable.model_validate_json((tmp_path / "search_table" / "search.json").read_text())
+    own = [slot.options[0].size for slot in table.slots]
+    assert own == [size for layer in shape for size in layer]
+    offered = [[option.size for option in slot.options] for slot in table.slots]
+    assert offered == [[4, 2, 1], [64, 32, 0], [2, 1, 0], [32, 16, 0], [0], [96, 48, 0], [1, 0], [0]]
+    assert table.parent.parameters == grown.num_parameters()
+    assert table.child.within_limits
+    child = load_model(tmp_path / "child")
+    assert len(child.model.layers) == len(table.child.fused_layers)
+    assert child.num_parameters() < grown.num_parameters()
