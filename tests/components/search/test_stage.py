@@ -270,8 +270,7 @@ def test_a_parent_whose_layers_differ_is_searched(
     grown.config.parent_layers = [1, 2, 5, 6]
     save_model(grown, tmp_path / "parent", tokenizer=parent_folder)
     costs = write_costs(tmp_path, tmp_path / "parent", CONFIG)
-    inputs = {"parent": tmp_path / "parent", "corpus": corpus, "costs": costs}
-    search(CONFIG, job=silent_job(tmp_path), out=tmp_path, **inputs)
+    search(CONFIG, job=silent_job(tmp_path), out=tmp_path, parent=tmp_path / "parent", corpus=corpus, costs=costs)
     table = SearchTable.model_validate_json((tmp_path / "search_table" / "search.json").read_text())
     own = [slot.options[0].size for slot in table.slots]
     assert own == [size for layer in shape for size in layer]

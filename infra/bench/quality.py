@@ -1,0 +1,253 @@
+"""What each part of the search is worth after distillation, on one small trained parent: `make bench-search OUT=FILE`.
+
+A parent learns the demo's world of arithmetic. Then, for each of three seeds, its block library is trained (BLD), the
+sub-blocks are scored, and children within one budget are distilled alike: chosen by the solver, greedily, uniformly, at
+random, with a library that was not trained, without FFN Fusion, and in two steps with half of the distillation each.
+What counts is KL(parent || child) on held-out text. The costs are made up, so that no measurement decides: an attention
+takes 2 ms and half a millisecond a KV head, an FFN a millisecond and another for 64 channels.
+
+Rows: `value` is the KL of the whole search, `versus` that of what it is compared with, `ratio` versus / value.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.core.batches import Batch, PackedStream, load_batches, load_corpus
+from components.core.checkpoint import load_model, save_model
+from components.core.distillation import distillation_loss, paired_layers
+from components.core.job import silent_job
+from components.core.model import TesseraForCausalLM
+from components.core.schedule import TrainConfig
+from components.core.train import train
+from components.data.config import STAGE as DATA
+from components.data.config import ArithmeticConfig, DataConfig
+from components.data.stage import run as make_data
+from components.pretrain.config import PretrainConfig, Shape
+from components.pretrain.stage import run as pretrain
+from components.search.assemble import child_layers, shape_of
+from components.search.children import make_child
+from components.search.comparison import HeldOut, held_out_kl
+from components.search.config import Distillation, Fusion, Limits, Measurement, SearchConfig
+from components.search.costs import counted_costs
+from components.search.results import CostTable, Machine, SearchTable
+from components.search.space import Variant, layer_spaces
+from components.search.stage import search
+
+SEEDS = range(3)
+LAYERS, HIDDEN, HEADS, WIDTH = 8, 64, 4, 128
+SEQ_LEN, BATCH = 128, 8
+PARENT_STEPS, BLD_STEPS, DISTIL_STEPS = 400, 20, 40
+BUDGET, FIRST_BUDGET = "45%", "70%"
+WHOLE = "the whole search"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """What all seeds share: the parent, the text, and held-out rows that decide."""
+
+    folder: Path
+    parent: TesseraForCausalLM
+    held_out: Sequence[Batch]
+
+    @property
+    def corpus(self) -> Path:
+        """Training and validation text."""
+        return self.folder / "data" / "corpus"
+
+    @property
+    def parent_folder(self) -> Path:
+        """The trained parent."""
+        return self.folder / "parent" / "trained"
+
+
+def measure() -> list[Row]:
+    """All rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = make_world(Path(folder))
+        found = [dict(kls_of(world, seed)) for seed in SEEDS]
+    return list(rows_of(found))
+
+
+def make_world(folder: Path) -> World:
+    """Make the text, and train the parent."""
+    data = DataConfig(arithmetic=ArithmeticConfig(num_train=12_000, num_chats=10, num_test=10), seed=0)
+    for output in DATA.outputs:
+        (folder / "data" / output).mkdir(parents=True)
+    make_data(data, job=silent_job(folder), out=folder / "data")
+    config = PretrainConfig(
+        num_steps=PARENT_STEPS,
+        global_batch_size=BATCH,
+        micro_batch_size=BATCH,
+        seq_len=SEQ_LEN,
+        learning_rate=2e-3,
+        seed=0,
+        shape=Shape(
+            hidden_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            intermediate_size=WIDTH,
+            initializer_range=0.06,
+        ),
+    )
+    corpus, out = folder / "data" / "corpus", folder / "parent"
+    told(pretrain(config, job=silent_job(out), out=out, tokenizer=folder / "data" / "tokenizer", corpus=corpus))
+    parent = load_model(out / "trained").requires_grad_(False)
+    held_out = load_batches(corpus, out / "trained", "validation", seq_len=SEQ_LEN, batch_size=BATCH, limit=8, seed=1)
+    return World(folder, parent, held_out)
+
+
+def kls_of(world: World, seed: int) -> Iterator[tuple[str, HeldOut]]:
+    """Held-out KL of every child of one seed, after the same distillation."""
+    trained = searched(world, seed, "trained", world.parent_folder, Distillation(num_steps=BLD_STEPS), BUDGET)
+    plain = searched(world, seed, "plain", world.parent_folder, Distillation(num_steps=0), BUDGET)
+    table = trained.table
+    choices = {
+        WHOLE: (trained, table.child.choice, Fusion()),
+        "without BLD": (plain, plain.table.child.choice, Fusion()),
+        "without fusion": (trained, table.child.choice, Fusion(enabled=False)),
+        "greedy choice": (trained, table.greedy_child.choice, Fusion()),
+        "random choice": (trained, table.random_child.choice, Fusion()),
+        **{f"{name} choice": (trained, other.choice, Fusion()) for name, other in table.baselines.items()},
+    }
+    for name, (found, choice, fusion) in choices.items():
+        child = found.child(world.parent, choice, fusion)
+        distil(world, world.parent, child, seed, DISTIL_STEPS)
+        yield name, judged(world, seed, name, child)
+    yield "in two steps", two_steps(world, seed, table.limits)
+
+
+def two_steps(world: World, seed: int, limits: Mapping[str, float]) -> HeldOut:
+    """Search at half of the way, distil, search again from the child at the final budget, distil again."""
+    first = searched(world, seed, "first", world.parent_folder, Distillation(num_steps=BLD_STEPS), FIRST_BUDGET)
+    middle = first.child(world.parent, first.table.child.choice, Fusion(enabled=False))
+    distil(world, world.parent, middle, seed, DISTIL_STEPS // 2)
+    folder = world.folder / f"middle-{seed}"
+    save_model(middle, folder, tokenizer=world.parent_folder)
+    second = searched(world, seed, "second", folder, Distillation(num_steps=BLD_STEPS), limits["latency_ms"])
+    child = second.child(load_model(folder).requires_grad_(False), second.table.child.choice, Fusion())
+    child.config.parent_layers = None  # of the middle model; the first parent teaches, by its last layer alone
+    distil(world, world.parent, child, seed, DISTIL_STEPS // 2)
+    return judged(world, seed, "in two steps", child)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished search with its library."""
+
+    table: SearchTable
+    library: Path
+    config: SearchConfig
+
+    def child(self, parent: TesseraForCausalLM, choice: tuple[int, ...], fusion: Fusion) -> TesseraForCausalLM:
+        """A child of one choice, untrained."""
+        spaces = layer_spaces(self.config, shape_of(parent.config))
+        layers = child_layers(parent, spaces, [self.library], self.table.variants(choice))
+        return make_child(parent, layers, fusion, ()).model.requires_grad_(True)
+
+
+def searched(
+    world: World, seed: int, name: str, parent: Path, distillation: Distillation, budget: str | float
+) -> Searched:
+    """Search a parent."""
+    config = SearchConfig(
+        ffn_fractions=(1.0, 0.5, 0.25),
+        num_key_value_heads=(4, 2, 1),
+        seq_len=SEQ_LEN,
+        batch_size=BATCH,
+        importance_batches=2,
+        scoring_batches=2,
+        distillation=distillation,
+        limits=Limits(latency_ms=budget),
+        pareto_points=2,
+        seed=seed,
+    )
+    began = time.process_time()
+    out = world.folder / f"{name}-{seed}"
+    costs = out / "given-costs"
+    costs.mkdir(parents=True)
+    (costs / "costs.json").write_text(made_up_costs(load_model(parent), config).model_dump_json(), encoding="utf-8")
+    job = silent_job(out)
+    search(config, job=job, out=out, parent=parent, corpus=world.corpus, costs=costs)
+    table = SearchTable.model_validate_json((out / "search_table" / "search.json").read_bytes())
+    told(f"seed {seed}, {name}: searched in {time.process_time() - began:.1f} CPU seconds")
+    return Searched(table, job.scratch / "search" / "library", config)
+
+
+def made_up_costs(parent: TesseraForCausalLM, config: SearchConfig) -> CostTable:
+    """Counted parameters and KV cache, and times that are made up."""
+    fixed, variants = counted_costs(parent, layer_spaces(config, shape_of(parent.config)))
+
+    def latency_ms(variant: Variant) -> float:
+        if variant.is_no_op:
+            return 0.0
+        return 2 + variant.count / 2 if variant.part == "attention" else 1 + variant.count / 64
+
+    return CostTable(
+        fixed=fixed.model_copy(update={"latency_ms": 1.0}),
+        blocks={
+            variant.name: costs.model_copy(update={"latency_ms": latency_ms(variant)})
+            for variant, costs in variants.items()
+        },
+        machine=Machine(device="made up", threads=1, versions={}),
+        measurement=Measurement(),
+        models=(),
+    )
+
+
+def distil(world: World, parent: TesseraForCausalLM, child: TesseraForCausalLM, seed: int, num_steps: int) -> None:
+    """The distillation that every child gets."""
+    stream = PackedStream(load_corpus(world.corpus, world.parent_folder, "train"), SEQ_LEN, seed)
+    config = TrainConfig(
+        num_steps=num_steps,
+        global_batch_size=BATCH,
+        micro_batch_size=BATCH,
+        seq_len=SEQ_LEN,
+        learning_rate=2e-3,
+        seed=seed,
+    )
+    loss = distillation_loss(parent, paired_layers(parent, child), cosine_weight=1.0, kl_weight=1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        train(child, stream, loss, config, silent_job(Path(folder)))
+
+
+def judged(world: World, seed: int, name: str, child: TesseraForCausalLM) -> HeldOut:
+    """KL on the held-out rows."""
+    (found,) = held_out_kl(world.parent, [child], world.held_out)
+    told(f"seed {seed}, {name}: KL {found.kl:.4f}, {child.num_parameters():,} parameters, {time.process_time():.0f} s")
+    return found
+
+
+def rows_of(found: Sequence[Mapping[str, HeldOut]]) -> Iterator[Row]:
+    """Every comparison of every seed, then the means over seeds."""
+    for name in dict.fromkeys(name for kls in found for name in kls if name != WHOLE):
+        pairs = [(kls[WHOLE], kls[name]) for kls in found if name in kls]
+        for seed, (ours, other) in zip(SEEDS, pairs, strict=False):
+            yield row(f"quality/seed {seed}: KL, versus {name}", ours.kl, other.kl)
+            difference, error = other.minus(ours)
+            yield row(f"quality/seed {seed}: {name}, KL above ours, versus its standard error", difference, error)
+        means = [statistics.fmean(kl.kl for kl in side) for side in zip(*pairs, strict=True)]
+        yield row(f"quality/mean of {len(pairs)} seeds: KL, versus {name}", *means)
+
+
+def row(name: str, value: float, versus: float) -> Row:
+    """One line of the result."""
+    return {"name": name, "value": value, "unit": "nats", "versus": versus, "ratio": versus / value if value else None}
+
+
+def told(text: object) -> None:
+    """Tell how far it has come."""
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
