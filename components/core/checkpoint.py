@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from components.core.architecture import Architecture
+from components.core.block_files import write_blocks
 from components.core.errors import CheckpointError
 from components.core.families import HETEROGENEOUS_FAMILY, refuse_unsupported
 from components.core.hugging_face import PretrainedConfig
@@ -138,7 +139,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, reader.get_tensor(name)
 
 
-def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | None) -> None:
+def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | None, by_block: bool = False) -> None:
     """Write a model folder, complete or not at all.
 
     A model whose layers are all alike becomes a folder of its dense family, any other one of type nemotron-nas.
@@ -147,6 +148,7 @@ def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | Non
         model: its weights are written in their own dtype.
         folder: created; where it exists, it has to be empty.
         tokenizer: a folder whose tokenizer files are copied beside the weights.
+        by_block: a file for each sub-block, for models that share some with others.
 
     Raises:
         CheckpointError: the folder has something in it.
@@ -156,14 +158,14 @@ def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | Non
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        _write(model, partial, tokenizer)
+        _write(model, partial, tokenizer, by_block=by_block)
         partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _write(model: TesseraForCausalLM, folder: Path, tokenizer: Path | None) -> None:
+def _write(model: TesseraForCausalLM, folder: Path, tokenizer: Path | None, *, by_block: bool) -> None:
     """Fill a folder: tokenizer, configurations, weights."""
     if tokenizer is not None:
         copy_tokenizer(tokenizer, folder)
@@ -173,7 +175,10 @@ def _write(model: TesseraForCausalLM, folder: Path, tokenizer: Path | None) -> N
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
-    save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)
+    if by_block:
+        write_blocks(state, folder)
+    else:
+        save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def run(
     losses = train(student, stream, next_token_loss, config, job)
     whole = unsharded(student)
     if job.rank == 0:
-        save_model(whole, out / "trained", tokenizer=carried)
+        save_model(whole, out / "trained", tokenizer=carried, by_block=model is None)  # a parent shares with children
     return {"loss": losses[-1], "num_steps": len(losses)}
 
 

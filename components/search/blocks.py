@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from components.core.block_files import write_block
 from components.search.space import Variant
 from components.search.variants import Weights
 
@@ -13,10 +14,10 @@ BlockKey = tuple[int, Variant]
 
 
 def save_block(folder: Path, key: BlockKey, weights: Weights) -> None:
-    """Write one variant as a file of its own, so that models that share it share the bytes."""
+    """Write one variant as the file that a model has which holds it in this layer: a store keeps the bytes once."""
     path = block_path(folder, key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path)
+    write_block(path, {f"{_prefix(key)}{name}": tensor for name, tensor in weights.items()})
 
 
 def load_block(folders: Iterable[Path], key: BlockKey) -> Weights:
@@ -28,8 +29,13 @@ def load_block(folders: Iterable[Path], key: BlockKey) -> Weights:
     for folder in folders:
         path = block_path(folder, key)
         if path.is_file():
-            return load_file(path)
+            return {name.removeprefix(_prefix(key)): tensor for name, tensor in load_file(path).items()}
     raise FileNotFoundError(f"no library has {block_path(Path(), key)}")
+
+
+def _prefix(key: BlockKey) -> str:
+    """What a model puts before the names of tensors within the layer."""
+    return f"model.layers.{key[0]}."
 
 
 def block_path(folder: Path, key: BlockKey) -> Path:

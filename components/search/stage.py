@@ -137,7 +137,7 @@ def search(
     fusion: FusionEffect | None = None
     for done, (name, choice) in enumerate(choices.items(), 1):
         child = make(choice, dependencies=name == "child" or config.fusion.max_dependency is not None)
-        save_model(child.model, out / name, tokenizer=parent)
+        save_model(child.model, out / name, tokenizer=parent, by_block=True)
         if name == "child":
             fusion = fusion_effect(model, child, held_out, config.fusion, measured.measurement, job)
         chosen[name] = Chosen(
