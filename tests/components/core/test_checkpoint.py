@@ -66,6 +66,16 @@ def test_what_transformers_wrote_comes_back_as_a_folder_of_the_same_family(name:
     assert set(load_file(tmp_path / "again/model.safetensors")) == set(load_file(tmp_path / "dense/model.safetensors"))
 
 
+@pytest.mark.parametrize("name", VARIETIES)
+def test_a_folder_with_a_file_for_each_subblock_is_read_by_us_and_by_transformers(name: str, tmp_path: Path) -> None:
+    dense = variety(name)
+    dense.save_pretrained(tmp_path / "dense")
+    save_model(load_model(tmp_path / "dense"), tmp_path / "parts", tokenizer=None, by_block=True)
+    assert (tmp_path / "parts" / "layer-0-attention.safetensors").is_file()
+    assert torch.equal(logits(load_model(tmp_path / "parts")), logits(dense))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "parts")), logits(dense))
+
+
 @pytest.mark.parametrize("kind", ROPES)
 def test_rope_scaling_survives_reading_and_writing(kind: str, tmp_path: Path) -> None:
     dense = rope_model(kind)

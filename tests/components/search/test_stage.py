@@ -28,7 +28,7 @@ from components.search.costs import counted_costs
 from components.search.costs_stage import costs
 from components.search.importance_stage import importance
 from components.search.library_stage import library
-from components.search.results import CostTable, Machine, SearchTable
+from components.search.results import Chosen, CostTable, Machine, SearchTable
 from components.search.scores_stage import scores
 from components.search.space import layer_spaces
 from components.search.stage import search
@@ -184,8 +184,32 @@ def test_the_steps_one_by_one_give_what_the_whole_gives(
         scores=[shard / "scores" for shard in shards],
         **inputs,
     )
-    for name in ("child/model.safetensors", "search_table/search.json", "greedy_child/config.json"):
-        assert (tmp_path / name).read_bytes() == (searched / name).read_bytes(), name
+    for folder in ("child", "greedy_child", "search_table"):
+        files = {path.name: path.read_bytes() for path in (searched / folder).iterdir()}
+        assert {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} == files, folder
+
+
+def test_children_share_the_bytes_of_what_they_share(searched: Path, parent: TesseraForCausalLM) -> None:
+    """With each other, with the library where a layer keeps its number, and with a parent that is written alike."""
+    save_model(parent, searched / "parent-by-block", tokenizer=None, by_block=True)
+    table = SearchTable.model_validate_json((searched / "search_table" / "search.json").read_text())
+    written = {}
+    for name in ("child", "random_child", "greedy_child"):
+        chosen: Chosen = getattr(table, name)
+        kept = {number: layer for number, layer in enumerate(chosen.fused_layers) if layer.parent_layers == (number,)}
+        assert kept
+        for number, layer in kept.items():
+            for part, size in (("attention", layer.num_key_value_heads), ("ffn", layer.intermediate_size)):
+                file = f"layer-{number}-{part}.safetensors"
+                assert (searched / name / file).is_file() == (size != 0)
+                if size:
+                    library = (
+                        searched / "scratch" / "search" / "library" / f"layer-{number}" / f"{part}-{size}.safetensors"
+                    )
+                    source = library if library.is_file() else searched / "parent-by-block" / file
+                    assert (searched / name / file).read_bytes() == source.read_bytes()
+        written[name] = (searched / name / "embed_tokens.safetensors").read_bytes()
+    assert len(set(written.values())) == 1
 
 
 def test_an_untouched_parent_comes_out_as_it_went_in(
