@@ -1,7 +1,7 @@
 """What the stages of the search need, take and make."""
 
 import re
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -9,6 +9,11 @@ from components.core.config import Config
 from components.core.stage import Input, Output, Stage
 from components.core.workload import Deployment
 from components.search.devices import DEVICES, Device, nearest
+
+Measure = Literal["kl", "lm_loss", "cosine", "top1"]
+"""How far predictions have moved, mean over positions: KL(parent || child) and growth of the next-token loss in nats,
+1 - cos of the last hidden states, share of positions whose likeliest token is another."""
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 PERCENT = r"(?=.*[1-9])\d+(\.\d+)?%"
 """A share above 0."""
@@ -272,7 +277,10 @@ class Scored(Space, Calibration):
     """How sub-blocks are scored."""
 
     scoring_batches: int = Field(default=2, gt=0)
-    """Batches of held-out text that the replace-one-block KL is averaged over."""
+    """Batches of held-out text that replace-one-block scores are averaged over."""
+    scoring_seconds: float | None = Field(default=None, gt=0)
+    """Time for scoring; text that does not fit in is left out, and standard errors say what that costs. Without it, all
+    batches."""
 
 
 class LibraryConfig(Trained, Sharded):
@@ -288,6 +296,9 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
 
     limits: Limits = Limits(latency_ms="60%")
     """The budget of the child."""
+    score: Measure = "kl"
+    """What the solver minimises the sum of: KL(parent || child), growth of the next-token loss, 1 - cos of the last
+    hidden states, or share of tokens whose likeliest successor changes."""
     fusion: Fusion = Fusion()
     """FFN Fusion of the child and of the two baselines."""
     truth: TruthLoop = TruthLoop()

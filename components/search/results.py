@@ -10,7 +10,8 @@ from pydantic import Field
 
 from components.core.architecture import Architecture
 from components.core.config import Config
-from components.search.config import Measurement
+from components.core.errors import InputError
+from components.search.config import Measure, Measurement
 from components.search.proof import Certificate
 from components.search.space import Part, Size
 from components.search.table import Costs, OptionTable
@@ -109,16 +110,67 @@ class BlockScore(TrainedBlock):
     """One alternative sub-block."""
 
     kl: float
-    """KL(parent || parent with this one sub-block replaced), nats a token."""
+    """KL(parent || parent with this one sub-block replaced), nats a token; at least this where it was dropped."""
+    lm_loss: float | None = None
+    """What the next-token loss grows by, nats a token; below 0 where it falls. None where it was not measured."""
+    cosine: float | None = None
+    """1 - cos of the last hidden states, mean over tokens."""
+    top1: float | None = None
+    """Share of tokens that become another one where the likeliest is taken."""
+    errors: dict[Measure, float] = Field(default_factory=dict)
+    """Standard error of each measure, rows of text being what was sampled; none from a single row."""
+    row_sums: dict[Measure, tuple[float, ...]] = Field(default_factory=dict)
+    """Each measure summed over the tokens of each row; left out of `search.json`."""
+    dropped: bool = False
+    """Whether scoring stopped early because no solver would choose it."""
+
+    def of(self, measure: Measure) -> float:
+        """One of the measures.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        value: float | None = getattr(self, measure)
+        if value is None:
+            raise InputError(
+                f"scores.json has no {measure} of layer {self.layer}'s {self.part}-{self.size}",
+                hint="score again, or set search.score to kl",
+            )
+        return value
 
 
 class ShardScores(Config):
     """`scores.json` of one shard."""
 
     tokens: int
-    """Held-out tokens that the KL is averaged over."""
+    """Held-out tokens that the measures are averaged over."""
+    row_tokens: tuple[int, ...] = ()
+    """Those of each row."""
+    flops: int = 0
+    """Floating-point operations of matrix products and attention that scoring took."""
+    naive_flops: int = 0
+    """What a forward pass of a whole model for each variant would have taken."""
     blocks: tuple[BlockScore, ...]
     """Every alternative sub-block of the shard's layers."""
+
+
+class Margin(Config):
+    """A slot of the best child against the best child that has another option there."""
+
+    layer: int
+    """Layer of the parent."""
+    part: Part
+    """Attention or FFN."""
+    chosen: str
+    """What the best child has."""
+    following: str | None = None
+    """What the next best has; None where nothing else is within the limits."""
+    difference: float | None = None
+    """What the next best scores more."""
+    error: float | None = None
+    """Standard error of that, from the rows of text that both were scored on; None where it is not known."""
+    within_noise: bool | None = None
+    """Whether the difference is less than two standard errors: other text could have turned the choice."""
 
 
 class LayerShape(Config):
@@ -293,6 +345,8 @@ class SearchTable(OptionTable):
     """The best choice."""
     proof: Proof
     """Evidence that it is the best."""
+    margins: tuple[Margin, ...] = ()
+    """How far each slot is from another choice, and how well that is known."""
     certificate: Certificate | None = None
     """The evidence in full, which `tessera search check` verifies from the options alone."""
     random_child: Chosen

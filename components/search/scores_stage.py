@@ -12,8 +12,9 @@ from components.search.blocks import BlockKey, load_block
 from components.search.calibration import calibration_batches, load_parent
 from components.search.config import ScoresConfig
 from components.search.library import shard_layers
-from components.search.results import SCORES_FILE, BlockScore, ShardScores, write_record
-from components.search.scoring import replacement_kl
+from components.search.results import SCORES_FILE, write_record
+from components.search.score_table import shard_scores
+from components.search.scoring import score_replacements
 from components.search.space import PARTS, layer_spaces
 from components.search.subblock import Subblock
 
@@ -40,13 +41,12 @@ def score_blocks(
         for variant in spaces[layer].of(part)[1:]
     }
     held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches)
-    found = replacement_kl(model, replacements, held_out, job)
-    table = ShardScores(
-        tokens=sum(batch.num_targets for batch in held_out),
-        blocks=tuple(
-            BlockScore(layer=layer, part=variant.part, size=variant.size, kl=kl)
-            for (layer, variant), kl in found.items()
-        ),
-    )
+    found = score_replacements(model, replacements, held_out, job, seconds=config.scoring_seconds)
+    table = shard_scores(found)
     write_record(out / "scores" / SCORES_FILE, table)
-    return {"scored": len(found), "mean_kl": statistics.fmean(found.values())}
+    return {
+        "scored": len(table.blocks),
+        "mean_kl": statistics.fmean(block.kl for block in table.blocks),
+        "flop_share": found.flops.share,
+        "scoring_s": found.seconds,
+    }

@@ -1,5 +1,6 @@
 """The search, the paper's steps in order; each of the first ones is also a stage of its own."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from components.core.batches import PackedStream, load_corpus
 from components.core.checkpoint import save_model
-from components.core.job import Job
+from components.core.job import Job, Resume
 from components.search.assemble import child_layers, shape_of
 from components.search.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
 from components.search.calibration import calibration_batches, load_parent
@@ -30,6 +31,7 @@ from components.search.fusion_effect import fusion_effect
 from components.search.importance import load_importance, share_of_top
 from components.search.importance_stage import importance as watch_channels
 from components.search.library_stage import library as train_library
+from components.search.noise import margins
 from components.search.pools import pool
 from components.search.problem import Choice
 from components.search.results import (
@@ -91,11 +93,15 @@ def search(
         train_library(config.part(LibraryConfig), importance=importance, **watched)
         libraries = [here / "library"]
     if not scores:
-        score_blocks(config.part(ScoresConfig), libraries, **watched)
+        # Points of their own: those of the library are found by their step alone.
+        points = Resume(job.resume.folder / "scores", job.resume.interval_s)
+        scoring = watched | {"job": dataclasses.replace(job, resume=points)}
+        score_blocks(config.part(ScoresConfig), libraries, **scoring)
         scores = [here / "scores"]
-    scored = _read_scores(scores, libraries)
+    shards = _read_scores(scores, libraries)
+    scored = sorted((block for shard in shards for block in shard.blocks), key=lambda block: block.layer)
 
-    kls = {(block.layer, Variant(block.part, block.size)): block.kl for block in scored}
+    kls = {(block.layer, Variant(block.part, block.size)): block.of(config.score) for block in scored}
     table = option_table(spaces, measured.fixed, measured.blocks, kls, measured.measurement.batch_tokens)
     parent_costs = table.costs(table.parent_choice)
     limits = absolute_limits(config.limits, parent_costs, table.batch_tokens)
@@ -168,6 +174,7 @@ def search(
         fusion=fusion,
         candidates=trials,
         proof=Proof(objective=solution.objective, bound=solution.bound, gap=solution.gap, status=solution.status),
+        margins=margins(table, limits, solution.choice, shards, config.score),
         certificate=certify(table.problem(table.scores, limits), solution.choice, fixed=table.held),
         pareto=tuple(
             ParetoPoint(limit_ms=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
@@ -178,7 +185,7 @@ def search(
         architecture=architecture_of(model),
         measurement=measured.measurement,
         truth=settled.rounds,
-        blocks=scored,
+        blocks=tuple(block.model_copy(update={"row_sums": {}}) for block in scored),
         machine=measured.machine,
     )
     write_record(out / "search_table" / TABLE_FILE, result)
@@ -201,19 +208,20 @@ def _best_choices(
     return [(solution.choice, solution.objective) for solution in [best, *others]][: config.count]
 
 
-def _read_scores(scores: Sequence[Path], libraries: Sequence[Path]) -> tuple[BlockScore, ...]:
-    """The scores of all shards, by layer, with the training errors that the libraries tell."""
+def _read_scores(scores: Sequence[Path], libraries: Sequence[Path]) -> list[ShardScores]:
+    """The scores of all shards, with the training errors that the libraries tell."""
     trained = {
         (block.layer, block.part, block.size): block
         for folder in libraries
         for block in ShardLibrary.model_validate_json((folder / LIBRARY_FILE).read_bytes()).blocks
     }
-    shards = [ShardScores.model_validate_json((folder / SCORES_FILE).read_bytes()) for folder in scores]
-    blocks = []
-    for block in sorted((block for shard in shards for block in shard.blocks), key=lambda block: block.layer):
+
+    def with_errors(block: BlockScore) -> BlockScore:
         known = trained.get((block.layer, block.part, block.size))
-        blocks.append(block.model_copy(update=known.model_dump()) if known else block)
-    return tuple(blocks)
+        return block.model_copy(update=known.model_dump()) if known else block
+
+    shards = [ShardScores.model_validate_json((folder / SCORES_FILE).read_bytes()) for folder in scores]
+    return [shard.model_copy(update={"blocks": tuple(map(with_errors, shard.blocks))}) for shard in shards]
 
 
 def _shapes(layers: Sequence[ChildLayer]) -> tuple[LayerShape, ...]:

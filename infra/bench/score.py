@@ -1,0 +1,312 @@
+"""Replace-one-block scores beside Puzzletron's: `make bench-search`, or `python -m infra.bench.score OUT`.
+
+A small Llama is trained on sums for a few seconds. Both sides score the same variants of it on the same text, on one
+thread, in float32; `puzzletron_scoring.py` says how Puzzletron's code is made to run here. Then the floating-point
+operations of a larger model are counted, and how seconds grow with layers, options and tokens.
+"""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from components.core.architecture import LINEAR
+from components.core.batches import Batch
+from components.core.checkpoint import load_model
+from components.core.job import silent_job
+from components.core.model import TesseraForCausalLM
+from components.search.assemble import build_subblock
+from components.search.blocks import BlockKey
+from components.search.config import MEASURES
+from components.search.flops import naive_flops, subblock_flops
+from components.search.scoring import Replacements, Scores, score_replacements
+from components.search.space import PARTS, Part, Size, Variant
+from components.search.subblock import Subblock
+from components.search.variants import initialise, subblock_weights
+from infra.bench.environment import environment
+
+PEER = (
+    "nvidia-modelopt==0.47.0",
+    "pulp==3.3.2",
+    "omegaconf==2.3.0",
+    "antlr4-python3-runtime==4.9.3",
+    "immutabledict==4.2.1",
+    "hydra-core==1.3.2",
+    "typeguard==4.4.2",
+)
+LETTERS = "0123456789+= "
+ROWS, TOKENS = 16, 128
+STEPS, STEP_ROWS = 150, 8
+ROUNDS = 3
+TARGET_RATIO, TARGET_SHARE = 20.0, 0.25
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    rows = measure()
+    Path(sys.argv[1]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def measure() -> list[Row]:
+    """All rows."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        rows = beside_puzzletron(Path(name))
+    rows += operations()
+    rows += growth(Path(__file__).with_name("score.svg"))
+    for row in rows:
+        sys.stderr.write(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}\n")
+    return rows
+
+
+def beside_puzzletron(folder: Path) -> list[Row]:
+    """Seconds a variant of both, and how far their scores are apart."""
+    parent = trained_parent(folder / "parent")
+    variants = variants_of(parent, kv_heads=(2, 1), widths=(0.75, 0.5, 0.25))
+    batch = sums_text(ROWS, TOKENS, seed=1)
+    write_for_puzzletron(folder, variants, batch)
+    theirs = puzzletron(folder)
+    ours_s, scores = [], None
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        scores = scored(parent, variants, batch)
+        ours_s.append((time.perf_counter() - began) / len(variants))
+    assert scores is not None
+    kl = MEASURES.index("kl")
+    ours = [float(scores.sums[key][:, kl].sum() / scores.tokens_R.sum()) for key in variants]
+    apart = max(abs(a - b) for a, b in zip(ours, theirs["kl"], strict=True))
+    second = statistics.median(ours_s)
+    name = f"score/{len(variants)} variants, 4 layers, hidden 64, {ROWS} x {TOKENS} tokens"
+    return [
+        row(f"{name}: seconds a variant", second, "s", statistics.median(theirs["seconds"])),
+        row(
+            f"{name}: the same, Puzzletron's building of models left out",
+            second,
+            "s",
+            statistics.median(theirs["losses_seconds"]),
+        ),
+        row(f"{name}: largest difference of KL to Puzzletron's", apart, "nats", 0.0),
+        row(f"{name}: share of naive operations", scores.flops.share, "share", TARGET_SHARE),
+    ]
+
+
+def operations() -> list[Row]:
+    """Operations at 12 layers of hidden size 256 with the paper's options."""
+    parent = untrained(num_layers=12, hidden=256, heads=8, width=800, vocabulary=1024)
+    variants = variants_of(parent, kv_heads=(4, 2, 1), widths=(0.87, 0.75, 0.5, 0.25, 0.2, 0.1), linear=True)
+    batch = random_text(1, TOKENS // 2, vocabulary=1024)
+    scores = scored(parent, variants, batch)
+    pairs = naive_pairs(parent, variants, batch)
+    name = "score/12 layers, hidden 256, 5 other attentions and 8 other FFNs a layer"
+    return [
+        row(f"{name}: share of one forward pass for each scored variant", scores.flops.share, "share", TARGET_SHARE),
+        row(
+            f"{name}: share of one forward pass for each pair of them, as Puzzletron scores them",
+            scores.flops.spent / pairs,
+            "share",
+            TARGET_SHARE,
+        ),
+    ]
+
+
+def growth(plot: Path) -> list[Row]:
+    """How seconds for all variants grow with layers, options and tokens, and a plot of it."""
+    settings = {
+        "layers": [{"num_layers": count} for count in (2, 4, 8, 16)],
+        "options a layer": [{"options": count} for count in (4, 8, 16, 32)],
+        "tokens a row": [{"tokens": count} for count in (64, 128, 256, 512)],
+    }
+    figure, axes = plt.subplots(1, len(settings), figsize=(9, 2.6), sharey=True, layout="constrained")
+    rows = []
+    for (what, sizes), axis in zip(settings.items(), axes, strict=True):
+        numbers = [next(iter(size.values())) for size in sizes]
+        seconds = [seconds_of(**size) for size in sizes]
+        for number, second in zip(numbers, seconds, strict=True):
+            rows.append(row(f"score/growth with {what}: {number}", second, "s", seconds[0] * number / numbers[0]))
+        axis.loglog(numbers, seconds, "o-", color="tab:blue", base=2)
+        axis.loglog(numbers, [seconds[0] * number / numbers[0] for number in numbers], ":", color="gray", base=2)
+        axis.set_xlabel(what)
+    axes[0].set_ylabel("seconds")
+    figure.savefig(plot, metadata={"Date": None})
+    return rows
+
+
+def seconds_of(*, num_layers: int = 4, options: int = 8, tokens: int = TOKENS) -> float:
+    """Seconds for all variants of a model of hidden size 64 on four rows: both no-ops and so many FFN widths."""
+    parent = untrained(num_layers=num_layers, hidden=64, heads=4, width=192, vocabulary=128)
+    variants = variants_of(parent, kv_heads=(), widths=tuple(n / (options - 1) for n in range(1, options - 1)))
+    text = random_text(4, tokens, vocabulary=128)
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        scored(parent, variants, text)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def trained_parent(folder: Path) -> TesseraForCausalLM:
+    """A Llama of four layers that has learned to add, and its folder."""
+    config = llama_config(num_layers=4, hidden=64, heads=4, width=192, vocabulary=len(LETTERS))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(STEPS):
+        batch = sums_text(STEP_ROWS, TOKENS, seed=2 + step)
+        logits = model(batch.input_ids_BT).logits
+        functional.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return load_model(folder).requires_grad_(False)
+
+
+def llama_config(*, num_layers: int, hidden: int, heads: int, width: int, vocabulary: int) -> LlamaConfig:
+    """A dense Llama whose heads all have keys and values of their own."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=num_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=width,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def sums_text(rows: int, tokens: int, seed: int) -> Batch:
+    """Rows of sums, one after another; every position counts."""
+    generator = random.Random(seed)
+
+    def line() -> str:
+        a, b = generator.randrange(100), generator.randrange(100)
+        return f"{a}+{b}={a + b} "
+
+    numbers = {letter: number for number, letter in enumerate(LETTERS)}
+    text = ["".join(line() for _ in range(tokens // 4))[: tokens + 1] for _ in range(rows)]
+    return packed(torch.tensor([[numbers[letter] for letter in row] for row in text]))
+
+
+def random_text(rows: int, tokens: int, vocabulary: int) -> Batch:
+    """Rows of tokens at random."""
+    return packed(torch.randint(vocabulary, (rows, tokens + 1), generator=torch.Generator().manual_seed(0)))
+
+
+def packed(ids: torch.Tensor) -> Batch:
+    """One document a row; the last token of each is only predicted."""
+    positions = torch.arange(ids.shape[1] - 1).expand(len(ids), -1)
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions, torch.ones_like(positions))
+
+
+def untrained(*, num_layers: int, hidden: int, heads: int, width: int, vocabulary: int) -> TesseraForCausalLM:
+    """A parent of which only the shape matters."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        LlamaForCausalLM(
+            llama_config(num_layers=num_layers, hidden=hidden, heads=heads, width=width, vocabulary=vocabulary)
+        ).save_pretrained(folder)
+        return load_model(Path(folder)).requires_grad_(False)
+
+
+def variants_of(
+    parent: TesseraForCausalLM, *, kv_heads: tuple[int, ...], widths: tuple[float, ...], linear: bool = False
+) -> dict[BlockKey, Subblock | None]:
+    """Variants of every layer as initialised, no-ops included."""
+    variants: dict[BlockKey, Subblock | None] = {}
+    for layer, block in enumerate(parent.model.layers):
+        width = block.mlp.up_proj.out_features
+        narrower = tuple(int(fraction * width) for fraction in widths)
+        more: tuple[Size, ...] = (LINEAR,) if linear else ()
+        sizes: dict[Part, tuple[Size, ...]] = {"attention": (*kv_heads, *more), "ffn": (*narrower, *more)}
+        for part in PARTS:
+            own = subblock_weights(block.state_dict(), part)
+            for size in sizes[part]:
+                variant = Variant(part, size)
+                weights = initialise(
+                    own, variant, importance_I=torch.arange(float(width)), head_dim=parent.config.head_dim
+                )
+                variants[layer, variant] = build_subblock(parent, layer, variant, weights)
+            variants[layer, Variant(part, 0)] = None
+    return variants
+
+
+def scored(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> Scores:
+    """Our scores."""
+    with tempfile.TemporaryDirectory() as folder:
+        return score_replacements(parent, variants, [batch], silent_job(Path(folder)))
+
+
+def naive_pairs(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> int:
+    """Operations of a forward pass for each pair of an attention and an FFN of a layer, but for the parent's own."""
+    own = {(n, part): Subblock.of(layer, part) for n, layer in enumerate(parent.model.layers) for part in PARTS}
+    rows, tokens = batch.input_ids_BT.shape
+    flops: dict[tuple[int, Part, Variant | None], int] = {
+        (layer, part, None): subblock_flops(block, rows, tokens) for (layer, part), block in own.items()
+    }
+    flops |= {(layer, v.part, v): subblock_flops(block, rows, tokens) for (layer, v), block in variants.items()}
+    (first, _), *_ = variants.items()
+    one = {first: own[first[0], first[1].part]}
+    whole = naive_flops(own, one, parent.lm_head, batch)
+    total = 0
+    for layer in range(len(parent.model.layers)):
+        attentions, ffns = (
+            [count for (number, of, _), count in flops.items() if (number, of) == (layer, part)] for part in PARTS
+        )
+        pairs = [(a, f) for a in attentions for f in ffns][1:]
+        total += sum(whole - attentions[0] - ffns[0] + a + f for a, f in pairs)
+    return total
+
+
+def write_for_puzzletron(folder: Path, variants: Replacements, batch: Batch) -> None:
+    """The batch, and a folder of sub-blocks for each kind of variant, as its library expects them."""
+    save_file({"input_ids": batch.input_ids_BT, "targets": batch.labels_BT}, folder / "batch.safetensors")
+    for (layer, variant), block in variants.items():
+        if block is not None:
+            blocks = folder / variant.name / "subblocks_safetensors"
+            blocks.mkdir(parents=True, exist_ok=True)
+            weights = {f"model.layers.{layer}.{name}": tensor for name, tensor in block.weights().items()}
+            save_file(weights, blocks / f"block_{layer}_{variant.part}.safetensors")
+    listed = [{"layer": layer, "part": variant.part, "size": variant.size} for layer, variant in variants]
+    (folder / "variants.json").write_text(json.dumps(listed), encoding="utf-8")
+
+
+def puzzletron(folder: Path) -> dict[str, list[float]]:
+    """Puzzletron's scores and seconds."""
+    python = environment("puzzletron-scoring", *PEER)
+    site_packages = Path(transformers.__file__).parents[1]
+    environ = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(
+        [python, Path(__file__).with_name("puzzletron_scoring.py"), folder, site_packages],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environ, "OMP_NUM_THREADS": "1"},
+    )
+    answer: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def row(name: str, value: float, unit: str, versus: float) -> Row:
+    """One line of the result; the ratio says how many times less ours is, None where it would divide by 0."""
+    return {"name": name, "value": value, "unit": unit, "versus": versus, "ratio": versus / value if value else None}
+
+
+if __name__ == "__main__":
+    main()
