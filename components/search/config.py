@@ -178,6 +178,9 @@ class Distillation(Config):
     """Peak of AdamW's cosine schedule."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps that climb linearly to the peak."""
+    linear_batches: int = Field(default=8, ge=0)
+    """Batches that linear sub-blocks are fitted to by least squares before they are trained; 0: they begin as a product
+    of the parent's matrices, as in the paper."""
     resume_interval_s: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
     small_error: float = Field(default=1e-3, ge=0)

@@ -28,7 +28,7 @@ STATE = "lessons.json"
 
 def normalised_mse(parent_ND: Tensor, child_ND: Tensor) -> Tensor:
     """MSE(parent, child) / MSE(parent, 0): 0 is a perfect copy, 1 is as good as nothing."""
-    return (parent_ND - child_ND).square().sum() / parent_ND.square().sum()
+    return (parent_ND - child_ND).float().square().sum() / parent_ND.float().square().sum()
 
 
 def is_settled(errors: Sequence[float], config: Distillation) -> bool:

@@ -10,11 +10,12 @@ from pydantic import JsonValue
 from components.core.batches import PackedStream, load_corpus
 from components.core.job import Job
 from components.search.assemble import build_subblock, shape_of
-from components.search.blocks import BlockKey
+from components.search.blocks import BlockKey, load_block
 from components.search.calibration import load_parent
 from components.search.config import LibraryConfig
 from components.search.importance import load_importance
 from components.search.library import distil, shard_layers, variants_to_train
+from components.search.linear_fit import fit_linear
 from components.search.results import LIBRARY_FILE, ShardLibrary, TrainedBlock, write_record
 from components.search.space import layer_spaces
 from components.search.subblock import Subblock
@@ -30,13 +31,19 @@ def library(
     contributions = load_importance(importance)
     keys = variants_to_train(spaces, shard_layers(len(spaces), *config.shard_index))
 
+    stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0)
+    fitted = job.scratch / "linear"
+    firsts = range(0, config.distillation.linear_batches * config.batch_size, config.batch_size)
+    fit_linear(model, keys, [stream.batch(first, config.batch_size) for first in firsts], fitted, job)
+
     def make(key: BlockKey) -> Subblock:
         layer, variant = key
+        if variant.is_linear and config.distillation.linear_batches:
+            return build_subblock(model, layer, variant, load_block([fitted], key))
         own = subblock_weights(model.model.layers[layer].state_dict(), variant.part)
         weights = initialise(own, variant, importance_I=contributions.get(layer), head_dim=model.config.head_dim)
         return build_subblock(model, layer, variant, weights)
 
-    stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0)
     errors = distil(model, keys, make, out / "library", stream, config.batch_size, config.distillation, job)
     blocks = tuple(
         TrainedBlock(layer=layer, part=variant.part, size=variant.size, **_errors(errors[layer, variant]))
