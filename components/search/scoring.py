@@ -24,6 +24,7 @@ from torch import Tensor
 from components.core.batches import Batch
 from components.core.job import Interrupted, Job
 from components.core.model import Attention, TesseraForCausalLM, segment_mask
+from components.core.paging import is_paged
 from components.search.blocks import BlockKey
 from components.search.config import MEASURES
 from components.search.flops import Flops, Slot, linear_flops, naive_flops, subblock_flops
@@ -33,7 +34,7 @@ from components.search.subblock import Subblock
 
 TOKENS_IN_FLIGHT = 1 << 14
 """Tokens of all variants together that a walk should have: enough to keep cores busy, few enough for caches."""
-CHUNK_TOKENS = 1 << 12
+CHUNK_TOKENS = 1 << 11
 """Tokens that a sub-block is run on at once."""
 MAX_VALUES_IN_FLIGHT = 1 << 28
 """Hidden states that a walk holds at most: 1 GiB in float32. More variants than fit go in several walks."""
@@ -91,7 +92,8 @@ def score_replacements(
 
     Source: arXiv 2411.19146, section 4.2.
     """
-    parts = [part for batch in batches for part in _few_rows(batch, 1 + len(replacements))]
+    rows = len(batches[0].input_ids_BT) if is_paged(parent.model.layers) else 0
+    parts = [part for batch in batches for part in _few_rows(batch, 1 + len(replacements), at_least=rows)]
     own = {(n, part): Subblock.of(layer, part) for n, layer in enumerate(parent.model.layers) for part in PARTS}
     done, scores = _resumed(job, list(replacements))
     began = time.monotonic() - scores.seconds
@@ -111,10 +113,10 @@ def score_replacements(
     return scores
 
 
-def _few_rows(batch: Batch, in_flight: int) -> list[Batch]:
-    """The batch in parts of as many rows as make a good walk."""
+def _few_rows(batch: Batch, in_flight: int, at_least: int) -> list[Batch]:
+    """The batch in parts of as many rows as make a good walk: where layers are read from a file, all."""
     rows, tokens = batch.input_ids_BT.shape
-    size = max(1, TOKENS_IN_FLIGHT // (in_flight * tokens))
+    size = max(1, at_least, TOKENS_IN_FLIGHT // (in_flight * tokens))
     return [batch.rows(start, start + size) for start in range(0, rows, size)]
 
 
@@ -151,7 +153,8 @@ class _Walk:
         self.counted = Counted.of(batch.labels_BT)
         self.hidden_BTD = parent.model.embed_tokens(batch.input_ids_BT)
         self.rotary = parent.model.rotary_emb(self.hidden_BTD, batch.position_ids_BT)
-        self.mask_B1TT = segment_mask(batch.segment_ids_BT)
+        one_document = bool((batch.segment_ids_BT == batch.segment_ids_BT[:, :1]).all())
+        self.mask_B1TT = None if one_document else segment_mask(batch.segment_ids_BT)
 
     def score(self, replacements: Replacements) -> dict[BlockKey, Tensor]:
         """Sums (B, M) of each variant of a group; the next group branches off no earlier than the last of this one."""
@@ -193,7 +196,8 @@ class _Walk:
         if not _is_attention(block):
             return ()
         cos, sin = (part.repeat(copies, 1, 1) for part in self.rotary)
-        return (cos, sin), self.mask_B1TT.repeat(copies, 1, 1, 1), None
+        mask_B1TT = None if self.mask_B1TT is None else self.mask_B1TT.repeat(copies, 1, 1, 1)
+        return (cos, sin), mask_B1TT, None
 
 
 def _is_attention(block: Subblock | None) -> bool:

@@ -137,9 +137,12 @@ def growth(plot: Path) -> list[Row]:
         numbers = [next(iter(size.values())) for size in sizes]
         seconds = [seconds_of(**size) for size in sizes]
         for number, second in zip(numbers, seconds, strict=True):
-            rows.append(row(f"score/growth with {what}: {number}", second, "s", seconds[0] * number / numbers[0]))
+            times = (number / numbers[0]) ** (2 if what == "layers" else 1)
+            rows.append(
+                row(f"score/growth with {what}: {number}, versus as naive grows", second, "s", seconds[0] * times)
+            )
         axis.loglog(numbers, seconds, "o-", color="tab:blue", base=2)
-        axis.loglog(numbers, [seconds[0] * number / numbers[0] for number in numbers], ":", color="gray", base=2)
+        axis.loglog(numbers, [line["versus"] for line in rows[-len(numbers) :]], ":", color="gray", base=2)
         axis.set_xlabel(what)
     axes[0].set_ylabel("seconds")
     figure.savefig(plot, metadata={"Date": None})

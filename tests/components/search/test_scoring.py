@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.core.batches import IGNORE, Batch
+from components.core.checkpoint import load_model
 from components.core.job import Interrupted, Job, silent_job
 from components.core.model import TesseraForCausalLM
 from components.search import scoring
@@ -191,3 +192,13 @@ def test_a_variant_above_its_ceiling_is_dropped_with_a_score_that_is_still_above
     assert kl[key] / 3 < block.kl * int(whole.tokens_R.sum()) < kl[key]
     assert cut.flops.spent < whole.flops.spent
     assert all(torch.equal(cut.sums[other], whole.sums[other]) for other in replacements if other != key)
+
+
+def test_a_parent_read_layer_by_layer_scores_the_same(
+    parent: TesseraForCausalLM, replacements: Replacements, parent_folder: Path, batches: list[Batch], job: Job
+) -> None:
+    paged = load_model(parent_folder, paged=True)
+    whole = score_replacements(parent, replacements, batches, job)
+    pieces = score_replacements(paged, replacements, batches, job)
+    for key in replacements:
+        torch.testing.assert_close(pieces.sums[key], whole.sums[key], atol=1e-4, rtol=1e-4)
