@@ -151,13 +151,13 @@ def one_variant(variant: dict[str, Any], folder: Path, teacher: Path, block_conf
 
 
 def timed(module: Any, name: str, *, since_last: bool = False) -> list[float]:
-    """Seconds of every call of a function from now on; or from the end of the call before, whatever came between."""
-    function, seconds, ends = getattr(module, name), [], [time.perf_counter()]
+    """CPU seconds of every call of a function from now on; or from the end of the call before, whatever came between."""
+    function, seconds, ends = getattr(module, name), [], [time.process_time()]
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        began = ends[-1] if since_last else time.perf_counter()
+        began = ends[-1] if since_last else time.process_time()
         result = function(*args, **kwargs)
-        ends.append(time.perf_counter())
+        ends.append(time.process_time())
         seconds.append(ends[-1] - began)
         return result
 

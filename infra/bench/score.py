@@ -83,9 +83,9 @@ def beside_puzzletron(folder: Path) -> list[Row]:
     theirs = puzzletron(folder)
     ours_s, scores = [], None
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        began = time.process_time()
         scores = scored(parent, variants, batch)
-        ours_s.append((time.perf_counter() - began) / len(variants))
+        ours_s.append((time.process_time() - began) / len(variants))
     assert scores is not None
     kl = MEASURES.index("kl")
     ours = [float(scores.sums[key][:, kl].sum() / scores.tokens_R.sum()) for key in variants]
@@ -93,7 +93,7 @@ def beside_puzzletron(folder: Path) -> list[Row]:
     second = statistics.median(ours_s)
     name = f"score/{len(variants)} variants, 4 layers, hidden 64, {ROWS} x {TOKENS} tokens"
     return [
-        row(f"{name}: seconds a variant", second, "s", statistics.median(theirs["seconds"])),
+        row(f"{name}: CPU seconds a variant", second, "s", statistics.median(theirs["seconds"])),
         row(
             f"{name}: the same, Puzzletron's building of models left out",
             second,
@@ -125,7 +125,7 @@ def operations() -> list[Row]:
 
 
 def growth(plot: Path) -> list[Row]:
-    """How seconds for all variants grow with layers, options and tokens, and a plot of it."""
+    """How CPU seconds for all variants grow with layers, options and tokens, and a plot of it."""
     settings = {
         "layers": [{"num_layers": count} for count in (2, 4, 8, 16)],
         "options a layer": [{"options": count} for count in (4, 8, 16, 32)],
@@ -144,7 +144,7 @@ def growth(plot: Path) -> list[Row]:
         axis.loglog(numbers, seconds, "o-", color="tab:blue", base=2)
         axis.loglog(numbers, [line["versus"] for line in rows[-len(numbers) :]], ":", color="gray", base=2)
         axis.set_xlabel(what)
-    axes[0].set_ylabel("seconds")
+    axes[0].set_ylabel("CPU seconds")
     figure.savefig(plot, metadata={"Date": None})
     return rows
 
@@ -156,9 +156,9 @@ def seconds_of(*, num_layers: int = 4, options: int = 8, tokens: int = TOKENS) -
     text = random_text(4, tokens, vocabulary=128)
     times = []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        began = time.process_time()
         scored(parent, variants, text)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return min(times)
 
 

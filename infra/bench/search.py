@@ -25,6 +25,7 @@ from components.search.pools import pool
 from components.search.problem import Problem
 from components.search.proof import check
 from components.search.solver import Solution, certify, solve_problem
+from infra.bench import score
 from infra.bench.environment import environment
 from infra.bench.instances import Limits, Table, independent, layered, with_scores_times
 
@@ -48,6 +49,7 @@ def main() -> None:
         for row in measure(family, make, peer):
             rows.append(row)
             sys.stderr.write(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}\n")
+    rows += score.measure()
     out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
