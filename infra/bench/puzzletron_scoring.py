@@ -151,7 +151,7 @@ def one_variant(variant: dict[str, Any], folder: Path, teacher: Path, block_conf
 
 
 def timed(module: Any, name: str, *, since_last: bool = False) -> list[float]:
-    """CPU seconds of every call of a function from now on; or from the end of the call before, whatever came between."""
+    """CPU seconds of every call of a function from now on; or from the end of the call before."""
     function, seconds, ends = getattr(module, name), [], [time.process_time()]
 
     def call(*args: Any, **kwargs: Any) -> Any:
