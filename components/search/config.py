@@ -192,6 +192,15 @@ class Distillation(Config):
     more."""
 
 
+class Coupled(Config):
+    """A second distillation, of the attention and the FFN of one layer together, where the child replaces both."""
+
+    num_steps: int = Field(default=0, ge=0)
+    """Optimizer steps; 0 leaves the child with its decoupled sub-blocks."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak of AdamW's cosine schedule."""
+
+
 class Fusion(Config):
     """Which FFNs of attention-free runs become one. Source: arXiv 2503.18908, sections 3 and 4."""
 
@@ -302,6 +311,8 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     score: Measure = "kl"
     """What the solver minimises the sum of: KL(parent || child), growth of the next-token loss, 1 - cos of the last
     hidden states, or share of tokens whose likeliest successor changes."""
+    coupled: Coupled = Coupled()
+    """Training of the child's pairs of attention and FFN."""
     fusion: Fusion = Fusion()
     """FFN Fusion of the child and of the two baselines."""
     truth: TruthLoop = TruthLoop()

@@ -99,6 +99,21 @@ class TrainedBlock(Config):
     """Steps that it was taught in."""
 
 
+class CoupledPair(Config):
+    """An attention and an FFN that were trained together."""
+
+    layer: int
+    """Layer of the parent."""
+    attention: str
+    """Name of the variant."""
+    ffn: str
+    """Name of the variant."""
+    first_error: float
+    """Normalised error of what both add to the residual stream, at the first step; 1 is as good as nothing."""
+    last_error: float
+    """The same at the last step."""
+
+
 class ShardLibrary(Config):
     """`library.json` of one shard."""
 
@@ -373,6 +388,8 @@ class SearchTable(OptionTable):
     """Rounds of the truth loop; costs are as corrected by them."""
     blocks: tuple[BlockScore, ...]
     """Scores and training errors of all alternative sub-blocks."""
+    coupled: tuple[CoupledPair, ...] = ()
+    """Pairs of the child that were trained together."""
     machine: Machine
     """Where latency was measured."""
 

@@ -26,6 +26,7 @@ from components.search.config import (
 )
 from components.search.costs import architecture_of, own_costs_of
 from components.search.costs_stage import costs as measure
+from components.search.coupled import couple, pairs_to_couple
 from components.search.fusion import ChildLayer
 from components.search.fusion_effect import fusion_effect
 from components.search.importance import load_importance, share_of_top
@@ -41,6 +42,7 @@ from components.search.results import (
     BlockScore,
     CandidateTrial,
     Chosen,
+    CoupledPair,
     FrontPoint,
     FusionEffect,
     LayerImportance,
@@ -109,8 +111,8 @@ def search(
     seed = config.seed or 0
     held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches)
 
-    def make(choice: Choice, *, dependencies: bool = config.fusion.max_dependency is not None) -> Child:
-        layers = child_layers(model, spaces, libraries or [], table.variants(choice))
+    def make(choice: Choice, *better: Path, dependencies: bool = config.fusion.max_dependency is not None) -> Child:
+        layers = child_layers(model, spaces, [*better, *(libraries or [])], table.variants(choice))
         return make_child(model, layers, config.fusion, held_out if dependencies else ())
 
     def beside_the_parent(choice: Choice) -> Measured:
@@ -139,10 +141,16 @@ def search(
         "greedy_child": greedy_choice(table, limits),
     }
     others = {"most parameters": most_parameters(table, limits), "uniform": uniform_choice(table, limits)}
+    pairs = pairs_to_couple(spaces, table.variants(choices["child"])) if config.coupled.num_steps else {}
+    coupled: dict[int, list[float]] = {}
+    if pairs:
+        stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, seed)
+        coupled = couple(model, pairs, libraries, here / "coupled", stream, config.batch_size, config.coupled, job)
     chosen: dict[str, Chosen] = {}
     fusion: FusionEffect | None = None
     for done, (name, choice) in enumerate(choices.items(), 1):
-        child = make(choice, dependencies=name == "child" or config.fusion.max_dependency is not None)
+        better = [here / "coupled"] if name == "child" else []
+        child = make(choice, *better, dependencies=name == "child" or config.fusion.max_dependency is not None)
         save_model(child.model, out / name, tokenizer=parent, by_block=True)
         if name == "child":
             fusion = fusion_effect(model, child, held_out, config.fusion, measured.measurement, job)
@@ -186,6 +194,16 @@ def search(
         measurement=measured.measurement,
         truth=settled.rounds,
         blocks=tuple(block.model_copy(update={"row_sums": {}}) for block in scored),
+        coupled=tuple(
+            CoupledPair(
+                layer=layer,
+                attention=pairs[layer][0].name,
+                ffn=pairs[layer][1].name,
+                first_error=errors[0],
+                last_error=errors[-1],
+            )
+            for layer, errors in coupled.items()
+        ),
         machine=measured.machine,
     )
     write_record(out / "search_table" / TABLE_FILE, result)

@@ -14,6 +14,7 @@ from components.search.assemble import heterogeneous_model, shape_of
 from components.search.config import (
     Candidates,
     CostsConfig,
+    Coupled,
     Distillation,
     Fusion,
     ImportanceConfig,
@@ -305,3 +306,22 @@ def test_a_parent_whose_layers_differ_is_searched(
     child = load_model(tmp_path / "child")
     assert len(child.model.layers) == len(table.child.fused_layers)
     assert child.num_parameters() < grown.num_parameters()
+
+
+def test_coupled_pairs_are_the_childs_alone(
+    tmp_path: Path, searched: Path, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    config = CONFIG.model_copy(update={"coupled": Coupled(num_steps=2)})
+    search(config, job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs)
+    before, after = (json.loads((out / "search_table" / "search.json").read_text()) for out in (searched, tmp_path))
+    assert (after["child"]["choice"], before["coupled"]) == (before["child"]["choice"], [])
+    assert all({"first_error", "last_error", "layer"} <= pair.keys() for pair in after["coupled"])
+    changed = {
+        name: not same_weights(tmp_path / name, searched / name) for name in ("child", "random_child", "greedy_child")
+    }
+    assert changed == {"child": bool(after["coupled"]), "random_child": False, "greedy_child": False}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    states = [load_model(folder).state_dict() for folder in (one, other)]
+    return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
