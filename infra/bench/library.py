@@ -1,0 +1,157 @@
+"""The block library trained side by side against one variant at a time: part of `make bench-search`.
+
+Both are our own code on one thread: `distil` with all variants of all layers, and again for each of them alone, with a
+forward pass of the parent of its own (up to the variant's layer, no further). What they write is compared byte by byte.
+"""
+
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from components.core.batches import PackedStream
+from components.core.checkpoint import load_model
+from components.core.example import Example
+from components.core.job import silent_job
+from components.core.model import TesseraForCausalLM
+from components.search.assemble import build_subblock
+from components.search.blocks import BlockKey
+from components.search.config import Distillation
+from components.search.library import distil
+from components.search.space import Part, Variant
+from components.search.subblock import Subblock
+from components.search.variants import initialise, subblock_weights
+
+HEADS, VOCABULARY, STEPS, ROUNDS = 8, 256, 3, 3
+
+Row = dict[str, Any]
+
+
+class Size(NamedTuple):
+    """What is trained: variants of each layer of a parent, and on how much text a step."""
+
+    layers: int
+    options: int
+    rows: int
+    tokens: int = 128
+    hidden: int = 128
+
+    @property
+    def name(self) -> str:
+        """As it stands in the rows."""
+        text = f"{self.rows} x {self.tokens} tokens"
+        return f"{self.layers} layers of hidden {self.hidden} x {self.options} variants, {text}"
+
+
+BASE = Size(layers=6, options=8, rows=2)
+SIZES = (
+    BASE,
+    *(BASE._replace(layers=layers) for layers in (3, 12)),
+    *(BASE._replace(options=options) for options in (4, 16)),
+    *(BASE._replace(rows=rows) for rows in (1, 4)),
+)
+
+
+def rows() -> list[Row]:
+    """Measure every size, and tell of it."""
+    found = []
+    for size in SIZES:
+        for row in _rows_of(size):
+            found.append(row)
+            sys.stderr.write(f"{row['name']}: {row['value']:.4g} {row['unit']} versus {row['versus']:.4g}\n")
+    return found
+
+
+def _rows_of(size: Size) -> list[Row]:
+    """Variants and tokens a second, and whether the results are the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        parent, keys, stream = _parent(size, Path(folder)), _keys(size), _stream(size)
+        together_s, alone_s, same = [], [], True
+        for number in range(ROUNDS if size == BASE else 1):
+            here = Path(folder) / str(number)
+            together_s.append(_train(parent, [keys], stream, size, here / "together"))
+            alone_s.append(_train(parent, [[key] for key in keys], stream, size, here / "alone"))
+            same = same and _weights(here / "together") == _weights(here / "alone")
+    together, alone = statistics.median(together_s), statistics.median(alone_s)
+    name, count = f"library/{size.name}", len(keys)
+    return [
+        _row(f"{name}: variants trained a CPU second ({STEPS} steps)", count / together, "1/s", count / alone),
+        _row(
+            f"{name}: variants x tokens a CPU second",
+            *(count * STEPS * size.rows * size.tokens / together, "tokens/s"),
+            count * STEPS * size.rows * size.tokens / alone,
+        ),
+        _row(f"{name}: same weights to the bit", float(same), "of 1", 1.0),
+    ]
+
+
+def _train(
+    parent: TesseraForCausalLM, groups: list[list[BlockKey]], stream: PackedStream, size: Size, folder: Path
+) -> float:
+    """CPU seconds of training groups of variants one after another."""
+
+    def make(key: BlockKey) -> Subblock:
+        own = subblock_weights(parent.model.layers[key[0]].state_dict(), key[1].part)
+        importance_I = torch.arange(4.0 * size.hidden)
+        weights = initialise(own, key[1], importance_I=importance_I, head_dim=parent.config.head_dim)
+        return build_subblock(parent, *key, weights)
+
+    jobs = [silent_job(folder.parent / f"{folder.name}-job-{number}") for number in range(len(groups))]
+    config = Distillation(num_steps=STEPS, small_error=0)
+    began = time.process_time()
+    for group, job in zip(groups, jobs, strict=True):
+        distil(parent, group, make, folder, stream, size.rows, config, job)
+    return time.process_time() - began
+
+
+def _parent(size: Size, folder: Path) -> TesseraForCausalLM:
+    """A random Llama: what is timed does not depend on its weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        intermediate_size=4 * size.hidden,
+        max_position_embeddings=size.tokens,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "parent")
+    return load_model(folder / "parent").requires_grad_(False)
+
+
+def _keys(size: Size) -> list[BlockKey]:
+    """Three attentions, and FFN widths evenly spread."""
+    attentions: list[tuple[Part, int]] = [("attention", heads) for heads in (4, 2, 1)][: size.options // 2]
+    widths = size.options - len(attentions)
+    ffns: list[tuple[Part, int]] = [("ffn", 4 * size.hidden * n // (widths + 1)) for n in range(1, widths + 1)]
+    return [(layer, Variant(part, count)) for layer in range(size.layers) for part, count in attentions + ffns]
+
+
+def _stream(size: Size) -> PackedStream:
+    """Random text."""
+    letters = random.Random(0)
+    text = [[letters.randrange(1, VOCABULARY) for _ in range(size.tokens)] for _ in range(64)]
+    return PackedStream([Example(tokens, [True] * size.tokens) for tokens in text], size.tokens, 0)
+
+
+def _weights(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def _row(name: str, value: float, unit: str, versus: float) -> Row:
+    """One line of the result; the ratio says how many times more ours is."""
+    return {"name": name, "value": value, "unit": unit, "versus": versus, "ratio": value / versus}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    Path(sys.argv[1]).write_text(json.dumps(rows(), indent=1) + "\n", encoding="utf-8")
