@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from components.core.architecture import WEIGHT_BYTES, Architecture, BlockConfig
+from components.core.architecture import Architecture, BlockConfig
 from components.core.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.inspection import read_config
 from components.core.tokenizer_files import VOCABULARY, read_settings
-from components.core.workload import Dtype
+from components.search.config import Measurement
+from components.search.counting import model_costs
 from components.search.devices import device_of
 from components.search.roofline import check as check_device
 from components.search.space import LayerSpace, block_of, layer_spaces, left_out, servable_spaces, shape_of
@@ -95,10 +96,9 @@ def _check_search(recipe: Recipe) -> None:
     spaces = servable_spaces(layer_spaces(recipe.search, shape_of(parent)), measurement.tensor_parallel)
     if measurement.device is not None:
         check_device(measurement, device_of(measurement.device))
-    dtype = measurement.dtype
-    for resource, own in _counted(parent, dtype).items():
+    for resource, own in _counted(parent, measurement).items():
         limit = recipe.search.limits.absolute(resource, own)
-        reachable = _least(parent, spaces, resource, dtype)
+        reachable = _least(parent, spaces, resource, measurement)
         if limit is not None and reachable > limit:
             raise InfeasibleBudget(
                 f"no choice of blocks fits {resource}={limit:.6g}; the smallest reachable is {reachable}",
@@ -106,24 +106,22 @@ def _check_search(recipe: Recipe) -> None:
             )
 
 
-def _least(parent: Architecture, spaces: Sequence[LayerSpace], resource: str, dtype: Dtype) -> int:
+def _least(parent: Architecture, spaces: Sequence[LayerSpace], resource: str, measurement: Measurement) -> int:
     """The least of a resource that a child can have."""
 
     def taken(*blocks: BlockConfig) -> int:
-        return _counted(parent.model_copy(update={"blocks": blocks}), dtype)[resource]
+        return _counted(parent.model_copy(update={"blocks": blocks}), measurement)[resource]
 
     layers = [[block_of(a.size, f.size) for a in space.attention for f in space.ffn] for space in spaces]
     return taken(*(min(blocks, key=taken) for blocks in layers))
 
 
-def _counted(shape: Architecture, dtype: Dtype) -> dict[str, int]:
+def _counted(shape: Architecture, measurement: Measurement) -> dict[str, int]:
     """What a model takes that no machine changes, as `search.limits` names it."""
-    return {
-        "parameters": shape.parameters,
-        "kv_bytes_per_token": shape.kv_bytes_per_token,
-        "attention_layers": sum(block.attends for block in shape.blocks),
-        "weight_bytes": WEIGHT_BYTES[dtype] * shape.parameters,
-    }
+    fixed, parts = model_costs(shape, measurement)
+    whole = sum(parts, start=fixed)
+    names = ("parameters", "kv_bytes_per_token", "attention_layers", "weight_bytes", "memory_bytes")
+    return {name: getattr(whole, name) for name in names}
 
 
 def find_notes(recipe: Recipe) -> Iterator[str]:

@@ -70,6 +70,8 @@ def measure_times(folders: list[Path], deployment: Deployment, threads: int) -> 
         "threads": threads,
     }
     environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    if deployment.tensor_parallel > 1:  # on a CPU each would want a memory node of its own
+        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     command = [sys.executable, "-W", "ignore", "-m", "components.core.vllm_timing"]
     done = subprocess.run(
         command,

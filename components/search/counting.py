@@ -28,11 +28,15 @@ def counted(parameters: int, kv_heads: int, head_dim: int, measurement: Measurem
 
 
 def counted_fixed(parameters: int, parent: Architecture, measurement: Measurement) -> Costs:
-    """What embeddings, final norm and head take, and the activations of any child."""
-    weights = counted(parameters, 0, parent.head_dim, measurement)
-    return weights.model_copy(
-        update={"memory_bytes": weights.memory_bytes + activation_bytes(parent, measurement)},
-    )
+    """What embeddings, final norm and head take, 16 bits a weight at least, and the activations of any child."""
+    weight_bytes = outside_bytes(parameters, measurement)
+    memory_bytes = weight_bytes + activation_bytes(parent, measurement)
+    return Costs(parameters=parameters, weight_bytes=weight_bytes, memory_bytes=memory_bytes)
+
+
+def outside_bytes(parameters: int, measurement: Measurement) -> int:
+    """Weights outside the layers: engines quantise neither embeddings nor head."""
+    return max(2, WEIGHT_BYTES[measurement.dtype]) * parameters
 
 
 def activation_bytes(parent: Architecture, measurement: Measurement) -> int:

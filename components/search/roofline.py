@@ -27,7 +27,7 @@ STREAMED = 0.90
 """Share of the bandwidth of memory or link at which weights, activations and all-reduces are moved."""
 CACHED = 0.55
 """Share of the bandwidth of memory at which attention reads the KV cache."""
-COMPUTED = 0.68
+COMPUTED = 0.70
 """Share of the peak that large matrix products reach."""
 HIDDEN_PASSES = 4
 """Times that a sub-block reads or writes the hidden states of its tokens."""

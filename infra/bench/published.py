@@ -128,3 +128,14 @@ SPEEDUPS = (
     ("F fusion of the 253B", "F 253B one user", "F 253B before fusion, one user"),
 )
 """Rows of which one is told as so many times faster than the other."""
+
+
+def super_speedups() -> Iterator[tuple[str, float, Figure, Figure]]:
+    """What L says of the 49B against its parent; lengths are not told, text generation's are assumed here."""
+
+    def load(shape: Architecture, devices: int) -> Figure:
+        return Figure("", shape, 0.0, "tok/s a device", devices, "H100", 128, 1024)
+
+    small = load(SUPER_49B, 1)
+    yield "L 49B against 70B, one device each", 5.0, small, load(LLAMA_70B, 1)
+    yield "L 49B on one device against 70B on four", 2.17, small, load(LLAMA_70B, 4)

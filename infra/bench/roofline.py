@@ -7,7 +7,7 @@ from pathlib import Path
 from components.search.config import Measurement
 from components.search.devices import DEVICES
 from components.search.roofline import largest_batch, predicted_model
-from infra.bench.published import MOST, SPEEDUPS, Figure, figures
+from infra.bench.published import MOST, SPEEDUPS, Figure, figures, super_speedups
 from infra.bench.rows import Row, write_rows
 
 
@@ -42,6 +42,9 @@ def rows() -> list[Row]:
         told.append(Row(name, value, figure.unit, f"published {figure.value:,.6g}", value / figure.value))
     for name, fast, slow in SPEEDUPS:
         value, published = (found[fast][side] / found[slow][side] for side in (0, 1))
+        told.append(Row(name, value, "times", f"published {published:.3g}", value / published))
+    for name, published, one, other in super_speedups():
+        value = predict(one) / predict(other)
         told.append(Row(name, value, "times", f"published {published:.3g}", value / published))
     return told
 

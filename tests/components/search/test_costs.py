@@ -54,7 +54,7 @@ def test_memory_is_weights_and_cache_at_the_served_precision(
     fixed, blocks = counted_costs(parent, SPACES, measurement)
     own = Architecture.from_config(parent.config.to_dict())
     whole = sum((blocks[v] for v in (Variant("attention", 4), Variant("ffn", 64)) for _ in range(4)), start=fixed)
-    assert whole.weight_bytes == size * own.parameters
+    assert whole.weight_bytes == size * own.parameters + max(0, 2 - size) * fixed.parameters
     assert whole.attention_layers == 4
     kv_bytes = own.kv_bytes_per_token // 2 * size * 3 * (5 + 2)
     assert whole.memory_bytes == whole.weight_bytes + kv_bytes + activation_bytes(own, measurement)
