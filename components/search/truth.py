@@ -25,6 +25,8 @@ from components.search.table import TIMES, Costs, OptionTable
 
 LEAST_LEFT = 0.1
 """A correction leaves at least this share of a cost."""
+HELD = 1000.0
+"""Weight of the parent's own time among those that corrected costs explain."""
 SOLVED_FOR = ("latency_ms", "time_to_first_token_ms")
 """Times that are measured; the third, of whole requests, follows from them."""
 
@@ -173,14 +175,18 @@ def _times(table: OptionTable, names: Sequence[str], resource: str) -> NDArray[n
 def _nearest(
     counts_ON: NDArray[np.float64], times_N: NDArray[np.float64], targets: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Times whose sums are the targets and that differ from these the least, in shares of themselves."""
+    """Times whose sums are the targets and that differ from these the least, in shares of themselves.
+
+    The first target, the parent's, is held where noise makes them contradict each other: limits are shares of it.
+    """
     target_O = np.array(targets)
     if not target_O.all():  # costs from elsewhere may not know this time
         return times_N
-    shares_ON = counts_ON * times_N / target_O[:, None]
+    weight_O = np.where(np.arange(len(target_O)) == 0, HELD, 1.0)
+    shares_ON = weight_O[:, None] * counts_ON * times_N / target_O[:, None]
     factor_N, free_N = np.ones(len(times_N)), np.ones(len(times_N), dtype=bool)
     while free_N.any():
-        error_O = 1 - shares_ON @ np.where(free_N, 1.0, factor_N)
+        error_O = weight_O - shares_ON @ np.where(free_N, 1.0, factor_N)
         factor_N[free_N] = 1 + np.linalg.lstsq(shares_ON[:, free_N], error_O, rcond=None)[0]
         low_N = free_N & (factor_N < LEAST_LEFT)
         if not low_N.any():

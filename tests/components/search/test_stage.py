@@ -160,8 +160,9 @@ def test_the_child_is_measured_beside_its_parent(
     assert first["choice"] == table["child"]["choice"]  # no time is limited
     assert first["measured"]["latency_ms"] > 0
     assert first["pace"] > 0
-    assert table["child"]["costs"]["latency_ms"] == pytest.approx(first["measured"]["latency_ms"])
-    assert table["parent"]["latency_ms"] == pytest.approx(1 + 4 * (4 + 2))
+    assert table["fixed"]["latency_ms"] != 1.0  # corrected; how well depends on how busy the machine is
+    parent = sum((slot["options"][0]["costs"]["latency_ms"] for slot in table["slots"]), start=0.0)
+    assert parent + table["fixed"]["latency_ms"] == pytest.approx(table["parent"]["latency_ms"], 1e-3)
 
 
 def test_the_steps_one_by_one_give_what_the_whole_gives(

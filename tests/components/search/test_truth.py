@@ -85,6 +85,13 @@ def test_without_rounds_nothing_is_measured_and_sums_that_are_right_stay() -> No
     assert right.rounds[0].error < 1e-12
 
 
+def test_the_parents_time_is_held_against_a_child_that_noise_made_slower() -> None:
+    child: Choice = (1, 1) * (len(SCORES) // 2)
+    corrected = correct(TABLE, {child: costs(2 * PARENT.latency_ms, PARENT.time_to_first_token_ms)}, NEW_TOKENS)
+    assert corrected.costs(TABLE.parent_choice).latency_ms == pytest.approx(PARENT.latency_ms, 1e-3)
+    assert corrected.costs(child).latency_ms > TABLE.costs(child).latency_ms
+
+
 def differs(choice: Choice) -> bool:
     """Whether a child has enough of its own and of the parent's that both can explain a time."""
     return sum(pick > 0 for pick in choice) >= 4 and sum(pick < 2 for pick in choice) >= 4
