@@ -46,8 +46,8 @@ def activation_bytes(parent: Architecture, measurement: Measurement) -> int:
     """
     tokens = min(measurement.batch_size * measurement.prompt_tokens, max(BATCHED_TOKENS, measurement.prompt_tokens))
     queries = (parent.num_attention_heads + 2 * max(map(kv_heads, parent.blocks))) * parent.head_dim
-    channels = 2 * max(width for block in parent.blocks if isinstance(width := block.intermediate_size or 0, int))
-    widest = 2 * parent.hidden_size + max(queries, channels)
+    widths = [block.intermediate_size for block in parent.blocks if isinstance(block.intermediate_size, int)]
+    widest = 2 * parent.hidden_size + max(queries, 2 * max(widths, default=0))
     return tokens * widest * max(2, WEIGHT_BYTES[measurement.dtype]) + 4 * measurement.batch_size * parent.vocab_size
 
 
