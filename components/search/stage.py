@@ -60,7 +60,7 @@ from components.search.space import Variant, layer_spaces, servable_spaces
 from components.search.table import OptionTable, option_table
 from components.search.truth import Measured, measure_child, settle
 
-FRONTS = ("parameters",)
+FRONTS = ("parameters", "memory_bytes", "request_ms")
 """Resources besides latency that the best score is told over."""
 
 
