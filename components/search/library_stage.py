@@ -33,7 +33,8 @@ def library(
 
     stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0)
     fitted = job.scratch / "linear"
-    firsts = range(0, config.distillation.linear_batches * config.batch_size, config.batch_size)
+    num_batches = config.distillation.linear_batches if any(variant.is_linear for _, variant in keys) else 0
+    firsts = range(0, num_batches * config.batch_size, config.batch_size)
     fit_linear(model, keys, [stream.batch(first, config.batch_size) for first in firsts], fitted, job)
 
     def make(key: BlockKey) -> Subblock:
