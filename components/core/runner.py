@@ -44,10 +44,11 @@ def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
 
 def own_inputs(stage: Stage, config: Config, inputs: Digests) -> Digests:
     """What one item of a fan-out reads: of a list with one artifact a shard, where it takes a single one, its own."""
-    shard = int(str(getattr(config, "shard", "0/1")).partition("/")[0])
+    index, _, _ = str(getattr(config, "shard", None) or "0/1").partition("/")
     single = {name for name, declared in stage.inputs.items() if not declared.many}
     return {
-        name: value[shard] if name in single and isinstance(value, list) else value for name, value in inputs.items()
+        name: value[int(index)] if name in single and isinstance(value, list) else value
+        for name, value in inputs.items()
     }
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch.distributed
 from pydantic import JsonValue
 
 from components.core.config import Config
@@ -58,6 +57,8 @@ def run(
     point = job.resume.latest()
     first, total = (0, 0) if point is None else json.loads((point / "state.json").read_text())
     if job.placement.processes > 1:
+        import torch.distributed  # which would slow the start of those that run alone
+
         torch.distributed.barrier()  # as a training loop does: no rank goes on, and drops points, before all have read
     for step in range(first, len(values)):
         time.sleep(PACE_S)
