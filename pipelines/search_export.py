@@ -28,6 +28,7 @@ def export_search(search: Mapping[str, Any], costs: Mapping[str, Any] | None, fo
         "fronts": _fronts(search),
         "dependencies": _dependencies(search),
         "candidates": _records(search.get("candidates", ())),
+        "rounds": _records(search.get("truth", ())),
     }
     if costs is not None:
         written.append(_json(folder / "costs.json", costs))

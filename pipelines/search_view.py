@@ -50,6 +50,18 @@ class CandidateRow:
 
 
 @dataclass(frozen=True)
+class RoundRow:
+    """A child of the truth loop, predicted and measured."""
+
+    number: int
+    score: str
+    times: tuple[tuple[str, str], ...]
+    """Predicted and measured, of each time."""
+    error: str
+    agreed: bool
+
+
+@dataclass(frozen=True)
 class SearchView:
     """The tables of the search section."""
 
@@ -59,6 +71,8 @@ class SearchView:
     speeds: tuple[SpeedRow, ...]
     fusion: tuple[str, ...]
     candidates: tuple[CandidateRow, ...]
+    round_titles: tuple[str, ...]
+    rounds: tuple[RoundRow, ...]
 
 
 def search_view(search: Mapping[str, Any], models: Mapping[str, Any]) -> SearchView:
@@ -78,6 +92,8 @@ def search_view(search: Mapping[str, Any], models: Mapping[str, Any]) -> SearchV
         speeds=tuple(_speeds(search, models)),
         fusion=tuple(_fusion(search.get("fusion"))),
         candidates=tuple(_candidates(search.get("candidates", ()))),
+        round_titles=tuple(RESOURCES[name][0] for name in _times(search)),
+        rounds=tuple(_rounds(search)),
     )
 
 
@@ -143,3 +159,19 @@ def _candidates(trials: Sequence[Mapping[str, Any]]) -> Iterator[CandidateRow]:
             difference=difference,
             chosen=trial["chosen"],
         )
+
+
+def _times(search: Mapping[str, Any]) -> list[str]:
+    """The times that the truth loop knows."""
+    rounds = search.get("truth", ())
+    return [name for name in RESOURCES if rounds and name in rounds[0]["measured"]]
+
+
+def _rounds(search: Mapping[str, Any]) -> Iterator[RoundRow]:
+    """The rounds of the truth loop."""
+    for number, found in enumerate(search.get("truth", ()), 1):
+        times = tuple(
+            (_shown(found["predicted"][name], RESOURCES[name]), _shown(found["measured"][name], RESOURCES[name]))
+            for name in _times(search)
+        )
+        yield RoundRow(number, f"{found['score']:.4f}", times, f"{100 * found['error']:.1f} %", found["agreed"])

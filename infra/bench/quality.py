@@ -136,7 +136,8 @@ def two_steps(world: World, seed: int, limits: Mapping[str, float]) -> HeldOut:
     save_model(middle, folder, tokenizer=world.parent_folder)
     second = searched(world, seed, "second", folder, Distillation(num_steps=BLD_STEPS), limits["latency_ms"])
     child = second.child(load_model(folder).requires_grad_(False), second.table.child.choice, FUSED)
-    child.config.parent_layers = None  # of the middle model; the first parent teaches, by its last layer alone
+    # The first parent teaches: depths are told in its layers, not in those of the model between.
+    child.config.parent_layers = [middle.config.parent_layers[depth - 1] for depth in child.config.parent_layers]
     distil(world, world.parent, child, seed, DISTIL_STEPS // 2)
     return judged(world, seed, "in two steps", child)
 

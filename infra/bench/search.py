@@ -25,7 +25,7 @@ from components.search.pools import pool
 from components.search.problem import Problem
 from components.search.proof import check
 from components.search.solver import Solution, certify, solve_problem
-from infra.bench import library, score
+from infra.bench import library, quality, score
 from infra.bench.environment import environment
 from infra.bench.instances import Limits, Table, independent, layered, with_scores_times
 
@@ -51,6 +51,7 @@ def main() -> None:
             sys.stderr.write(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}\n")
     rows += score.measure()
     rows += library.rows()
+    rows += quality.measure()
     out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

@@ -124,6 +124,9 @@ def test_baselines_candidates_costs_and_fusion_are_told(opened: Any) -> None:
     assert opened.find_element(By.CSS_SELECTOR, "#speeds tbody tr").text.startswith("child 1.9")
     candidates = opened.find_elements(By.CSS_SELECTOR, "#candidates tbody tr")
     assert ["chosen" in row.text for row in candidates] == [True, False, False]
+    rounds = opened.find_element(By.CSS_SELECTOR, "#rounds tbody tr").text
+    assert rounds.startswith("1 agreed")
+    assert rounds.endswith("1.0 %")
     assert plotted(opened, "costs-chart")[1]["y"] == [model.median_ms for model in COSTS.models]
     assert "0.6100 without fusion, 0.6600 with it (+0.0500 ± 0.0080 nats a token)" in opened.page_source
     assert SEARCH.fusion is not None

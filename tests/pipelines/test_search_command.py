@@ -291,7 +291,7 @@ def test_all_that_a_search_knows_is_exported(tmp_path: Path, capsys: pytest.Capt
             return list(csv.DictReader(stream))
 
     tables = {path.stem: read(path.stem) for path in written if path.suffix == ".csv"}
-    assert set(tables) == {"options", "choices", "fronts", "dependencies", "candidates", "measured"}
+    assert set(tables) == {"options", "choices", "fronts", "dependencies", "candidates", "rounds", "measured"}
     chosen = [row["option"] for row in tables["options"] if row["chosen"] == "True"]
     assert chosen == [slot.options[pick].name for slot, pick in zip(SEARCH.slots, SEARCH.child.choice, strict=True)]
     assert sum(float(row["score"]) for row in tables["options"] if row["chosen"] == "True") == pytest.approx(
