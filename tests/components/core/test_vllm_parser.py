@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("vllm")
 
-from components.core.model import TesseraConfig
 from components.core.reasoning_parser import Split, TesseraReasoningParser, split_reply
+from components.core.served_config import ServedConfig
 from components.core.vllm_plugin import register
 from components.core.vllm_settings import PLUGIN
 
@@ -108,7 +108,7 @@ def test_the_plug_in_registers_parser_weight_transfer_and_configuration_and_may_
     register()
     assert ReasoningParserManager.get_reasoning_parser(PLUGIN) is TesseraReasoningParser
     assert PLUGIN in WeightTransferEngineFactory._registry
-    assert type(AutoConfig.for_model("nemotron-nas")) is TesseraConfig
+    assert type(AutoConfig.for_model("nemotron-nas")) is ServedConfig
 
 
 def test_vllm_finds_the_plug_in() -> None:
