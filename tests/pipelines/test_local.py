@@ -67,21 +67,16 @@ def test_nothing_is_written_where_the_recipe_is_wrong(only_data: Path, tmp_path:
     assert not (tmp_path / "store" / "runs").exists()
 
 
+def run_command_of(recipe: Path, store: Path, setting: str) -> list[str]:
+    """What a user types."""
+    return [sys.executable, "-m", "pipelines", "run", str(recipe), "--store", str(store), "--set", setting]
+
+
 @pytest.fixture
 def slow_run(only_data: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run in the middle of its stage; its processes are known by a marker."""
     slow = "data.arithmetic={num_train: 300000, num_chats: 20, num_validation: 10, num_test: 10}"
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines",
-        "run",
-        str(only_data),
-        "--store",
-        str(tmp_path / "store"),
-        "--set",
-        slow,
-    ]
+    command = run_command_of(only_data, tmp_path / "store", slow)
     environment = {**os.environ, "MARKER": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     events = tmp_path / "store" / "local" / "runs" / "only-data-1" / "data.jsonl"
@@ -120,19 +115,7 @@ def test_an_executor_that_is_killed_is_told_of(slow_run: subprocess.Popen[str], 
 @pytest.mark.parametrize("point", ["run.begun", "run.ending"])
 def test_a_command_that_is_killed_at_either_end_is_given_again(only_data: Path, tmp_path: Path, point: str) -> None:
     store = tmp_path / "store"
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines",
-        "run",
-        str(only_data),
-        "--store",
-        str(store),
-        "--set",
-        TINY,
-        "--run",
-        "one",
-    ]
+    command = [*run_command_of(only_data, store, TINY), "--run", "one"]
     killed = subprocess.run(command, env={**os.environ, faults.VARIABLE: f"{point}=kill"}, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     done, _ = run(load_recipe(only_data, [TINY]), store, "one")

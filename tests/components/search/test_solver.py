@@ -60,11 +60,16 @@ shares = st.fixed_dictionaries(
 )
 
 
+def limits_of(table: OptionTable, share: dict[str, float]) -> dict[str, float]:
+    """Limits as shares of the parent's own costs."""
+    parent = table.costs(table.parent_choice)
+    return {name: value * parent.of(name) for name, value in share.items()}
+
+
 @settings(max_examples=60, deadline=None)
 @given(tables(), shares)
 def test_solver_finds_what_brute_force_finds(table: OptionTable, share: dict[str, float]) -> None:
-    parent = table.costs(table.parent_choice)
-    limits = {name: value * parent.of(name) for name, value in share.items()}
+    limits = limits_of(table, share)
     best = brute_force(table, limits)
     if best is None:
         with pytest.raises(InfeasibleBudget):
@@ -82,8 +87,7 @@ def test_solver_finds_what_brute_force_finds(table: OptionTable, share: dict[str
 def test_baselines_stay_within_the_limits_and_never_beat_the_solver(
     table: OptionTable, share: dict[str, float], seed: int
 ) -> None:
-    parent = table.costs(table.parent_choice)
-    limits = {name: value * parent.of(name) for name, value in share.items()}
+    limits = limits_of(table, share)
     if brute_force(table, limits) is None:
         return
     best = solve(table, limits).objective
@@ -104,8 +108,7 @@ def test_scores_and_costs_near_nothing_are_solved_too() -> None:
 def test_slots_hold_what_they_have_to_in_every_choice_and_in_the_proof(
     table: OptionTable, share: dict[str, float], seed: int
 ) -> None:
-    parent = table.costs(table.parent_choice)
-    limits = {name: value * parent.of(name) for name, value in share.items()}
+    limits = limits_of(table, share)
     best = brute_force(table, limits)
     if best is None:
         with pytest.raises(InfeasibleBudget):
