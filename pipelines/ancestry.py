@@ -10,8 +10,8 @@ from components.core.artifact_store import manifest_path
 from components.core.artifacts import Manifest, describe, hash_file
 from components.core.errors import InputError
 from components.core.lineage_entries import manifest_of
+from components.core.names import nearest
 from components.core.store import StageRecord, Store
-from pipelines.names import nearest
 from pipelines.runs import artifact, artifacts, find_run, flat, run_names, run_records, stage_documents
 
 SHORTEST_PREFIX = 6

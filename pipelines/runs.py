@@ -8,12 +8,12 @@ from pydantic import JsonValue
 from components.core.config import Config, digest_of
 from components.core.errors import InputError
 from components.core.lineage_entries import git_commit
+from components.core.names import nearest
 from components.core.runner import Digests
 from components.core.stage import Stage
 from components.core.store import Store
 from pipelines.graph import Binding, Graph, Made
 from pipelines.llama_nemotron import llama_nemotron
-from pipelines.names import nearest
 from pipelines.recipe import Recipe
 
 Outcome = Literal["succeeded", "failed", "interrupted", "killed"]

@@ -12,12 +12,12 @@ from components.core.artifacts import Kind
 from components.core.config import Config
 from components.core.errors import InputError
 from components.core.job import Events, Interrupted, Placement
+from components.core.names import nearest
 from components.core.runner import Digests, events_path, run_stage
 from components.core.stage import Input, Stage
 from components.core.store import StageRecord, Store, open_store
 from pipelines.alive import at_work
 from pipelines.errors import RunStopped
-from pipelines.names import nearest
 from pipelines.progress import StageState
 from pipelines.runs import Outcome, begin_stage, end_run, flat
 from pipelines.sources import ingest

@@ -1,6 +1,5 @@
 """The base of every configuration: frozen, unknown keys refused with the nearest right one."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from components.core.errors import RecipeError
+from components.core.names import nearest
 
 
 class Config(BaseModel):
@@ -58,8 +58,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> tupl
         if fault["type"] == "extra_forbidden":
             lines.append(f"unknown key {path!r}")
             known = _keys_at(model, fault["loc"][:-1])
-            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
-            hints.append(f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}")
+            hints.append(nearest(str(fault["loc"][-1]), known) or "it takes no keys")
         elif fault["type"] == "missing":
             lines.append(f"missing key {path!r}")
         else:

@@ -29,6 +29,11 @@ class Placement(Config):
     memory_gib: float = 8.0
     """Memory the stage asks for, GiB."""
 
+    @property
+    def engine_threads(self) -> int:
+        """CPU threads of a vLLM that is timed: one where it computes on them, so that others disturb it less."""
+        return 1 if self.gpus == 0 else self.threads
+
 
 class Reporter(Protocol):
     """Receives what happens in a stage, in order."""

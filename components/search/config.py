@@ -6,9 +6,10 @@ from typing import Annotated, Literal, Self, TypeVar, get_args
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from components.core.config import Config
+from components.core.names import nearest
 from components.core.stage import Input, Output, Stage
 from components.core.workload import Deployment
-from components.search.devices import DEVICES, Device, nearest
+from components.search.devices import DEVICES, Device
 
 Measure = Literal["kl", "lm_loss", "cosine", "top1"]
 """How far predictions have moved, mean over positions: KL(parent || child) and growth of the next-token loss in nats,
@@ -160,7 +161,7 @@ class Measurement(Deployment):
     @classmethod
     def _known_device(cls, value: str | Device | None) -> str | Device | None:
         if isinstance(value, str) and value not in DEVICES:
-            raise ValueError(f"no such device; {nearest(value)}")
+            raise ValueError(f"no such device; {nearest(value.upper(), list(DEVICES))}")
         return value
 
     @property

@@ -87,8 +87,7 @@ def measure_costs(
         job.progress(number, len(shapes), "models to measure")
         folders.append(job.scratch / f"measured-{number}")
         save_model(heterogeneous_model(parent.config, shape), folders[-1], tokenizer=None)
-    threads = 1 if job.placement.gpus == 0 else job.placement.threads
-    times = measure_times(folders, measurement, threads)
+    times = measure_times(folders, measurement, job.placement.engine_threads)
     steps = [[time.step_ms for time in model] for model in times]
     firsts = [[time.first_token_ms for time in model] for model in times]
     if any(max(rounds) > NOISY * statistics.median(rounds) for rounds in steps):
@@ -102,7 +101,7 @@ def measure_costs(
     return CostTable(
         fixed=timed(fixed, None),
         blocks={variant.name: timed(costs, variant) for variant, costs in blocks.items()},
-        machine=Machine(device=device_name(), threads=threads, versions=_versions()),
+        machine=Machine(device=device_name(), threads=job.placement.engine_threads, versions=_versions()),
         measurement=measurement,
         models=tuple(
             MeasuredModel(

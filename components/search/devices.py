@@ -1,6 +1,5 @@
 """Devices that costs can be predicted for: what their data sheets say. Light: no torch."""
 
-import difflib
 from collections.abc import Mapping
 
 from pydantic import Field
@@ -98,9 +97,3 @@ def device_of(device: str | Device) -> Device:
 def device_named(name: str) -> Device | None:
     """The device that a machine's own name for its accelerator stands for, such as `NVIDIA H100 80GB HBM3`."""
     return next((device for known, device in DEVICES.items() if known in name), None)
-
-
-def nearest(name: str) -> str:
-    """What may have been meant by a name that is not known."""
-    near = difflib.get_close_matches(name.upper(), DEVICES, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DEVICES)}"

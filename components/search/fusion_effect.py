@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache
 
 from components.core.batches import Batch
 from components.core.checkpoint import save_model
+from components.core.hugging_face import DynamicCache
 from components.core.job import Job
 from components.core.model import TesseraForCausalLM
 from components.core.vllm_timing import measure_step_ms
@@ -104,5 +104,4 @@ def _vllm_steps_ms(models: Sequence[TesseraForCausalLM], workload: Workload, job
     for name, model in zip(("before-fusion", "after-fusion"), models, strict=True):
         folders.append(job.scratch / name)
         save_model(model, folders[-1], tokenizer=None)
-    threads = 1 if job.placement.gpus == 0 else job.placement.threads
-    return measure_step_ms(folders, workload, threads)
+    return measure_step_ms(folders, workload, job.placement.engine_threads)

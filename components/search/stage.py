@@ -117,8 +117,7 @@ def search(
 
     def beside_the_parent(choice: Choice) -> Measured:
         save_model(make(choice).model, job.scratch / "child", tokenizer=None)
-        threads = 1 if job.placement.gpus == 0 else job.placement.threads
-        return measure_child(parent, job.scratch / "child", measured.measurement, threads)
+        return measure_child(parent, job.scratch / "child", measured.measurement, job.placement.engine_threads)
 
     settled = settle(table, limits, beside_the_parent, config.truth, measured.measurement.new_tokens)
     table, solution = settled.table, settled.solution
@@ -163,14 +162,6 @@ def search(
         job.progress(done, len(choices), "children")
 
     front = pareto_front(table, limits, config.pareto_points)
-    fronts = {
-        resource: tuple(
-            FrontPoint(limit=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
-            for limit, best in pareto_front(table, limits, config.pareto_points, resource)
-        )
-        for resource in FRONTS
-        if parent_costs.of(resource)
-    }
     result = SearchTable(
         fixed=table.fixed,
         slots=table.slots,
@@ -188,22 +179,13 @@ def search(
             ParetoPoint(limit_ms=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
             for limit, best in front
         ),
-        fronts=fronts,
+        fronts=_fronts(table, limits, config.pareto_points),
         importance=_summary(load_importance(importance)),
         architecture=architecture_of(model),
         measurement=measured.measurement,
         truth=settled.rounds,
         blocks=tuple(block.model_copy(update={"row_sums": {}}) for block in scored),
-        coupled=tuple(
-            CoupledPair(
-                layer=layer,
-                attention=pairs[layer][0].name,
-                ffn=pairs[layer][1].name,
-                first_error=errors[0],
-                last_error=errors[-1],
-            )
-            for layer, errors in coupled.items()
-        ),
+        coupled=_coupled_pairs(pairs, coupled),
         machine=measured.machine,
     )
     write_record(out / "search_table" / TABLE_FILE, result)
@@ -215,6 +197,35 @@ def search(
         **{f"parameters_{name}": choice.parameters for name, choice in chosen.items()},
         "predicted_latency_share": child_costs.latency_ms / parent_costs.latency_ms,
     }
+
+
+def _fronts(table: OptionTable, limits: Mapping[str, float], points: int) -> dict[str, tuple[FrontPoint, ...]]:
+    """The best score over each resource besides latency that the costs know."""
+    parent = table.costs(table.parent_choice)
+    return {
+        resource: tuple(
+            FrontPoint(limit=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
+            for limit, best in pareto_front(table, limits, points, resource)
+        )
+        for resource in FRONTS
+        if parent.of(resource)
+    }
+
+
+def _coupled_pairs(
+    pairs: Mapping[int, tuple[Variant, Variant]], errors: Mapping[int, Sequence[float]]
+) -> tuple[CoupledPair, ...]:
+    """What training the child's pairs came to."""
+    return tuple(
+        CoupledPair(
+            layer=layer,
+            attention=pairs[layer][0].name,
+            ffn=pairs[layer][1].name,
+            first_error=history[0],
+            last_error=history[-1],
+        )
+        for layer, history in errors.items()
+    )
 
 
 def _best_choices(
