@@ -26,7 +26,7 @@ PART_BYTES = 8 << 20
 MAX_PARTS = 9_000
 PARTS_AT_A_TIME = 4
 """Parts of one file under way: with this, an upload holds six parts in memory, a download five ranges."""
-RANGE_BYTES = 16 << 20
+RANGE_BYTES = PART_BYTES
 """A larger object is read in ranges of this size, several at a time."""
 CHUNK_BYTES = 1 << 20
 PAUSE_S = 0.2
