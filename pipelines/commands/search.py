@@ -194,7 +194,7 @@ def export(
 
     opened = open_store(store)
     table = json.loads(opened.read(runs.artifact(opened, run, "search"), TABLE_FILE))
-    measured = runs.artifacts(opened, run).get("costs")
+    measured = runs.artifacts(opened, runs.find_run(opened, run)).get("costs")
     costs = json.loads(opened.read(measured, COSTS_FILE)) if measured else None
     written = export_search(table, costs, folder)
     if as_json:

@@ -281,7 +281,7 @@ def test_the_certificate_of_a_search_is_checked_against_its_own_table(
 def test_all_that_a_search_knows_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = open_store(tmp_path / "store")
     make_run(store)
-    arguments = ["search", "export", "demo-1", str(tmp_path / "out"), "--store", str(tmp_path / "store"), "--json"]
+    arguments = ["search", "export", "latest", str(tmp_path / "out"), "--store", str(tmp_path / "store"), "--json"]
     assert run_command(arguments) == 0
     written = [Path(path) for path in json.loads(capsys.readouterr().out)]
     assert SearchTable.model_validate_json((tmp_path / "out" / "search.json").read_text()) == SEARCH
