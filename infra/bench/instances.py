@@ -35,12 +35,13 @@ def layered(seed: int, num_layers: int, *, tight: bool = False) -> tuple[Table, 
     return {"layers": layers}, {name: share * parent[name] for name, share in zip(parent, shares, strict=True)}
 
 
-def independent(seed: int, num_layers: int, *, tight: bool = False) -> tuple[Table, Limits]:
+def independent(seed: int, num_layers: int, *, tight: bool = False, num_options: int = 54) -> tuple[Table, Limits]:
     """Scores and costs that know nothing of each other."""
     generator = np.random.default_rng(seed)
-    costs = generator.random((num_layers, 54, 3))
+    costs = generator.random((num_layers, num_options, 3))
     layers = [
-        _layer(generator.random(54), dict(zip("abc", costs[layer].T, strict=True))) for layer in range(num_layers)
+        _layer(generator.random(num_options), dict(zip("abc", costs[layer].T, strict=True)))
+        for layer in range(num_layers)
     ]
     least, mean = costs.min(axis=1).sum(axis=0), costs.mean(axis=1).sum(axis=0)
     limits = least + (mean - least) * (0.5 if tight else 0.75)

@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from components.search.library import distil
 from components.search.space import Part, Variant
 from components.search.subblock import Subblock
 from components.search.variants import initialise, subblock_weights
+from infra.bench.growth import Growth, plot_growths
 
 HEADS, VOCABULARY, STEPS, ROUNDS = 8, 256, 3, 3
 
@@ -57,20 +59,54 @@ SIZES = (
     *(BASE._replace(options=options) for options in (4, 16)),
     *(BASE._replace(rows=rows) for rows in (1, 4)),
 )
+GROWTHS = {"layers": "layers", "variants a layer": "options", "rows of 128 tokens": "rows"}
 
 
-def rows() -> list[Row]:
-    """Measure every size, and tell of it."""
-    found = []
+class Timed(NamedTuple):
+    """All variants of one size, trained both ways.
+
+    Attributes:
+        size: what was trained.
+        variants: how many.
+        together_s: CPU seconds side by side.
+        alone_s: CPU seconds one at a time.
+        same: whether both wrote the same bytes.
+    """
+
+    size: Size
+    variants: int
+    together_s: float
+    alone_s: float
+    same: bool
+
+
+def measure() -> list[Row]:
+    """Measure every size, tell of it, and plot how seconds grow."""
+    found: list[Timed] = []
+    rows: list[Row] = []
     for size in SIZES:
-        for row in _rows_of(size):
-            found.append(row)
+        found.append(_timed(size))
+        for row in _rows_of(found[-1]):
+            rows.append(row)
             sys.stderr.write(f"{row['name']}: {row['value']:.4g} {row['unit']} versus {row['versus']:.4g}\n")
-    return found
+    growths = [_growth(what, field, found) for what, field in GROWTHS.items()]
+    plot_growths(Path(__file__).with_name("library.svg"), growths, "one at a time")
+    return rows
 
 
-def _rows_of(size: Size) -> list[Row]:
-    """Variants and tokens a second, and whether the results are the same."""
+def _growth(what: str, field: str, found: Sequence[Timed]) -> Growth:
+    """The sizes that differ from the first in one number alone."""
+    base = found[0].size
+    along = sorted(
+        (timed for timed in found if timed.size._replace(**{field: getattr(base, field)}) == base),
+        key=lambda timed: int(getattr(timed.size, field)),
+    )
+    numbers = [int(getattr(timed.size, field)) for timed in along]
+    return Growth(what, numbers, [timed.together_s for timed in along], [timed.alone_s for timed in along])
+
+
+def _timed(size: Size) -> Timed:
+    """Train both ways; the first size several times."""
     with tempfile.TemporaryDirectory() as folder:
         parent, keys, stream = _parent(size, Path(folder)), _keys(size), _stream(size)
         together_s, alone_s, same = [], [], True
@@ -79,16 +115,18 @@ def _rows_of(size: Size) -> list[Row]:
             together_s.append(_train(parent, [keys], stream, size, here / "together"))
             alone_s.append(_train(parent, [[key] for key in keys], stream, size, here / "alone"))
             same = same and _weights(here / "together") == _weights(here / "alone")
-    together, alone = statistics.median(together_s), statistics.median(alone_s)
-    name, count = f"library/{size.name}", len(keys)
+    return Timed(size, len(keys), statistics.median(together_s), statistics.median(alone_s), same)
+
+
+def _rows_of(timed: Timed) -> list[Row]:
+    """Variants and tokens a second, and whether the results are the same."""
+    size, name = timed.size, f"library/{timed.size.name}"
+    together, alone = timed.variants / timed.together_s, timed.variants / timed.alone_s
+    tokens = STEPS * size.rows * size.tokens
     return [
-        _row(f"{name}: variants trained a CPU second ({STEPS} steps)", count / together, "1/s", count / alone),
-        _row(
-            f"{name}: variants x tokens a CPU second",
-            *(count * STEPS * size.rows * size.tokens / together, "tokens/s"),
-            count * STEPS * size.rows * size.tokens / alone,
-        ),
-        _row(f"{name}: same weights to the bit", float(same), "of 1", 1.0),
+        _row(f"{name}: variants trained a CPU second ({STEPS} steps)", together, "1/s", alone),
+        _row(f"{name}: variants x tokens a CPU second", together * tokens, "tokens/s", alone * tokens),
+        _row(f"{name}: same weights to the bit", float(timed.same), "of 1", 1.0),
     ]
 
 
@@ -154,4 +192,4 @@ def _row(name: str, value: float, unit: str, versus: float) -> Row:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    Path(sys.argv[1]).write_text(json.dumps(rows(), indent=1) + "\n", encoding="utf-8")
+    Path(sys.argv[1]).write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -37,6 +36,7 @@ from components.search.space import PARTS, Part, Size, Variant
 from components.search.subblock import Subblock
 from components.search.variants import initialise, subblock_weights
 from infra.bench.environment import environment
+from infra.bench.growth import Growth, plot_growths
 
 PEER = (
     "nvidia-modelopt==0.47.0",
@@ -131,21 +131,16 @@ def growth(plot: Path) -> list[Row]:
         "options a layer": [{"options": count} for count in (4, 8, 16, 32)],
         "tokens a row": [{"tokens": count} for count in (64, 128, 256, 512)],
     }
-    figure, axes = plt.subplots(1, len(settings), figsize=(9, 2.6), sharey=True, layout="constrained")
-    rows = []
-    for (what, sizes), axis in zip(settings.items(), axes, strict=True):
+    rows: list[Row] = []
+    growths = []
+    for what, sizes in settings.items():
         numbers = [next(iter(size.values())) for size in sizes]
         seconds = [seconds_of(**size) for size in sizes]
-        for number, second in zip(numbers, seconds, strict=True):
-            times = (number / numbers[0]) ** (2 if what == "layers" else 1)
-            rows.append(
-                row(f"score/growth with {what}: {number}, versus as naive grows", second, "s", seconds[0] * times)
-            )
-        axis.loglog(numbers, seconds, "o-", color="tab:blue", base=2)
-        axis.loglog(numbers, [line["versus"] for line in rows[-len(numbers) :]], ":", color="gray", base=2)
-        axis.set_xlabel(what)
-    axes[0].set_ylabel("CPU seconds")
-    figure.savefig(plot, metadata={"Date": None})
+        naive = [seconds[0] * (number / numbers[0]) ** (2 if what == "layers" else 1) for number in numbers]
+        for number, ours, theirs in zip(numbers, seconds, naive, strict=True):
+            rows.append(row(f"score/growth with {what}: {number}, versus as naive grows", ours, "s", theirs))
+        growths.append(Growth(what, numbers, seconds, naive))
+    plot_growths(plot, growths, "as naive grows")
     return rows
 
 

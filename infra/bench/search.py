@@ -27,6 +27,7 @@ from components.search.proof import check
 from components.search.solver import Solution, certify, solve_problem
 from infra.bench import library, quality, score
 from infra.bench.environment import environment
+from infra.bench.growth import Growth, plot_growths
 from infra.bench.instances import Limits, Table, independent, layered, with_scores_times
 
 PEER = ("nvidia-modelopt==0.47.0", "pulp==3.3.2")
@@ -34,6 +35,8 @@ SEEDS = range(5)
 TIGHT = 4
 NUM_LAYERS, MANY_LAYERS = 80, 126
 FACTORS = (1e-2, 1e-4)
+GROWTHS = {"layers": (10, 20, 40, 80, 160), "options": (6, 12, 24, 54, 108)}
+GROWTH_SEEDS = range(3)
 POOL_SIZE, POOL_DISTANCE, POOL_LIMIT_S = 16, 2, 10.0
 FAMILIES = {"layered": layered, "independent": independent}
 
@@ -49,8 +52,9 @@ def main() -> None:
         for row in measure(family, make, peer):
             rows.append(row)
             sys.stderr.write(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}\n")
+    rows += growth(peer, Path(__file__).with_name("mip.svg"))
     rows += score.measure()
-    rows += library.rows()
+    rows += library.measure()
     rows += quality.measure()
     out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
@@ -90,6 +94,29 @@ def measure(family: str, make: Any, peer: Path) -> list[Row]:
         rows.append(row(f"{name}: CPU seconds, versus the target", cpu_s, "s", POOL_LIMIT_S))
         proven = sum(solution.status == "optimal" for solution in found)
         rows.append(row(f"{name}: proven", float(proven), "solutions", float(POOL_SIZE)))
+    return rows
+
+
+def growth(peer: Path, plot: Path) -> list[Row]:
+    """CPU seconds over layers and over options, medians of a few seeds, and a plot of them."""
+    rows: list[Row] = []
+    growths = []
+    for what, sizes in GROWTHS.items():
+        ours, theirs = [], []
+        for size in sizes:
+            instances = [
+                independent(seed, size) if what == "layers" else independent(seed, NUM_LAYERS, num_options=size)
+                for seed in GROWTH_SEEDS
+            ]
+            found = medians(
+                [solve(*instance)[1] for instance in instances],
+                [puzzletron(peer, *instance)["cpu_s"] for instance in instances],
+            )
+            rows.append(row(f"mip/independent/growth with {what}: {size}: CPU seconds", *found))
+            ours.append(found[0])
+            theirs.append(found[2])
+        growths.append(Growth(what, sizes, ours, theirs))
+    plot_growths(plot, growths, "Puzzletron")
     return rows
 
 
