@@ -49,7 +49,7 @@ def llama_nemotron(recipe: Recipe) -> Graph:
     model = parent = roles.get("parent")
 
     if recipe.search is not None:
-        roles |= pipeline.search(recipe.search, parent, corpus)
+        roles |= pipeline.search(recipe.search, parent, corpus, problems)
         model = roles["child"]
     if recipe.distill is not None:
         made = pipeline.add("distill", DISTILL, recipe.distill, teacher=parent, student=model, corpus=corpus)
@@ -108,12 +108,15 @@ class _Pipeline:
         config = self.recipe.config(section, stage.config)
         return self._add(label, stage, f"components.{stage.name}.component:{stage.name}", config, section, inputs)
 
-    def search(self, section: SearchSection, parent: Binding | None, corpus: Binding | None) -> dict[str, Made]:
+    def search(
+        self, section: SearchSection, parent: Binding | None, corpus: Binding | None, problems: Binding | None
+    ) -> dict[str, Made]:
         """Add the search: importance and costs, library and scores in shards, the solution; returns its roles."""
         config = self.recipe.config(section, SearchConfig)
         shards = tuple(f"{index}/{section.shards}" for index in range(section.shards))
         watched: dict[str, Binding | None] = {"parent": parent, "corpus": corpus}
         own = Source("own_costs") if section.costs else None
+        asked = {"problems": problems if config.task.num_problems else None}
 
         def add(
             stage: Stage, step: Config, inputs: Mapping[str, Binding | None], shards: tuple[str, ...] = ()
@@ -124,9 +127,10 @@ class _Pipeline:
         made = add(IMPORTANCE, config.part(ImportanceConfig), watched)
         made |= add(COSTS, config.part(CostsConfig), {"parent": parent, "own_costs": own})
         made |= add(LIBRARY, config.part(LibraryConfig), {**watched, "importance": made["importance"]}, shards)
-        made |= add(SCORES, config.part(ScoresConfig), {**watched, "library": made["library"]}, shards)
+        priced = {"costs": made["costs"] if config.drop_dominated else None, "library": made["library"]}
+        made |= add(SCORES, config.part(ScoresConfig), {**watched, **asked, **priced}, shards)
         whole = {name: made[name] for name in ("importance", "scores", "costs")} | {"libraries": made["library"]}
-        found = add(SEARCH, config, {**watched, **whole})
+        found = add(SEARCH, config, {**watched, **asked, **whole})
         return {
             "costs": made["costs"],
             "child": found["child"],

@@ -6,12 +6,12 @@ from typing import Any
 
 from openai import AsyncOpenAI, BadRequestError
 
-from components.core.chat import END_THINK, THINK, format_ok, parse_answer, plain_answer, system_message
+from components.core.chat import END_THINK, THINK, format_ok, parse_answer, system_message
 from components.core.errors import DataError
+from components.core.problems import Problem
 from components.core.verifier import verify
 from components.eval.answers import Answered, Way
 from components.eval.config import EvalConfig
-from components.eval.problems import Problem
 
 SERVED_NAME = "model"
 TIMEOUT_S = 600.0
@@ -93,7 +93,10 @@ async def _chat(client: AsyncOpenAI, problem: Problem, way: Way, config: EvalCon
 def grade(model: str, problem: Problem, way: Way, samples: Sequence[str]) -> Answered:
     """Which answers are right, and which keep their format."""
     base = way == "plain"
-    answers = [plain_answer(text) if base else parse_answer(text)[1] for text in samples]
+
+    def is_right(text: str) -> bool:
+        return problem.is_completed_by(text) if base else verify(parse_answer(text)[1], problem.answer)
+
     return Answered(
         model=model,
         split=problem.split,
@@ -102,7 +105,7 @@ def grade(model: str, problem: Problem, way: Way, samples: Sequence[str]) -> Ans
         question=problem.question,
         expected=problem.answer,
         samples=tuple(samples),
-        correct=tuple(verify(answer, problem.answer) for answer in answers),
+        correct=tuple(map(is_right, samples)),
         kept_format=None if base else tuple(format_ok(text, way) for text in samples),
     )
 

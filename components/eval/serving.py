@@ -15,13 +15,13 @@ from components.core.architecture import Architecture
 from components.core.errors import StageFailed
 from components.core.inspection import read_config
 from components.core.job import Interrupted, Job
+from components.core.problems import Problem
 from components.core.vllm_server import Launcher, Server, max_position_embeddings, tail
 from components.core.vllm_settings import vllm_uses_gpu
 from components.eval.answers import Answered, Way
 from components.eval.asking import SERVED_NAME, ask
 from components.eval.config import WITH_TOGGLE, EvalConfig
 from components.eval.kept import Kept
-from components.eval.problems import Problem
 
 SERVERS_AT_A_TIME = 2
 """On a CPU, where a server computes on one thread; on a GPU a server takes the memory of the device."""

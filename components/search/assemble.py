@@ -10,7 +10,7 @@ from components.core.architecture import Architecture
 from components.core.checkpoint import model_config, take_weights
 from components.core.hugging_face import PretrainedConfig
 from components.core.model import DecoderLayer, TesseraConfig, TesseraForCausalLM
-from components.search.blocks import load_block
+from components.search.blocks import BlockKey, load_block
 from components.search.fusion import ChildLayer
 from components.search.space import LayerSpace, Part, Shape, Variant, block_of
 from components.search.space import shape_of as shape_of_architecture
@@ -95,15 +95,41 @@ def build_subblock(
         weights: its tensors by their name within the layer.
         training: own a copy of them in float32 that can be trained; else these very tensors.
     """
-    shape = list(shape_of(parent.config))
-    heads, width = shape[layer]
-    shape[layer] = (variant.size, width) if variant.part == "attention" else (heads, variant.size)
-    config = reshaped(parent.config, tuple(shape))
+    config = reshaped(parent.config, _shape_with(parent, layer, variant))
     with torch.device("meta"):
         block = Subblock.of(DecoderLayer(config, layer), variant.part)
     assert block is not None, "the no-op is no module"
     block.load_weights(weights, training=training)
     return block
+
+
+def with_replaced(parent: TesseraForCausalLM, key: BlockKey, block: Subblock | None) -> TesseraForCausalLM:
+    """The parent with one sub-block replaced, sharing all other weights with it.
+
+    Args:
+        parent: in memory.
+        key: layer, and what is put there.
+        block: its module; None is the no-op.
+    """
+    layer, variant = key
+    with torch.device("meta"):
+        model = heterogeneous_model(parent.config, _shape_with(parent, layer, variant))
+    prefix = f"model.layers.{layer}."
+    replaced = {prefix + name for name in subblock_weights(parent.model.layers[layer].state_dict(), variant.part)}
+    state = {name: value for name, value in parent.state_dict().items() if name not in replaced}
+    if block is not None:
+        state |= {prefix + name: value for name, value in block.weights().items()}
+    take_weights(model, state)
+    model.model.embed_tokens.computes_in = parent.model.embed_tokens.computes_in
+    return model
+
+
+def _shape_with(parent: TesseraForCausalLM, layer: int, variant: Variant) -> Shape:
+    """The parent's shape but for one sub-block."""
+    shape = list(shape_of(parent.config))
+    heads, width = shape[layer]
+    shape[layer] = (variant.size, width) if variant.part == "attention" else (heads, variant.size)
+    return tuple(shape)
 
 
 def shape_of(config: PretrainedConfig) -> Shape:

@@ -71,6 +71,8 @@ def search_scores(
     parent: Input[Model] = None,  # type: ignore[assignment]
     corpus: Input[Dataset] = None,  # type: ignore[assignment]
     library: Input[Artifact] = None,  # type: ignore[assignment]
+    costs: Input[Artifact] = None,  # type: ignore[assignment]
+    problems: Input[Dataset] = None,  # type: ignore[assignment]
 ) -> None:
     """Score the alternative sub-blocks of a share of the layers."""
     from components.core.kubeflow import execute
@@ -95,6 +97,7 @@ def search(
     libraries: Input[list[Artifact]] = None,  # type: ignore[assignment]
     scores: Input[list[Artifact]] = None,  # type: ignore[assignment]
     costs: Input[Artifact] = None,  # type: ignore[assignment]
+    problems: Input[Dataset] = None,  # type: ignore[assignment]
 ) -> None:
     """Choose a sub-block for every place within the limits, fuse FFN runs, assemble the child."""
     from components.core.kubeflow import execute

@@ -11,10 +11,12 @@ from components.core.stage import Input, Output, Stage
 from components.core.workload import Deployment
 from components.search.devices import DEVICES, Device
 
-Measure = Literal["kl", "lm_loss", "cosine", "top1"]
+TextMeasure = Literal["kl", "lm_loss", "cosine", "top1"]
 """How far predictions have moved, mean over positions: KL(parent || child) and growth of the next-token loss in nats,
 1 - cos of the last hidden states, share of positions whose likeliest token is another."""
-MEASURES: tuple[Measure, ...] = get_args(Measure)
+Measure = Literal[TextMeasure, "accuracy"]
+"""The same, and the share of a task set's problems that are lost."""
+MEASURES: tuple[TextMeasure, ...] = get_args(TextMeasure)
 
 PERCENT = r"(?=.*[1-9])\d+(\.\d+)?%"
 """A share above 0."""
@@ -286,6 +288,15 @@ class Trained(Space, Calibration):
     """Training of the variants."""
 
 
+class TaskSet(Config):
+    """Problems with answers that sub-blocks are scored on besides text, greedily, graded as the evaluation does."""
+
+    num_problems: int = Field(default=0, ge=0)
+    """Validation problems; 0 scores on text alone. A problem costs up to `max_tokens` forward passes a sub-block."""
+    max_tokens: int = Field(default=128, gt=0)
+    """Longest answer, tokens."""
+
+
 class Scored(Space, Calibration):
     """How sub-blocks are scored."""
 
@@ -294,6 +305,17 @@ class Scored(Space, Calibration):
     scoring_seconds: float | None = Field(default=None, gt=0)
     """Time for scoring; text that does not fit in is left out, and standard errors say what that costs. Without it, all
     batches."""
+    drop_dominated: bool = False
+    """Score a sub-block no further once another one, which costs no more of anything, is sure to be better: the best
+    choice within any limits on these costs can do without it. For `score: kl`, over all batches."""
+    task: TaskSet = TaskSet()
+    """A task set that accuracy is measured on."""
+
+    @model_validator(mode="after")
+    def _dropped_for_sure(self) -> Self:
+        if self.drop_dominated and self.scoring_seconds is not None:
+            raise ValueError("drop_dominated knows what is sure over all batches: leave scoring_seconds out")
+        return self
 
 
 class LibraryConfig(Trained, Sharded):
@@ -311,7 +333,8 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     """The budget of the child."""
     score: Measure = "kl"
     """What the solver minimises the sum of: KL(parent || child), growth of the next-token loss, 1 - cos of the last
-    hidden states, or share of tokens whose likeliest successor changes."""
+    hidden states, share of tokens whose likeliest successor changes, or `accuracy`, share of the task set's problems
+    that are lost."""
     coupled: Coupled = Coupled()
     """Training of the child's pairs of attention and FFN."""
     fusion: Fusion = Fusion()
@@ -322,6 +345,23 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     """Whether several choices are tried before one is taken."""
     pareto_points: int = Field(default=9, ge=2)
     """Latency limits of the Pareto front, from the least reachable to the parent's."""
+
+    @model_validator(mode="after")
+    def _score_is_measured(self) -> Self:
+        if self.score == "accuracy" and not self.task.num_problems:
+            raise ValueError("score: accuracy needs a task set: set task.num_problems")
+        return self
+
+    @model_validator(mode="after")
+    def _dropped_is_not_needed(self) -> Self:
+        if self.drop_dominated and self.score != "kl":
+            raise ValueError(f"drop_dominated goes by KL, which is never negative: score is {self.score}")
+        if self.drop_dominated and (self.truth.rounds or self.candidates.count > 1):
+            raise ValueError(
+                "drop_dominated is for the best choice at the costs as they are: "
+                "leave it out, or truth.rounds and candidates"
+            )
+        return self
 
     @model_validator(mode="after")
     def _truth_is_measured(self) -> Self:
@@ -342,6 +382,11 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
 
 PARENT = Input("model", "the dense parent")
 CORPUS = Input("data", "train.jsonl and validation.jsonl with rows {text} or {prompt, completion}")
+PROBLEMS = Input(
+    "data",
+    "validation.jsonl with rows {id, question, prompt, answer}, where task.num_problems asks for it",
+    optional=True,
+)
 
 IMPORTANCE = Stage(
     name="search-importance",
@@ -391,6 +436,8 @@ SCORES = Stage(
         "parent": PARENT,
         "corpus": CORPUS,
         "library": Input("library", "trained sub-blocks of the same layers, from search-library"),
+        "costs": Input("table", "from search-costs, where drop_dominated asks for it", optional=True),
+        "problems": PROBLEMS,
     },
     outputs={"scores": Output("table", "scores.json: replace-one-block KL of every sub-block of this shard's layers")},
     entry="components.search.scores_stage:scores",
@@ -410,6 +457,7 @@ SEARCH = Stage(
         ),
         "scores": Input("table", "one a shard of search-scores; computed here where absent", optional=True, many=True),
         "costs": Input("table", "from search-costs, or own; measured here where absent", optional=True),
+        "problems": PROBLEMS,
     },
     outputs={
         "child": Output("model", "the best child within the limits, FFN runs fused"),

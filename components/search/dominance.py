@@ -14,7 +14,7 @@ away from earlier ones, or where a slot is told to hold b.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from components.core.batches import Batch
 from components.core.job import Job
@@ -22,9 +22,7 @@ from components.core.model import TesseraForCausalLM
 from components.search.blocks import BlockKey
 from components.search.config import MEASURES
 from components.search.scoring import Replacements, Scores, score_replacements
-from components.search.space import Part
 
-SlotCosts = Mapping[tuple[int, Part], Sequence[float]]
 VariantCosts = Mapping[BlockKey, Sequence[float]]
 
 
@@ -34,8 +32,8 @@ def score_undominated(
     batches: Sequence[Batch],
     job: Job,
     *,
-    own_costs: SlotCosts,
     costs: VariantCosts,
+    needed: Collection[BlockKey] = (),
 ) -> Scores:
     """Score variants, and drop those that a best choice can do without.
 
@@ -46,19 +44,20 @@ def score_undominated(
         replacements: all variants.
         batches: held-out text.
         job: takes progress, keeps resume points, says when to stop.
-        own_costs: everything that may be limited, of the parent's own sub-blocks.
-        costs: the same, of the variants.
+        costs: everything that may be limited, of the variants and of the parent's own sub-blocks.
+        needed: variants that are scored to the end in any case: where a slot is told to hold them.
     """
     cheapest = [key for key in replacements if not _cheaper(key, costs)]
     scores = score_replacements(parent, {key: replacements[key] for key in cheapest}, batches, job)
     kl = MEASURES.index("kl")
+    totals = {key: float(sums_RM[:, kl].sum()) for key, sums_RM in scores.sums.items()}
+    # The parent's own sub-blocks change nothing: they score 0.
+    totals |= {key: 0.0 for key in costs if key not in replacements}
     ceilings: dict[BlockKey, float] = defaultdict(lambda: float("inf"))
     for key in replacements:
-        if _all_at_most(own_costs[key[0], key[1].part], costs[key]):
-            ceilings[key] = 0.0
-        for other in cheapest:
-            if other != key and _same_slot(other, key) and _all_at_most(costs[other], costs[key]):
-                ceilings[key] = min(ceilings[key], float(scores.sums[other][:, kl].sum()))
+        for other, total in totals.items():
+            if key not in needed and other != key and _same_slot(other, key) and _all_at_most(costs[other], costs[key]):
+                ceilings[key] = min(ceilings[key], total)
     others = {key: block for key, block in replacements.items() if key not in cheapest}
     rest = score_replacements(parent, others, batches, job, ceilings=ceilings)
     scores.sums = {key: (scores.sums | rest.sums)[key] for key in replacements}

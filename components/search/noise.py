@@ -93,5 +93,6 @@ def _row_sums(table: OptionTable, shards: Sequence[ShardScores], measure: Measur
     sums = [
         [known.get((slot.layer, slot.part, option.size), nothing) for option in slot.options] for slot in table.slots
     ]
-    tokens = shards[0].row_tokens[:rows] if shards else ()
+    # A problem counts once, a row of text by its tokens.
+    tokens = [1] * rows if measure == "accuracy" else shards[0].row_tokens[:rows] if shards else ()
     return sums, np.array(tokens, dtype=np.float64)

@@ -132,10 +132,12 @@ class BlockScore(TrainedBlock):
     """1 - cos of the last hidden states, mean over tokens."""
     top1: float | None = None
     """Share of tokens that become another one where the likeliest is taken."""
+    accuracy: float | None = None
+    """Share of the task set's problems that the parent solves, less the share that is solved with this sub-block."""
     errors: dict[Measure, float] = Field(default_factory=dict)
-    """Standard error of each measure, rows of text being what was sampled; none from a single row."""
+    """Standard error of each measure, rows of text and problems being what was sampled; none from a single one."""
     row_sums: dict[Measure, tuple[float, ...]] = Field(default_factory=dict)
-    """Each measure summed over the tokens of each row; left out of `search.json`."""
+    """Each measure summed over the tokens of each row, `accuracy` of each problem; left out of `search.json`."""
     dropped: bool = False
     """Whether scoring stopped early because no solver would choose it."""
 
@@ -149,7 +151,9 @@ class BlockScore(TrainedBlock):
         if value is None:
             raise InputError(
                 f"scores.json has no {measure} of layer {self.layer}'s {self.part}-{self.size}",
-                hint="score again, or set search.score to kl",
+                hint="score again with search.task.num_problems"
+                if measure == "accuracy"
+                else "score again, or set search.score to kl",
             )
         return value
 
@@ -161,6 +165,8 @@ class ShardScores(Config):
     """Held-out tokens that the measures are averaged over."""
     row_tokens: tuple[int, ...] = ()
     """Those of each row."""
+    parent_accuracy: float | None = None
+    """Share of the task set's problems that the parent solves; None without a task set."""
     flops: int = 0
     """Floating-point operations of matrix products and attention that scoring took."""
     naive_flops: int = 0

@@ -1,35 +1,61 @@
 """The stage that scores every alternative sub-block of a share of the layers."""
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
-from components.core.job import Job
+from components.core.errors import InputError
+from components.core.job import Job, Resume
+from components.core.model import TesseraForCausalLM
+from components.search.accuracy import Tasks, load_tasks, solve_replaced
 from components.search.assemble import build_subblock, shape_of
 from components.search.blocks import BlockKey, load_block
 from components.search.calibration import calibration_batches, load_parent
 from components.search.config import ScoresConfig
+from components.search.costs import own_costs_of
+from components.search.dominance import VariantCosts, score_undominated
 from components.search.library import shard_layers
 from components.search.results import SCORES_FILE, write_record
 from components.search.score_table import shard_scores
 from components.search.scoring import score_replacements
-from components.search.space import PARTS, layer_spaces
+from components.search.space import PARTS, LayerSpace, layer_spaces
 from components.search.subblock import Subblock
+from components.search.table import RESOURCES
 
 
 def scores(
-    config: ScoresConfig, *, job: Job, out: Path, parent: Path, corpus: Path, library: Path
+    config: ScoresConfig,
+    *,
+    job: Job,
+    out: Path,
+    parent: Path,
+    corpus: Path,
+    library: Path,
+    costs: Path | None = None,
+    problems: Path | None = None,
 ) -> dict[str, JsonValue]:
     """Replace-one-block scores of a share of the layers. Source: arXiv 2411.19146, section 4.2."""
-    return score_blocks(config, [library], job=job, out=out, parent=parent, corpus=corpus)
+    read: dict[str, Any] = {"parent": parent, "corpus": corpus, "costs": costs, "problems": problems}
+    return score_blocks(config, [library], job=job, out=out, **read)
 
 
 def score_blocks(
-    config: ScoresConfig, libraries: Sequence[Path], *, job: Job, out: Path, parent: Path, corpus: Path
+    config: ScoresConfig,
+    libraries: Sequence[Path],
+    *,
+    job: Job,
+    out: Path,
+    parent: Path,
+    corpus: Path,
+    costs: Path | None = None,
+    problems: Path | None = None,
 ) -> dict[str, JsonValue]:
     """The same, the trained sub-blocks spread over several libraries."""
+    tasks = _tasks(config, problems, parent)
     model = load_parent(parent, job, config.dtype)
     spaces = layer_spaces(config, shape_of(model.config))
     replacements: dict[BlockKey, Subblock | None] = {
@@ -41,12 +67,45 @@ def score_blocks(
         for variant in spaces[layer].of(part)[1:]
     }
     held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches)
-    found = score_replacements(model, replacements, held_out, job, seconds=config.scoring_seconds)
-    table = shard_scores(found)
+    if config.drop_dominated:
+        known = _known_costs(model, spaces, costs)
+        needed = {key for key in replacements if key[1] in spaces[key[0]].fixed}
+        found = score_undominated(model, replacements, held_out, job, costs=known, needed=needed)
+    else:
+        found = score_replacements(model, replacements, held_out, job, seconds=config.scoring_seconds)
+    points = Resume(job.resume.folder / "accuracy", job.resume.interval_s)
+    asking = dataclasses.replace(job, resume=points)
+    solved = None if tasks is None else solve_replaced(model, replacements, tasks, asking)
+    table = shard_scores(found, solved)
     write_record(out / "scores" / SCORES_FILE, table)
     return {
         "scored": len(table.blocks),
         "mean_kl": statistics.fmean(block.kl for block in table.blocks),
         "flop_share": found.flops.share,
         "scoring_s": found.seconds,
+    }
+
+
+def _tasks(config: ScoresConfig, problems: Path | None, parent: Path) -> Tasks | None:
+    """The task set that the settings ask for."""
+    if not config.task.num_problems:
+        return None
+    if problems is None:
+        raise InputError(
+            f"task.num_problems is {config.task.num_problems}, and there are no problems",
+            hint="give the input `problems`, a folder with validation.jsonl",
+        )
+    return load_tasks(config.task, problems, parent)
+
+
+def _known_costs(model: TesseraForCausalLM, spaces: Sequence[LayerSpace], costs: Path | None) -> VariantCosts:
+    """Everything that may be limited, of every variant and of the parent's own sub-blocks."""
+    if costs is None:
+        raise InputError("drop_dominated goes by what sub-blocks cost", hint="give the input `costs`, a costs.json")
+    blocks = own_costs_of(model, spaces, costs).blocks
+    return {
+        (layer, variant): tuple(blocks[variant.name].of(resource) for resource in RESOURCES)
+        for layer, space in enumerate(spaces)
+        for part in PARTS
+        for variant in space.of(part)
     }

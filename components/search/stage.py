@@ -75,6 +75,7 @@ def search(
     libraries: Sequence[Path] | None = None,
     scores: Sequence[Path] | None = None,
     costs: Path | None = None,
+    problems: Path | None = None,
 ) -> dict[str, JsonValue]:
     """Solve, fuse, assemble; what the stages before have not made is made here.
 
@@ -97,7 +98,7 @@ def search(
     if not scores:
         # Points of their own: those of the library are found by their step alone.
         points = Resume(job.resume.folder / "scores", job.resume.interval_s)
-        scoring = watched | {"job": dataclasses.replace(job, resume=points)}
+        scoring = watched | {"job": dataclasses.replace(job, resume=points), "costs": costs, "problems": problems}
         score_blocks(config.part(ScoresConfig), libraries, **scoring)
         scores = [here / "scores"]
     shards = _read_scores(scores, libraries)

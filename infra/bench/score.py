@@ -5,6 +5,7 @@ thread, in float32; `puzzletron_scoring.py` says how Puzzletron's code is made t
 operations of a larger model are counted, and how seconds grow with layers, options and tokens.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from components.search.subblock import Subblock
 from components.search.variants import initialise, subblock_weights
 from infra.bench.environment import environment
 from infra.bench.growth import Growth, plot_growths
+from pipelines.progress import StageState
 
 PEER = (
     "nvidia-modelopt==0.47.0",
@@ -51,7 +54,8 @@ LETTERS = "0123456789+= "
 ROWS, TOKENS = 16, 128
 STEPS, STEP_ROWS = 150, 8
 ROUNDS = 3
-TARGET_RATIO, TARGET_SHARE = 20.0, 0.25
+TARGET_RATIO, TARGET_SHARE, TARGET_ERROR = 20.0, 0.25, 0.15
+EARLY = 0.05
 
 Row = dict[str, Any]
 
@@ -68,6 +72,7 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         rows = beside_puzzletron(Path(name))
     rows += operations()
+    rows.append(time_left())
     rows += growth(Path(__file__).with_name("score.svg"))
     for row in rows:
         sys.stderr.write(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}\n")
@@ -122,6 +127,37 @@ def operations() -> list[Row]:
             TARGET_SHARE,
         ),
     ]
+
+
+class Recorded:
+    """Takes the events of a job."""
+
+    def __init__(self) -> None:
+        self.state = StageState("scores")
+        self.told: list[tuple[float, float | None]] = []
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        """Note when it came, and the time left that a user would be told then."""
+        if not self.told:
+            self.state.apply({"type": "start", "time": event["time"]})
+        self.state.apply(event)
+        early = self.state.done / self.state.total < EARLY
+        self.told.append((event["time"], None if early else self.state.seconds_left(event["time"])))
+
+
+def time_left() -> Row:
+    """How wrong the time left is that is told once 5 % of the text is scored."""
+    parent = untrained(num_layers=4, hidden=64, heads=4, width=192, vocabulary=128)
+    variants = variants_of(parent, kv_heads=(2, 1), widths=(0.75, 0.5, 0.25))
+    text = random_text(400, TOKENS, vocabulary=128)
+    recorded = Recorded()
+    with tempfile.TemporaryDirectory() as folder:
+        job = dataclasses.replace(silent_job(Path(folder)), reporter=recorded)
+        score_replacements(parent, variants, [text], job)
+    end = recorded.told[-1][0]
+    when, left = next((when, left) for when, left in recorded.told if left is not None)
+    name = "score/400 rows of text: error of the time left that is told after the first 5 %"
+    return row(name, abs(left - (end - when)) / (end - when), "share", TARGET_ERROR)
 
 
 def growth(plot: Path) -> list[Row]:

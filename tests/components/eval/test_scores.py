@@ -4,9 +4,10 @@ import pytest
 
 from components.core.chat import plain_answer
 from components.core.errors import DataError
+from components.core.problems import Problem
 from components.eval.answers import Answered, Way, read_answers, write_answers
 from components.eval.asking import grade, joined
-from components.eval.problems import Problem, load_problems
+from components.eval.problems import load_problems
 from components.eval.scores import scores
 from tests.components.conftest import write_rows
 

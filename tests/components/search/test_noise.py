@@ -20,7 +20,7 @@ from components.search.results import BlockScore, ShardScores
 from components.search.score_table import shard_scores
 from components.search.scoring import score_replacements
 from components.search.solver import solve_problem
-from components.search.space import Part, Variant
+from components.search.space import Variant
 from components.search.subblock import Subblock
 from components.search.table import Costs, Option, OptionTable, Slot
 from components.search.variants import initialise, subblock_weights
@@ -112,8 +112,8 @@ def test_the_best_choice_is_the_same_with_dominated_variants_dropped(
                 for name, tensor in weights.items()
             }
             variants[layer, Variant("ffn", width)] = build_subblock(parent, layer, Variant("ffn", width), spoilt)
-    costs = {key: (key[1].count, float(generator.integers(1, 4)) if key[1].size else 1.0) for key in variants}
-    own_costs: dict[tuple[int, Part], tuple[float, float]] = {(layer, "ffn"): (64, 3.0) for layer in range(2)}
+    costs = {key: (float(key[1].count), float(generator.integers(1, 4)) if key[1].size else 1.0) for key in variants}
+    own_costs: dict[BlockKey, tuple[float, float]] = {(layer, Variant("ffn", 64)): (64, 3.0) for layer in range(2)}
 
     whole = shard_scores(score_replacements(parent, variants, batches, silent_job(tmp_path / "a")))
     found = score_undominated(
@@ -121,8 +121,7 @@ def test_the_best_choice_is_the_same_with_dominated_variants_dropped(
         variants,
         batches,
         silent_job(tmp_path / "b"),
-        own_costs=own_costs,
-        costs=costs,  # type: ignore[arg-type]
+        costs=costs | own_costs,
     )
     cut = shard_scores(found)
     assert any(block.dropped for block in cut.blocks)

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from components.core.checkpoint import load_model, save_model
-from components.core.errors import InfeasibleBudget, RecipeError
+from components.core.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.job import Interrupted, Job, silent_job
 from components.core.model import TesseraForCausalLM
 from components.search.assemble import heterogeneous_model, shape_of
@@ -23,6 +24,7 @@ from components.search.config import (
     Measurement,
     ScoresConfig,
     SearchConfig,
+    TaskSet,
     TruthLoop,
 )
 from components.search.costs import counted_costs
@@ -188,6 +190,38 @@ def test_the_steps_one_by_one_give_what_the_whole_gives(
     for folder in ("child", "greedy_child", "search_table"):
         files = {path.name: path.read_bytes() for path in (searched / folder).iterdir()}
         assert {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} == files, folder
+
+
+def test_sub_blocks_are_scored_on_problems(
+    tmp_path: Path, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    problems = tmp_path / "problems"
+    problems.mkdir()
+    rows = [{"id": str(a), "question": f"{a}+1=", "prompt": f"{a}+1=", "answer": str(a + 1)} for a in range(6)]
+    (problems / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = CONFIG.model_copy(update={"score": "accuracy", "task": TaskSet(num_problems=6, max_tokens=3)})
+    inputs: dict[str, Any] = {"parent": parent_folder, "corpus": corpus, "costs": given_costs}
+    with pytest.raises(InputError, match="there are no problems"):
+        search(config, job=silent_job(tmp_path), out=tmp_path, **inputs)
+    search(config, job=silent_job(tmp_path), out=tmp_path, problems=problems, **inputs)
+    table = SearchTable.model_validate_json((tmp_path / "search_table" / "search.json").read_bytes())
+    assert all(block.accuracy is not None for block in table.blocks)
+    scores_of = {(slot.layer, slot.part, option.size): option.score for slot in table.slots for option in slot.options}
+    assert all(block.accuracy == scores_of[block.layer, block.part, block.size] for block in table.blocks)
+    assert all(margin.error is not None for margin in table.margins if margin.following)
+
+
+def test_dropping_what_is_dominated_leaves_the_choice(
+    searched: Path, tmp_path: Path, parent_folder: Path, corpus: Path, given_costs: Path
+) -> None:
+    config = CONFIG.model_copy(update={"drop_dominated": True})
+    inputs: dict[str, Any] = {"parent": parent_folder, "corpus": corpus, "costs": given_costs}
+    search(config, job=silent_job(tmp_path), out=tmp_path, **inputs)
+    found, whole = (
+        SearchTable.model_validate_json((folder / "search_table" / "search.json").read_bytes())
+        for folder in (tmp_path, searched)
+    )
+    assert (found.child.choice, found.child.score) == (whole.child.choice, whole.child.score)
 
 
 def test_children_share_the_bytes_of_what_they_share(searched: Path, parent: TesseraForCausalLM) -> None:
