@@ -94,7 +94,7 @@ class Engine:
         require_attention(folder)
         self.weight_version = 0
         self._threads = threads
-        with _starting():
+        with _starting(threads):
             from vllm import LLM
 
             self._llm = LLM(
@@ -266,9 +266,14 @@ def _memory(folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, sha
 
 
 @contextmanager
-def _starting() -> Iterator[None]:
-    """Let vLLM start as it must inside another program, and undo what it does to that program's torch."""
-    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+def _starting(threads: int) -> Iterator[None]:
+    """Let vLLM start as it must inside another program, and undo what it does to that program's torch.
+
+    Weights are packed for the kernels by as many threads as new ones will be later: the packing depends on that number,
+    and kernels that were made for the first one read any other wrongly.
+    """
+    set_num_threads, before = torch.set_num_threads, torch.get_num_threads()
+    torch.set_num_threads(threads)
     os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR")
     collecting = gc.isenabled()
     gc.disable()  # collections while importing find nothing, and take a fifth of the time
@@ -279,7 +284,7 @@ def _starting() -> Iterator[None]:
         if collecting:
             gc.enable()
         torch.set_num_threads = set_num_threads  # on a CPU vLLM replaces it by a function that does nothing
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _uncompiled() -> AbstractContextManager[None]:

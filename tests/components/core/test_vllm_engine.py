@@ -32,27 +32,33 @@ LINEAR: tiny_models.Shapes = [("linear", 40), (2, "linear"), (None, 100), ("line
 """Linear parts everywhere, and a first layer without attention."""
 
 
-@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied", "linear"])
+TWO_THREADS = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32}
+"""A matrix of 192 x 128, which the kernels pack one way for one thread, another way for two."""
+
+
+@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied", "linear", "two threads"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """One engine after the other in this process: each is closed before the next is opened."""
     folder = tmp_path_factory.mktemp("engine") / request.param
     model, other = models(request.param, folder)
-    torch.set_num_threads(1)
+    torch.set_num_threads(2 if request.param == "two threads" else 1)
     with Engine(folder, max_model_len=256, max_num_seqs=16) as engine:
         yield Case(engine, model, other)
+    torch.set_num_threads(1)
 
 
 def models(kind: str, folder: Path) -> tuple[nn.Module, nn.Module]:
     """Two models of a kind, the first of which is written to `folder`."""
-    if kind == "llama":
-        llama = tiny_models.llama(0)
+    if kind in ("llama", "two threads"):
+        changes = {} if kind == "llama" else TWO_THREADS
+        llama = tiny_models.llama(0, **changes)
         llama.save_pretrained(folder)
-        return llama, tiny_models.llama(1)
+        return llama, tiny_models.llama(1, **changes)
     shapes = LINEAR if kind == "linear" else tiny_models.DIFFERENT
-    changes = {"tie_word_embeddings": kind == "tied", "qkv_bias": kind == "tied"}
-    model = tiny_models.heterogeneous(0, shapes, **changes)
+    tied = {"tie_word_embeddings": kind == "tied", "qkv_bias": kind == "tied"}
+    model = tiny_models.heterogeneous(0, shapes, **tied)
     save_model(model, folder, tokenizer=None)
-    return model, tiny_models.heterogeneous(1, shapes, **changes)
+    return model, tiny_models.heterogeneous(1, shapes, **tied)
 
 
 def greedy(engine: Engine) -> list[Sample]:
