@@ -5,7 +5,7 @@ A file has the name of its layer and part, and tensors as the whole model names 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -36,13 +36,21 @@ def write_block(path: Path, weights: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path, {"format": "pt"})
 
 
-def write_blocks(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Write all files of a model, and the index by which others find a tensor."""
-    files: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        files.setdefault(file_of(name), {})[name] = tensor
-    for file, weights in files.items():
-        write_block(folder / file, weights)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    index = {"metadata": {"total_size": size}, "weight_map": {name: file_of(name) for name in state}}
+def write_blocks(pieces: Iterable[Mapping[str, Tensor]], folder: Path) -> None:
+    """Write all files of a model, and the index by which others find a tensor.
+
+    Args:
+        pieces: the model's state, whole sub-blocks at a time; only one piece is held.
+        folder: takes the files.
+    """
+    size, weight_map = 0, {}
+    for piece in pieces:
+        files: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in piece.items():
+            files.setdefault(file_of(name), {})[name] = tensor
+            size += tensor.numel() * tensor.element_size()
+            weight_map[name] = file_of(name)
+        for file, weights in files.items():
+            write_block(folder / file, weights)
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from components.core.families import HETEROGENEOUS_FAMILY, refuse_unsupported
 from components.core.hugging_face import PretrainedConfig
 from components.core.inspection import INDEX, PICKLED_SUFFIXES, check_weights, read_config, weight_files
 from components.core.model import TesseraConfig, TesseraForCausalLM
-from components.core.paging import LAYERS, page_layers
+from components.core.paging import LAYERS, LayerFiles, page_layers, state_in_pieces
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 HETEROGENEOUS_CLASS = "DeciLMForCausalLM"
@@ -107,7 +107,7 @@ def load_model(
     model.requires_grad_(not paged)
     model.train(False)
     if paged:
-        page_layers(model.model.layers, folder, dtype)
+        page_layers(model.model.layers, LayerFiles(folder, dtype).read)
     return model
 
 
@@ -148,7 +148,7 @@ def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | Non
         model: its weights are written in their own dtype.
         folder: created; where it exists, it has to be empty.
         tokenizer: a folder whose tokenizer files are copied beside the weights.
-        by_block: a file for each sub-block, for models that share some with others.
+        by_block: a file for each sub-block, for models that share some with others; a paged model stays paged.
 
     Raises:
         CheckpointError: the folder has something in it.
@@ -172,13 +172,13 @@ def _write(model: TesseraForCausalLM, folder: Path, tokenizer: Path | None, *, b
     _write_json(folder / "config.json", written_config(model))
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     _write_json(folder / "generation_config.json", {name: getattr(model.config, name, None) for name in ids})
+    if by_block:
+        write_blocks(state_in_pieces(model, model.model.layers), folder)
+        return
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
-    if by_block:
-        write_blocks(state, folder)
-    else:
-        save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)
+    save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

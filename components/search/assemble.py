@@ -1,18 +1,22 @@
 """From a choice of sub-blocks to a child: weights from the parent and the library, FFN runs fused, a model folder."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
 from itertools import starmap
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from components.core.architecture import Architecture
 from components.core.checkpoint import model_config, take_weights
 from components.core.hugging_face import PretrainedConfig
 from components.core.model import DecoderLayer, TesseraConfig, TesseraForCausalLM
+from components.core.paging import LAYERS, is_paged, page_layers, state_outside_layers
 from components.search.blocks import BlockKey, load_block
 from components.search.fusion import ChildLayer
-from components.search.space import LayerSpace, Part, Shape, Variant, block_of
+from components.search.space import PARTS, LayerSpace, Shape, Variant, block_of
 from components.search.space import shape_of as shape_of_architecture
 from components.search.subblock import Subblock
 from components.search.variants import Weights, subblock_weights
@@ -32,36 +36,53 @@ def child_layers(
         libraries: folders with the trained variants.
         variants: chosen attention and FFN of each layer.
     """
-    layers = []
-    for number, (attention, ffn) in enumerate(variants):
-        state = parent.model.layers[number].state_dict()
+
+    def read(number: int) -> Weights:
         weights: Weights = {}
-        parts: tuple[tuple[Part, Variant], ...] = (("attention", attention), ("ffn", ffn))
-        for part, variant in parts:
+        for part, variant in zip(PARTS, variants[number], strict=True):
             if variant == spaces[number].of(part)[0]:
-                weights |= subblock_weights(state, part)
+                weights |= subblock_weights(parent.model.layers[number].state_dict(), part)
             elif not variant.is_no_op:
                 weights |= load_block(libraries, (number, variant))
-        layers.append(ChildLayer(attention.size, ffn.size, weights, (number,)))
-    return layers
+        return weights
+
+    return [
+        ChildLayer(attention.size, ffn.size, partial(read, number), (number,))
+        for number, (attention, ffn) in enumerate(variants)
+    ]
 
 
 def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> TesseraForCausalLM:
-    """A model of these layers between the parent's embeddings and head.
+    """A model of these layers between the parent's embeddings and head, to be used as it is; see `trainable`.
 
-    Its configuration says in `parent_layers`, for each layer, how many layers of the parent are behind its output.
+    It shares the parent's weights, copies none, and is paged where the parent is. Its configuration says in
+    `parent_layers`, for each layer, how many layers of the parent are behind its output.
     """
     shape = tuple((layer.num_key_value_heads, layer.intermediate_size) for layer in layers)
     with torch.device("meta"):
         child = heterogeneous_model(parent.config, shape)
-    outside = {name: value for name, value in parent.state_dict().items() if not name.startswith("model.layers.")}
-    inside = {
-        f"model.layers.{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer.weights.items()
-    }
-    # clones, so that whoever trains the child leaves the parent alone
-    take_weights(child, {name: value.clone() for name, value in {**outside, **inside}.items()})
+    child.requires_grad_(False)
+    state = state_outside_layers(parent)
+    paged = is_paged(parent.model.layers)
+    if paged:
+        page_layers(child.model.layers, lambda number: layers[number].read())
+    else:
+        for number, layer in enumerate(layers):
+            state |= {f"{LAYERS}{number}.{name}": tensor for name, tensor in layer.read().items()}
+    take_weights(child, state, strict=not paged)
     child.config.parent_layers = _depths([layer.parent_layers for layer in layers], len(parent.model.layers))
     return child
+
+
+def trainable(child: TesseraForCausalLM) -> TesseraForCausalLM:
+    """A copy in float32, so that whoever trains it leaves the parent alone.
+
+    Args:
+        child: not paged.
+    """
+    copy = deepcopy(child).requires_grad_(True)
+    nn.Module.to(copy, torch.float32)
+    return copy
 
 
 def _depths(parent_layers: Sequence[Sequence[int]], depth: int) -> list[int]:

@@ -3,7 +3,7 @@
 Source: arXiv 2411.19146, section 4.3 (loss), appendix B (several solutions).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from components.core.batches import Batch, PackedStream
@@ -12,10 +12,14 @@ from components.core.job import Job, Resume
 from components.core.model import TesseraForCausalLM
 from components.core.schedule import TrainConfig
 from components.core.train import train
+from components.search.assemble import trainable
 from components.search.comparison import HeldOut, held_out_kl
 from components.search.config import Candidates
+from components.search.pools import pool
 from components.search.problem import Choice
 from components.search.results import CandidateTrial
+from components.search.solver import Solution
+from components.search.table import OptionTable
 
 SIGNIFICANT = 2.0
 """Standard errors that a candidate has to be ahead of the best by score; what is closer is noise."""
@@ -36,7 +40,7 @@ def compare_candidates(
     """Distil every candidate alike, and choose by held-out KL.
 
     Args:
-        parent: teaches, and says what is right.
+        parent: teaches, and says what is right; not paged, since a child in training is in memory.
         choices: with their scores, the best first.
         make: a child of a choice, as it would be written.
         stream: packed training text.
@@ -63,7 +67,7 @@ def compare_candidates(
         seed=seed,
     )
     for number, (choice, _) in enumerate(choices):
-        child = make(choice)
+        child = trainable(make(choice))
         before += held_out_kl(parent, [child], batches)
         loss = distillation_loss(parent, paired_layers(parent, child), cosine_weight=1.0, kl_weight=1.0)
         own = replace(job, resume=Resume(job.resume.folder / f"candidate-{number}"))
@@ -71,6 +75,15 @@ def compare_candidates(
         after += held_out_kl(parent, [child], batches)
         job.progress(number + 1, len(choices), "candidates distilled", kl=after[-1].kl)
     return judge(choices, before, after)
+
+
+def best_choices(
+    table: OptionTable, limits: Mapping[str, float], best: Solution, config: Candidates
+) -> list[tuple[Choice, float]]:
+    """The best choices and their scores, the proven one first."""
+    found = pool(table.problem(table.scores, limits), config.count, distance=config.distance)
+    others = [other for other in found if other.choice != best.choice]
+    return [(solution.choice, solution.objective) for solution in [best, *others]][: config.count]
 
 
 def judge(

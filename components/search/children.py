@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from components.core.batches import Batch
 from components.core.model import TesseraForCausalLM
-from components.search.assemble import assemble
+from components.search.assemble import assemble, child_layers
 from components.search.config import Fusion
 from components.search.dependency import ffn_dependencies
 from components.search.fusion import ChildLayer, Dependencies, drop_empty, fuse_layers
 from components.search.problem import Choice
-from components.search.results import Picked
+from components.search.results import Chosen, LayerShape, Picked
 from components.search.solver import fits
+from components.search.space import LayerSpace, Variant
 from components.search.table import OptionTable
 
 
@@ -50,7 +52,60 @@ def make_child(parent: TesseraForCausalLM, layers: list[ChildLayer], config: Fus
     return Child(layers, fused, dependencies, unfused, assemble(parent, fused) if len(fused) != len(left) else unfused)
 
 
+@dataclass(frozen=True)
+class Nursery:
+    """What all children are made of.
+
+    Attributes:
+        parent: has what no choice changes.
+        spaces: options of each layer.
+        libraries: folders with the trained variants.
+        fusion: what to fuse.
+        batches: text that the dependency of FFNs is measured on.
+    """
+
+    parent: TesseraForCausalLM
+    spaces: Sequence[LayerSpace]
+    libraries: Sequence[Path]
+    fusion: Fusion
+    batches: Sequence[Batch]
+
+    def child(self, variants: Sequence[tuple[Variant, Variant]], *better: Path, measured: bool = False) -> Child:
+        """The child of a choice.
+
+        Args:
+            variants: chosen attention and FFN of each layer.
+            better: libraries that come before the others.
+            measured: whether to measure dependencies also where fusion does not need them.
+        """
+        layers = child_layers(self.parent, self.spaces, [*better, *self.libraries], variants)
+        needed = measured or self.fusion.max_dependency is not None
+        return make_child(self.parent, layers, self.fusion, self.batches if needed else ())
+
+
 def picked(table: OptionTable, choice: Choice, limits: Mapping[str, float]) -> Picked:
     """A choice as numbers."""
     costs = table.costs(choice)
     return Picked(choice=choice, score=table.score(choice), costs=costs, within_limits=fits(costs, limits))
+
+
+def chosen(table: OptionTable, choice: Choice, limits: Mapping[str, float], child: Child) -> Chosen:
+    """A choice that became a model, as numbers."""
+    return Chosen(
+        **picked(table, choice, limits).model_dump(),
+        layers=_shapes(child.layers),
+        fused_layers=_shapes(child.fused),
+        parameters=child.model.num_parameters(),
+    )
+
+
+def _shapes(layers: Sequence[ChildLayer]) -> tuple[LayerShape, ...]:
+    """Layers without their weights."""
+    return tuple(
+        LayerShape(
+            num_key_value_heads=layer.num_key_value_heads,
+            intermediate_size=layer.intermediate_size,
+            parent_layers=layer.parent_layers,
+        )
+        for layer in layers
+    )

@@ -22,6 +22,8 @@ def ffn_dependencies(
 ) -> dict[tuple[int, int], float]:
     """Cosine distance between what an FFN adds and what it adds with an earlier FFN of its run removed.
 
+    The residual streams that each lack one FFN go through the run side by side, so that a layer is needed once.
+
     Args:
         child: made of these layers.
         layers: none of them empty, nothing fused.
@@ -41,26 +43,16 @@ def ffn_dependencies(
         mask_BT = batch.segment_ids_BT > 0
         tokens += int(mask_BT.sum())
         for run in runs:
-            lessons = [seen[places[number], "ffn"] for number in run]
-            blocks = [Subblock.of(child.model.layers[places[number]], "ffn") for number in run]
-            inputs = [lesson.hidden_BTD[mask_BT] for lesson in lessons]
-            outputs = [lesson.output_BTD[mask_BT] for lesson in lessons]
-            for removed, number in enumerate(run[:-1]):
-                distances = _without(removed, blocks, inputs, outputs)
-                for later, distance in zip(run[removed + 1 :], distances, strict=True):
-                    sums[number, later] = sums.get((number, later), 0.0) + distance
+            without: dict[int, Tensor] = {}
+            for number in run:
+                block = Subblock.of(child.model.layers[places[number]], "ffn")
+                assert block is not None, "a run has FFNs only"
+                lesson = seen[places[number], "ffn"]
+                whole_ND = lesson.output_BTD[mask_BT]
+                for removed, hidden_ND in without.items():
+                    added_ND = block(hidden_ND, ())
+                    distance_N = 1 - F.cosine_similarity(added_ND, whole_ND, dim=-1)
+                    sums[removed, number] = sums.get((removed, number), 0.0) + float(distance_N.sum())
+                    without[removed] = hidden_ND + added_ND
+                without[number] = lesson.hidden_BTD[mask_BT]
     return {pair: max(0.0, total / tokens) for pair, total in sums.items()}
-
-
-def _without(
-    removed: int, blocks: Sequence[Subblock | None], inputs: Sequence[Tensor], outputs: Sequence[Tensor]
-) -> list[float]:
-    """Distances, summed over tokens, of what each later FFN adds with and without an earlier one."""
-    hidden_ND = inputs[removed]
-    distances = []
-    for block, whole_ND in zip(blocks[removed + 1 :], outputs[removed + 1 :], strict=True):
-        assert block is not None, "a run has FFNs only"
-        added_ND = block(hidden_ND, ())
-        distances.append(float((1 - F.cosine_similarity(added_ND, whole_ND, dim=-1)).sum()))
-        hidden_ND = hidden_ND + added_ND
-    return distances

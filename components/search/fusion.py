@@ -9,7 +9,7 @@ Source: arXiv 2503.18908, section 3, equation 5 and theorem 3.1, and section 4.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +29,20 @@ class ChildLayer:
     Attributes:
         num_key_value_heads: KV heads; 0 where there is no attention, `linear` where it is one matrix.
         intermediate_size: channels of the FFN; 0 where there is none, `linear` where it is one matrix.
-        weights: tensors by name within the layer; none of what is not there.
+        read: makes its tensors, by name within the layer; none of what is not there. They are read when they are
+            needed, so that a child larger than memory can be put together.
         parent_layers: the parent's layers that it stands for, by number, in order.
     """
 
     num_key_value_heads: Size
     intermediate_size: Size
-    weights: Weights
+    read: Callable[[], Weights]
     parent_layers: tuple[int, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has neither attention nor FFN, and passes its input on."""
+        return self.num_key_value_heads == 0 and self.intermediate_size == 0
 
 
 Dependencies = Mapping[tuple[int, int], float]
@@ -61,14 +67,14 @@ def fuse_layers(
 
 
 def drop_empty(layers: Sequence[ChildLayer]) -> list[ChildLayer]:
-    """The layers that do anything: one without attention and FFN passes its input on."""
-    return [layer for layer in layers if layer.weights]
+    """The layers that do anything."""
+    return [layer for layer in layers if not layer.is_empty]
 
 
 def pad(layers: Sequence[ChildLayer], depth: int) -> list[ChildLayer]:
     """Give a child the parent's depth again: a place that no layer begins at gets one that passes its input on."""
     by_place = {layer.parent_layers[0]: layer for layer in layers}
-    return [by_place.get(place, ChildLayer(0, 0, {}, (place,))) for place in range(depth)]
+    return [by_place.get(place, ChildLayer(0, 0, dict, (place,))) for place in range(depth)]
 
 
 def split_runs(layers: Sequence[ChildLayer]) -> list[list[ChildLayer]]:
@@ -120,33 +126,42 @@ def _within_limits(group: Sequence[ChildLayer], within: Sequence[float], config:
     """Whether layers may become one; a single layer always stays what it is."""
     if len(group) == 1:
         return True
-    channels = sum(layer.weights["mlp.down_proj.weight"].shape[1] for layer in group)
     return (
         (config.max_layers is None or len(group) <= config.max_layers)
-        and (config.max_channels is None or channels <= config.max_channels)
+        and (config.max_channels is None or _channels(group) <= config.max_channels)
         and (config.max_dependency is None or max(within) <= config.max_dependency)
     )
 
 
-def fuse(run: Sequence[ChildLayer]) -> ChildLayer:
-    """One layer whose FFN is the sum of the run's FFNs.
+def _channels(run: Sequence[ChildLayer]) -> int:
+    """Of all gated FFNs together."""
+    return sum(layer.intermediate_size for layer in run if layer.intermediate_size != LINEAR)
 
-    It has the norm of the run's last layer. What another layer's own norm scales differently is folded into its gate
-    and up projections, so that the sum is exact; a channel that the shared norm would erase is scaled there alone.
+
+def fuse(run: Sequence[ChildLayer]) -> ChildLayer:
+    """One layer whose FFN is the sum of the run's FFNs."""
+    return ChildLayer(
+        num_key_value_heads=0,
+        intermediate_size=_channels(run),
+        read=lambda: fold([layer.read() for layer in run]),
+        parent_layers=tuple(number for layer in run for number in layer.parent_layers),
+    )
+
+
+def fold(run: Sequence[Weights]) -> Weights:
+    """The tensors of one FFN that is the sum of these.
+
+    It has the norm of the last. What another's own norm scales differently is folded into its gate and up projections,
+    so that the sum is exact; a channel that the shared norm would erase is scaled there alone.
     """
-    last = run[-1].weights[NORM]
+    last = run[-1][NORM]
     shared = torch.where(last == 0, torch.ones_like(last), last)
     weights: Weights = {NORM: shared}
     for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
-        weights[name] = torch.cat([layer.weights[name] * (layer.weights[NORM] / shared) for layer in run])
-    weights["mlp.down_proj.weight"] = torch.cat([layer.weights["mlp.down_proj.weight"] for layer in run], dim=1)
-    if "mlp.down_proj.bias" in run[0].weights:
+        weights[name] = torch.cat([ffn[name] * (ffn[NORM] / shared) for ffn in run])
+    weights["mlp.down_proj.weight"] = torch.cat([ffn["mlp.down_proj.weight"] for ffn in run], dim=1)
+    if "mlp.down_proj.bias" in run[0]:
         for name in ("mlp.gate_proj.bias", "mlp.up_proj.bias"):
-            weights[name] = torch.cat([layer.weights[name] for layer in run])
-        weights["mlp.down_proj.bias"] = torch.stack([layer.weights["mlp.down_proj.bias"] for layer in run]).sum(dim=0)
-    return ChildLayer(
-        num_key_value_heads=0,
-        intermediate_size=weights["mlp.down_proj.weight"].shape[1],
-        weights=weights,
-        parent_layers=tuple(number for layer in run for number in layer.parent_layers),
-    )
+            weights[name] = torch.cat([ffn[name] for ffn in run])
+        weights["mlp.down_proj.bias"] = torch.stack([ffn["mlp.down_proj.bias"] for ffn in run]).sum(dim=0)
+    return weights

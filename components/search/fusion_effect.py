@@ -103,5 +103,5 @@ def _vllm_steps_ms(models: Sequence[TesseraForCausalLM], workload: Workload, job
     folders: list[Path] = []
     for name, model in zip(("before-fusion", "after-fusion"), models, strict=True):
         folders.append(job.scratch / name)
-        save_model(model, folders[-1], tokenizer=None)
+        save_model(model, folders[-1], tokenizer=None, by_block=True)
     return measure_step_ms(folders, workload, job.placement.engine_threads)

@@ -1,67 +1,37 @@
 """The search, the paper's steps in order; each of the first ones is also a stage of its own."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import JsonValue
-from torch import Tensor
 
 from components.core.batches import PackedStream, load_corpus
 from components.core.checkpoint import save_model
-from components.core.job import Job, Resume
-from components.search.assemble import child_layers, shape_of
+from components.core.errors import RecipeError
+from components.core.job import Job
+from components.core.paging import is_paged
+from components.search.assemble import shape_of
 from components.search.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
 from components.search.calibration import calibration_batches, load_parent
-from components.search.candidates import compare_candidates
-from components.search.children import Child, make_child, picked
-from components.search.config import (
-    Candidates,
-    CostsConfig,
-    ImportanceConfig,
-    LibraryConfig,
-    ScoresConfig,
-    SearchConfig,
-)
+from components.search.candidates import best_choices, compare_candidates
+from components.search.children import Nursery, chosen, picked
+from components.search.config import CostsConfig, SearchConfig
 from components.search.costs import architecture_of, own_costs_of
 from components.search.costs_stage import costs as measure
 from components.search.coupled import couple, pairs_to_couple
-from components.search.fusion import ChildLayer
+from components.search.earlier import make_missing, read_scores
 from components.search.fusion_effect import fusion_effect
-from components.search.importance import load_importance, share_of_top
-from components.search.importance_stage import importance as watch_channels
-from components.search.library_stage import library as train_library
+from components.search.importance import load_importance
 from components.search.noise import margins
-from components.search.pools import pool
 from components.search.problem import Choice
-from components.search.results import (
-    LIBRARY_FILE,
-    SCORES_FILE,
-    TABLE_FILE,
-    BlockScore,
-    CandidateTrial,
-    Chosen,
-    CoupledPair,
-    FrontPoint,
-    FusionEffect,
-    LayerImportance,
-    LayerShape,
-    ParetoPoint,
-    Proof,
-    SearchTable,
-    ShardLibrary,
-    ShardScores,
-    write_record,
-)
-from components.search.scores_stage import score_blocks
-from components.search.solver import Solution, absolute_limits, certify, pareto_front
+from components.search.results import TABLE_FILE, CandidateTrial, Chosen, FusionEffect, Proof, SearchTable, write_record
+from components.search.solver import absolute_limits, certify
 from components.search.space import Variant, layer_spaces, servable_spaces
-from components.search.table import OptionTable, option_table
+from components.search.table import option_table
+from components.search.told import coupled_pairs, latency_front, other_fronts, spread_of_importance
 from components.search.truth import Measured, measure_child, settle
-
-FRONTS = ("parameters", "memory_bytes", "request_ms")
-"""Resources besides latency that the best score is told over."""
 
 
 def search(
@@ -79,29 +49,28 @@ def search(
 ) -> dict[str, JsonValue]:
     """Solve, fuse, assemble; what the stages before have not made is made here.
 
+    A parent larger than memory is read layer by layer, and so are its children while they are compared and written.
+    Short distillations hold a whole child and its parent: they need memory for both.
+
+    Raises:
+        RecipeError: the parent is larger than memory, and something is asked for that holds it whole.
+        InfeasibleBudget: no choice is within the limits.
+
     Source: arXiv 2411.19146, section 4 and appendix B; arXiv 2503.18908, section 3.
     """
     here = job.scratch / "search"
     model = load_parent(parent, job, config.dtype)
+    if is_paged(model.model.layers):
+        _refuse_what_holds_all(config)
     spaces = servable_spaces(layer_spaces(config, shape_of(model.config)), config.measurement.tensor_parallel)
     if costs is None:
         measure(config.part(CostsConfig), job=job, out=here, parent=parent)
         costs = here / "costs"
     measured = own_costs_of(model, spaces, costs)
-    watched: dict[str, Any] = {"job": job, "out": here, "parent": parent, "corpus": corpus}
-    if importance is None:
-        watch_channels(config.part(ImportanceConfig), **watched)
-        importance = here / "importance"
-    if not libraries:
-        train_library(config.part(LibraryConfig), importance=importance, **watched)
-        libraries = [here / "library"]
-    if not scores:
-        # Points of their own: those of the library are found by their step alone.
-        points = Resume(job.resume.folder / "scores", job.resume.interval_s)
-        scoring = watched | {"job": dataclasses.replace(job, resume=points), "costs": costs, "problems": problems}
-        score_blocks(config.part(ScoresConfig), libraries, **scoring)
-        scores = [here / "scores"]
-    shards = _read_scores(scores, libraries)
+    read = {"parent": parent, "corpus": corpus, "costs": costs, "problems": problems}
+    given: dict[str, Any] = {"importance": importance, "libraries": libraries, "scores": scores}
+    earlier = make_missing(config, here, job, read, **given)
+    shards = read_scores(earlier)
     scored = sorted((block for shard in shards for block in shard.blocks), key=lambda block: block.layer)
 
     kls = {(block.layer, Variant(block.part, block.size)): block.of(config.score) for block in scored}
@@ -112,13 +81,12 @@ def search(
     seed = config.seed or 0
     held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches)
 
-    def make(choice: Choice, *better: Path, dependencies: bool = config.fusion.max_dependency is not None) -> Child:
-        layers = child_layers(model, spaces, [*better, *(libraries or [])], table.variants(choice))
-        return make_child(model, layers, config.fusion, held_out if dependencies else ())
+    nursery = Nursery(model, spaces, earlier.libraries, config.fusion, held_out)
 
     def beside_the_parent(choice: Choice) -> Measured:
-        save_model(make(choice).model, job.scratch / "child", tokenizer=None)
-        return measure_child(parent, job.scratch / "child", measured.measurement, job.placement.engine_threads)
+        with TemporaryDirectory(dir=job.scratch) as folder:
+            save_model(nursery.child(table.variants(choice)).model, Path(folder), tokenizer=None, by_block=True)
+            return measure_child(parent, Path(folder), measured.measurement, job.placement.engine_threads)
 
     settled = settle(table, limits, beside_the_parent, config.truth, measured.measurement.new_tokens)
     table, solution = settled.table, settled.solution
@@ -126,8 +94,8 @@ def search(
     if config.candidates.count > 1:
         trials = compare_candidates(
             model,
-            _best_choices(table, limits, solution, config.candidates),
-            lambda choice: make(choice).model,
+            best_choices(table, limits, solution, config.candidates),
+            lambda choice: nursery.child(table.variants(choice)).model,
             PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, seed),
             calibration_batches(config, corpus, parent, "validation", config.candidates.batches),
             config.candidates,
@@ -145,130 +113,61 @@ def search(
     coupled: dict[int, list[float]] = {}
     if pairs:
         stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, seed)
-        coupled = couple(model, pairs, libraries, here / "coupled", stream, config.batch_size, config.coupled, job)
-    chosen: dict[str, Chosen] = {}
+        folders = earlier.libraries, here / "coupled"
+        coupled = couple(model, pairs, *folders, stream, config.batch_size, config.coupled, job)
+    told: dict[str, Chosen] = {}
     fusion: FusionEffect | None = None
     for done, (name, choice) in enumerate(choices.items(), 1):
         better = [here / "coupled"] if name == "child" else []
-        child = make(choice, *better, dependencies=name == "child" or config.fusion.max_dependency is not None)
+        child = nursery.child(table.variants(choice), *better, measured=name == "child")
         save_model(child.model, out / name, tokenizer=parent, by_block=True)
         if name == "child":
             fusion = fusion_effect(model, child, held_out, config.fusion, measured.measurement, job)
-        chosen[name] = Chosen(
-            **picked(table, choice, limits).model_dump(),
-            layers=_shapes(child.layers),
-            fused_layers=_shapes(child.fused),
-            parameters=child.model.num_parameters(),
-        )
+        told[name] = chosen(table, choice, limits, child)
         job.progress(done, len(choices), "children")
 
-    front = pareto_front(table, limits, config.pareto_points)
     result = SearchTable(
         fixed=table.fixed,
         slots=table.slots,
         batch_tokens=table.batch_tokens,
         limits=limits,
         parent=parent_costs,
-        **chosen,
+        **told,
         baselines={name: picked(table, choice, limits) for name, choice in others.items() if choice is not None},
         fusion=fusion,
         candidates=trials,
         proof=Proof(objective=solution.objective, bound=solution.bound, gap=solution.gap, status=solution.status),
         margins=margins(table, limits, solution.choice, shards, config.score),
         certificate=certify(table.problem(table.scores, limits), solution.choice, fixed=table.held),
-        pareto=tuple(
-            ParetoPoint(limit_ms=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
-            for limit, best in front
-        ),
-        fronts=_fronts(table, limits, config.pareto_points),
-        importance=_summary(load_importance(importance)),
+        pareto=latency_front(table, limits, config.pareto_points),
+        fronts=other_fronts(table, limits, config.pareto_points),
+        importance=spread_of_importance(load_importance(earlier.importance)),
         architecture=architecture_of(model),
         measurement=measured.measurement,
         truth=settled.rounds,
         blocks=tuple(block.model_copy(update={"row_sums": {}}) for block in scored),
-        coupled=_coupled_pairs(pairs, coupled),
+        coupled=coupled_pairs(pairs, coupled),
         machine=measured.machine,
     )
     write_record(out / "search_table" / TABLE_FILE, result)
-    child_costs = chosen["child"].costs
+    child_costs = told["child"].costs
     return {
         "score": solution.objective,
         "gap": solution.gap,
-        "layers": len(chosen["child"].fused_layers),
-        **{f"parameters_{name}": choice.parameters for name, choice in chosen.items()},
+        "layers": len(told["child"].fused_layers),
+        **{f"parameters_{name}": child.parameters for name, child in told.items()},
         "predicted_latency_share": child_costs.latency_ms / parent_costs.latency_ms,
     }
 
 
-def _fronts(table: OptionTable, limits: Mapping[str, float], points: int) -> dict[str, tuple[FrontPoint, ...]]:
-    """The best score over each resource besides latency that the costs know."""
-    parent = table.costs(table.parent_choice)
-    return {
-        resource: tuple(
-            FrontPoint(limit=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
-            for limit, best in pareto_front(table, limits, points, resource)
-        )
-        for resource in FRONTS
-        if parent.of(resource)
+def _refuse_what_holds_all(config: SearchConfig) -> None:
+    """Name, before any work, the settings that a parent larger than memory cannot have."""
+    asked = {
+        f"candidates.count={config.candidates.count} distils whole children": config.candidates.count > 1,
+        "fusion.timing=decoder times whole children": config.fusion.timing == "decoder",
     }
-
-
-def _coupled_pairs(
-    pairs: Mapping[int, tuple[Variant, Variant]], errors: Mapping[int, Sequence[float]]
-) -> tuple[CoupledPair, ...]:
-    """What training the child's pairs came to."""
-    return tuple(
-        CoupledPair(
-            layer=layer,
-            attention=pairs[layer][0].name,
-            ffn=pairs[layer][1].name,
-            first_error=history[0],
-            last_error=history[-1],
+    for what in (what for what, wanted in asked.items() if wanted):
+        raise RecipeError(
+            f"search.{what}, and the layers of this parent are read one at a time",
+            hint="leave it out, or raise placement.memory_gib to twice what the parent takes",
         )
-        for layer, history in errors.items()
-    )
-
-
-def _best_choices(
-    table: OptionTable, limits: Mapping[str, float], best: Solution, config: Candidates
-) -> list[tuple[Choice, float]]:
-    """The best choices and their scores, the proven one first."""
-    found = pool(table.problem(table.scores, limits), config.count, distance=config.distance)
-    others = [other for other in found if other.choice != best.choice]
-    return [(solution.choice, solution.objective) for solution in [best, *others]][: config.count]
-
-
-def _read_scores(scores: Sequence[Path], libraries: Sequence[Path]) -> list[ShardScores]:
-    """The scores of all shards, with the training errors that the libraries tell."""
-    trained = {
-        (block.layer, block.part, block.size): block
-        for folder in libraries
-        for block in ShardLibrary.model_validate_json((folder / LIBRARY_FILE).read_bytes()).blocks
-    }
-
-    def with_errors(block: BlockScore) -> BlockScore:
-        known = trained.get((block.layer, block.part, block.size))
-        return block.model_copy(update=known.model_dump()) if known else block
-
-    shards = [ShardScores.model_validate_json((folder / SCORES_FILE).read_bytes()) for folder in scores]
-    return [shard.model_copy(update={"blocks": tuple(map(with_errors, shard.blocks))}) for shard in shards]
-
-
-def _shapes(layers: Sequence[ChildLayer]) -> tuple[LayerShape, ...]:
-    """The layers of a child as numbers."""
-    return tuple(
-        LayerShape(
-            num_key_value_heads=layer.num_key_value_heads,
-            intermediate_size=layer.intermediate_size,
-            parent_layers=layer.parent_layers,
-        )
-        for layer in layers
-    )
-
-
-def _summary(contributions: Mapping[int, Tensor]) -> tuple[LayerImportance, ...]:
-    """How contribution spreads over the channels of each layer."""
-    return tuple(
-        LayerImportance(layer=layer, mean=float(values_I.mean()), top_half_share=share_of_top(values_I, 0.5))
-        for layer, values_I in sorted(contributions.items())
-    )

@@ -31,7 +31,7 @@ from components.data.config import ArithmeticConfig, DataConfig
 from components.data.stage import run as make_data
 from components.pretrain.config import PretrainConfig, Shape
 from components.pretrain.stage import run as pretrain
-from components.search.assemble import child_layers, shape_of
+from components.search.assemble import child_layers, shape_of, trainable
 from components.search.children import make_child
 from components.search.comparison import HeldOut, held_out_kl
 from components.search.config import Distillation, Fusion, Limits, Measurement, SearchConfig
@@ -151,10 +151,10 @@ class Searched:
     config: SearchConfig
 
     def child(self, parent: TesseraForCausalLM, choice: tuple[int, ...], fusion: Fusion) -> TesseraForCausalLM:
-        """A child of one choice, untrained."""
+        """A child of one choice, to be trained."""
         spaces = layer_spaces(self.config, shape_of(parent.config))
         layers = child_layers(parent, spaces, [self.library], self.table.variants(choice))
-        return make_child(parent, layers, fusion, ()).model.requires_grad_(True)
+        return trainable(make_child(parent, layers, fusion, ()).model)
 
 
 def searched(
