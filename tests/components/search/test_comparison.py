@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def without_layer(parent: TesseraForCausalLM, number: int) -> TesseraForCausalLM
     for place, block in enumerate(parent.model.layers):
         state = block.state_dict()
         weights = subblock_weights(state, "attention") | subblock_weights(state, "ffn")
-        layers.append(ChildLayer(4, 64, weights, (place,)))
+        layers.append(ChildLayer(4, 64, partial(dict, weights), (place,)))
     return assemble(parent, [layer for layer in layers if layer.parent_layers != (number,)])
 
 

@@ -1,6 +1,7 @@
 """Fused FFNs against the sum of their parts."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -30,12 +31,12 @@ def layer(number: int, *, heads: int = 0, width: int = 4, bias: bool = False) ->
     if bias:
         weights |= {f"mlp.{p}_proj.bias": torch.randn(width, dtype=torch.float64) for p in ("gate", "up")}
         weights["mlp.down_proj.bias"] = torch.randn(HIDDEN, dtype=torch.float64)
-    return ChildLayer(heads, width, weights if width else {}, (number,))
+    return ChildLayer(heads, width, lambda: weights if width else {}, (number,))
 
 
 def ffn_of(block: ChildLayer, x_BD: Tensor) -> Tensor:
     """The plain formula: down(silu(gate(norm(x))) * up(norm(x)))."""
-    w = block.weights
+    w = block.read()
     normed = x_BD * torch.rsqrt(x_BD.square().mean(-1, keepdim=True) + 1e-6) * w["post_attention_layernorm.weight"]
     zero = torch.zeros((), dtype=torch.float64)
     gate = normed @ w["mlp.gate_proj.weight"].T + w.get("mlp.gate_proj.bias", zero)
@@ -56,12 +57,12 @@ def test_a_fused_ffn_is_exactly_the_parallel_sum(bias: bool) -> None:
 def test_the_fused_norm_is_the_last_layers() -> None:
     run = [layer(1), layer(2)]
     norm = "post_attention_layernorm.weight"
-    assert torch.equal(fuse(run).weights[norm], run[1].weights[norm])
+    assert torch.equal(fuse(run).read()[norm], run[1].read()[norm])
 
 
 def test_folding_survives_a_norm_that_erases_a_channel() -> None:
     run = [layer(1), layer(2)]
-    run[1].weights["post_attention_layernorm.weight"][3] = 0
+    run[1].read()["post_attention_layernorm.weight"][3] = 0
     x_BD = torch.randn(5, HIDDEN, dtype=torch.float64)
     torch.testing.assert_close(ffn_of(fuse(run), x_BD), ffn_of(run[0], x_BD) + ffn_of(run[1], x_BD))
 
@@ -82,7 +83,7 @@ def test_empty_layers_are_dropped_and_do_not_break_a_run() -> None:
 
 
 def test_a_linear_ffn_ends_a_run() -> None:
-    linear = ChildLayer(0, "linear", {"mlp.linear.weight": torch.eye(HIDDEN)}, (2,))
+    linear = ChildLayer(0, "linear", lambda: {"mlp.linear.weight": torch.eye(HIDDEN)}, (2,))
     layers = [layer(0), layer(1), linear, layer(3), layer(4)]
     assert [block.parent_layers for block in fuse_layers(layers, Fusion(keep_last=False))] == [(0, 1), (2,), (3, 4)]
 
@@ -91,7 +92,8 @@ def test_empty_layers_can_stay_as_padding() -> None:
     layers = [layer(0, heads=1), layer(1), layer(2, width=0), layer(3), layer(4), layer(5, heads=1)]
     kept = fuse_layers(layers, Fusion(keep_last=False, keep_empty_layers=True))
     assert [block.parent_layers for block in kept] == [(0,), (1, 3, 4), (2,), (3,), (4,), (5,)]
-    assert [bool(block.weights) for block in kept] == [True, True, False, False, False, True]
+    assert [bool(block.read()) for block in kept] == [True, True, False, False, False, True]
+    assert [block.is_empty for block in kept] == [False, False, True, True, True, False]
     assert len(fuse_layers(layers, Fusion(enabled=False, keep_empty_layers=True))) == len(layers)
 
 
@@ -142,7 +144,7 @@ def without_attention(parent: TesseraForCausalLM, first: int) -> list[ChildLayer
     for number, block in enumerate(parent.model.layers):
         state = block.state_dict()
         weights = subblock_weights(state, "ffn") | (subblock_weights(state, "attention") if number < first else {})
-        found.append(ChildLayer(4 if number < first else 0, 64, weights, (number,)))
+        found.append(ChildLayer(4 if number < first else 0, 64, partial(dict, weights), (number,)))
     return found
 
 

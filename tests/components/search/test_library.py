@@ -182,11 +182,11 @@ def test_a_child_has_the_librarys_weights_and_elsewhere_the_parents(
     own, narrow = (Variant("attention", 4), Variant("ffn", 64)), (Variant("attention", 2), Variant("ffn", 0))
     layers = child_layers(parent, SPACES, [tmp_path / "a", tmp_path / "b"], [own, narrow, own, own])
     assert (layers[1].num_key_value_heads, layers[1].intermediate_size) == (2, 0)
-    assert set(layers[1].weights) == set(students[1, Variant("attention", 2)].weights())
+    assert set(layers[1].read()) == set(students[1, Variant("attention", 2)].weights())
     for name, tensor in students[1, Variant("attention", 2)].weights().items():
-        assert torch.equal(layers[1].weights[name], tensor)
+        assert torch.equal(layers[1].read()[name], tensor)
     for name, tensor in parent.model.layers[2].state_dict().items():
-        assert torch.equal(layers[2].weights[name], tensor)
+        assert torch.equal(layers[2].read()[name], tensor)
 
 
 def test_a_block_that_no_library_has_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Replace-one-block scores against whole models with that block in place, run from the start one by one."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def whole_child(parent: TesseraForCausalLM, key: BlockKey, replacement: Subblock
             weights = {n: t for n, t in weights.items() if n not in subblock_weights(weights, variant.part)}
             weights |= replacement.weights() if replacement else {}
             heads, width = (variant.size, width) if variant.part == "attention" else (heads, variant.size)
-        layers.append(ChildLayer(heads, width, weights, (layer,)))
+        layers.append(ChildLayer(heads, width, partial(dict, weights), (layer,)))
     return assemble(parent, layers)
 
 
