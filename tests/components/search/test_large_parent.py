@@ -1,4 +1,4 @@
-"""A parent that takes more memory than there is: importance and library under a hard limit of the kernel."""
+"""A parent that takes more memory than there is: the whole search under a hard limit of the kernel."""
 
 import json
 import os
@@ -11,10 +11,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from components.search.config import SearchConfig
+from components.search.results import SearchTable
+from tests.components.search.test_stage import write_costs
+
 LAYERS, WEIGHTS_MIB = 40, 290
 """In float32; half of it on disk, in bfloat16."""
-ROOM_MIB = 64
-"""Memory beside that of the interpreter and its libraries: for a layer and the training of its variants."""
+ROOM_MIB = 96
+"""Memory beside that of the interpreter and its libraries: for a layer, the training of its variants, all variants."""
+UNLIMITED_MIB = 0
 
 PROGRAM = """
 import json, resource, sys
@@ -23,20 +28,18 @@ from pathlib import Path
 import torch
 
 from components.core.job import Placement, silent_job
-from components.search.config import ImportanceConfig, LibraryConfig, SearchConfig
-from components.search.importance_stage import importance
-from components.search.library_stage import library
+from components.search.config import SearchConfig
+from components.search.stage import search
 
-here, parent, corpus, memory_gib = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
-config = SearchConfig.parse(json.loads(sys.argv[5]))
+here, parent, corpus, costs = map(Path, sys.argv[1:5])
+memory_gib, config, room_mib = float(sys.argv[5]), SearchConfig.parse(json.loads(sys.argv[6])), int(sys.argv[7])
 job = silent_job(here)
 job.placement = Placement(threads=1, memory_gib=memory_gib)
 torch.nn.functional.cross_entropy(torch.ones(2, 2, requires_grad=True), torch.ones(2, 2)).backward()
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (taken + (int(sys.argv[6]) << 20),) * 2)
-inputs = {"job": job, "out": here, "parent": parent, "corpus": corpus}
-importance(config.part(ImportanceConfig), **inputs)
-library(config.part(LibraryConfig), importance=here / "importance", **inputs)
+if room_mib:
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (room_mib << 20),) * 2)
+search(config, job=job, out=here, parent=parent, corpus=corpus, costs=costs)
 """
 
 CONFIG = {
@@ -45,8 +48,11 @@ CONFIG = {
     "seq_len": 32,
     "batch_size": 2,
     "importance_batches": 2,
-    "scoring_batches": 1,
+    "scoring_batches": 2,
     "distillation": {"num_steps": 2},
+    "limits": {"latency_ms": "60%"},
+    "fusion": {"max_layers": 3, "max_dependency": 2.0, "keep_last": False},
+    "pareto_points": 2,
 }
 
 
@@ -77,8 +83,15 @@ def large_parent(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) 
     return folder
 
 
-def run_steps(here: Path, parent: Path, corpus: Path, *, memory_gib: float) -> "subprocess.CompletedProcess[str]":
-    arguments = [str(here), str(parent), str(corpus), str(memory_gib), json.dumps(CONFIG), str(ROOM_MIB)]
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory, large_parent: Path) -> Path:
+    return write_costs(tmp_path_factory.mktemp("costs"), large_parent, SearchConfig.parse(CONFIG))
+
+
+def run_search(
+    here: Path, parent: Path, corpus: Path, costs: Path, *, memory_gib: float, room_mib: int
+) -> "subprocess.CompletedProcess[str]":
+    arguments = map(str, (here, parent, corpus, costs, memory_gib, json.dumps(CONFIG), room_mib))
     # Large tensors go back to the kernel when they are let go; the small ones that stand for them here shall as well.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -86,12 +99,25 @@ def run_steps(here: Path, parent: Path, corpus: Path, *, memory_gib: float) -> "
     )
 
 
-def test_a_parent_larger_than_memory_is_searched_layer_by_layer(
-    tmp_path: Path, large_parent: Path, corpus: Path
+def test_a_parent_larger_than_memory_is_searched_layer_by_layer_to_the_same_bytes(
+    tmp_path: Path, large_parent: Path, corpus: Path, costs: Path
 ) -> None:
-    done = run_steps(tmp_path / "paged", large_parent, corpus, memory_gib=ROOM_MIB / 1024)
+    inputs = (large_parent, corpus, costs)
+    done = run_search(tmp_path / "paged", *inputs, memory_gib=ROOM_MIB / 1024, room_mib=ROOM_MIB)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list((tmp_path / "paged" / "library").rglob("*.safetensors"))) == 2 * LAYERS
-    whole = run_steps(tmp_path / "whole", large_parent, corpus, memory_gib=8)
-    assert whole.returncode != 0
-    assert "memory" in whole.stderr, whole.stderr[-2000:]
+    refused = run_search(tmp_path / "refused", *inputs, memory_gib=8, room_mib=ROOM_MIB)
+    assert refused.returncode != 0
+    assert "memory" in refused.stderr, refused.stderr[-2000:]
+
+    whole = run_search(tmp_path / "whole", *inputs, memory_gib=8, room_mib=UNLIMITED_MIB)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    for name in ("child", "random_child", "greedy_child", "search_table"):
+        written, expected = (
+            {path.name: path.read_bytes() for path in (tmp_path / run / name).iterdir()} for run in ("paged", "whole")
+        )
+        assert written.keys() == expected.keys(), name
+        assert [file for file in expected if written[file] != expected[file]] == [], name
+    table = SearchTable.model_validate_json((tmp_path / "whole" / "search_table" / "search.json").read_bytes())
+    assert table.fusion is not None
+    assert any(max(map(max, run.dependency)) > 0 for run in table.fusion.runs)
+    assert any(len(layer.parent_layers) == 3 for layer in table.child.fused_layers)
