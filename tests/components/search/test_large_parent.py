@@ -17,7 +17,7 @@ from tests.components.search.test_stage import write_costs
 
 LAYERS, WEIGHTS_MIB = 40, 290
 """In float32; half of it on disk, in bfloat16."""
-ROOM_MIB = 96
+ROOM_MIB = 112
 """Memory beside that of the interpreter and its libraries: for a layer, the training of its variants, all variants."""
 UNLIMITED_MIB = 0
 
@@ -45,7 +45,7 @@ search(config, job=job, out=here, parent=parent, corpus=corpus, costs=costs)
 CONFIG = {
     "ffn_fractions": [1.0, 0.125],
     "num_key_value_heads": [1],
-    "seq_len": 32,
+    "seq_len": 16,
     "batch_size": 2,
     "importance_batches": 2,
     "scoring_batches": 2,
