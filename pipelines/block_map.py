@@ -1,10 +1,11 @@
 """The map of an architecture: a column a layer of the parent, a cell a subblock; the report's template draws it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from components.core.architecture import LINEAR, Architecture, Linear
+from pipelines.margins_view import Place, margin_notes
 
 CellKind = Literal["own", "smaller", "linear", "none", "fused"]
 Size = int | Linear
@@ -55,13 +56,14 @@ def search_maps(table: Mapping[str, Any]) -> dict[str, BlockMap]:
     """Parent, child as chosen, child as written, and the baselines as chosen, from `search.json`."""
     heads, widths = ([slot["options"][0]["size"] for slot in table["slots"][part::2]] for part in (0, 1))
     parent = [Layer(*sizes, (number,)) for number, sizes in enumerate(zip(heads, widths, strict=True))]
+    notes = {place: note.told for place, note in margin_notes(table).items()}
     chosen = {name: [Layer(**layer) for layer in table[name]["layers"]] for name in CHOSEN}
     written = [Layer(**layer) for layer in table["child"]["fused_layers"]]
     fused = sum(len(layer.parent_layers) > 1 for layer in written)
     runs = {0: "no run of FFNs to fuse", 1: "one run of FFNs fused"}.get(fused, f"{fused} runs of FFNs fused")
     return {
         "parent": block_map("Parent", f"{len(parent)} layers", parent, parent),
-        "chosen": block_map("Child, as chosen", _counted(chosen["child"]), chosen["child"], parent),
+        "chosen": block_map("Child, as chosen", _counted(chosen["child"]), chosen["child"], parent, notes),
         "written": block_map("Child, as written", f"{len(written)} layers, {runs}", written, parent),
         "greedy": block_map("Greedy choice", _counted(chosen["greedy_child"]), chosen["greedy_child"], parent),
         "random": block_map("Random choice", _counted(chosen["random_child"]), chosen["random_child"], parent),
@@ -81,11 +83,28 @@ def model_map(title: str, shape: Architecture) -> BlockMap:
     return block_map(title, f"{len(layers)} layers", layers, [largest] * len(layers))
 
 
-def block_map(title: str, note: str, layers: Sequence[Layer], parent: Sequence[Layer]) -> BlockMap:
-    """Lay layers out on the columns of the parent; columns that no layer stands for stay empty."""
+def block_map(
+    title: str, note: str, layers: Sequence[Layer], parent: Sequence[Layer], notes: Mapping[Place, str] | None = None
+) -> BlockMap:
+    """Lay layers out on the columns of the parent; columns that no layer stands for stay empty.
+
+    Args:
+        title: of the map.
+        note: beside it.
+        layers: of the model.
+        parent: its layers.
+        notes: what is told of single places besides.
+    """
     attention = _cells([(layer, layer.num_key_value_heads) for layer in layers], _heads(parent), "KV heads")
     ffn = _cells([(layer, layer.intermediate_size) for layer in layers], _widths(parent), "FFN channels")
-    return BlockMap(title, note, len(parent), tuple(attention), tuple(ffn))
+    both = (_noted(attention, "attention", notes or {}), _noted(ffn, "ffn", notes or {}))
+    return BlockMap(title, note, len(parent), *both)
+
+
+def _noted(cells: Iterator[Cell], part: str, notes: Mapping[Place, str]) -> tuple[Cell, ...]:
+    """The cells with what is told of their places."""
+    told = ((cell, notes.get((cell.start - 1, part))) for cell in cells)
+    return tuple(replace(cell, title=f"{cell.title} ({note})") if note else cell for cell, note in told)
 
 
 def _cells(layers: Sequence[tuple[Layer, Size]], own: Sequence[Size], what: str) -> Iterator[Cell]:

@@ -127,9 +127,14 @@ function drawSearch() {
 function drawPareto(search) {
   const axis = paretoAxes(search)[paretoAxis];
   const left = (choice, part) => search.slots.filter((slot, i) => slot.part === part && slot.options[choice[i]].size !== 0).length;
+  const perSecond = (costs) => (costs.request_ms && search.batch_tokens ? `, ${thousands((1000 * search.batch_tokens) / costs.request_ms)} tokens a second` : "");
+  const times = (costs) =>
+    `${costs.latency_ms.toFixed(2)} ms a decode step` +
+    (costs.time_to_first_token_ms ? `, ${costs.time_to_first_token_ms.toFixed(1)} ms to the first token` : "") + perSecond(costs);
   const about = (point) =>
-    `score ${point.score.toFixed(4)}<br>${point.costs.latency_ms.toFixed(2)} ms a decode step<br>` +
+    (point.limit ? `within ${point.limit}<br>` : "") + `score ${point.score.toFixed(4)}<br>${times(point.costs)}<br>` +
     `${thousands(point.costs.parameters)} parameters, ${thousands(point.costs.kv_bytes_per_token)} KV bytes a token` +
+    (point.costs.memory_bytes ? `, ${(point.costs.memory_bytes / 2 ** 20).toFixed(1)} MiB` : "") +
     (point.choice ? `<br>attention in ${left(point.choice, "attention")}, FFN in ${left(point.choice, "ffn")} of ${search.slots.length / 2} layers` : "");
   const marker = (name, point, tint, symbol, size) => ({
     type: "scatter", mode: "markers", name, x: [axis.at(point.costs)], y: [point.score], text: [about(point)],
@@ -138,7 +143,7 @@ function drawPareto(search) {
   const traces = [
     {
       type: "scatter", mode: "lines+markers", name: "Pareto front", x: axis.front.map((p) => axis.at(p.costs)),
-      y: axis.front.map((p) => p.score), text: axis.front.map(about), line: { color: colour("model"), width: 2 },
+      y: axis.front.map((p) => p.score), text: axis.front.map((p) => about({ ...p, limit: `${axis.limit} ${(p.limit_ms ?? p.limit).toPrecision(6)}` })), line: { color: colour("model"), width: 2 },
       marker: { size: 6 }, hovertemplate: "%{text}<extra></extra>",
     },
     marker("parent", { costs: search.parent, score: 0 }, colour("ink"), "square", 11),
@@ -221,14 +226,21 @@ function drawScores(search) {
   const score = ({ part, size }, layer) =>
     slots.find((s) => s.part === part && s.layer === layer)?.options.slice(1).find((o) => o.size === size)?.score ?? null;
   const chosen = slots.filter((slot) => slot.picked > 0);
+  const noisy = (slot) => data.margins[`${slot.layer}/${slot.part}`]?.within_noise;
+  const about = ({ part, size }, layer) => {
+    const block = search.blocks.find((b) => b.layer === layer && b.part === part && b.size === size);
+    const error = block && block.kl === score({ part, size }, layer) ? block.errors?.kl : null;
+    const note = data.margins[`${layer}/${part}`];
+    return (error ? ` ± ${error.toPrecision(2)}` : "") + (note ? `<br>${note.told}` : "");
+  };
   const heat = {
     type: "heatmap", x: layers, y: options.map((o) => word(o.part, o.size)), z: options.map((o) => layers.map((layer) => score(o, layer))),
     colorscale: [[0, colour("soft")], [0.5, colour("data")], [1, colour("bad")]], xgap: 2, ygap: 2, hoverongaps: false,
-    colorbar: { thickness: 10, outlinewidth: 0 }, hovertemplate: "layer %{x}, %{y}: %{z:.4f}<extra></extra>",
+    colorbar: { thickness: 10, outlinewidth: 0 }, text: options.map((o) => layers.map((layer) => about(o, layer))), hovertemplate: "layer %{x}, %{y}: %{z:.4f}%{text}<extra></extra>",
   };
   const dots = {
     type: "scatter", mode: "markers", x: chosen.map((s) => s.layer), y: chosen.map((s) => word(s.part, s.options[s.picked].size)),
-    marker: { color: colour("ink"), size: 7 }, hoverinfo: "skip", showlegend: false,
+    marker: { color: colour("ink"), size: 7, symbol: chosen.map((s) => (noisy(s) ? "circle-open" : "circle")) }, hoverinfo: "skip", showlegend: false,
   };
   draw(document.getElementById("scores-chart"), [heat, dots], {
     xaxis: { title: "layer of the parent", showgrid: false, zeroline: false, dtick: layers.length > 24 ? 4 : 1 },

@@ -20,6 +20,7 @@ from components.core.lineage_entries import flatten
 from components.core.store import Store
 from pipelines.block_map import BlockMap, model_map, search_maps
 from pipelines.lineage_rows import run_lineage
+from pipelines.margins_view import margin_notes
 from pipelines.runs import artifacts, run_record, stage_documents
 from pipelines.search_view import search_view
 from pipelines.summary import MODES, ROW_ORDER, SPLITS, TARGETS, build_summary
@@ -55,6 +56,7 @@ def write_report(store: Store, run: str, out: Path) -> None:
             {
                 "curves": _curves(store, run),
                 "search": search,
+                "margins": _margins(search) if search else {},
                 "costs": _document(store, run, "costs", "costs.json"),
                 "models": models,
                 "order": ROW_ORDER,
@@ -136,6 +138,11 @@ def _document(store: Store, run: str, role: str, name: str) -> dict[str, Any] | 
     if digest is not None and name in store.manifest(digest).files:
         found = json.loads(store.read(digest, name))
     return found
+
+
+def _margins(search: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Notes on the places of the child, by `LAYER/PART`."""
+    return {f"{layer}/{part}": vars(note) for (layer, part), note in margin_notes(search).items()}
 
 
 def _model_maps(store: Store, summary: Mapping[str, Any]) -> dict[str, BlockMap]:

@@ -26,9 +26,12 @@ def export_search(search: Mapping[str, Any], costs: Mapping[str, Any] | None, fo
         "options": _options(search),
         "choices": _choices(search),
         "fronts": _fronts(search),
+        "margins": _records(search.get("margins", ())),
         "dependencies": _dependencies(search),
         "candidates": _records(search.get("candidates", ())),
         "rounds": _records(search.get("truth", ())),
+        "importance": _records(search["importance"]),
+        "coupled": _records(search.get("coupled", ())),
     }
     if costs is not None:
         written.append(_json(folder / "costs.json", costs))

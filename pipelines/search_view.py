@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.margins_view import noise_sentence
+
 RESOURCES = {
     "parameters": ("parameters", 1.0, ",.0f"),
     "memory_bytes": ("memory, MiB", 2.0**20, ",.1f"),
@@ -67,6 +69,7 @@ class SearchView:
 
     titles: tuple[str, ...]
     limits: tuple[str, ...]
+    noise: str
     choices: tuple[ChoiceRow, ...]
     speeds: tuple[SpeedRow, ...]
     fusion: tuple[str, ...]
@@ -88,6 +91,7 @@ def search_view(search: Mapping[str, Any], models: Mapping[str, Any]) -> SearchV
         limits=tuple(
             _shown(search["limits"][name], form) if name in search["limits"] else "" for name, form in known.items()
         ),
+        noise=noise_sentence(search),
         choices=tuple(_choices(search, known)),
         speeds=tuple(_speeds(search, models)),
         fusion=tuple(_fusion(search.get("fusion"))),

@@ -1,9 +1,10 @@
 """Why a layer of the child is as it is: what the best choice would be if it held another sub-block."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from components.search.problem import Choice
+from components.search.results import Margin
 from components.search.solver import MAX_NODES, solve_problem
 from components.search.space import Part
 from components.search.table import Costs, OptionTable
@@ -21,6 +22,8 @@ class Alternative:
         objective: score of the best child that has it, nats a token; None where no such child is within the limits, or
             the recipe fixes another option.
         difference: that less the score of the best child; None likewise.
+        error: standard error of the difference, from the rows of text that both were scored on; None where not known.
+        within_noise: whether the difference is less than two of those; None likewise.
         costs: of that child; None likewise.
         changed: other slots that differ between that child and the best one.
     """
@@ -33,6 +36,8 @@ class Alternative:
     difference: float | None
     costs: Costs | None
     changed: int | None
+    error: float | None = None
+    within_noise: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class SlotReason:
     alternatives: tuple[Alternative, ...]
 
 
-def explain_layer(table: OptionTable, limits: Mapping[str, float], choice: Choice, layer: int) -> list[SlotReason]:
+def explain_layer(
+    table: OptionTable, limits: Mapping[str, float], choice: Choice, layer: int, margins: Sequence[Margin] = ()
+) -> list[SlotReason]:
     """Why the attention and the FFN of a layer are what they are.
 
     Args:
@@ -60,14 +67,23 @@ def explain_layer(table: OptionTable, limits: Mapping[str, float], choice: Choic
         limits: absolute limits.
         choice: the best choice within them.
         layer: of the parent, from 0.
+        margins: how well it is known that the next best of each slot is worse than this choice.
     """
-    numbers = [number for number, slot in enumerate(table.slots) if slot.layer == layer]
-    return [_reason(table, limits, choice, number) for number in numbers]
+    known = {(margin.layer, margin.part): margin for margin in margins}
+    return [
+        _reason(table, limits, choice, number, known.get((slot.layer, slot.part)))
+        for number, slot in enumerate(table.slots)
+        if slot.layer == layer
+    ]
 
 
-def _reason(table: OptionTable, limits: Mapping[str, float], choice: Choice, number: int) -> SlotReason:
+def _reason(
+    table: OptionTable, limits: Mapping[str, float], choice: Choice, number: int, margin: Margin | None
+) -> SlotReason:
     slot = table.slots[number]
-    found = [_alternative(table, limits, choice, number, index) for index in range(len(slot.options))]
+    found = [
+        _with_noise(_alternative(table, limits, choice, number, index), margin) for index in range(len(slot.options))
+    ]
     found.sort(key=lambda alternative: (alternative.difference is None, alternative.difference, not alternative.chosen))
     chosen = next(alternative for alternative in found if alternative.chosen)
     return SlotReason(
@@ -105,6 +121,13 @@ def _alternative(
     )
 
 
+def _with_noise(alternative: Alternative, margin: Margin | None) -> Alternative:
+    """An option with the noise of its difference, where it is the one that this is known of."""
+    if margin is None or alternative.option != margin.following or alternative.difference is None:
+        return alternative
+    return replace(alternative, error=margin.error, within_noise=margin.within_noise)
+
+
 def _sentence(chosen: Alternative, others: list[Alternative]) -> str:
     """The chosen option against the next best."""
     if not others:
@@ -118,4 +141,8 @@ def _sentence(chosen: Alternative, others: list[Alternative]) -> str:
         ahead = f"{following.option} scores better by {-following.difference:.4g} nats a token"
         return f"{ahead}, and a short distillation of several candidates chose this child"
     elsewhere = f"with {following.changed} other sub-blocks changed" if following.changed else "all else as it is"
-    return f"the next best is {following.option}: {following.difference:.4g} nats a token more, {elsewhere}"
+    error = "" if following.error is None else f" ± {following.error:.2g}"
+    noise = ", within the noise" if following.within_noise else ""
+    return (
+        f"the next best is {following.option}: {following.difference:.4g}{error} nats a token more{noise}, {elsewhere}"
+    )

@@ -9,6 +9,7 @@ from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri,
 
 if TYPE_CHECKING:
     from components.core.config import Config
+    from components.search.explain import Alternative
     from components.search.layer_table import LayerTable
     from components.search.results import SearchTable
 
@@ -142,7 +143,8 @@ def explain(
     last = max(slot.layer for slot in found.slots)
     if layer not in range(last + 1):
         raise InputError(f"the parent has no layer {layer}", hint=f"layers are numbered 0 to {last}")
-    reasons = explain_layer(found, found.limits, found.child.choice, layer)
+    margins = found.margins if found.child.choice == found.best_choice else ()
+    reasons = explain_layer(found, found.limits, found.child.choice, layer, margins)
     if as_json:
         slots = [
             {
@@ -170,7 +172,7 @@ def explain(
                 f"{alternative.option} (chosen)" if alternative.chosen else alternative.option,
                 f"{alternative.score:.4g}",
                 "none fits" if alternative.objective is None else f"{alternative.objective:.4g}",
-                "" if alternative.difference is None else f"{alternative.difference:+.4g}",
+                _difference(alternative),
                 "" if alternative.changed is None else str(alternative.changed),
                 *("" if costs is None else _shown(costs.of(name)) for name in resources),
             )
@@ -184,7 +186,7 @@ def export(
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Write all that a search knows as JSON and CSV: options, choices, fronts, measurements, fusion, candidates."""
+    """Write all that a search knows as JSON and CSV: options, choices, fronts, margins, measurements, fusion."""
     import json
 
     from components.core.store import open_store
@@ -285,6 +287,14 @@ def _tell_conflict(
     console().print(
         f"infeasible: no choice meets {reach or 'all limits'}" + (" together" if len(best) > 1 else ""), highlight=False
     )
+
+
+def _difference(alternative: "Alternative") -> str:
+    """What the best child with an option scores more, and the noise of that where it is known."""
+    if alternative.difference is None:
+        return ""
+    error = "" if alternative.error is None else f" ± {alternative.error:.2g}"
+    return f"{alternative.difference:+.4g}{error}" + (", within the noise" if alternative.within_noise else "")
 
 
 def _shown(value: float) -> str:

@@ -16,6 +16,7 @@ from components.core.store import StageRecord, Store, key_of
 from components.search.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
 from components.search.children import picked
 from components.search.config import Measurement
+from components.search.noise import margins
 from components.search.pools import pool
 from components.search.results import (
     BlockScore,
@@ -31,6 +32,7 @@ from components.search.results import (
     ParetoPoint,
     Proof,
     SearchTable,
+    ShardScores,
     TruthRound,
 )
 from components.search.solver import fits, pareto_front, solve
@@ -246,11 +248,8 @@ def _search() -> SearchTable:
     }
     chosen = {name: _chosen(table, choice, limits) for name, choice in choices.items()}
     tried = pool(table.problem(table.scores, limits), 3, distance=2)
-    scores = tuple(
-        BlockScore(layer=slot.layer, part=slot.part, size=option.size, kl=option.score, first_error=1.0, last_error=0.4)
-        for slot in table.slots
-        for option in slot.options[1:]
-    )
+    scores = tuple(_scored(slot, option) for slot in table.slots for option in slot.options[1:])
+    shard = ShardScores(tokens=sum(ROW_TOKENS), row_tokens=ROW_TOKENS, blocks=scores)
     return SearchTable(
         fixed=table.fixed,
         slots=table.slots,
@@ -280,8 +279,30 @@ def _search() -> SearchTable:
             for limit, best in pareto_front(table, limits, 9)
         ),
         importance=(),
-        blocks=scores,
+        margins=margins(table, limits, solution.choice, [shard], "kl"),
+        blocks=tuple(block.model_copy(update={"row_sums": {}}) for block in scores),
         machine=Machine(device="cpu", threads=1, versions={"vllm": "0.32.0"}),
+    )
+
+
+ROW_TOKENS = (30, 32, 28, 32, 31, 27, 32, 32)
+
+
+def _scored(slot: Slot, option: Option) -> BlockScore:
+    """A score, and the rows of text that it is the mean over."""
+    dice = random.Random(f"{slot.layer} {option.name}")
+    noise = [dice.gauss(0, 0.05) for _ in ROW_TOKENS]
+    mean = sum(noise) / len(noise)
+    sums = tuple(option.score * count + value - mean for count, value in zip(ROW_TOKENS, noise, strict=True))
+    return BlockScore(
+        layer=slot.layer,
+        part=slot.part,
+        size=option.size,
+        kl=option.score,
+        errors={"kl": 0.001},
+        row_sums={"kl": sums},
+        first_error=1.0,
+        last_error=0.4,
     )
 
 

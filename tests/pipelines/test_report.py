@@ -136,6 +136,24 @@ def test_baselines_candidates_costs_and_fusion_are_told(opened: Any) -> None:
     assert opened.get_log("browser") == []
 
 
+def test_what_lies_within_the_noise_is_marked(opened: Any) -> None:
+    known = [margin for margin in SEARCH.margins if margin.within_noise is not None]
+    noisy = {(margin.layer, margin.part) for margin in known if margin.within_noise}
+    assert 0 < len(noisy) < len(known)
+    sentence = opened.find_element(By.ID, "noise").text
+    assert sentence.startswith(f"{len(noisy)} of {len(known)} places of the choice")
+    heat, dots = plotted(opened, "scores-chart")
+    chosen = zip(SEARCH.slots, SEARCH.child.choice, strict=True)
+    marked = [(slot.layer, slot.part) in noisy for slot, pick in chosen if pick > 0]
+    assert [symbol == "circle-open" for symbol in dots["marker"]["symbol"]] == marked
+    margin = next(margin for margin in known if margin.within_noise)
+    told = f"{margin.chosen}; next best {margin.following}, {margin.difference:+.4g} ± {margin.error:.2g}, within the noise"
+    assert any(told in text for row in heat["text"] for text in row)
+    cells = opened.find_elements(By.CSS_SELECTOR, "figure.map .cell")
+    assert sum(told in cell.get_attribute("title") for cell in cells) >= 1
+    assert " ± 0.0010" in heat["text"][0][1]
+
+
 def test_the_map_shows_a_cell_a_subblock(opened: Any) -> None:
     parent, chosen, written, *_ = opened.find_elements(By.CSS_SELECTOR, "figure.map")
     assert len(parent.find_elements(By.CSS_SELECTOR, ".cell.own")) == 2 * LAYERS

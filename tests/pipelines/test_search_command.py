@@ -260,6 +260,24 @@ def test_explain_says_what_every_other_option_would_cost(tmp_path: Path, capsys:
     assert "the parent has no layer 99" in capsys.readouterr().err
 
 
+def test_explain_says_what_lies_within_the_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, found = searched(tmp_path)
+    known = {margin.within_noise: margin for margin in found.margins if margin.within_noise is not None}
+    assert set(known) == {True, False}
+    for within, margin in known.items():
+        assert run_command(["search", "explain", str(path), "--layer", str(margin.layer)]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"the next best is {margin.following}: {margin.difference:.4g} ± {margin.error:.2g} nats" in text
+        assert run_command(["search", "explain", str(path), "--layer", str(margin.layer), "--json"]) == 0
+        slots = json.loads(capsys.readouterr().out)["slots"]
+        slot = next(slot for slot in slots if slot["part"] == margin.part)
+        told = {other["option"]: other for other in slot["alternatives"]}
+        assert told[margin.following]["difference"] == pytest.approx(margin.difference)
+        assert (told[margin.following]["error"], told[margin.following]["within_noise"]) == (margin.error, within)
+        assert [name for name, other in told.items() if other["error"] is not None] == [margin.following]
+        assert ("within the noise" in slot["reason"]) == within
+
+
 def test_the_certificate_of_a_search_is_checked_against_its_own_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,7 +309,11 @@ def test_all_that_a_search_knows_is_exported(tmp_path: Path, capsys: pytest.Capt
             return list(csv.DictReader(stream))
 
     tables = {path.stem: read(path.stem) for path in written if path.suffix == ".csv"}
-    assert set(tables) == {"options", "choices", "fronts", "dependencies", "candidates", "rounds", "measured"}
+    exported = {"options", "choices", "fronts", "margins", "dependencies", "candidates", "rounds", "measured"}
+    assert set(tables) == exported
+    assert [row["within_noise"] for row in tables["margins"]] == [
+        "" if margin.within_noise is None else str(margin.within_noise) for margin in SEARCH.margins
+    ]
     chosen = [row["option"] for row in tables["options"] if row["chosen"] == "True"]
     assert chosen == [slot.options[pick].name for slot, pick in zip(SEARCH.slots, SEARCH.child.choice, strict=True)]
     assert sum(float(row["score"]) for row in tables["options"] if row["chosen"] == "True") == pytest.approx(
