@@ -92,6 +92,7 @@ def sources_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
         "own_chats": recipe.sft.data if recipe.sft else (),
         "own_problems": recipe.rl.data if recipe.rl else (),
         "own_costs": (recipe.search.costs,) if recipe.search and recipe.search.costs else (),
+        "own_libraries": recipe.search.libraries if recipe.search else (),
     }
     return {name: tuple(map(str, paths)) for name, paths in named.items() if paths}
 
@@ -117,6 +118,7 @@ class _Pipeline:
         watched: dict[str, Binding | None] = {"parent": parent, "corpus": corpus}
         own = Source("own_costs") if section.costs else None
         asked = {"problems": problems if config.task.num_problems else None}
+        earlier = Source("own_libraries") if section.libraries else None
 
         def add(
             stage: Stage, step: Config, inputs: Mapping[str, Binding | None], shards: tuple[str, ...] = ()
@@ -126,13 +128,15 @@ class _Pipeline:
 
         made = add(IMPORTANCE, config.part(ImportanceConfig), watched)
         made |= add(COSTS, config.part(CostsConfig), {"parent": parent, "own_costs": own})
-        made |= add(LIBRARY, config.part(LibraryConfig), {**watched, "importance": made["importance"]}, shards)
+        taught = {**watched, "importance": made["importance"], "earlier": earlier}
+        made |= add(LIBRARY, config.part(LibraryConfig), taught, shards)
         priced = {"costs": made["costs"] if config.drop_dominated else None, "library": made["library"]}
         made |= add(SCORES, config.part(ScoresConfig), {**watched, **asked, **priced}, shards)
         whole = {name: made[name] for name in ("importance", "scores", "costs")} | {"libraries": made["library"]}
         found = add(SEARCH, config, {**watched, **asked, **whole})
         return {
             "costs": made["costs"],
+            **{f"library-{index}": Made(f"search/library-{index}", "library") for index in range(section.shards)},
             "child": found["child"],
             "random": found["random_child"],
             "greedy": found["greedy_child"],

@@ -24,6 +24,9 @@ StageConfig = TypeVar("StageConfig", bound=Config)
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value)]
 
+Addresses = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""Paths, or addresses of artifacts."""
+
 
 class Placed(Config):
     """A stage with a place to run in."""
@@ -50,6 +53,9 @@ class SearchSection(SearchConfig, Placed):
     """Tasks that the block library is built by, each with its share of the layers."""
     costs: Path | None = None
     """Block costs measured before, the `costs.json` of a run; measured anew where not given."""
+    libraries: Addresses = ()
+    """Block libraries of earlier searches, such as `run://RUN/library` of the search of this parent's own parent: what
+    they trained against the same sub-block is reused, and else begun from where that errs less."""
 
 
 class DistillSection(DistillConfig, Placed):
@@ -251,6 +257,7 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("parent",),
     ("corpus",),
     ("search", "costs"),
+    ("search", "libraries"),
     ("sft",),
     ("sft", "data"),
     ("rl",),

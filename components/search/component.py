@@ -52,6 +52,7 @@ def search_library(
     parent: Input[Model] = None,  # type: ignore[assignment]
     corpus: Input[Dataset] = None,  # type: ignore[assignment]
     importance: Input[Artifact] = None,  # type: ignore[assignment]
+    earlier: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
     """Distil the alternative sub-blocks of a share of the layers."""
     from components.core.kubeflow import execute

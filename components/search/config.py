@@ -418,6 +418,11 @@ LIBRARY = Stage(
         "parent": PARENT,
         "corpus": CORPUS,
         "importance": Input("library", "importance of FFN channels, from search-importance"),
+        "earlier": Input(
+            "library",
+            "an earlier search's library, or several in folders: what it trained is reused or begun from",
+            optional=True,
+        ),
     },
     outputs={
         "library": Output(

@@ -1,81 +1,134 @@
-"""What the stages before the search have made; where one has not run, its work is done here."""
+"""An earlier library as the beginning of a new one: what a child's parent left to a search from the child.
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+A variant whose teacher is to the bit the one that it was trained against is reused as it is. A distilled child differs
+from its parent everywhere, so there an earlier variant is a start: it is taken where it errs less than what is made
+from the new parent's own weights, and may err so little that it needs no training.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from components.core.job import Job, Resume
-from components.search.config import ImportanceConfig, LibraryConfig, ScoresConfig, SearchConfig
-from components.search.importance_stage import importance as watch_channels
-from components.search.library_stage import library as train_library
-from components.search.results import LIBRARY_FILE, SCORES_FILE, BlockScore, ShardLibrary, ShardScores
-from components.search.scores_stage import score_blocks
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from components.core.batches import Batch
+from components.core.hugging_face import PretrainedConfig
+from components.core.job import Job
+from components.core.model import TesseraForCausalLM
+from components.search.blocks import BlockKey, load_block
+from components.search.lessons import normalised_mse
+from components.search.results import LIBRARY_FILE, ShardLibrary, TrainedBlock
+from components.search.space import Variant
+from components.search.subblock import Subblock
+from components.search.variants import Weights
+from components.search.watch import Seen, walk
 
 
-@dataclasses.dataclass(frozen=True)
-class Earlier:
-    """Folders of all shards.
+@dataclass(frozen=True)
+class EarlierBlock:
+    """A trained variant of an earlier library.
 
     Attributes:
-        importance: contribution of every FFN channel.
-        libraries: trained sub-blocks.
-        scores: their scores.
+        folder: the library.
+        key: the variant in it.
+        told: what is told of its training.
+        teacher: digest of the sub-block that taught it; None where the library does not tell.
+        num_steps: of its distillation.
     """
 
-    importance: Path
-    libraries: Sequence[Path]
-    scores: Sequence[Path]
+    folder: Path
+    key: BlockKey
+    told: TrainedBlock
+    teacher: str | None
+    num_steps: int
+
+    def weights(self) -> Weights:
+        """Its tensors by their name within the layer."""
+        return load_block([self.folder], self.key)
 
 
-def make_missing(
-    config: SearchConfig,
-    here: Path,
-    job: Job,
-    read: Mapping[str, Path | None],
-    *,
-    importance: Path | None,
-    libraries: Sequence[Path] | None,
-    scores: Sequence[Path] | None,
-) -> Earlier:
-    """What is given; the rest is made, for all layers in one shard.
+def digest_of_weights(weights: Weights) -> str:
+    """SHA-256 of tensors with their names, shapes and precision, 64 hex digits."""
+    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in weights.items()})).hexdigest()
+
+
+def earlier_blocks(folder: Path, config: PretrainedConfig, keys: Sequence[BlockKey]) -> dict[BlockKey, EarlierBlock]:
+    """What an earlier library has of these variants, by their key in the parent at hand.
 
     Args:
-        config: of the whole search.
-        here: takes what is made.
-        job: takes progress, keeps resume points.
-        read: inputs of these stages by their names: parent, corpus, costs, problems.
-        importance: where it was made before.
-        libraries: of all shards, where they were.
-        scores: of all shards, where they were.
+        folder: the library, or several below it: shards, or libraries of several searches, of which the last counts.
+        config: of the parent at hand; `parent_layers` tells which layers of its own parent it comes from.
+        keys: variants.
     """
-    watched: dict[str, Any] = {"job": job, "out": here, "parent": read["parent"], "corpus": read["corpus"]}
-    if importance is None:
-        watch_channels(config.part(ImportanceConfig), **watched)
-        importance = here / "importance"
-    if not libraries:
-        train_library(config.part(LibraryConfig), importance=importance, **watched)
-        libraries = [here / "library"]
-    if not scores:
-        # Points of their own: those of the library are found by their step alone.
-        points = Resume(job.resume.folder / "scores", job.resume.interval_s)
-        scoring: dict[str, Any] = {**read, "job": dataclasses.replace(job, resume=points), "out": here}
-        score_blocks(config.part(ScoresConfig), libraries, **scoring)
-        scores = [here / "scores"]
-    return Earlier(importance, libraries, scores)
+    found: dict[BlockKey, EarlierBlock] = {}
+    for path in sorted(folder.rglob(LIBRARY_FILE)):
+        library = ShardLibrary.model_validate_json(path.read_bytes())
+        layers = layers_before(getattr(config, "parent_layers", None), config.num_hidden_layers, library.num_layers)
+        told = {(block.layer, Variant(block.part, block.size)): block for block in library.blocks}
+        for layer, variant in keys:
+            key = (layers.get(layer, -1), variant)
+            if key in told:
+                teacher = library.teachers.get(f"{key[0]}/{variant.part}")
+                found[layer, variant] = EarlierBlock(path.parent, key, told[key], teacher, library.num_steps)
+    return found
 
 
-def read_scores(earlier: Earlier) -> list[ShardScores]:
-    """The scores of all shards, with the training errors that the libraries tell."""
-    trained = {
-        (block.layer, block.part, block.size): block
-        for folder in earlier.libraries
-        for block in ShardLibrary.model_validate_json((folder / LIBRARY_FILE).read_bytes()).blocks
+def layers_before(behind: Sequence[int] | None, depth: int, depth_before: int) -> dict[int, int]:
+    """For each layer of a model, the layer that it was in the model which an earlier library is of.
+
+    Args:
+        behind: for each layer, how many of the model's own parent are behind its output; None where it has no parent.
+        depth: layers of the model.
+        depth_before: layers of the model of the earlier library: this one itself, or its parent.
+    """
+    if depth_before == depth:
+        return {layer: layer for layer in range(depth)}
+    if behind is None or behind[-1] != depth_before:
+        return {}
+    return dict(enumerate([0, *behind[:-1]]))
+
+
+def better_starts(
+    parent: TesseraForCausalLM,
+    make: Callable[[BlockKey], Subblock],
+    earlier: Mapping[BlockKey, EarlierBlock],
+    batch: Batch,
+    job: Job,
+) -> set[BlockKey]:
+    """The variants that err less as the earlier library has them than as they would be made.
+
+    Args:
+        parent: teaches them.
+        make: initialises one without the earlier library.
+        earlier: what that has.
+        batch: the first that they will be taught with.
+        job: has room for hidden states.
+    """
+    last = max((layer for layer, _ in earlier), default=-1)
+    mask_BT = batch.segment_ids_BT > 0
+    return {
+        key
+        for layer, _, seen in (walk(parent, [batch], last + 1, job) if earlier else ())
+        for key in [key for key in earlier if key[0] == layer]
+        if _errs_less(make(key), earlier[key].weights(), seen[key[1].part], mask_BT)
     }
 
-    def with_errors(block: BlockScore) -> BlockScore:
-        known = trained.get((block.layer, block.part, block.size))
-        return block.model_copy(update=known.model_dump()) if known else block
 
-    shards = [ShardScores.model_validate_json((folder / SCORES_FILE).read_bytes()) for folder in earlier.scores]
-    return [shard.model_copy(update={"blocks": tuple(map(with_errors, shard.blocks))}) for shard in shards]
+def begin_from(block: Subblock, weights: Weights) -> Subblock:
+    """Give a variant in training other weights; its precision stays."""
+    block.load_weights({name: tensor.to(block.kept_in) for name, tensor in weights.items()}, training=True)
+    return block
+
+
+@torch.no_grad()
+def _errs_less(block: Subblock, weights: Weights, lesson: Seen, mask_BT: Tensor) -> bool:
+    """Whether a variant errs less with these weights than with its own; not where they do not fit."""
+    if {name: own.shape for name, own in block.weights().items()} != {name: new.shape for name, new in weights.items()}:
+        return False
+    wanted_ND = lesson.output_BTD[mask_BT]
+    own = normalised_mse(wanted_ND, block(lesson.hidden_BTD, lesson.context)[mask_BT])
+    begin_from(block, weights)
+    return bool(normalised_mse(wanted_ND, block(lesson.hidden_BTD, lesson.context)[mask_BT]) < own)

@@ -82,6 +82,9 @@ class CostTable(Config):
     """Spread of the measured costs by name of the variant; `fixed` is the fixed part."""
 
 
+Start = Literal["parent", "earlier", "reused"]
+
+
 class TrainedBlock(Config):
     """One sub-block of a library."""
 
@@ -97,6 +100,8 @@ class TrainedBlock(Config):
     """Mean normalised error over the last tenth of the training steps."""
     steps: int = 0
     """Steps that it was taught in."""
+    start: Start = "parent"
+    """What it was made from: the parent's own weights, an earlier library's, or those as they are, without training."""
 
 
 class CoupledPair(Config):
@@ -119,6 +124,12 @@ class ShardLibrary(Config):
 
     blocks: tuple[TrainedBlock, ...]
     """Every sub-block of the shard's layers that has weights of its own."""
+    num_layers: int = 0
+    """Layers of the parent."""
+    num_steps: int = 0
+    """Steps of the distillation."""
+    teachers: dict[str, str] = Field(default_factory=dict)
+    """By layer and part, such as `3/ffn`, SHA-256 of the parent's own sub-block, which taught the variants."""
 
 
 class BlockScore(TrainedBlock):

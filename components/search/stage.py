@@ -21,7 +21,7 @@ from components.search.config import CostsConfig, SearchConfig
 from components.search.costs import architecture_of, own_costs_of
 from components.search.costs_stage import costs as measure
 from components.search.coupled import couple, pairs_to_couple
-from components.search.earlier import make_missing, read_scores
+from components.search.steps_before import make_missing, read_scores
 from components.search.fusion_effect import fusion_effect
 from components.search.importance import load_importance
 from components.search.noise import margins
@@ -69,8 +69,8 @@ def search(
     measured = own_costs_of(model, spaces, costs)
     read = {"parent": parent, "corpus": corpus, "costs": costs, "problems": problems}
     given: dict[str, Any] = {"importance": importance, "libraries": libraries, "scores": scores}
-    earlier = make_missing(config, here, job, read, **given)
-    shards = read_scores(earlier)
+    before = make_missing(config, here, job, read, **given)
+    shards = read_scores(before)
     scored = sorted((block for shard in shards for block in shard.blocks), key=lambda block: block.layer)
 
     kls = {(block.layer, Variant(block.part, block.size)): block.of(config.score) for block in scored}
@@ -81,7 +81,7 @@ def search(
     seed = config.seed or 0
     held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches)
 
-    nursery = Nursery(model, spaces, earlier.libraries, config.fusion, held_out)
+    nursery = Nursery(model, spaces, before.libraries, config.fusion, held_out)
 
     def beside_the_parent(choice: Choice) -> Measured:
         with TemporaryDirectory(dir=job.scratch) as folder:
@@ -113,7 +113,7 @@ def search(
     coupled: dict[int, list[float]] = {}
     if pairs:
         stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, seed)
-        folders = earlier.libraries, here / "coupled"
+        folders = before.libraries, here / "coupled"
         coupled = couple(model, pairs, *folders, stream, config.batch_size, config.coupled, job)
     told: dict[str, Chosen] = {}
     fusion: FusionEffect | None = None
@@ -141,7 +141,7 @@ def search(
         certificate=certify(table.problem(table.scores, limits), solution.choice, fixed=table.held),
         pareto=latency_front(table, limits, config.pareto_points),
         fronts=other_fronts(table, limits, config.pareto_points),
-        importance=spread_of_importance(load_importance(earlier.importance)),
+        importance=spread_of_importance(load_importance(before.importance)),
         architecture=architecture_of(model),
         measurement=measured.measurement,
         truth=settled.rounds,

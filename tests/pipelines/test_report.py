@@ -147,7 +147,8 @@ def test_what_lies_within_the_noise_is_marked(opened: Any) -> None:
     marked = [(slot.layer, slot.part) in noisy for slot, pick in chosen if pick > 0]
     assert [symbol == "circle-open" for symbol in dots["marker"]["symbol"]] == marked
     margin = next(margin for margin in known if margin.within_noise)
-    told = f"{margin.chosen}; next best {margin.following}, {margin.difference:+.4g} ± {margin.error:.2g}, within the noise"
+    difference = f"{margin.difference:+.4g} ± {margin.error:.2g}, within the noise"
+    told = f"{margin.chosen}; next best {margin.following}, {difference}"
     assert any(told in text for row in heat["text"] for text in row)
     cells = opened.find_elements(By.CSS_SELECTOR, "figure.map .cell")
     assert sum(told in cell.get_attribute("title") for cell in cells) >= 1

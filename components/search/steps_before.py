@@ -1,0 +1,81 @@
+"""What the stages before the search have made; where one has not run, its work is done here."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.core.job import Job, Resume
+from components.search.config import ImportanceConfig, LibraryConfig, ScoresConfig, SearchConfig
+from components.search.importance_stage import importance as watch_channels
+from components.search.library_stage import library as train_library
+from components.search.results import LIBRARY_FILE, SCORES_FILE, BlockScore, ShardLibrary, ShardScores
+from components.search.scores_stage import score_blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """Folders of all shards.
+
+    Attributes:
+        importance: contribution of every FFN channel.
+        libraries: trained sub-blocks.
+        scores: their scores.
+    """
+
+    importance: Path
+    libraries: Sequence[Path]
+    scores: Sequence[Path]
+
+
+def make_missing(
+    config: SearchConfig,
+    here: Path,
+    job: Job,
+    read: Mapping[str, Path | None],
+    *,
+    importance: Path | None,
+    libraries: Sequence[Path] | None,
+    scores: Sequence[Path] | None,
+) -> Before:
+    """What is given; the rest is made, for all layers in one shard.
+
+    Args:
+        config: of the whole search.
+        here: takes what is made.
+        job: takes progress, keeps resume points.
+        read: inputs of these stages by their names: parent, corpus, costs, problems.
+        importance: where it was made before.
+        libraries: of all shards, where they were.
+        scores: of all shards, where they were.
+    """
+    watched: dict[str, Any] = {"job": job, "out": here, "parent": read["parent"], "corpus": read["corpus"]}
+    if importance is None:
+        watch_channels(config.part(ImportanceConfig), **watched)
+        importance = here / "importance"
+    if not libraries:
+        train_library(config.part(LibraryConfig), importance=importance, **watched)
+        libraries = [here / "library"]
+    if not scores:
+        # Points of their own: those of the library are found by their step alone.
+        points = Resume(job.resume.folder / "scores", job.resume.interval_s)
+        scoring: dict[str, Any] = {**read, "job": dataclasses.replace(job, resume=points), "out": here}
+        score_blocks(config.part(ScoresConfig), libraries, **scoring)
+        scores = [here / "scores"]
+    return Before(importance, libraries, scores)
+
+
+def read_scores(before: Before) -> list[ShardScores]:
+    """The scores of all shards, with the training errors that the libraries tell."""
+    trained = {
+        (block.layer, block.part, block.size): block
+        for folder in before.libraries
+        for block in ShardLibrary.model_validate_json((folder / LIBRARY_FILE).read_bytes()).blocks
+    }
+
+    def with_errors(block: BlockScore) -> BlockScore:
+        known = trained.get((block.layer, block.part, block.size))
+        return block.model_copy(update=known.model_dump()) if known else block
+
+    shards = [ShardScores.model_validate_json((folder / SCORES_FILE).read_bytes()) for folder in before.scores]
+    return [shard.model_copy(update={"blocks": tuple(map(with_errors, shard.blocks))}) for shard in shards]

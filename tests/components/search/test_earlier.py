@@ -1,0 +1,156 @@
+"""A library that begins with an earlier one: of the same parent, and of the parent of a distilled child."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.core.checkpoint import load_model, save_model
+from components.core.job import silent_job
+from components.core.model import TesseraForCausalLM
+from components.search.assemble import heterogeneous_model
+from components.search.config import Distillation, ImportanceConfig, LibraryConfig
+from components.search.earlier import digest_of_weights, layers_before
+from components.search.importance_stage import importance
+from components.search.library_stage import library
+from components.search.results import ShardLibrary
+
+CONFIG = LibraryConfig(
+    ffn_fractions=(1.0, 0.5), seq_len=32, batch_size=4, distillation=Distillation(num_steps=12), seed=1
+)
+KEPT = (0, 2, 3)
+"""Layers of the parent that the child has."""
+
+
+def make_library(config: LibraryConfig, folder: Path, parent: Path, corpus: Path, earlier: Path | None = None) -> Path:
+    """The library of a parent; returns its folder."""
+    job = silent_job(folder / "job")
+    watched = ImportanceConfig(seq_len=32, batch_size=4, importance_batches=1, seed=1)
+    importance(watched, job=job, out=folder, parent=parent, corpus=corpus)
+    inputs = {"parent": parent, "corpus": corpus, "importance": folder / "importance", "earlier": earlier}
+    library(config, job=job, out=folder, **inputs)
+    return folder / "library"
+
+
+def told(folder: Path) -> ShardLibrary:
+    return ShardLibrary.model_validate_json((folder / "library.json").read_bytes())
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path, corpus: Path) -> Path:
+    return make_library(CONFIG, tmp_path_factory.mktemp("first"), parent_folder, corpus)
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) -> Path:
+    """What distillation could leave of a child without layer 1: all weights near the parent's, none equal."""
+    parent, folder = load_model(parent_folder), tmp_path_factory.mktemp("child")
+    model = heterogeneous_model(parent.config, ((4, 64),) * 3)
+    for new, old in enumerate(KEPT):
+        model.model.layers[new].load_state_dict(parent.model.layers[old].state_dict())
+    for name in ("embed_tokens", "norm"):
+        getattr(model.model, name).load_state_dict(getattr(parent.model, name).state_dict())
+    model.lm_head.load_state_dict(parent.lm_head.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1 + 0.01 * torch.randn(parameter.shape, generator=generator)
+    model.config.parent_layers = [2, 3, 4]
+    save_model(model, folder, tokenizer=parent_folder)
+    return folder
+
+
+def test_layers_are_found_by_how_many_are_behind_them() -> None:
+    assert layers_before([1, 3, 4], depth=3, depth_before=4) == {0: 0, 1: 1, 2: 3}
+    assert layers_before([2, 3, 4], depth=3, depth_before=4) == {0: 0, 1: 2, 2: 3}
+    assert layers_before([1, 3, 4], depth=3, depth_before=3) == {0: 0, 1: 1, 2: 2}
+    assert layers_before([1, 3, 4], depth=3, depth_before=5) == {}
+    assert layers_before(None, depth=3, depth_before=4) == {}
+
+
+def test_digests_tell_weights_apart_by_value_name_and_precision() -> None:
+    own = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(2, 2)}
+    others = [
+        {**own, "a": torch.tensor([1.0, 2.0000002])},
+        {"a": own["a"], "c": own["b"]},
+        {**own, "a": own["a"].bfloat16()},
+        {**own, "b": torch.zeros(4)},
+    ]
+    digests = {digest_of_weights(one) for one in (own, *others)}
+    assert len(digests) == 5
+    assert digest_of_weights({name: tensor.clone() for name, tensor in reversed(own.items())}) in digests
+
+
+def test_a_variant_of_the_same_parent_is_reused_as_it_is(
+    first: Path, tmp_path: Path, parent_folder: Path, corpus: Path
+) -> None:
+    wider = CONFIG.model_copy(update={"ffn_fractions": (1.0, 0.5, 0.25)})
+    again = make_library(wider, tmp_path, parent_folder, corpus, first)
+    blocks = told(again).blocks
+    assert {block.size for block in blocks if block.start != "reused"} == {16}
+    assert {block.start for block in blocks if block.size == 16} == {"parent"}
+    assert {
+        name: found for name, found in weights(again).items() if not name.endswith("ffn-16.safetensors")
+    } == weights(first)
+    alone = make_library(wider, tmp_path / "alone", parent_folder, corpus)
+    assert weights(again) == weights(alone)
+
+
+def test_training_for_longer_goes_on_from_the_earlier_library(
+    first: Path, tmp_path: Path, parent_folder: Path, corpus: Path
+) -> None:
+    longer = CONFIG.model_copy(update={"distillation": Distillation(num_steps=13)})
+    again = told(make_library(longer, tmp_path, parent_folder, corpus, first))
+    before = {(block.layer, block.part, block.size): block for block in told(first).blocks}
+    assert {block.start for block in again.blocks} == {"earlier"}
+    for block in again.blocks:
+        first_error = before[block.layer, block.part, block.size].first_error
+        assert block.first_error is not None
+        assert first_error is not None
+        assert block.first_error < first_error
+
+
+def test_a_distilled_childs_variants_begin_where_they_err_less(
+    first: Path, child: Path, tmp_path: Path, corpus: Path
+) -> None:
+    alone = told(make_library(CONFIG, tmp_path / "alone", child, corpus))
+    again = told(make_library(CONFIG, tmp_path / "again", child, corpus, first))
+    starts = [block.start for block in again.blocks]
+    assert starts.count("earlier") > len(starts) / 2
+    assert "reused" not in starts
+    for block, other in zip(again.blocks, alone.blocks, strict=True):
+        assert block.first_error is not None
+        assert other.first_error is not None
+        assert (block.first_error < other.first_error) == (block.start == "earlier")
+        assert block.start == "earlier" or block.first_error == other.first_error
+
+
+def test_what_begins_well_enough_is_not_trained(first: Path, child: Path, tmp_path: Path, corpus: Path) -> None:
+    plain = told(make_library(CONFIG, tmp_path / "plain", child, corpus, first))
+    error = min(block.first_error or 1.0 for block in plain.blocks if block.start == "earlier")
+    settings = CONFIG.distillation.model_copy(update={"small_error": 1.0001 * error})
+    config = CONFIG.model_copy(update={"distillation": settings})
+    folder = make_library(config, tmp_path / "again", child, corpus, first)
+    settled = [block for block in told(folder).blocks if block.steps == 1]
+    assert [block.first_error for block in settled] == [error]
+    name = f"{settled[0].part}-{settled[0].size}.safetensors"
+    found = load_file(folder / f"layer-{settled[0].layer}" / name)
+    before = load_file(first / f"layer-{KEPT[settled[0].layer]}" / name)
+    assert [tensor.tolist() for tensor in found.values()] == [tensor.tolist() for tensor in before.values()]
+
+
+def test_variants_of_other_shapes_begin_from_the_parent(
+    first: Path, parent: TesseraForCausalLM, parent_folder: Path, tmp_path: Path, corpus: Path
+) -> None:
+    """A child whose FFN has 32 channels is offered 16; the earlier library knows 32 alone."""
+    model = heterogeneous_model(parent.config, ((4, 32),) * 4)
+    save_model(model, tmp_path / "narrow", tokenizer=parent_folder)
+    again = told(make_library(CONFIG, tmp_path / "again", tmp_path / "narrow", corpus, first))
+    ffns = [block for block in again.blocks if block.part == "ffn"]
+    assert {block.size for block in ffns} == {16}
+    assert {block.start for block in ffns} == {"parent"}
