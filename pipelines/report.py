@@ -18,6 +18,7 @@ from components.core.architecture import Architecture
 from components.core.curves import stage_curves
 from components.core.lineage_entries import flatten
 from components.core.store import Store
+from pipelines.beside import Beside
 from pipelines.block_map import BlockMap, model_map, search_maps
 from pipelines.lineage_rows import run_lineage
 from pipelines.margins_view import margin_notes
@@ -28,13 +29,14 @@ from pipelines.summary import MODES, ROW_ORDER, SPLITS, TARGETS, build_summary
 HERE = Path(__file__).parent
 
 
-def write_report(store: Store, run: str, out: Path) -> None:
+def write_report(store: Store, run: str, out: Path, *, beside: Beside | None = None) -> None:
     """Write the report of a run; what the run does not have, the report leaves out.
 
     Args:
         store: where the run left its records, curves and artifacts.
         run: name of the run.
         out: the HTML file.
+        beside: another run to compare this one with.
     """
     record, summary = run_record(store, run), build_summary(store, run)
     search = _document(store, run, "search", "search.json")
@@ -47,6 +49,7 @@ def write_report(store: Store, run: str, out: Path) -> None:
         "models": {role: models[role] for role in ROW_ORDER if role in models},
         "search": search_view(search, models) if search else None,
         "maps": search_maps(search) if search else _model_maps(store, summary),
+        "beside": beside,
         "stages": list(_stage_rows(store, run)),
         "lineage": run_lineage(store, run, record["sources"]),
         "settings": _settings(record["recipe"]),

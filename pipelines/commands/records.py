@@ -39,11 +39,16 @@ def report(
     store: StoreUri = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary.json.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    beside: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Also compare the run's children with those of another run.")
+    ] = None,
 ) -> None:
     """Write the HTML report of a run and say where it is; with --json print its summary."""
     import webbrowser
+    from dataclasses import asdict
 
     from components.core.store import open_store
+    from pipelines.beside import compare_runs, print_beside
     from pipelines.delivery import report_path
     from pipelines.runs import find_run
     from pipelines.summary import build_summary, print_summary
@@ -51,15 +56,18 @@ def report(
     opened = open_store(store)
     name = find_run(opened, run)
     summary = build_summary(opened, name)
+    compared = compare_runs(opened, name, find_run(opened, beside)) if beside is not None else None
     if as_json:
-        print_json(summary)
+        print_json({**summary, "beside": asdict(compared)} if compared else summary)
         return
     from pipelines.report import write_report
 
     path = report_path(opened, name)
-    write_report(opened, name, path)
+    write_report(opened, name, path, beside=compared)
     screen = console()
     print_summary(summary, screen)
+    if compared:
+        print_beside(compared, screen)
     screen.print(str(path), highlight=False, soft_wrap=True)
     if open_:
         webbrowser.open(path.resolve().as_uri())

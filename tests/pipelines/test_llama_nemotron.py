@@ -52,6 +52,13 @@ def test_a_fan_out_has_one_item_a_shard_with_the_shard_in_its_configuration() ->
     assert [item.label for item in items] == ["search/library-0", "search/library-1", "search/library-2"]
 
 
+def test_earlier_libraries_go_to_the_library_alone() -> None:
+    graph = llama_nemotron(recipe(search={"libraries": "run://first/library"}))
+    readers = [task.label for task in graph.tasks if Source("own_libraries") in task.inputs.values()]
+    assert readers == ["search/library"]
+    assert graph.roles["library-1"] == Made("search/library-1", "library")
+
+
 def search_keys(**settings: object) -> dict[str, str]:
     """Key of each task of the search, as if every artifact were named after the task that made it."""
     keys: dict[str, str] = {"data": digest_of("data"), "parent": digest_of("parent")}

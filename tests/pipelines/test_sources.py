@@ -6,7 +6,9 @@ import pytest
 
 from components.core.errors import InputError
 from components.core.store import Store, open_store
+from pipelines.runs import artifact
 from pipelines.sources import files_of, ingest, source_digest
+from tests.pipelines.made_up_run import make_run
 
 
 @pytest.fixture
@@ -48,6 +50,34 @@ def test_an_artifact_is_named_by_digest_and_must_be_of_the_kind(store: Store, tm
     assert ingest(store, "corpus", [digest], "data") == digest
     with pytest.raises(InputError, match="is a data, not a model"):
         ingest(store, "parent", [digest], "model")
+
+
+def test_libraries_lie_beside_each_other_whole(store: Store, tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        write(folder / "library.json", folder.name)
+        (folder / "layer-0").mkdir()
+        (folder / "layer-0" / "ffn-8.safetensors").write_bytes(b"\0\1" + folder.name.encode())
+    names = ["layer-0/ffn-8.safetensors", "library.json"]
+    assert [name for name, _ in files_of("own_libraries", [str(folders[0])], "library")] == names
+    paths = [str(folders[0]), ingest(store, "own_libraries", [str(folders[1])], "library")]
+    digest = ingest(store, "own_libraries", paths, "library")
+    both = [f"{index}/{name}" for index in ("000", "001") for name in names]
+    assert sorted(store.manifest(digest).files) == both
+    assert store.read(digest, both[2]) == b"\0\1second"
+    stored = [ingest(store, "own_libraries", [paths[0]], "library"), paths[1]]
+    assert source_digest(store, "own_libraries", stored, "library") == digest
+    assert ingest(store, "own_libraries", stored, "library") == digest
+
+
+def test_the_library_of_a_run_is_all_its_shards(store: Store) -> None:
+    make_run(store)
+    shards = [artifact(store, "demo-1", f"library-{index}") for index in range(2)]
+    digest = ingest(store, "own_libraries", ["run://latest/library"], "library")
+    assert digest == ingest(store, "own_libraries", shards, "library")
+    assert source_digest(store, "own_libraries", ["run://demo-1/library"], "library") == digest
+    with pytest.raises(InputError, match="no run 'demo-2'"):
+        ingest(store, "own_libraries", ["run://demo-2/library"], "library")
 
 
 def test_an_artifact_of_another_store_is_copied_over(store: Store, tmp_path: Path) -> None:
