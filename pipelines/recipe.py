@@ -51,8 +51,8 @@ class SearchSection(SearchConfig, Placed):
 
     shards: int = Field(default=2, gt=0)
     """Tasks that the block library is built by, each with its share of the layers."""
-    costs: Path | None = None
-    """Block costs measured before, the `costs.json` of a run; measured anew where not given."""
+    costs: str | None = None
+    """Block costs measured before, a `costs.json` or `run://RUN/costs`; measured anew where not given."""
     libraries: Addresses = ()
     """Block libraries of earlier searches, such as `run://RUN/library` of the search of this parent's own parent: what
     they trained against the same sub-block is reused, and else begun from where that errs less."""

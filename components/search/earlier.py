@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from components.core.batches import Batch
+from components.core.errors import InputError
 from components.core.hugging_face import PretrainedConfig
 from components.core.job import Job
 from components.core.model import TesseraForCausalLM
@@ -62,9 +63,15 @@ def earlier_blocks(folder: Path, config: PretrainedConfig, keys: Sequence[BlockK
         folder: the library, or several below it: shards, or libraries of several searches, of which the last counts.
         config: of the parent at hand; `parent_layers` tells which layers of its own parent it comes from.
         keys: variants.
+
+    Raises:
+        InputError: there is no library.
     """
+    paths = sorted(folder.rglob(LIBRARY_FILE))
+    if not paths:
+        raise InputError("search.libraries: no library.json in it", hint="give what search-library made")
     found: dict[BlockKey, EarlierBlock] = {}
-    for path in sorted(folder.rglob(LIBRARY_FILE)):
+    for path in paths:
         library = ShardLibrary.model_validate_json(path.read_bytes())
         layers = layers_before(getattr(config, "parent_layers", None), config.num_hidden_layers, library.num_layers)
         told = {(block.layer, Variant(block.part, block.size)): block for block in library.blocks}

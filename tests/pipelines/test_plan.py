@@ -16,6 +16,7 @@ from pipelines.llama_nemotron import llama_nemotron
 from pipelines.plan import make_plan
 from pipelines.recipe import load_recipe
 from tests.components.core import tiny_models
+from tests.pipelines.made_up_run import make_run
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
 PROBE = """
@@ -36,6 +37,19 @@ def test_a_plan_of_the_demo_takes_neither_torch_nor_kfp(tmp_path: Path) -> None:
     assert plan["faults"] == []
     assert [stage["label"] for stage in plan["stages"]][:2] == ["data", "parent"]
     assert [stage["cached"] for stage in plan["stages"]] == [False, *[None] * 14]
+
+
+def test_a_second_step_is_planned_from_what_the_first_made(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    make_run(store, "demo-1")
+    plan = make_plan(load_recipe(RECIPES / "two-step.yaml"), store)
+    assert plan.faults == []
+    after = {stage.label: stage.after for stage in plan.stages}
+    library = ["your parent", "data", "search/importance", "your search.libraries"]
+    assert after["search/library-0"] == after["search/library-1"] == library
+    first = plan.stages[0]
+    assert (first.label, first.after) == ("data", ["your parent"])
+    assert first.key is not None  # so the digest of the parent is known
 
 
 def finish(store: Store, recipe: Path, folder: Path) -> Manifest:

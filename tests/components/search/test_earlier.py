@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from components.core.checkpoint import load_model, save_model
+from components.core.errors import InputError
 from components.core.job import silent_job
 from components.core.model import TesseraForCausalLM
 from components.search.assemble import heterogeneous_model
@@ -142,6 +143,12 @@ def test_what_begins_well_enough_is_not_trained(first: Path, child: Path, tmp_pa
     found = load_file(folder / f"layer-{settled[0].layer}" / name)
     before = load_file(first / f"layer-{KEPT[settled[0].layer]}" / name)
     assert [tensor.tolist() for tensor in found.values()] == [tensor.tolist() for tensor in before.values()]
+
+
+def test_a_folder_without_a_library_is_refused(parent_folder: Path, tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no library.json"):
+        make_library(CONFIG, tmp_path, parent_folder, corpus, tmp_path / "empty")
 
 
 def test_variants_of_other_shapes_begin_from_the_parent(
