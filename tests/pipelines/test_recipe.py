@@ -73,7 +73,7 @@ def test_paths_are_relative_to_the_recipe_and_on_the_command_line_to_the_working
     assert recipe.sft is not None
     assert recipe.sft.data == (tmp_path / "chats.jsonl",)
     assert recipe.search is not None
-    assert recipe.search.costs == tmp_path / "costs.json"
+    assert recipe.search.costs == str(tmp_path / "costs.json")
     assert recipe.rl is not None
     assert recipe.rl.data == (tmp_path / "elsewhere" / "problems.jsonl",)
 
@@ -82,6 +82,9 @@ def test_an_address_of_an_artifact_is_no_path(tmp_path: Path) -> None:
     digest = "0" * 64
     for address in (digest, f"s3://bucket/prefix#{digest}", "run://latest/child"):
         assert load_recipe(write(tmp_path, f"parent: '{address}'")).parent == address
+        search = load_recipe(write(tmp_path, f"search: {{costs: '{address}', libraries: [lib, '{address}']}}")).search
+        assert search is not None
+        assert (search.costs, search.libraries) == (address, (str(tmp_path / "lib"), address))
 
 
 def test_null_and_false_leave_a_stage_out_and_true_takes_its_defaults(tmp_path: Path) -> None:

@@ -11,11 +11,15 @@ from components.core.errors import InputError
 from components.core.job import silent_job
 from components.core.model import TesseraForCausalLM
 from components.search.assemble import heterogeneous_model
-from components.search.config import Distillation, ImportanceConfig, LibraryConfig
+from components.search.config import Distillation, ImportanceConfig, LibraryConfig, Limits
 from components.search.earlier import digest_of_weights, layers_before
 from components.search.importance_stage import importance
 from components.search.library_stage import library
 from components.search.results import ShardLibrary
+from components.search.stage import search
+from components.search.variants import subblock_weights
+from tests.components.search.test_stage import CONFIG as SEARCHED
+from tests.components.search.test_stage import write_costs
 
 CONFIG = LibraryConfig(
     ffn_fractions=(1.0, 0.5), seq_len=32, batch_size=4, distillation=Distillation(num_steps=12), seed=1
@@ -131,6 +135,31 @@ def test_a_distilled_childs_variants_begin_where_they_err_less(
         assert block.start == "earlier" or block.first_error == other.first_error
 
 
+def test_a_child_is_searched_again(tmp_path: Path, parent_folder: Path, corpus: Path) -> None:
+    """The child has other blocks in each layer, and layers that hold several of its parent's."""
+    once, again = tmp_path / "once", tmp_path / "again"
+    settings = {"ffn_fractions": (), "intermediate_sizes": (32, 16), "limits": Limits(latency_ms="50%")}
+    config = SEARCHED.model_copy(update=settings)
+    for folder, parent in ((once, parent_folder), (again, once / "child")):
+        folder.mkdir()
+        given = write_costs(folder, parent, config)
+        search(config, job=silent_job(folder), out=folder, parent=parent, corpus=corpus, costs=given)
+    first, second, third = (load_model(path) for path in (parent_folder, once / "child", again / "child"))
+    assert third.num_parameters() < second.num_parameters() < first.num_parameters()
+    assert third.config.parent_layers[-1] == second.config.num_hidden_layers
+    earlier = make_library(CONFIG, tmp_path / "first", parent_folder, corpus)
+    layers = layers_before(second.config.parent_layers, second.config.num_hidden_layers, 4)
+    offered = CONFIG.model_copy(update={"ffn_fractions": (), "intermediate_sizes": (32, 16)})
+    blocks = told(make_library(offered, tmp_path / "second", once / "child", corpus, earlier)).blocks
+    known = {(block.layer, block.part, block.size) for block in told(earlier).blocks}
+    for block in blocks:  # what the child took from its parent as it was is still taught by the same weights
+        own = subblock_weights(second.model.layers[block.layer].state_dict(), block.part)
+        before = subblock_weights(first.model.layers[layers[block.layer]].state_dict(), block.part)
+        same = own.keys() == before.keys() and all(torch.equal(own[name], before[name]) for name in own)
+        assert (block.start == "reused") == (same and (layers[block.layer], block.part, block.size) in known)
+    assert {block.start for block in blocks} >= {"reused", "parent"}
+
+
 def test_what_begins_well_enough_is_not_trained(first: Path, child: Path, tmp_path: Path, corpus: Path) -> None:
     plain = told(make_library(CONFIG, tmp_path / "plain", child, corpus, first))
     error = min(block.first_error or 1.0 for block in plain.blocks if block.start == "earlier")
@@ -147,7 +176,7 @@ def test_what_begins_well_enough_is_not_trained(first: Path, child: Path, tmp_pa
 
 def test_a_folder_without_a_library_is_refused(parent_folder: Path, tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no library.json"):
+    with pytest.raises(InputError, match=r"no library\.json"):
         make_library(CONFIG, tmp_path, parent_folder, corpus, tmp_path / "empty")
 
 
