@@ -21,7 +21,6 @@ from components.search.config import CostsConfig, SearchConfig
 from components.search.costs import architecture_of, own_costs_of
 from components.search.costs_stage import costs as measure
 from components.search.coupled import couple, pairs_to_couple
-from components.search.steps_before import make_missing, read_scores
 from components.search.fusion_effect import fusion_effect
 from components.search.importance import load_importance
 from components.search.noise import margins
@@ -29,6 +28,7 @@ from components.search.problem import Choice
 from components.search.results import TABLE_FILE, CandidateTrial, Chosen, FusionEffect, Proof, SearchTable, write_record
 from components.search.solver import absolute_limits, certify
 from components.search.space import Variant, layer_spaces, servable_spaces
+from components.search.steps_before import make_missing, read_scores
 from components.search.table import option_table
 from components.search.told import coupled_pairs, latency_front, other_fronts, spread_of_importance
 from components.search.truth import Measured, measure_child, settle
