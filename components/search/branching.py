@@ -243,6 +243,9 @@ class _Tree:
         self.num_nodes += len(batch.bounds_N)
         self.num_batches += 1
         changes_NKJ = self._climb(batch)
+        if self.record and self.num_batches == 1 and not self._closes_all(batch.multipliers_NR[0]):
+            # Whoever checks the proof crosses out by what the root records, as was done here to begin with.
+            batch.multipliers_NR[0], batch.bounds_N[0] = self.root_R, self.root_bound
         goal = self._goal()
         open_N = ~self._closed(batch, goal)
         self._note(batch, ~open_N)
@@ -311,6 +314,13 @@ class _Tree:
             for index in np.flatnonzero(~closed_N & (batch.bounds_N + doubt_N >= goal)):
                 closed_N[index] = self._closed_exactly(batch.allowed_NKJ[index], batch.multipliers_NR[index])
         return closed_N
+
+    def _closes_all(self, multipliers_R: Floats) -> bool:
+        """Whether the root holds nothing better by these multipliers, with no option crossed out before."""
+        costs = [self.problem.costs_KJR[:, :, index].tolist() for index in range(len(self.problem.rooms))]
+        whole = WholeNumbers(self.problem.scores_KJ.tolist(), costs, self.problem.rooms)
+        allowed: Allowed = [np.flatnonzero(allowed_J).tolist() for allowed_J in self.problem.allowed_KJ]
+        return remaining(whole, allowed, self.scaled.in_units(multipliers_R), self.kept.goal, self.step) is None
 
     def _closed_exactly(self, allowed_KJ: Flags, multipliers_R: Floats) -> bool:
         """The same for one node."""

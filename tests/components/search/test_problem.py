@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from components.search.conflict import find_conflict
@@ -60,8 +60,23 @@ def limited(draw: st.DrawFn) -> tuple[Table, dict[str, float]]:
     return table, limits
 
 
+CROSSED_OUT_BY_THE_ROOT_ALONE = (
+    (
+        [[0.0, -0.030890990683460018, 0.0, 0.0], [0.0, 0.0, 0.0]],
+        {
+            "a": [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
+            "b": [[0.0, 0.0, 0.1, 0.0], [0.0, 0.0, 0.0]],
+            "c": [[0.1, 0.2, 0.0, 0.1], [0.0, 0.0, 0.0]],
+        },
+    ),
+    {"b": 0.0, "c": 0.1},
+)
+"""The multipliers that prove the bound of what is left do not prove it of all options."""
+
+
 @settings(max_examples=150, deadline=None)
 @given(limited())
+@example(CROSSED_OUT_BY_THE_ROOT_ALONE)
 def test_the_solver_finds_what_brute_force_finds_and_its_proof_holds(case: tuple[Table, dict[str, float]]) -> None:
     (scores, costs), limits = case
     problem = Problem.of(scores, costs, limits)
