@@ -108,7 +108,10 @@ def search(
         "random_child": random_choice(table, limits, seed),
         "greedy_child": greedy_choice(table, limits),
     }
-    others = {"most parameters": most_parameters(table, limits), "uniform": uniform_choice(table, limits)}
+    others = {
+        "most parameters": most_parameters(table, limits, solution.choice),
+        "uniform": uniform_choice(table, limits),
+    }
     pairs = pairs_to_couple(spaces, table.variants(choices["child"])) if config.coupled.num_steps else {}
     coupled: dict[int, list[float]] = {}
     if pairs:

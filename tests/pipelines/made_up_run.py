@@ -259,7 +259,7 @@ def _search() -> SearchTable:
         baselines={
             name: picked(table, choice, limits)
             for name, choice in (
-                ("most parameters", most_parameters(table, limits)),
+                ("most parameters", most_parameters(table, limits, solution.choice)),
                 ("uniform", uniform_choice(table, limits)),
             )
             if choice is not None

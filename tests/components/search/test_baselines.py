@@ -39,8 +39,9 @@ def test_the_most_parameters_that_fit(seed: int, layers: int, share: float) -> N
     table = make_table(seed, layers)
     limits = {"latency_ms": share * table.costs(table.parent_choice).latency_ms}
     every = itertools.product(*(range(len(slot.options)) for slot in table.slots))
-    best = max(table.costs(choice).parameters for choice in every if fits(table.costs(choice), limits))
-    found = most_parameters(table, limits)
+    within = [choice for choice in every if fits(table.costs(choice), limits)]
+    best = max(table.costs(choice).parameters for choice in within)
+    found = most_parameters(table, limits, within[0])
     assert fits(table.costs(found), limits)
     assert table.costs(found).parameters == best
 
