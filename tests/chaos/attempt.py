@@ -113,9 +113,10 @@ def tiny_run(place: Place, clean: bool, slow_s: float) -> None:
     """Store what is read, store what nobody needs, compute, clean up."""
     store = place.store
     place.note("begun")
-    numbers = store.put_folder(numbers_folder(place.folder / "numbers", *NUMBERS), "data").digest
+    own = place.folder / f"of-{os.getpid()}"  # attempts at once write no file that another one is storing
+    numbers = store.put_folder(numbers_folder(own / "numbers", *NUMBERS), "data").digest
     place.note("stored", digest=numbers)
-    store.put_folder(numbers_folder(place.folder / "garbage", 0), "data")
+    store.put_folder(numbers_folder(own / "garbage", 0), "data")
     inputs = {"numbers": numbers}
     reporter = _Ledger(place, Events(events_path(store, RUN, LABEL)), slow_s)
     options: dict[str, Any] = {"label": LABEL, "run": RUN, "placement": Placement(threads=1), "reporter": reporter}
