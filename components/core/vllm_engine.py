@@ -42,6 +42,10 @@ class Sample:
     weight_version: int
 
 
+WARM_UP_TOKENS = 4
+"""Decode steps of each request before a measurement."""
+
+
 @dataclass(frozen=True)
 class BatchTime:
     """How long a batch of requests took, all of them answered together.
@@ -168,7 +172,7 @@ class Engine:
         self.weight_version = version
 
     def batch_times(self, batch: int, prompt_tokens: int, new_tokens: int, repeats: int) -> list[BatchTime]:
-        """Time generation, after one round to warm up.
+        """Time generation, after a few steps to warm up: what ran before has used the caches.
 
         Args:
             batch: sequences generated at the same time.
@@ -184,15 +188,15 @@ class Engine:
 
         vocab_size = self._llm.model_config.get_vocab_size()
         generator = torch.Generator().manual_seed(0)
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=new_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         times = []
         for number in range(1 + repeats):
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=new_tokens if number else min(new_tokens, WARM_UP_TOKENS),
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
             prompts = torch.randint(vocab_size, (batch, prompt_tokens), generator=generator).tolist()
             with self._working():
                 moments = [time.perf_counter()]
@@ -201,10 +205,12 @@ class Engine:
                 while self._llm.llm_engine.has_unfinished_requests():
                     self._llm.llm_engine.step()
                     moments.append(time.perf_counter())
+            if not number:
+                continue
             first = moments[-new_tokens]  # the last steps give one token each: what comes before is prefill
             whole_ms, first_ms = (1000 * (moment - moments[0]) for moment in (moments[-1], first))
             times.append(BatchTime(first_ms, (whole_ms - first_ms) / (new_tokens - 1)))
-        return times[1:]
+        return times
 
     def close(self) -> None:
         """Free the model and its cache; another engine may be opened afterwards.

@@ -1,15 +1,17 @@
 """Prefill and decode of several models, timed in vLLM side by side; a program of its own: vLLM's settings stay in it.
 
-All models are held at once, an engine a process, and measured in turn, round by round: what slows the machine for a
-while slows them alike. Importing vLLM takes longer than all else, so it is done once, in a server that the processes
-fork from.
+All models are held at once, an engine a process, and measured in turn, each right after the first of them: shared
+machines change their speed within seconds, and only a time beside another one tells which model is the faster, and by
+how much. Importing vLLM takes longer than all else, so it is done once, in a server that the processes fork from.
 """
 
 import json
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import astuple
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -23,9 +25,6 @@ from components.core.workload import Deployment, Workload
 
 HELD_WEIGHT_BYTES = 2 << 30
 """Models whose weights together exceed this are measured one after another instead of side by side."""
-
-REPEATS = 2
-"""Measurements of a model in each round, after one to warm up: the models before it have used the caches."""
 
 PRELOADED_MODULES = (
     "components.core.model",
@@ -57,7 +56,7 @@ def measure_times(folders: list[Path], deployment: Deployment, threads: int) -> 
         threads: CPU threads of each engine.
 
     Returns:
-        For each folder some times a round.
+        For each folder a time a round: of the first as it was, of the others at its pace (`at_one_pace`).
 
     Raises:
         MissingPackage: vLLM is not installed.
@@ -118,15 +117,48 @@ def _measure_together(
         processes.append(process)
     for pipe in pipes:
         pipe.recv()  # the engine is ready
-    measured: list[list[BatchTime]] = [[] for _ in folders]
-    for _ in range(deployment.rounds):
-        for pipe, times in zip(pipes, measured, strict=True):
-            pipe.send(True)
-            times += pipe.recv()
+    pairs = [[(_ask(pipes[0]), _ask(pipe)) for pipe in pipes[1:]] for _ in range(deployment.rounds)]
+    alone = [_ask(pipes[0]) for _ in range(deployment.rounds)] if len(pipes) == 1 else []
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(False)
         process.join()
-    return measured
+    return [alone] if alone else at_one_pace(pairs)
+
+
+def at_one_pace(pairs: Sequence[Sequence[tuple[BatchTime, BatchTime]]]) -> list[list[BatchTime]]:
+    """Times of models as they would be, had the machine always been as fast as in the median round.
+
+    Args:
+        pairs: for each round, for each other model, the time of the first model and that of the other right after it.
+
+    Returns:
+        For each model a time a round. Those of the first tell how the machine's speed changed: medians within a round.
+        Those of the others are their share of the first model's time beside them, times its median.
+    """
+    first = [_median([beside for beside, _ in found]) for found in pairs]
+    pace = _median(first)
+    others = [
+        [
+            BatchTime(
+                pace.first_token_ms * time.first_token_ms / beside.first_token_ms,
+                pace.step_ms * time.step_ms / beside.step_ms,
+            )
+            for beside, time in model
+        ]
+        for model in zip(*pairs, strict=True)
+    ]
+    return [first, *others]
+
+
+def _median(times: Sequence[BatchTime]) -> BatchTime:
+    return BatchTime(*(statistics.median(values) for values in zip(*map(astuple, times), strict=True)))
+
+
+def _ask(pipe: Connection) -> BatchTime:
+    """Have an engine measured."""
+    pipe.send(True)
+    time: BatchTime = pipe.recv()
+    return time
 
 
 def _serve(pipe: Connection, folder: str, deployment: Deployment, threads: int) -> None:
@@ -142,7 +174,7 @@ def _serve(pipe: Connection, folder: str, deployment: Deployment, threads: int) 
     ) as engine:
         pipe.send(True)
         while pipe.recv():
-            pipe.send(engine.batch_times(batch, prompt, new, REPEATS))
+            pipe.send(*engine.batch_times(batch, prompt, new, repeats=1))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ class Workload(Config):
     """Length of each prompt, tokens."""
     new_tokens: int = Field(default=32, gt=1)
     """Length of each answer, tokens."""
-    rounds: int = Field(default=2, gt=0)
-    """Times that all models are measured in turn, twice each time; medians count."""
+    rounds: int = Field(default=5, gt=0)
+    """Times that all models are measured in turn, each right after the first of them; medians count."""
 
     @property
     def batch_tokens(self) -> int:

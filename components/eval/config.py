@@ -27,7 +27,7 @@ class EvalConfig(Config):
     """Longest answer, tokens."""
     concurrency: int = Field(default=64, gt=0)
     """Answers that a server generates at a time; more requests wait in it."""
-    workload: Workload = Workload(new_tokens=64, rounds=3)
+    workload: Workload = Workload(new_tokens=64)
     """The load that tokens per second are measured under."""
     seed: int | None = None
     """Seed of all sampling; the recipe's seed where not given."""

@@ -149,8 +149,8 @@ class Calibration(Config):
 class Measurement(Deployment):
     """The deployment that costs are of: measured in vLLM on this machine, or predicted for a device elsewhere."""
 
-    rounds: int = Field(default=3, gt=0)
-    """Times that all models are measured in turn, twice each time; medians count: a few may be disturbed."""
+    rounds: int = Field(default=9, gt=0)
+    """Times that all models are measured in turn, each right after the parent; medians count: a few may be disturbed."""
     num_layers: int | None = Field(default=None, gt=1)
     """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
     cached_tokens: int | None = Field(default=None, gt=0)

@@ -2,7 +2,8 @@
 
 Models are built in which every layer has the same sub-blocks, each model with one of them changed; the time of their
 prefill and of their decode steps is then explained as a fixed part plus a part for each sub-block, a no-op being free.
-Counting operations would not do: what a sub-block takes depends on the machine.
+Each is measured right after the parent, whose time beside it tells how fast the machine was just then. Counting
+operations would not do: what a sub-block takes depends on the machine.
 
 Source: arXiv 2411.19146, section 4.1.
 """
@@ -199,7 +200,11 @@ def read_costs(folder: Path) -> CostTable:
 
 
 def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[Shape]:
-    """The parent's sub-blocks in every layer; each other attention; each other FFN; no-ops always."""
+    """The parent's sub-blocks in every layer; each other attention; each other FFN; no-ops always, apart and together.
+
+    The last, a model of hardly more than its fixed part, tells that directly: as the difference of three large times it
+    would have the noise of all of them.
+    """
     others = {part: {variant for variant in blocks if variant.part == part} | {Variant(part, 0)} for part in PARTS}
     attention, ffn = (max(variant for variant in others[part] if not variant.is_linear) for part in PARTS)
     own = (attention.size, ffn.size)
@@ -208,6 +213,7 @@ def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[
         first = (other.num_key_value_heads or attention.size, ffn.size)  # vLLM needs attention in the first layer
         shapes.append((first, *((other.size, ffn.size),) * (num_layers - 1)))
     shapes += [((attention.size, other.size),) * num_layers for other in sorted(others["ffn"] - {ffn}, reverse=True)]
+    shapes.append(((attention.size, 0), *((0, 0),) * (num_layers - 1)))
     return shapes
 
 
@@ -229,10 +235,10 @@ class Explained:
 
     @classmethod
     def of(cls, shapes: Sequence[Shape], times_ms: Sequence[Sequence[float]]) -> Self:
-        """Explain the measurements of models, equally many of each."""
+        """Explain the measurements of models, equally many of each, those of all but the first at the first's pace."""
         medians = [statistics.median(model) for model in times_ms]
         fixed, parts, totals = explain(shapes, medians)
-        each = [explain(shapes, measurement) for measurement in zip(*times_ms, strict=True)]
+        each = [explain(shapes, [medians[0], *others]) for others in zip(*times_ms[1:], strict=True)]
         spread: dict[Variant | None, float] = {None: _range([fixed for fixed, _, _ in each])}
         spread |= {variant: _range([parts[variant] for _, parts, _ in each]) for variant in parts}
         return cls(dict[Variant | None, float]([(None, fixed), *parts.items()]), spread, medians, totals)

@@ -11,7 +11,6 @@ from components.core.architecture import Architecture
 from components.core.errors import RecipeError
 from components.core.job import Job, silent_job
 from components.core.model import TesseraForCausalLM
-from components.core.vllm_timing import REPEATS
 from components.search.assemble import heterogeneous_model, reshaped
 from components.search.config import Measurement, Space
 from components.search.costs import (
@@ -72,6 +71,7 @@ def test_the_first_layer_of_a_measured_model_keeps_its_attention(parent: Tessera
         ((4, 64), (0, 64), (0, 64)),
         ((4, 32), (4, 32), (4, 32)),
         ((4, 0), (4, 0), (4, 0)),
+        ((4, 0), (0, 0), (0, 0)),
     ]
 
 
@@ -86,6 +86,7 @@ def test_linear_parts_are_measured_behind_a_first_layer_with_attention() -> None
         ((4, 64), (0, 64)),
         ((4, "linear"), (4, "linear")),
         ((4, 0), (4, 0)),
+        ((4, 0), (0, 0)),
     ]
 
 
@@ -122,7 +123,7 @@ def test_the_spread_of_a_part_is_that_of_its_measurements(parent: TesseraForCaus
 
 def test_no_part_of_a_time_is_negative(parent: TesseraForCausalLM) -> None:
     _, blocks = counted_costs(parent, SPACES)
-    fixed, parts, _ = explain(shapes_to_measure(blocks, 4), [10.0, 9.0, 1.0, 10.5, 2.0])
+    fixed, parts, _ = explain(shapes_to_measure(blocks, 4), [10.0, 9.0, 1.0, 10.5, 2.0, 3.0])
     assert fixed >= 0
     assert all(ms >= 0 for ms in parts.values())
 
@@ -155,12 +156,12 @@ def test_costs_of_an_earlier_version_are_counted_anew(parent: TesseraForCausalLM
 def test_costs_are_measured_in_vllm(parent: TesseraForCausalLM, tmp_path: Path) -> None:
     job: Job = silent_job(tmp_path)
     space = Space(ffn_fractions=(), num_key_value_heads=())
-    measurement = Measurement(batch_size=2, prompt_tokens=4, new_tokens=4, rounds=1)
+    measurement = Measurement(batch_size=2, prompt_tokens=4, new_tokens=4, rounds=2)
     table = measure_costs(parent, layer_spaces(space, ((4, 64),) * 4), measurement, job)
     assert set(table.blocks) == {"attention-4", "attention-0", "ffn-64", "ffn-0"}
-    assert [model.num_key_value_heads for model in table.models] == [(4,) * 4, (4, 0, 0, 0), (4,) * 4]
-    assert all(len(model.step_ms) == REPEATS and model.median_ms > 0 for model in table.models)
-    assert all(len(model.first_token_ms) == REPEATS and model.median_first_token_ms > 0 for model in table.models)
+    assert [model.num_key_value_heads for model in table.models] == [(4,) * 4, (4, 0, 0, 0), (4,) * 4, (4, 0, 0, 0)]
+    assert all(len(model.step_ms) == 2 and model.median_ms > 0 for model in table.models)
+    assert all(len(model.first_token_ms) == 2 and model.median_first_token_ms > 0 for model in table.models)
     assert set(table.spread) == {"fixed", "attention-4", "ffn-64"}
     for costs in (table.fixed, *table.blocks.values()):
         assert costs.request_ms == pytest.approx(costs.time_to_first_token_ms + 3 * costs.latency_ms)
