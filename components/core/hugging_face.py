@@ -24,7 +24,7 @@ def _without(*packages: str) -> Iterator[None]:
 
 
 with _without("scipy", "sklearn"):
-    from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+    from transformers import DynamicCache, GenerationMixin, LlamaConfig, PretrainedConfig, PreTrainedModel
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
@@ -33,6 +33,7 @@ __all__ = [
     "CausalLMOutputWithPast",
     "DynamicCache",
     "GenerationMixin",
+    "LlamaConfig",
     "LlamaRotaryEmbedding",
     "PreTrainedModel",
     "PretrainedConfig",

@@ -117,12 +117,19 @@ def _measure_together(
         processes.append(process)
     for pipe in pipes:
         pipe.recv()  # the engine is ready
-    pairs = [[(_ask(pipes[0]), _ask(pipe)) for pipe in pipes[1:]] for _ in range(deployment.rounds)]
-    alone = [_ask(pipes[0]) for _ in range(deployment.rounds)] if len(pipes) == 1 else []
+    times = _in_turn(pipes, deployment.rounds)
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(False)
         process.join()
-    return [alone] if alone else at_one_pace(pairs)
+    return times
+
+
+def _in_turn(pipes: Sequence[Connection], rounds: int) -> list[list[BatchTime]]:
+    """Ask each engine once a round, the first one before every other."""
+    first, *others = pipes
+    if not others:
+        return [[_ask(first) for _ in range(rounds)]]
+    return at_one_pace([[(_ask(first), _ask(pipe)) for pipe in others] for _ in range(rounds)])
 
 
 def at_one_pace(pairs: Sequence[Sequence[tuple[BatchTime, BatchTime]]]) -> list[list[BatchTime]]:

@@ -6,11 +6,11 @@ import torch
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import LlamaConfig
 
 from components.core.batches import Batch, PackedStream, eos_token_id, load_corpus
 from components.core.checkpoint import load_model, model_config, save_model
 from components.core.errors import RecipeError
+from components.core.hugging_face import LlamaConfig
 from components.core.job import Job
 from components.core.losses import counted, cross_entropy_sum
 from components.core.model import TesseraForCausalLM

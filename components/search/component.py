@@ -99,6 +99,7 @@ def search(
     scores: Input[list[Artifact]] = None,  # type: ignore[assignment]
     costs: Input[Artifact] = None,  # type: ignore[assignment]
     problems: Input[Dataset] = None,  # type: ignore[assignment]
+    earlier: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
     """Choose a sub-block for every place within the limits, fuse FFN runs, assemble the child."""
     from components.core.kubeflow import execute

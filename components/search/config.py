@@ -149,8 +149,8 @@ class Calibration(Config):
 class Measurement(Deployment):
     """The deployment that costs are of: measured in vLLM on this machine, or predicted for a device elsewhere."""
 
-    rounds: int = Field(default=9, gt=0)
-    """Times that all models are measured in turn, each right after the parent; medians count: a few may be disturbed."""
+    rounds: int = Field(default=7, gt=0)
+    """Times that all models are measured in turn, each right after the parent; medians count."""
     num_layers: int | None = Field(default=None, gt=1)
     """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
     cached_tokens: int | None = Field(default=None, gt=0)
@@ -387,6 +387,11 @@ PROBLEMS = Input(
     "validation.jsonl with rows {id, question, prompt, answer}, where task.num_problems asks for it",
     optional=True,
 )
+EARLIER = Input(
+    "library",
+    "an earlier search's library, or several in folders: what it trained is reused or begun from",
+    optional=True,
+)
 
 IMPORTANCE = Stage(
     name="search-importance",
@@ -418,11 +423,7 @@ LIBRARY = Stage(
         "parent": PARENT,
         "corpus": CORPUS,
         "importance": Input("library", "importance of FFN channels, from search-importance"),
-        "earlier": Input(
-            "library",
-            "an earlier search's library, or several in folders: what it trained is reused or begun from",
-            optional=True,
-        ),
+        "earlier": EARLIER,
     },
     outputs={
         "library": Output(
@@ -463,6 +464,7 @@ SEARCH = Stage(
         "scores": Input("table", "one a shard of search-scores; computed here where absent", optional=True, many=True),
         "costs": Input("table", "from search-costs, or own; measured here where absent", optional=True),
         "problems": PROBLEMS,
+        "earlier": EARLIER,
     },
     outputs={
         "child": Output("model", "the best child within the limits, FFN runs fused"),

@@ -46,6 +46,7 @@ def search(
     scores: Sequence[Path] | None = None,
     costs: Path | None = None,
     problems: Path | None = None,
+    earlier: Path | None = None,
 ) -> dict[str, JsonValue]:
     """Solve, fuse, assemble; what the stages before have not made is made here.
 
@@ -67,7 +68,7 @@ def search(
         measure(config.part(CostsConfig), job=job, out=here, parent=parent)
         costs = here / "costs"
     measured = own_costs_of(model, spaces, costs)
-    read = {"parent": parent, "corpus": corpus, "costs": costs, "problems": problems}
+    read = {"parent": parent, "corpus": corpus, "costs": costs, "problems": problems, "earlier": earlier}
     given: dict[str, Any] = {"importance": importance, "libraries": libraries, "scores": scores}
     before = make_missing(config, here, job, read, **given)
     shards = read_scores(before)

@@ -44,7 +44,7 @@ def make_missing(
         config: of the whole search.
         here: takes what is made.
         job: takes progress, keeps resume points.
-        read: inputs of these stages by their names: parent, corpus, costs, problems.
+        read: inputs of these stages by their names: parent, corpus, costs, problems, earlier.
         importance: where it was made before.
         libraries: of all shards, where they were.
         scores: of all shards, where they were.
@@ -54,12 +54,13 @@ def make_missing(
         watch_channels(config.part(ImportanceConfig), **watched)
         importance = here / "importance"
     if not libraries:
-        train_library(config.part(LibraryConfig), importance=importance, **watched)
+        train_library(config.part(LibraryConfig), importance=importance, earlier=read["earlier"], **watched)
         libraries = [here / "library"]
     if not scores:
         # Points of their own: those of the library are found by their step alone.
         points = Resume(job.resume.folder / "scores", job.resume.interval_s)
-        scoring: dict[str, Any] = {**read, "job": dataclasses.replace(job, resume=points), "out": here}
+        scored = {name: path for name, path in read.items() if name != "earlier"}
+        scoring: dict[str, Any] = {**scored, "job": dataclasses.replace(job, resume=points), "out": here}
         score_blocks(config.part(ScoresConfig), libraries, **scoring)
         scores = [here / "scores"]
     return Before(importance, libraries, scores)

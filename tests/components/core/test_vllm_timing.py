@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.core.checkpoint import save_model
 from components.core.vllm_engine import BatchTime
 from components.core.vllm_timing import at_one_pace, measure_times
 from components.core.workload import Deployment
@@ -41,7 +40,7 @@ def test_one_disturbed_round_does_not_count() -> None:
 
 
 def test_a_model_alone_is_measured_as_often(tmp_path: Path) -> None:
-    save_model(tiny_models.llama(0), tmp_path / "model", tokenizer=None)
+    tiny_models.llama(0).save_pretrained(tmp_path / "model")
     deployment = Deployment(batch_size=2, prompt_tokens=4, new_tokens=4, rounds=3)
     (times,) = measure_times([tmp_path / "model"], deployment, threads=1)
     assert len(times) == 3

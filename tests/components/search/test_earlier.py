@@ -15,7 +15,7 @@ from components.search.config import Distillation, ImportanceConfig, LibraryConf
 from components.search.earlier import digest_of_weights, layers_before
 from components.search.importance_stage import importance
 from components.search.library_stage import library
-from components.search.results import ShardLibrary
+from components.search.results import TABLE_FILE, SearchTable, ShardLibrary
 from components.search.stage import search
 from components.search.variants import keep_channels, subblock_weights
 from tests.components.search.test_stage import CONFIG as SEARCHED
@@ -159,6 +159,21 @@ def test_a_child_is_searched_again(tmp_path: Path, parent_folder: Path, corpus: 
         same = own.keys() == before.keys() and all(torch.equal(own[name], before[name]) for name in own)
         assert (block.start == "reused") == (same and (layers[block.layer], block.part, block.size) in known)
     assert {block.start for block in blocks} >= {"reused", "parent"}
+
+
+def test_a_whole_search_takes_an_earlier_library_too(
+    first: Path, tmp_path: Path, parent_folder: Path, corpus: Path
+) -> None:
+    config = SEARCHED.model_copy(update={"distillation": CONFIG.distillation})
+    given = write_costs(tmp_path, parent_folder, config)
+    search(
+        config, job=silent_job(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=given, earlier=first
+    )
+    table = SearchTable.model_validate_json((tmp_path / "search_table" / TABLE_FILE).read_text())
+    known = {(block.layer, block.part, block.size) for block in told(first).blocks}
+    assert known
+    for block in table.blocks:
+        assert (block.start == "reused") == ((block.layer, block.part, block.size) in known)
 
 
 def test_what_begins_well_enough_is_not_trained(first: Path, child: Path, tmp_path: Path, corpus: Path) -> None:
