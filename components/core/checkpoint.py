@@ -41,7 +41,7 @@ KEPT_KEYS = (
 """What our configuration takes over as it is; everything about the blocks comes from the architecture."""
 DERIVED_KEYS = ("num_hidden_layers", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
 """What else every configuration says of the decoder."""
-HETEROGENEOUS_KEYS = ("block_configs", "qkv_bias", "parent_layers", "source_family")
+HETEROGENEOUS_KEYS = ("block_configs", "qkv_bias", "source_family")
 """What a dense configuration has no use for."""
 DEFAULT_RMS_NORM_EPS = 1e-6
 """Of all three dense families, where a configuration does not name it."""

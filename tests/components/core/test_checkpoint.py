@@ -109,6 +109,16 @@ def test_a_changed_child_is_a_nemotron_nas_folder_with_the_same_logits(family: s
     assert torch.equal(logits(by_transformers), logits(child))
 
 
+def test_a_child_of_its_parents_kind_still_tells_which_layers_it_comes_from(tmp_path: Path) -> None:
+    dense_model("llama").save_pretrained(tmp_path / "dense")
+    child = load_model(tmp_path / "dense")
+    child.config.parent_layers = [2, 5]
+    save_model(child, tmp_path / "child", tokenizer=None)
+    assert read_config(tmp_path / "child")["model_type"] == "llama"
+    assert load_model(tmp_path / "child").config.parent_layers == [2, 5]
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "child")), logits(child))
+
+
 def test_a_folder_with_nvidias_names_is_the_same_model(tmp_path: Path) -> None:
     values = dense_model("llama", intermediate_size=256).config.to_dict()
     model = TesseraForCausalLM(model_config(values))
