@@ -85,7 +85,7 @@ SCORES = {"search/scores-0", "search/scores-1"}
         ({"scoring_batches": 5}, SCORES),
         ({"distillation": {"num_steps": 7}}, LIBRARY | SCORES),
         ({"importance_batches": 7}, {"search/importance"} | LIBRARY | SCORES),
-        ({"measurement": {"rounds": 7}}, {"search/costs"}),
+        ({"measurement": {"rounds": 8}}, {"search/costs"}),
         ({"ffn_fractions": [1.0, 0.75]}, {"search/costs"} | LIBRARY | SCORES),
         ({"batch_size": 4}, {"search/importance"} | LIBRARY | SCORES),
     ],
