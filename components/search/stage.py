@@ -68,9 +68,9 @@ def search(
         measure(config.part(CostsConfig), job=job, out=here, parent=parent)
         costs = here / "costs"
     measured = own_costs_of(model, spaces, costs)
-    read = {"parent": parent, "corpus": corpus, "costs": costs, "problems": problems, "earlier": earlier}
+    read = {"parent": parent, "corpus": corpus, "costs": costs, "problems": problems}
     given: dict[str, Any] = {"importance": importance, "libraries": libraries, "scores": scores}
-    before = make_missing(config, here, job, read, **given)
+    before = make_missing(config, here, job, read, earlier=earlier, **given)
     shards = read_scores(before)
     scored = sorted((block for shard in shards for block in shard.blocks), key=lambda block: block.layer)
 

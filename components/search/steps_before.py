@@ -37,6 +37,7 @@ def make_missing(
     importance: Path | None,
     libraries: Sequence[Path] | None,
     scores: Sequence[Path] | None,
+    earlier: Path | None = None,
 ) -> Before:
     """What is given; the rest is made, for all layers in one shard.
 
@@ -44,23 +45,23 @@ def make_missing(
         config: of the whole search.
         here: takes what is made.
         job: takes progress, keeps resume points.
-        read: inputs of these stages by their names: parent, corpus, costs, problems, earlier.
+        read: inputs of these stages by their names: parent, corpus, costs, problems.
         importance: where it was made before.
         libraries: of all shards, where they were.
         scores: of all shards, where they were.
+        earlier: library of an earlier search, for the one that is made.
     """
     watched: dict[str, Any] = {"job": job, "out": here, "parent": read["parent"], "corpus": read["corpus"]}
     if importance is None:
         watch_channels(config.part(ImportanceConfig), **watched)
         importance = here / "importance"
     if not libraries:
-        train_library(config.part(LibraryConfig), importance=importance, earlier=read["earlier"], **watched)
+        train_library(config.part(LibraryConfig), importance=importance, earlier=earlier, **watched)
         libraries = [here / "library"]
     if not scores:
         # Points of their own: those of the library are found by their step alone.
         points = Resume(job.resume.folder / "scores", job.resume.interval_s)
-        scored = {name: path for name, path in read.items() if name != "earlier"}
-        scoring: dict[str, Any] = {**scored, "job": dataclasses.replace(job, resume=points), "out": here}
+        scoring: dict[str, Any] = {**read, "job": dataclasses.replace(job, resume=points), "out": here}
         score_blocks(config.part(ScoresConfig), libraries, **scoring)
         scores = [here / "scores"]
     return Before(importance, libraries, scores)
