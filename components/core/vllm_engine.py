@@ -24,6 +24,9 @@ from components.core.vllm_settings import (
     vllm_uses_gpu,
 )
 
+WARM_UP_TOKENS = 4
+"""Decode steps of each request before a measurement."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -40,10 +43,6 @@ class Sample:
     logprobs: tuple[float, ...] | None
     finish_reason: Literal["stop", "length"]
     weight_version: int
-
-
-WARM_UP_TOKENS = 4
-"""Decode steps of each request before a measurement."""
 
 
 @dataclass(frozen=True)

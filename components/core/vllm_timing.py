@@ -56,7 +56,7 @@ def measure_times(folders: list[Path], deployment: Deployment, threads: int) -> 
         threads: CPU threads of each engine.
 
     Returns:
-        For each folder a time a round: of the first as it was, of the others at its pace (`at_one_pace`).
+        For each folder a time a round: of the first as it was, of those held beside it at its pace (`at_one_pace`).
 
     Raises:
         MissingPackage: vLLM is not installed.
@@ -181,7 +181,8 @@ def _serve(pipe: Connection, folder: str, deployment: Deployment, threads: int) 
     ) as engine:
         pipe.send(True)
         while pipe.recv():
-            pipe.send(*engine.batch_times(batch, prompt, new, repeats=1))
+            (time,) = engine.batch_times(batch, prompt, new, repeats=1)
+            pipe.send(time)
 
 
 if __name__ == "__main__":
