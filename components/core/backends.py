@@ -19,6 +19,8 @@ from components.core.faults import fault_point
 
 TOUCH_S = 900.0
 """Age from which an object that is written again counts as new, so that no clean-up takes it from under its writer."""
+SETTLED_S = 2.0
+"""Age from which a file that changes gets another time of modification, whatever the file system."""
 MAX_DOCUMENT_BYTES = 64 << 20
 """What is read into memory at once: manifests, records, reports; weights and data are streamed."""
 
@@ -45,8 +47,11 @@ class Backend(Protocol):
     folder: Path | None
     """The root, where objects are plain files of this machine."""
 
-    def put_file(self, path: str, source: Path, entry: FileEntry) -> None:
-        """Store a file's contents, checked against `entry` while they stream; what is there is not sent again."""
+    def put_file(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
+        """Store a file's contents, once they are known to be those of `entry`; what is there is not sent again.
+
+        They are hashed as they stream, or, to a server, compared by the `stamp_of` the file when `entry` was taken.
+        """
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Store small data; with `if_absent` only where nothing is, False where something was."""
@@ -83,7 +88,7 @@ class FolderBackend:
         self.folder: Path | None = root
         self._root = root
 
-    def put_file(self, path: str, source: Path, entry: FileEntry) -> None:
+    def put_file(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
         """Copy, flush to the disk, then rename; a damaged file is replaced."""
         found = self.stat(path)
         with contextlib.suppress(OSError, CorruptArtifact):  # unreadable, a link, or gone in the meantime: written anew
@@ -272,6 +277,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def settled_stamp(path: Path) -> Hashable | None:
+    """The stamp of a file, by which a later change will be noticed; None while it is too new for that.
+
+    A change within the same tick of a file system's clock, seconds on some, leaves the time as it was.
+    """
+    status = path.stat()
+    return stamp_of(status) if time.time() - status.st_mtime > SETTLED_S else None
 
 
 def changed_meanwhile(source: Path) -> StoreError:

@@ -1,15 +1,15 @@
 """A bucket behind S3's API, through the MinIO client."""
 
-import collections
 import contextlib
 import functools
 import hashlib
 import itertools
 import os
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 from xml.etree.ElementTree import ParseError
 
 from components.core.artifacts import FileEntry
-from components.core.backends import TOUCH_S, Stored, changed_meanwhile, hash_chunks, join_chunks
+from components.core.backends import TOUCH_S, Stored, changed_meanwhile, hash_chunks, join_chunks, stamp_of
 from components.core.errors import StoreError
 from components.core.faults import fault_point
 
@@ -25,9 +25,9 @@ PART_BYTES = 8 << 20
 """Smallest part of a multipart upload; S3 allows 10,000 parts, so large files get larger ones."""
 MAX_PARTS = 9_000
 PARTS_AT_A_TIME = 4
-"""Parts of one file under way: with this, an upload holds six parts in memory, a download five ranges."""
-RANGE_BYTES = PART_BYTES
-"""A larger object is read in ranges of this size, several at a time."""
+"""Parts of one file under way: with this, an upload holds six of them in memory."""
+RANGE_BYTES = 32 << 20
+"""A larger object is read in ranges of this size, `PARTS_AT_A_TIME` of them side by side."""
 CHUNK_BYTES = 1 << 20
 PAUSE_S = 0.2
 BREAKS = 5
@@ -73,7 +73,7 @@ class S3Backend:
             next(inside, None)
         return client
 
-    def put_file(self, path: str, source: Path, entry: FileEntry) -> None:
+    def put_file(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
         """Upload in parts; the object appears when all have arrived, with its digest among its metadata."""
         from minio.error import S3Error
 
@@ -81,13 +81,13 @@ class S3Backend:
             return
         with self._explained("write to", entry.size):
             try:
-                self._upload(path, source, entry)
+                self._upload(path, source, entry, stamp)
             except S3Error as error:
                 # Gone because the server lost it, or because it was ended by a request whose answer was lost.
                 if error.code != "NoSuchUpload":
                     raise
                 if not self._holds(path, entry):
-                    self._upload(path, source, entry)
+                    self._upload(path, source, entry, stamp)
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         """One request, conditional where only one writer may win."""
@@ -123,20 +123,27 @@ class S3Backend:
         return None
 
     def get_file(self, path: str, target: Path, size: int) -> FileEntry | None:
-        """Stream to a file, ranges of a large object side by side; hashed in order, as they come."""
+        """Stream to a file, ranges of a large object side by side; what is in the file is hashed, in order."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as sink:
+        with target.open("w+b") as file:
             if size <= RANGE_BYTES:
-                return hash_chunks(self._chunks(path), sink)
-            fetch = functools.partial(self._fetch_range, path, sink.fileno())
-            return hash_chunks(itertools.chain.from_iterable(_in_order(fetch, range(0, size, RANGE_BYTES))))
+                return hash_chunks(self._chunks(path), file)
+            fetch = functools.partial(self._fetch_range, path, file.fileno(), threading.Lock())
+            with ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
+                lengths = pool.map(fetch, range(0, size, RANGE_BYTES))
+                # Read back, as it is still in the page cache: chunks kept until their turn would cost more.
+                return hash_chunks(chunk for length in lengths for chunk in _next_bytes(file, length))
 
-    def _fetch_range(self, path: str, handle: int, start: int) -> list[bytes]:
-        """Write one range of an object to its place in a file; returns it."""
-        chunks = list(self._chunks(path, start, RANGE_BYTES))
-        for chunk in chunks:
-            start += os.pwrite(handle, chunk, start)
-        return chunks
+    def _fetch_range(self, path: str, handle: int, turn: threading.Lock, start: int) -> int:
+        """Write one range of an object to its place in a file; returns its length, bytes.
+
+        One thread at a time writes: those that wait for the file inside the kernel burn a core each.
+        """
+        length = 0
+        for chunk in self._chunks(path, start, RANGE_BYTES):
+            with turn:
+                length += os.pwrite(handle, chunk, start + length)
+        return length
 
     def entry(self, path: str) -> FileEntry:
         """Stream through, keeping nothing."""
@@ -194,13 +201,13 @@ class S3Backend:
             self._touch(path, entry)
         return True
 
-    def _upload(self, path: str, source: Path, entry: FileEntry) -> None:
+    def _upload(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None) -> None:
         with source.open("rb") as stream:
             fault_point("s3.upload")
             self._client.put_object(
                 self._bucket,
                 self._prefix + path,
-                _Checked(stream, entry, source),
+                _Checked(stream, entry, source, stamp),
                 entry.size,
                 metadata={_DIGEST: entry.sha256},
                 part_size=max(PART_BYTES, _whole_mebibytes(entry.size / MAX_PARTS)),
@@ -343,35 +350,37 @@ class S3Backend:
         return error.code or "", error.message or ""
 
 
-def _in_order(work: Callable[[int], list[bytes]], items: Iterable[int]) -> Iterator[list[bytes]]:
-    """Results of items that are worked on side by side; only so many are begun that memory is bounded."""
-    left, begun = iter(items), collections.deque[Future[list[bytes]]]()
-    with ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
-        try:
-            begun.extend(pool.submit(work, item) for item in itertools.islice(left, PARTS_AT_A_TIME + 1))
-            while begun:
-                yield begun.popleft().result()
-                begun.extend(pool.submit(work, item) for item in itertools.islice(left, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _next_bytes(file: IO[bytes], length: int) -> Iterator[bytes]:
+    """The next `length` bytes of a file, a chunk at a time."""
+    for start in range(0, length, CHUNK_BYTES):
+        yield file.read(min(CHUNK_BYTES, length - start))
 
 
 class _Checked:
-    """A file that is hashed while it is sent, and whose last bytes are handed over only if the whole is as expected."""
+    """A file whose last bytes are handed over for sending only if the whole is what was hashed.
 
-    def __init__(self, stream: IO[bytes], entry: FileEntry, source: Path) -> None:
-        self._stream, self._entry, self._source = stream, entry, source
+    Without the stamp that it had then, it is hashed again as it is sent.
+    """
+
+    def __init__(self, stream: IO[bytes], entry: FileEntry, source: Path, stamp: Hashable | None) -> None:
+        self._stream, self._entry, self._source, self._stamp = stream, entry, source, stamp
         self._sha, self._left = hashlib.sha256(), entry.size
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes; StoreError at the end of a file that changed."""
         fault_point("s3.part")
         chunk = self._stream.read(size)
-        self._sha.update(chunk)
         self._left -= len(chunk)
-        if (self._left <= 0 or not chunk) and self._sha.hexdigest() != self._entry.sha256:
+        if self._stamp is None:
+            self._sha.update(chunk)
+        if (self._left <= 0 or not chunk) and not self._is_unchanged():
             raise changed_meanwhile(self._source)
         return chunk
+
+    def _is_unchanged(self) -> bool:
+        if self._stamp is None:
+            return self._sha.hexdigest() == self._entry.sha256
+        return self._left == 0 and stamp_of(os.fstat(self._stream.fileno())) == self._stamp
 
 
 def _skew_s(error: Any) -> float:

@@ -1,6 +1,7 @@
 """Artifacts in a folder and behind a real S3 server: whole or absent, and every byte checked."""
 
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -8,9 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from io import BytesIO
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 
 from components.core import artifact_store, backends, s3
 from components.core.artifact_store import blob_path
-from components.core.artifacts import FileEntry, describe
+from components.core.artifacts import FileEntry, describe, hash_file
 from components.core.backends import FolderBackend
 from components.core.errors import CorruptArtifact, StoreError
 from components.core.s3 import S3Backend
@@ -187,13 +189,43 @@ def test_large_files_travel_in_parts_with_bounded_memory(s3_uri: str, tmp_path: 
     assert peak < (s3.PARTS_AT_A_TIME + 3) * s3.PART_BYTES
 
 
+@pytest.mark.parametrize("age_s", [0, 60])
 def test_a_file_that_changes_while_it_is_stored_is_refused(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    age_s: float, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "source", {"log": b"abc"})
-    before = FileEntry(sha256=sha256(b"xyz").hexdigest(), size=3)
-    monkeypatch.setattr(artifact_store, "hash_file", lambda path: before)
+    written = time.time() - age_s
+    os.utime(source / "log", (written, written))
+
+    def hashed(path: Path) -> FileEntry:
+        entry = hash_file(path)
+        path.write_bytes(b"xyz")
+        if age_s == 0:  # within the same tick of the clock
+            os.utime(path, (written, written))
+        return entry
+
+    monkeypatch.setattr(artifact_store, "hash_file", hashed)
     with pytest.raises(StoreError, match="log changed while it was being stored"):
+        store.put_folder(source, "data")
+    assert store.documents("blobs/") == store.documents("artifacts/") == []
+
+
+@pytest.mark.parametrize("change", [lambda file: file.truncate(5 << 20), lambda file: file.write(b"more")])
+def test_a_large_file_that_changes_on_its_way_to_a_server_is_refused(
+    change: Callable[[Any], Any], s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "source", {"weights": bytes(3 * s3.PART_BYTES)})
+    os.utime(source / "weights", (1e9, 1e9))
+    parts = itertools.count()
+
+    def fault(name: str) -> None:
+        if name == "s3.part" and next(parts) == 1:
+            with (source / "weights").open("r+b") as file:
+                change(file)
+
+    monkeypatch.setattr(s3, "fault_point", fault)
+    store = opened(s3_uri, tmp_path)
+    with pytest.raises(StoreError, match="weights changed while it was being stored"):
         store.put_folder(source, "data")
     assert store.documents("blobs/") == store.documents("artifacts/") == []
 
@@ -203,10 +235,10 @@ def test_a_writer_that_fails_half_way_leaves_no_artifact(
 ) -> None:
     put_file = store.backend.put_file
 
-    def fail_on_weights(path: str, source: Path, entry: FileEntry) -> None:
+    def fail_on_weights(path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
         if entry.size > 1000:
             raise StoreError("gone")
-        put_file(path, source, entry)
+        put_file(path, source, entry, stamp)
 
     with monkeypatch.context() as broken:
         broken.setattr(store.backend, "put_file", fail_on_weights)
