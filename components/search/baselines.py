@@ -48,18 +48,21 @@ def most_parameters(table: OptionTable, limits: Mapping[str, float], known: Choi
 
 
 def uniform_choice(table: OptionTable, limits: Mapping[str, float]) -> tuple[int, ...] | None:
-    """The same attention and the same FFN in every layer, the best pair within the limits; None where none is."""
+    """The same attention and the same FFN in every layer that offers them, the best pair within the limits.
+
+    A layer that does not, or that has to hold an option, goes its own way: the parent's, or the one it has to hold.
+    None where no pair is within the limits.
+    """
     names = [[option.name for option in slot.options] for slot in table.slots]
-    shared = [
-        [name for name in names[slot] if all(name in other for other in names[slot::2])]
-        for slot in range(min(2, len(names)))
-    ]
+    offered = [list(dict.fromkeys(itertools.chain.from_iterable(names[part::2]))) for part in range(min(2, len(names)))]
     choices = [
-        tuple(row.index(pair[number % 2]) for number, row in enumerate(names)) for pair in itertools.product(*shared)
+        tuple(
+            table.held.get(slot, row.index(pair[slot % 2]) if pair[slot % 2] in row else 0)
+            for slot, row in enumerate(names)
+        )
+        for pair in itertools.product(*offered)
     ]
-    held = table.held.items()
-    allowed = [choice for choice in choices if all(choice[slot] == option for slot, option in held)]
-    within = [choice for choice in allowed if fits(table.costs(choice), limits)]
+    within = [choice for choice in choices if fits(table.costs(choice), limits)]
     return min(within, key=table.score, default=None)
 
 

@@ -51,10 +51,24 @@ def test_the_most_parameters_that_fit(seed: int, layers: int, share: float) -> N
 def test_the_best_uniform_choice(seed: int, layers: int, share: float) -> None:
     table = make_table(seed, layers)
     limits = {"parameters": share * table.costs(table.parent_choice).parameters}
-    pairs = itertools.product(range(len(ATTENTION) - 1), range(len(FFN)))
-    within = [choice for pair in pairs if fits(table.costs(choice := pair * layers), limits)]
+    choices = []
+    for attention, ffn in itertools.product(range(len(ATTENTION)), range(len(FFN))):
+        first = attention if ATTENTION[attention] else 0  # without that option, it keeps the parent's
+        choices.append((first, ffn) + (attention, ffn) * (layers - 1))
+    within = [choice for choice in choices if fits(table.costs(choice), limits)]
     found = uniform_choice(table, limits)
     assert (found is None) == (not within)
     if found is not None:
         assert fits(table.costs(found), limits)
         assert table.score(found) == min(map(table.score, within))
+
+
+def test_a_uniform_choice_leaves_a_layer_what_it_has_to_hold() -> None:
+    table = make_table(0, 3)
+    slots = tuple(
+        slot.model_copy(update={"held": 0}) if number == 3 else slot for number, slot in enumerate(table.slots)
+    )
+    found = uniform_choice(table.model_copy(update={"slots": slots}), {"latency_ms": 2.0})
+    assert found is not None
+    assert found[3] == 0
+    assert found[1] == found[5] != 0
