@@ -36,9 +36,10 @@ PORTS = (
 class S3Server:
     """A server with one bucket, an identity that may do everything, and one that may only read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory: str = "256MiB") -> None:
         self.key, self.secret = "test", uuid.uuid4().hex
         self.reader = ("reader", uuid.uuid4().hex)
+        self._memory = memory
         self._folder, self._ports = folder, dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,7 +83,7 @@ class S3Server:
             self._process = subprocess.Popen(
                 [weed, "mini", *(f"-{name}={value}" for name, value in options.items())],
                 cwd=self._folder,
-                env={**os.environ, "GOMEMLIMIT": "256MiB"},
+                env={**os.environ, "GOMEMLIMIT": self._memory},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -119,10 +120,10 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def running_server(new_folder: Callable[[], Path]) -> Iterator[S3Server]:
+def running_server(new_folder: Callable[[], Path], **options: str) -> Iterator[S3Server]:
     """A server while it is needed; a port that was free may be taken a moment later, so it is tried thrice."""
     for _ in range(3):
-        server = S3Server(new_folder())
+        server = S3Server(new_folder(), **options)
         try:
             if server.start():
                 yield server
