@@ -170,46 +170,43 @@ class Engine:
             self._llm.reset_prefix_cache()
         self.weight_version = version
 
-    def batch_times(self, batch: int, prompt_tokens: int, new_tokens: int, repeats: int) -> list[BatchTime]:
+    def batch_time(self, batch: int, prompt_tokens: int, new_tokens: int) -> BatchTime:
         """Time generation, after a few steps to warm up: what ran before has used the caches.
 
         Args:
             batch: sequences generated at the same time.
             prompt_tokens: length of each prompt; all prompts differ, so that none profits from another's cache.
             new_tokens: tokens generated a sequence, whatever they are; at least 2.
-            repeats: number of measurements.
-
-        Returns:
-            A time for each measurement.
         """
+        generator = torch.Generator().manual_seed(0)
+        self._moments(batch, prompt_tokens, min(new_tokens, WARM_UP_TOKENS), generator)
+        moments = self._moments(batch, prompt_tokens, new_tokens, generator)
+        first = moments[-new_tokens]  # the last steps give one token each: what comes before is prefill
+        whole_ms, first_ms = (1000 * (moment - moments[0]) for moment in (moments[-1], first))
+        return BatchTime(first_ms, (whole_ms - first_ms) / (new_tokens - 1))
+
+    def _moments(self, batch: int, prompt_tokens: int, new_tokens: int, generator: torch.Generator) -> list[float]:
+        """When generation began and when each of its steps ended, by the clock, s."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=new_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
         vocab_size = self._llm.model_config.get_vocab_size()
-        generator = torch.Generator().manual_seed(0)
-        times = []
-        for number in range(1 + repeats):
-            params = SamplingParams(
-                temperature=0.0,
-                max_tokens=new_tokens if number else min(new_tokens, WARM_UP_TOKENS),
-                ignore_eos=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            prompts = torch.randint(vocab_size, (batch, prompt_tokens), generator=generator).tolist()
-            with self._working():
-                moments = [time.perf_counter()]
-                for index, prompt in enumerate(prompts):
-                    self._llm.llm_engine.add_request(f"{number}-{index}", {"prompt_token_ids": prompt}, params)
-                while self._llm.llm_engine.has_unfinished_requests():
-                    self._llm.llm_engine.step()
-                    moments.append(time.perf_counter())
-            if not number:
-                continue
-            first = moments[-new_tokens]  # the last steps give one token each: what comes before is prefill
-            whole_ms, first_ms = (1000 * (moment - moments[0]) for moment in (moments[-1], first))
-            times.append(BatchTime(first_ms, (whole_ms - first_ms) / (new_tokens - 1)))
-        return times
+        prompts = torch.randint(vocab_size, (batch, prompt_tokens), generator=generator).tolist()
+        with self._working():
+            moments = [time.perf_counter()]
+            for number, prompt in enumerate(prompts):
+                self._llm.llm_engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
+            while self._llm.llm_engine.has_unfinished_requests():
+                self._llm.llm_engine.step()
+                moments.append(time.perf_counter())
+        return moments
 
     def close(self) -> None:
         """Free the model and its cache; another engine may be opened afterwards.

@@ -181,8 +181,7 @@ def _serve(pipe: Connection, folder: str, deployment: Deployment, threads: int) 
     ) as engine:
         pipe.send(True)
         while pipe.recv():
-            (time,) = engine.batch_times(batch, prompt, new, repeats=1)
-            pipe.send(time)
+            pipe.send(engine.batch_time(batch, prompt, new))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -39,4 +40,5 @@ def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
     for number in range(rounds):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
             found[name].append(sides[name]())
+            print(f"round {number + 1} of {rounds}, {name}: {found[name][-1]:.4g}", file=sys.stderr, flush=True)  # noqa: T201
     return {name: statistics.median(values) for name, values in found.items()}

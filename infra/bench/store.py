@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from infra.bench.rows import Row, in_turn, write_rows
 
@@ -63,8 +64,10 @@ def _transfers(folder: Path, num_files: int, shape: str) -> list[Row]:
         with (folder / "model" / f"{number:02}.safetensors").open("wb") as sink:
             for _ in range((CHECKPOINT_BYTES >> 20) // num_files):
                 sink.write(os.urandom(1 << 20))
-    with running_server(lambda: Path(tempfile.mkdtemp(dir=folder)), memory=SERVER_MEMORY) as server:
-        os.environ.update(server.environment)
+    with (
+        running_server(lambda: Path(tempfile.mkdtemp(dir=folder)), memory=SERVER_MEMORY) as server,
+        mock.patch.dict(os.environ, server.environment),
+    ):
         sides = _Transfers(folder, server.client(), server)
         up = in_turn({name: sides.timed(name, "up") for name in sides.names}, ROUNDS)
         down = in_turn({name: sides.timed(name, "down") for name in sides.names}, ROUNDS)
