@@ -26,8 +26,8 @@ PART_BYTES = 8 << 20
 MAX_PARTS = 9_000
 PARTS_AT_A_TIME = 4
 """Parts of one file under way: with this, an upload holds six of them in memory."""
-RANGE_BYTES = 32 << 20
-"""A larger object is read in ranges of this size, `PARTS_AT_A_TIME` of them side by side."""
+STREAM_BYTES = 64 << 20
+"""What is larger is sent and read in `PARTS_AT_A_TIME` streams, read in ranges of this size; files go side by side."""
 CHUNK_BYTES = 1 << 20
 PAUSE_S = 0.2
 BREAKS = 5
@@ -126,11 +126,11 @@ class S3Backend:
         """Stream to a file, ranges of a large object side by side; what is in the file is hashed, in order."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("w+b") as file:
-            if size <= RANGE_BYTES:
+            if size <= STREAM_BYTES:
                 return hash_chunks(self._chunks(path), file)
             fetch = functools.partial(self._fetch_range, path, file.fileno(), threading.Lock())
             with ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
-                lengths = pool.map(fetch, range(0, size, RANGE_BYTES))
+                lengths = pool.map(fetch, range(0, size, STREAM_BYTES))
                 # Read back, as it is still in the page cache: chunks kept until their turn would cost more.
                 return hash_chunks(chunk for length in lengths for chunk in _next_bytes(file, length))
 
@@ -140,7 +140,7 @@ class S3Backend:
         One thread at a time writes: those that wait for the file inside the kernel burn a core each.
         """
         length = 0
-        for chunk in self._chunks(path, start, RANGE_BYTES):
+        for chunk in self._chunks(path, start, STREAM_BYTES):
             with turn:
                 length += os.pwrite(handle, chunk, start + length)
         return length
@@ -211,7 +211,7 @@ class S3Backend:
                 entry.size,
                 metadata={_DIGEST: entry.sha256},
                 part_size=max(PART_BYTES, _whole_mebibytes(entry.size / MAX_PARTS)),
-                num_parallel_uploads=PARTS_AT_A_TIME,
+                num_parallel_uploads=PARTS_AT_A_TIME if entry.size > STREAM_BYTES else 1,
             )
             fault_point("s3.uploaded")
 

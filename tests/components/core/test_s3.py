@@ -149,7 +149,7 @@ def test_addresses_that_are_no_store(s3_uri: str, tmp_path: Path, source: Path, 
 def test_a_large_object_comes_in_ranges_and_one_that_was_cut_is_noticed(
     s3_uri: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(s3, "RANGE_BYTES", 5_000)
+    monkeypatch.setattr(s3, "STREAM_BYTES", 5_000)
     contents = random.Random(size).randbytes(size)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "weights").write_bytes(contents)

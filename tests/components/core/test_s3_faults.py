@@ -31,7 +31,7 @@ LARGE = random.Random(1).randbytes(2 * PART_BYTES + 12345)
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(s3, "RANGE_BYTES", RANGE_BYTES)
+    monkeypatch.setattr(s3, "STREAM_BYTES", RANGE_BYTES)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_what_passes_is_bridged_while_reading(
 def test_a_download_that_breaks_off_asks_only_for_the_rest(
     s3_uri: str, proxy: FaultyProxy, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "RANGE_BYTES", 1 << 30)
+    monkeypatch.setattr(s3, "STREAM_BYTES", 1 << 30)
     digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
     asked: list[dict[str, int]] = []
     store = opened(s3_uri, tmp_path, "elsewhere")
