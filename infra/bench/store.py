@@ -274,6 +274,30 @@ UPKEEP: dict[str, Callable[[Any], object]] = {
 }
 
 
+def assembly(folder: Path, store_uri: str) -> list[Row]:
+    """Bytes of the latest run's child that were stored anew, and not shared with the parent and the library."""
+    from components.core.store import open_store
+    from pipelines.runs import find_run, stage_documents
+
+    store = open_store(store_uri)
+    records = {
+        name: store.stage_record(document["key"])
+        for name, document in stage_documents(store, find_run(store, "latest")).items()
+    }
+
+    def weights(digest: str) -> dict[str, int]:
+        files = store.manifest(digest).files
+        return {entry.sha256: entry.size for name, entry in files.items() if name.endswith(".safetensors")}
+
+    sources = [record for name, record in records.items() if record and name.startswith(("parent", "search/library"))]
+    there = {blob for record in sources for digest in record.outputs.values() for blob in weights(digest)}
+    search = records["search"]
+    assert search is not None
+    child = weights(search.outputs["child"])
+    new, whole = sum(size for blob, size in child.items() if blob not in there), sum(child.values())
+    return [Row("weights stored anew to assemble the child", new / 1e6, "MB", f"{whole / 1e6:.2f} MB", new / whole)]
+
+
 def upkeep(folder: Path, store_uri: str) -> list[Row]:
     """Listing, checking the manifests of, and cleaning up a store, by its number of artifacts."""
     from components.core.store import open_store
@@ -387,6 +411,7 @@ def _covered(spans: list[tuple[float, float]]) -> float:
 PARTS: dict[str, Callable[[Path, str], list[Row]]] = {
     "transfers": transfers,
     "cache-hit": cache_hit,
+    "assembly": assembly,
     "upkeep": upkeep,
     "resume-points": resume_points,
     "overhead": overhead,
