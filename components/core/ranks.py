@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,14 +19,20 @@ from components.core.stage import Stage
 from components.core.store import Store
 
 POLL_S = 0.1
-ORDER, RESULT, FAILURE = "order.json", "result.json", "failure-{}.json"
-"""What the training processes are told, what rank 0 returned, and why a rank failed: files of the scratch folder."""
+ORDER, RESULT, FAILURE, CRASH = "order.json", "result.json", "failure-{}.json", "crash-{}.txt"
+"""What the ranks are told, what rank 0 returned, why one failed, where one was when it crashed: files of the scratch
+folder."""
+MAX_CRASHES = 3
+"""How often the processes are started before a crash of native code counts as the stage's failure."""
 
 
 def run_ranks(
     stage: Stage, home: tuple[Store, str], config: Config, *, job: Job, out: Path, **paths: Path | list[Path]
 ) -> dict[str, JsonValue]:
     """Run a stage as `placement.processes` ranks, each of which calls its `run` with the same arguments.
+
+    Where one of them crashes in native code (a signal such as SIGSEGV or SIGABRT, not an exception, nor one that was
+    killed), which may be one time in thousands, all start again, from the last resume point.
 
     `home` is the store that resume points are copied to where it is remote, and the key that they have there.
 
@@ -46,6 +53,30 @@ def run_ranks(
     (job.scratch / ORDER).write_text(json.dumps(order))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.placement.processes}", "-m", "components.core.worker", str(job.scratch)]
+    for attempt in range(1, MAX_CRASHES + 1):
+        _start_afresh(stage, job.scratch, out)
+        status = _torchrun(command, job)
+        if status == 0:
+            result: dict[str, JsonValue] = json.loads((job.scratch / RESULT).read_text())
+            return result
+        crash = _crash(job.scratch)
+        if crash is None or job.stopping() or attempt == MAX_CRASHES:
+            break
+        job.note(f"{crash}; they start again from the last resume point")
+    raise _failure(stage, job, status, crash)
+
+
+def _start_afresh(stage: Stage, scratch: Path, out: Path) -> None:
+    """Remove what an attempt before has left."""
+    for path in (*scratch.glob(FAILURE.format("*")), *scratch.glob(CRASH.format("*"))):
+        path.unlink()
+    for name in stage.outputs:
+        shutil.rmtree(out / name, ignore_errors=True)
+        (out / name).mkdir(parents=True)
+
+
+def _torchrun(command: list[str], job: Job) -> int:
+    """Have all ranks do their work; returns the exit status."""
     # Its standard input is how the ranks learn of our end; a session of its own keeps the signals of our group from
     # it, since torchrun cannot take a second one while it ends the ranks for the first.
     with (
@@ -58,10 +89,16 @@ def run_ranks(
         for line in process.stdout:  # rank 0 writes its events here, a line each
             with contextlib.suppress(ValueError):
                 job.reporter.emit(json.loads(line))
-    if process.returncode != 0:
-        raise _failure(stage, job, process.returncode)
-    result: dict[str, JsonValue] = json.loads((job.scratch / RESULT).read_text())
-    return result
+    return process.returncode
+
+
+def _crash(scratch: Path) -> str | None:
+    """Which rank crashed and how, in words; None where none did. Where it was then goes to the log."""
+    for path in sorted(scratch.glob(CRASH.format("*"))):
+        if where := path.read_text(errors="replace"):
+            sys.stderr.write(where)
+            return f"training process {path.stem.removeprefix('crash-')} crashed ({where.splitlines()[0]})"
+    return None
 
 
 @contextlib.contextmanager
@@ -90,20 +127,23 @@ def _stopped_with(job: Job, process: "subprocess.Popen[str]") -> Iterator[None]:
         watcher.join()
 
 
-def _failure(stage: Stage, job: Job, status: int) -> BaseException:
-    """Why the ranks ended: what one of them raised that a user can act on, else what was raised first.
+def _failure(stage: Stage, job: Job, status: int, crash: str | None = None) -> BaseException:
+    """Why the ranks ended: what one of them raised that a user can act on, else a crash, else what was raised first.
 
     A rank that was killed says nothing; torchrun then asks the others to stop, and those tell of that alone.
     """
     if job.stopping():
         return Interrupted()
     told = [json.loads(path.read_text()) for path in job.scratch.glob(FAILURE.format("*"))]
-    reasons = [failure for failure in told if failure["type"] != Interrupted.__name__]
-    for failure in sorted(reasons, key=lambda failure: (failure["exit_code"] is None, failure["time"])):
-        kind = getattr(errors, failure["type"], None)
+    reasons = sorted((one for one in told if one["type"] != Interrupted.__name__), key=lambda one: one["time"])
+    for reason in reasons:
+        kind = getattr(errors, reason["type"], None)
         if isinstance(kind, type) and issubclass(kind, TesseraError):
-            return kind(failure["message"], hint=failure["hint"])
-        return StageFailed(f"{stage.name} stopped: {failure['type']}: {failure['message']}")
+            return kind(reason["message"], hint=reason["hint"])
+    if crash is not None:
+        return StageFailed(f"{stage.name}: {crash}", hint="the log has where; the same command goes on from here")
+    for reason in reasons:
+        return StageFailed(f"{stage.name} stopped: {reason['type']}: {reason['message']}")
     return StageFailed(
         f"{stage.name}: a training process was killed, and said nothing; torchrun ended with status {status}",
         hint="where memory ran out, smaller batches or fewer processes help; the same command goes on from here",

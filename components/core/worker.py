@@ -1,5 +1,6 @@
 """One training process of a stage that runs as several: started by torchrun, reports on its standard output."""
 
+import faulthandler
 import functools
 import importlib
 import json
@@ -18,7 +19,7 @@ from components.core.errors import TesseraError
 from components.core.faults import fault_point
 from components.core.job import Interrupted, Job, Placement, Resume
 from components.core.processes import when_input_ends
-from components.core.ranks import FAILURE, ORDER, RESULT
+from components.core.ranks import CRASH, FAILURE, ORDER, RESULT
 from components.core.runner import INTERRUPTED_EXIT_CODE, load_entry
 from components.core.store import open_store
 
@@ -84,11 +85,13 @@ def end_at_once() -> None:
 
 if __name__ == "__main__":
     when_input_ends(end_at_once)
+    folder = Path(sys.argv[1])
+    faulthandler.enable((folder / CRASH.format(os.environ["RANK"])).open("w"))
     try:
-        main(Path(sys.argv[1]))
+        main(folder)
     except Interrupted as interrupted:
-        tell(Path(sys.argv[1]), interrupted)
+        tell(folder, interrupted)
         sys.exit(INTERRUPTED_EXIT_CODE)
     except Exception as error:
-        tell(Path(sys.argv[1]), error)
+        tell(folder, error)
         raise

@@ -25,7 +25,7 @@ class FakeConfig(Config):
     """What every number is multiplied by."""
     shard: str | None = None
     """Item of a fan-out; says nothing here."""
-    fail: Literal["data", "bug", "system"] | None = None
+    fail: Literal["data", "bug", "system", "crash"] | None = None
     """How to fail, if at all."""
 
 
@@ -53,6 +53,8 @@ def run(
         raise ZeroDivisionError("division by zero")
     if config.fail == "system":
         raise OSError(28, "No space left on device")
+    if config.fail == "crash":
+        os.abort()
     values = [value for folder in (numbers, *(more or [])) for value in read(folder)]
     point = job.resume.latest()
     first, total = (0, 0) if point is None else json.loads((point / "state.json").read_text())

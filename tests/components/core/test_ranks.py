@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,38 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
     assert outputs == _run(tmp_path / "whole", FakeConfig())
     steps = [json.loads(line).get("done") for line in events.read_text().splitlines()]
     assert steps.count(1) == 1
+
+
+@pytest.mark.parametrize("crash", [signal.SIGABRT, signal.SIGSEGV])
+def test_ranks_start_again_from_the_last_point_when_one_crashes(tmp_path: Path, crash: signal.Signals) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path.cwd()),
+        "FAKE_STAGE_PACE_S": "0.2",
+        "OMP_NUM_THREADS": "1",
+    }
+    events = tmp_path / "store" / "local" / "runs" / "run-1" / "fake.jsonl"
+    with (tmp_path / "log").open("wb") as log:
+        stage = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env=environment, stderr=log)
+        _wait(lambda: events.exists() and '"done": 2' in events.read_text())
+        os.kill(_children(_children(stage.pid)[0])[1], crash)
+        stage.wait(2 * PATIENCE_S)
+    assert stage.returncode == 0
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    (note,) = [event["text"] for event in told if event["type"] == "note"]
+    assert re.fullmatch(r"training process 1 crashed \(Fatal Python error: .*\); they start again .*", note)
+    assert [event.get("done") for event in told].count(1) == 1
+    assert "fake_stage.py" in (tmp_path / "log").read_text()  # where it was
+    assert _run(tmp_path, FakeConfig()) == _run(tmp_path / "whole", FakeConfig())
+
+
+def test_a_stage_that_crashes_each_time_fails(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    numbers = store.put_folder(numbers_folder(tmp_path / "numbers", 1), "data").digest
+    with pytest.raises(
+        StageFailed, match=r"fake: training process 0 crashed \(Fatal Python error: Aborted\)\n  hint: "
+    ):
+        run_stage(STAGE, FakeConfig(fail="crash"), {"numbers": numbers}, store=store, placement=TWO)
 
 
 def _run(folder: Path, config: FakeConfig, **options: object) -> dict[str, str]:
