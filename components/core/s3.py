@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -132,7 +132,7 @@ class S3Backend:
             with ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
                 lengths = pool.map(fetch, range(0, size, STREAM_BYTES))
                 # Read back, as it is still in the page cache: chunks kept until their turn would cost more.
-                return hash_chunks(chunk for length in lengths for chunk in _next_bytes(file, length))
+                return hash_chunks(_read_back(file.fileno(), lengths))
 
     def _fetch_range(self, path: str, handle: int, turn: threading.Lock, start: int) -> int:
         """Write one range of an object to its place in a file; returns its length, bytes.
@@ -350,10 +350,14 @@ class S3Backend:
         return error.code or "", error.message or ""
 
 
-def _next_bytes(file: IO[bytes], length: int) -> Iterator[bytes]:
-    """The next `length` bytes of a file, a chunk at a time."""
-    for start in range(0, length, CHUNK_BYTES):
-        yield file.read(min(CHUNK_BYTES, length - start))
+def _read_back(handle: int, lengths: Iterable[int]) -> Iterator[bytes]:
+    """A file from its beginning, a chunk at a time, each stretch once its length is known and not a byte beyond."""
+    start = end = 0
+    for length in lengths:
+        end += length
+        while chunk := os.pread(handle, min(CHUNK_BYTES, end - start), start):
+            yield chunk
+            start += len(chunk)
 
 
 class _Checked:
