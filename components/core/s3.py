@@ -137,7 +137,7 @@ class S3Backend:
     def _fetch_range(self, path: str, handle: int, turn: threading.Lock, start: int) -> int:
         """Write one range of an object to its place in a file; returns its length, bytes.
 
-        One thread at a time writes: those that wait for the file inside the kernel burn a core each.
+        One thread at a time writes: several would wait for the same file inside the kernel, and spin there.
         """
         length = 0
         for chunk in self._chunks(path, start, STREAM_BYTES):

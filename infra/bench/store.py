@@ -23,7 +23,7 @@ NUM_FILES = 32
 """Files of a checkpoint as Tessera writes it: one a sub-block."""
 FILES_AT_A_TIME = 4
 SERVER_MEMORY = "4GiB"
-"""What the server may take before it collects: with the little that the tests allow it, it is half as fast."""
+"""What the server may take: with the little that the tests allow it, collecting garbage would be most of its work."""
 RAW_PART_BYTES = 32 << 20
 RAW_REQUESTS = 8
 """Raw requests under way at a time."""
@@ -48,14 +48,11 @@ def main() -> None:
 
 def transfers(folder: Path, store_uri: str) -> list[Row]:
     """A checkpoint of 2 GiB to the server and back: the store, MinIO's client, boto3, and raw requests."""
-    return [
-        row
-        for number, shape in ((1, "one file"), (NUM_FILES, f"{NUM_FILES} files"))
-        for row in _transfers(folder / str(number), number, shape)
-    ]
+    rows = _transfers_of(folder / "one", 1, "one file")
+    return rows + _transfers_of(folder / "several", NUM_FILES, f"{NUM_FILES} files")
 
 
-def _transfers(folder: Path, num_files: int, shape: str) -> list[Row]:
+def _transfers_of(folder: Path, num_files: int, shape: str) -> list[Row]:
     """The same for a checkpoint of so many files."""
     from tests.s3_server import running_server
 
@@ -68,14 +65,14 @@ def _transfers(folder: Path, num_files: int, shape: str) -> list[Row]:
         running_server(lambda: Path(tempfile.mkdtemp(dir=folder)), memory=SERVER_MEMORY) as server,
         mock.patch.dict(os.environ, server.environment),
     ):
-        sides = _Transfers(folder, server.client(), server)
+        sides = _Sides(folder, server.client(), server)
         up = in_turn({name: sides.timed(name, "up") for name in sides.names}, ROUNDS)
         down = in_turn({name: sides.timed(name, "down") for name in sides.names}, ROUNDS)
     shutil.rmtree(folder)
     return [*_compared(f"upload 2 GiB in {shape}", up), *_compared(f"download 2 GiB in {shape}", down)]
 
 
-class _Transfers:
+class _Sides:
     """Each side's way to move the files; every upload is removed before the next, every download too."""
 
     names = ("store", "minio", "boto3", "raw")

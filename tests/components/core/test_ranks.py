@@ -75,18 +75,9 @@ def test_resume_points_of_ranks_reach_a_remote_store(
 @pytest.mark.parametrize("victim", ["stage", "torchrun", "rank", "rank.begun", "rank.computed"])
 def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(tmp_path: Path, victim: str) -> None:
     marker = uuid.uuid4().hex
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path.cwd()),
-        "MARKER": marker,
-        "FAKE_STAGE_PACE_S": "0.2",
-        "OMP_NUM_THREADS": "1",
-    }
-    if "." in victim:
-        environment[faults.VARIABLE] = f"{victim}=kill"
-    stage = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
-    events = tmp_path / "store" / "local" / "runs" / "run-1" / "fake.jsonl"
-    if "." not in victim:
+    at_point = {faults.VARIABLE: f"{victim}=kill"} if "." in victim else {}
+    stage, events = _slow_stage(tmp_path, MARKER=marker, **at_point)
+    if not at_point:
         _wait(lambda: events.exists() and '"done": 2' in events.read_text())
         torchrun = _children(stage.pid)[0]
         os.kill({"stage": stage.pid, "torchrun": torchrun, "rank": _children(torchrun)[1]}[victim], signal.SIGKILL)
@@ -102,19 +93,10 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
 
 @pytest.mark.parametrize("crash", [signal.SIGABRT, signal.SIGSEGV])
 def test_ranks_start_again_from_the_last_point_when_one_crashes(tmp_path: Path, crash: signal.Signals) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path.cwd()),
-        "FAKE_STAGE_PACE_S": "0.2",
-        "OMP_NUM_THREADS": "1",
-    }
-    events = tmp_path / "store" / "local" / "runs" / "run-1" / "fake.jsonl"
-    with (tmp_path / "log").open("wb") as log:
-        stage = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env=environment, stderr=log)
-        _wait(lambda: events.exists() and '"done": 2' in events.read_text())
-        os.kill(_children(_children(stage.pid)[0])[1], crash)
-        stage.wait(2 * PATIENCE_S)
-    assert stage.returncode == 0
+    stage, events = _slow_stage(tmp_path)
+    _wait(lambda: events.exists() and '"done": 2' in events.read_text())
+    os.kill(_children(_children(stage.pid)[0])[1], crash)
+    assert stage.wait(2 * PATIENCE_S) == 0
     told = [json.loads(line) for line in events.read_text().splitlines()]
     (note,) = [event["text"] for event in told if event["type"] == "note"]
     assert re.fullmatch(r"training process 1 crashed \(Fatal Python error: .*\); they start again .*", note)
@@ -130,6 +112,16 @@ def test_a_stage_that_crashes_each_time_fails(tmp_path: Path) -> None:
         StageFailed, match=r"fake: training process 0 crashed \(Fatal Python error: Aborted\)\n  hint: "
     ):
         run_stage(STAGE, FakeConfig(fail="crash"), {"numbers": numbers}, store=store, placement=TWO)
+
+
+def _slow_stage(folder: Path, **environment: str) -> tuple["subprocess.Popen[bytes]", Path]:
+    """The stage as two ranks, in a process of its own that writes to `log`, and the file of its events."""
+    settled = {"PYTHONPATH": str(Path.cwd()), "FAKE_STAGE_PACE_S": "0.2", "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("wb") as log:
+        stage = subprocess.Popen(
+            [sys.executable, __file__, str(folder)], env={**os.environ, **settled, **environment}, stderr=log
+        )
+    return stage, folder / "store" / "local" / "runs" / "run-1" / "fake.jsonl"
 
 
 def _run(folder: Path, config: FakeConfig, **options: object) -> dict[str, str]:
