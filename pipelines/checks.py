@@ -5,7 +5,7 @@ from pathlib import Path
 
 from components.core.architecture import Architecture, BlockConfig
 from components.core.errors import InfeasibleBudget, InputError, RecipeError
-from components.core.inspection import read_config
+from components.core.inspection import read_architecture
 from components.core.tokenizer_files import VOCABULARY, read_settings
 from components.search.config import Measurement
 from components.search.counting import model_costs
@@ -147,7 +147,7 @@ def _parent_architecture(recipe: Recipe) -> Architecture | None:
     config = Path(recipe.parent) / "config.json"
     if is_address(recipe.parent) or not config.is_file():
         return None
-    return Architecture.from_config(read_config(config))
+    return read_architecture(config)
 
 
 def _missing_inputs(graph: Graph) -> Iterator[RecipeError]:

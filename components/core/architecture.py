@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from components.core.config import Config
 from components.core.errors import CheckpointError
 from components.core.families import HETEROGENEOUS_FAMILY, NONSENSE, refuse_unknown_family
+from components.core.numbering import LAYERS, SKIPS_LAYERS
 
 Family = Literal["llama", "mistral", "qwen2", "nemotron-nas"]
 KV_BYTES_PER_VALUE = 2
@@ -34,6 +35,11 @@ class BlockConfig(Config):
     """Key and value heads; `linear`: one matrix instead; None: no attention."""
     intermediate_size: Count | Linear | None
     """Width of the feed-forward network; `linear`: one matrix instead; None: no FFN."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it passes its input on."""
+        return self.num_key_value_heads is None and self.intermediate_size is None
 
     @property
     def attends(self) -> bool:
@@ -64,6 +70,8 @@ class Architecture(Config):
     """Biases on the three FFN projections."""
     tie_word_embeddings: bool = False
     """Whether input and output embedding are one matrix."""
+    numbers: tuple[int, ...] | None = None
+    """Number of each layer in the names of its weights, where it is not its place."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -85,17 +93,21 @@ class Architecture(Config):
         try:
             heads, hidden = config["num_attention_heads"], config["hidden_size"]
             biased = bool(config.get("attention_bias", False))
+            blocks = _nas_blocks(config) if family == HETEROGENEOUS_FAMILY else _dense_blocks(config)
+            numbers = [number for number, block in enumerate(blocks) if not block.is_empty]
+            skips = config.get(SKIPS_LAYERS, False) is True
             return cls(
                 family=family,
                 vocab_size=config["vocab_size"],
                 hidden_size=hidden,
                 num_attention_heads=heads,
                 head_dim=config.get("head_dim") or hidden // heads,
-                blocks=_nas_blocks(config) if family == HETEROGENEOUS_FAMILY else _dense_blocks(config),
+                blocks=tuple(blocks[number] for number in numbers) if skips else blocks,
                 qkv_bias=bool(config.get("qkv_bias", family == "qwen2" or biased)),
                 o_bias=biased,
                 mlp_bias=bool(config.get("mlp_bias", False)),
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+                numbers=tuple(numbers) if skips else None,
             )
         except KeyError as error:
             raise CheckpointError(f"config.json lacks {error.args[0]!r}") from None
@@ -118,14 +130,20 @@ class Architecture(Config):
         for number, block in enumerate(self.blocks):
             if LINEAR in (block.num_key_value_heads, block.intermediate_size):
                 return f"layer {number} has a linear part"
-        return None if self.blocks[0].attends else "the first layer has no attention"
+        begins = self.blocks[0].attends and self.layer_numbers[0] == 0
+        return None if begins else "the first layer has no attention"
+
+    @property
+    def layer_numbers(self) -> tuple[int, ...]:
+        """Number of each layer in the names of its weights."""
+        return tuple(range(len(self.blocks))) if self.numbers is None else self.numbers
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight, as Hugging Face names them; a tied head is not stored."""
         size = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, size)}
-        for number, block in enumerate(self.blocks):
-            prefix = f"model.layers.{number}."
+        for number, block in zip(self.layer_numbers, self.blocks, strict=True):
+            prefix = f"{LAYERS}{number}."
             shapes |= {prefix + name: shape for name, shape in self._attention_shapes(block).items()}
             shapes |= {prefix + name: shape for name, shape in self._ffn_shapes(block).items()}
         shapes["model.norm.weight"] = (size,)

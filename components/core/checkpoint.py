@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from components.core.families import HETEROGENEOUS_FAMILY, refuse_unsupported
 from components.core.hugging_face import PretrainedConfig
 from components.core.inspection import INDEX, PICKLED_SUFFIXES, check_weights, read_config, weight_files
 from components.core.model import TesseraConfig, TesseraForCausalLM
-from components.core.paging import LAYERS, LayerFiles, page_layers, state_in_pieces
+from components.core.numbering import LAYERS, name_in_model, with_gaps
+from components.core.paging import LayerFiles, page_layers, state_in_pieces
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 HETEROGENEOUS_CLASS = "DeciLMForCausalLM"
@@ -60,8 +61,11 @@ def model_config(values: dict[str, Any]) -> TesseraConfig:
     family = (
         values.get("source_family", "llama") if architecture.family == HETEROGENEOUS_FAMILY else architecture.family
     )
+    kept = {key: values[key] for key in KEPT_KEYS if key in values}
+    if architecture.numbers is not None and "parent_layers" in kept:
+        kept["parent_layers"] = [kept["parent_layers"][number] for number in architecture.numbers]
     return TesseraConfig(
-        **{key: values[key] for key in KEPT_KEYS if key in values},
+        **kept,
         rms_norm_eps=values.get("rms_norm_eps", DEFAULT_RMS_NORM_EPS),
         num_hidden_layers=len(architecture.blocks),
         block_configs=architecture.block_configs(),
@@ -97,17 +101,19 @@ def load_model(
     """
     values = read_config(folder)
     config = model_config(values)
-    check_weights(folder, Architecture.from_config(values))
+    architecture = Architecture.from_config(values)
+    check_weights(folder, architecture)
     with torch.device("meta"):
         model = TesseraForCausalLM(config)
     wanted = {name for name in model.state_dict() if not (paged and name.startswith(LAYERS))}
-    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
+    named = ((name_in_model(name, architecture.layer_numbers), tensor) for name, tensor in read_weights(folder))
+    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in named if name in wanted}
     take_weights(model, state, strict=not paged)
     model.model.embed_tokens.computes_in = computes_in
     model.requires_grad_(not paged)
     model.train(False)
     if paged:
-        page_layers(model.model.layers, LayerFiles(folder, dtype).read)
+        page_layers(model.model.layers, LayerFiles(folder, dtype, architecture.layer_numbers).read)
     return model
 
 
@@ -139,7 +145,14 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, reader.get_tensor(name)
 
 
-def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | None, by_block: bool = False) -> None:
+def save_model(
+    model: TesseraForCausalLM,
+    folder: Path,
+    *,
+    tokenizer: Path | None,
+    by_block: bool = False,
+    numbers: Sequence[int] | None = None,
+) -> None:
     """Write a model folder, complete or not at all.
 
     A model whose layers are all alike becomes a folder of its dense family, any other one of type nemotron-nas.
@@ -149,6 +162,8 @@ def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | Non
         folder: created; where it exists, it has to be empty.
         tokenizer: a folder whose tokenizer files are copied beside the weights.
         by_block: a file for each sub-block, for models that share some with others; a paged model stays paged.
+        numbers: what each layer is called in those files, in rising order, so that they are the files that it has in
+            another model; None calls them 0, 1, 2 and so on. With gaps, a layer that does nothing is no layer.
 
     Raises:
         CheckpointError: the folder has something in it.
@@ -158,22 +173,32 @@ def save_model(model: TesseraForCausalLM, folder: Path, *, tokenizer: Path | Non
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        _write(model, partial, tokenizer, by_block=by_block)
+        _write(model, partial, tokenizer, by_block=by_block, numbers=numbers)
         partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _write(model: TesseraForCausalLM, folder: Path, tokenizer: Path | None, *, by_block: bool) -> None:
+def _write(
+    model: TesseraForCausalLM,
+    folder: Path,
+    tokenizer: Path | None,
+    *,
+    by_block: bool,
+    numbers: Sequence[int] | None,
+) -> None:
     """Fill a folder: tokenizer, configurations, weights."""
     if tokenizer is not None:
         copy_tokenizer(tokenizer, folder)
-    _write_json(folder / "config.json", written_config(model))
+    own = tuple(range(model.config.num_hidden_layers))
+    numbers = own if numbers is None else tuple(numbers)
+    config = written_config(model) if numbers == own else with_gaps(_heterogeneous_config(model), numbers)
+    _write_json(folder / "config.json", config)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     _write_json(folder / "generation_config.json", {name: getattr(model.config, name, None) for name in ids})
     if by_block:
-        write_blocks(state_in_pieces(model, model.model.layers), folder)
+        write_blocks(state_in_pieces(model, model.model.layers, numbers), folder)
         return
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
@@ -188,10 +213,7 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
 def written_config(model: TesseraForCausalLM) -> dict[str, Any]:
     """The `config.json` to write: the dense family's own where the layers are all alike, nemotron-nas otherwise."""
     config = model.config
-    plain = config.to_dict()
-    values = {name: plain[name] for name in (*KEPT_KEYS, *HETEROGENEOUS_KEYS, *DERIVED_KEYS) if name in plain}
-    values["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    values |= {"model_type": HETEROGENEOUS_FAMILY, "architectures": [HETEROGENEOUS_CLASS]}
+    values = _heterogeneous_config(model)
     block, family = Architecture.from_config(values).uniform, values.get("source_family", "llama")
     if block is None or not _expressible(config, family):
         return values
@@ -203,6 +225,14 @@ def written_config(model: TesseraForCausalLM) -> dict[str, Any]:
     if family != "llama":
         del dense["attention_bias"], dense["mlp_bias"]
     return dense
+
+
+def _heterogeneous_config(model: TesseraForCausalLM) -> dict[str, Any]:
+    """The `config.json` of any model."""
+    plain = model.config.to_dict()
+    values = {name: plain[name] for name in (*KEPT_KEYS, *HETEROGENEOUS_KEYS, *DERIVED_KEYS) if name in plain}
+    values["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    return values | {"model_type": HETEROGENEOUS_FAMILY, "architectures": [HETEROGENEOUS_CLASS]}
 
 
 def _expressible(config: PretrainedConfig, family: str) -> bool:

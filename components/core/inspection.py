@@ -75,6 +75,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return _read_object(file)
 
 
+def read_architecture(path: Path) -> Architecture:
+    """The shape of a checkpoint folder, or of a `config.json`.
+
+    Raises:
+        CheckpointError: there is no readable configuration, or its family is not supported.
+    """
+    return Architecture.from_config(read_config(path))
+
+
 def check_weights(folder: Path, shape: Architecture) -> list[Path]:
     """Make sure that every weight is there, whole, and of the shape that the configuration asks for.
 

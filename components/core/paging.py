@@ -4,7 +4,7 @@ Nobody has to know: to run a module of a layer, or to ask for its state, brings 
 Whoever goes through the layers in order, with as much as possible at each, reads each once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from components.core.inspection import RECOMPUTED, weight_files
-
-LAYERS = "model.layers."
-"""Beginning of the names of what is in a decoder layer."""
+from components.core.numbering import LAYERS
 
 State = Mapping[str, Tensor]
 """Tensors by name."""
@@ -26,14 +24,15 @@ ReadLayer = Callable[[int], State]
 class LayerFiles:
     """Reads the layers of a model folder, one at a time."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype | None) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype | None, numbers: Sequence[int]) -> None:
         """Find the files of each layer.
 
         Args:
             folder: its files have been checked, and stay.
             dtype: of the weights in memory; as stored where None.
+            numbers: of each layer in the files.
         """
-        self._dtype = dtype
+        self._dtype, self._numbers = dtype, numbers
         self._files: dict[int, set[Path]] = {}
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as reader:
@@ -42,8 +41,9 @@ class LayerFiles:
                         number = int(name.removeprefix(LAYERS).partition(".")[0])
                         self._files.setdefault(number, set()).add(file)
 
-    def read(self, number: int) -> dict[str, Tensor]:
+    def read(self, layer: int) -> dict[str, Tensor]:
         """One layer."""
+        number = self._numbers[layer]
         prefix, state = f"{LAYERS}{number}.", {}
         for file in sorted(self._files[number]):
             with safe_open(file, framework="pt") as reader:
@@ -103,8 +103,14 @@ def state_outside_layers(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters() if not name.startswith(LAYERS)}
 
 
-def state_in_pieces(model: nn.Module, layers: nn.ModuleList) -> Iterator[State]:
-    """The state of a model in pieces, of which a paged one holds a single layer: what is outside, then each layer."""
+def state_in_pieces(model: nn.Module, layers: nn.ModuleList, numbers: Sequence[int]) -> Iterator[State]:
+    """The state of a model in pieces, of which a paged one holds a single layer: what is outside, then each layer.
+
+    Args:
+        model: what the layers are of.
+        layers: its decoder layers.
+        numbers: what each is called.
+    """
     yield state_outside_layers(model)
-    for number, layer in enumerate(layers):
+    for number, layer in zip(numbers, layers, strict=True):
         yield layer.state_dict(prefix=f"{LAYERS}{number}.")

@@ -22,9 +22,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from components.core.architecture import Architecture
 from components.core.chat import has_toggle
 from components.core.errors import InputError, TesseraError
+from components.core.inspection import read_architecture
 from components.core.ports import HOST, is_free, usable_port
 from components.core.vllm_settings import (
     BATCHED_TOKENS,
@@ -264,7 +264,7 @@ class Server:
         """
         if not self._swappable:
             raise InputError("the weights of this server are fixed", hint="start it with swappable=True")
-        if _architecture(folder) != _architecture(self.folder):
+        if read_architecture(folder) != read_architecture(self.folder):
             raise InputError(
                 f"{folder} and {self.folder}, which is being served, differ in their architecture",
                 hint="start a server of its own for it",
@@ -343,11 +343,6 @@ def max_position_embeddings(folder: Path) -> int:
     """The longest context of a model folder, tokens."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return int(config["max_position_embeddings"])
-
-
-def _architecture(folder: Path) -> Architecture:
-    """The architecture of a model folder."""
-    return Architecture.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def _compiler() -> dict[str, str]:

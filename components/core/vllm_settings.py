@@ -4,9 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from components.core.architecture import KV_BYTES_PER_VALUE, Architecture
+from components.core.architecture import KV_BYTES_PER_VALUE
 from components.core.errors import CheckpointError, MissingPackage
-from components.core.inspection import read_config
+from components.core.inspection import read_architecture, read_config
 
 PLUGIN = "tessera"
 """Name of our vLLM plug-in, of its reasoning parser and of its weight-transfer backend."""
@@ -38,7 +38,7 @@ def require_vllm() -> None:
 
 def require_attention(folder: Path) -> None:
     """Raise CheckpointError for a model without any attention: vLLM cannot run it, with our plug-in or without."""
-    if not any(block.attends for block in _architecture(folder).blocks):
+    if not any(block.attends for block in read_architecture(folder).blocks):
         raise CheckpointError(
             f"no layer of {folder.name} has attention, and vLLM cannot run such a model",
             hint="keep it in one layer: search.layers={0: {no_op_attention: false, linear_attention: false}}",
@@ -59,10 +59,6 @@ def kv_cache_bytes(folder: Path, *, dtype: str, max_model_len: int | None, max_n
 
     Enough for `max_num_seqs` sequences of full length between 64 and 512 MiB, and always enough for two.
     """
-    per_token = _architecture(folder).kv_bytes_per_token * BYTES_PER_VALUE[dtype] // KV_BYTES_PER_VALUE
+    per_token = read_architecture(folder).kv_bytes_per_token * BYTES_PER_VALUE[dtype] // KV_BYTES_PER_VALUE
     sequence = (max_model_len or read_config(folder)["max_position_embeddings"]) * per_token
     return max(2 * sequence, SMALL_CACHE_BYTES, min(max_num_seqs * sequence, LARGE_CACHE_BYTES))
-
-
-def _architecture(folder: Path) -> Architecture:
-    return Architecture.from_config(read_config(folder))

@@ -13,7 +13,7 @@ from openai import APIError
 
 from components.core.architecture import Architecture
 from components.core.errors import StageFailed
-from components.core.inspection import read_config
+from components.core.inspection import read_architecture
 from components.core.job import Interrupted, Job
 from components.core.problems import Problem
 from components.core.vllm_server import Launcher, Server, max_position_embeddings, tail
@@ -44,7 +44,7 @@ class Served:
         files = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
         contents = [(folder / name).read_bytes() if (folder / name).is_file() else b"" for name in files]
         digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
-        return cls(Architecture.from_config(read_config(folder)), digests)
+        return cls(read_architecture(folder), digests)
 
 
 def turns(models: Mapping[str, Path]) -> list[list[str]]:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from components.core.architecture import Architecture
 from components.core.chat import has_toggle
 from components.core.errors import CheckpointError, InputError
-from components.core.inspection import read_config
+from components.core.inspection import read_architecture
 from components.core.job import Job
 from components.core.vllm_timing import measure_step_ms
 from components.core.workload import Workload
@@ -65,7 +65,7 @@ def check_models(models: Mapping[str, Path]) -> None:
 
 def measure_speeds(models: Mapping[str, Path], workload: Workload) -> dict[str, float]:
     """Tokens per second of each model; models of one architecture are measured as one, all in turn in one go."""
-    shapes = {role: Architecture.from_config(read_config(folder)) for role, folder in models.items()}
+    shapes = {role: read_architecture(folder) for role, folder in models.items()}
     first: dict[Architecture, Path] = {}
     for role, folder in models.items():
         first.setdefault(shapes[role], folder)
@@ -76,7 +76,7 @@ def measure_speeds(models: Mapping[str, Path], workload: Workload) -> dict[str, 
 
 def facts(folder: Path) -> dict[str, Any]:
     """What a model's configuration tells."""
-    shape = Architecture.from_config(read_config(folder))
+    shape = read_architecture(folder)
     return {"parameters": shape.parameters, "kv_bytes_per_token": shape.kv_bytes_per_token}
 
 

@@ -13,7 +13,8 @@ from components.core.architecture import Architecture
 from components.core.checkpoint import model_config, take_weights
 from components.core.hugging_face import PretrainedConfig
 from components.core.model import DecoderLayer, TesseraConfig, TesseraForCausalLM
-from components.core.paging import LAYERS, is_paged, page_layers, state_outside_layers
+from components.core.numbering import LAYERS
+from components.core.paging import is_paged, page_layers, state_outside_layers
 from components.search.blocks import BlockKey, load_block
 from components.search.fusion import ChildLayer
 from components.search.space import PARTS, LayerSpace, Shape, Variant, block_of

@@ -35,6 +35,11 @@ class Child:
     unfused: TesseraForCausalLM
     model: TesseraForCausalLM
 
+    @property
+    def numbers(self) -> list[int]:
+        """Of each layer as written, the parent's that it begins at, whose number keeps its files the parent's."""
+        return [layer.parent_layers[0] for layer in self.fused]
+
 
 def make_child(parent: TesseraForCausalLM, layers: list[ChildLayer], config: Fusion, batches: Sequence[Batch]) -> Child:
     """Fuse and assemble.

@@ -124,7 +124,7 @@ def search(
     for done, (name, choice) in enumerate(choices.items(), 1):
         better = [here / "coupled"] if name == "child" else []
         child = nursery.child(table.variants(choice), *better, measured=name == "child")
-        save_model(child.model, out / name, tokenizer=parent, by_block=True)
+        save_model(child.model, out / name, tokenizer=parent, by_block=True, numbers=child.numbers)
         if name == "child":
             fusion = fusion_effect(model, child, held_out, config.fusion, measured.measurement, job)
         told[name] = chosen(table, choice, limits, child)

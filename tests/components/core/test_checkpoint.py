@@ -26,10 +26,10 @@ def logits(model: Any) -> Tensor:
     return found
 
 
-def child_of(family: str, **changes: Any) -> TesseraForCausalLM:
+def child_of(family: str, layers: Any = CHILD, **changes: Any) -> TesseraForCausalLM:
     """A model of unlike layers, its configuration derived from a dense one of the family."""
     values = dense_model(family, **changes).config.to_dict()
-    blocks = tuple(BlockConfig(num_key_value_heads=heads, intermediate_size=width) for heads, width in CHILD)
+    blocks = tuple(BlockConfig(num_key_value_heads=heads, intermediate_size=width) for heads, width in layers)
     shape = Architecture.from_config(values).model_copy(update={"blocks": blocks})
     values = {
         **model_config(values).to_dict(),
@@ -74,6 +74,39 @@ def test_a_folder_with_a_file_for_each_subblock_is_read_by_us_and_by_transformer
     assert (tmp_path / "parts" / "layer-0-attention.safetensors").is_file()
     assert torch.equal(logits(load_model(tmp_path / "parts")), logits(dense))
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "parts")), logits(dense))
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2, 3, 4), (0, 2, 3, 7, 8), (3, 4, 5, 6, 11)])
+@pytest.mark.parametrize("paged", [False, True])
+def test_layers_may_keep_the_numbers_of_another_model(numbers: tuple[int, ...], paged: bool, tmp_path: Path) -> None:
+    child = child_of("qwen2", [(4, 80), (None, 96), (1, None), (2, 17), (1, 80)])
+    child.config.parent_layers = [number + 1 for number in numbers]
+    save_model(child, tmp_path / "child", tokenizer=None, by_block=True, numbers=numbers)
+    assert (tmp_path / "child" / f"layer-{numbers[0]}-attention.safetensors").is_file()
+    shape = Architecture.from_config(read_config(tmp_path / "child"))
+    assert shape.blocks == Architecture.from_config(child.config.to_dict()).blocks
+    again = load_model(tmp_path / "child", paged=paged)
+    assert torch.equal(logits(again), logits(child))
+    assert again.config.to_dict()["parent_layers"] == child.config.parent_layers
+    # Who knows no gaps takes them for layers that do nothing.
+    by_transformers = TesseraForCausalLM.from_pretrained(tmp_path / "child")
+    assert len(by_transformers.model.layers) == numbers[-1] + 1
+    assert torch.equal(logits(by_transformers), logits(child))
+    assert by_transformers.config.parent_layers[numbers[-1]] == numbers[-1] + 1
+    save_model(again, tmp_path / "whole", tokenizer=None, by_block=paged)
+    save_model(child, tmp_path / "expected", tokenizer=None, by_block=paged)
+    assert digest_of_files(tmp_path / "whole") == digest_of_files(tmp_path / "expected")
+
+
+def test_equal_layers_with_gaps_are_a_dense_model_again(tmp_path: Path) -> None:
+    dense = dense_model("llama")
+    dense.save_pretrained(tmp_path / "dense")
+    model = load_model(tmp_path / "dense")
+    numbers = [2 * number for number in range(model.config.num_hidden_layers)]
+    save_model(model, tmp_path / "gaps", tokenizer=None, by_block=True, numbers=numbers)
+    assert read_config(tmp_path / "gaps")["model_type"] == "nemotron-nas"
+    save_model(load_model(tmp_path / "gaps"), tmp_path / "again", tokenizer=None)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), logits(dense))
 
 
 @pytest.mark.parametrize("kind", ROPES)

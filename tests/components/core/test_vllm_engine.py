@@ -36,7 +36,7 @@ TWO_THREADS = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_head
 """A matrix of 192 x 128, which the kernels pack one way for one thread, another way for two."""
 
 
-@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied", "linear", "two threads"])
+@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied", "linear", "gaps", "two threads"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """One engine after the other in this process: each is closed before the next is opened."""
     folder = tmp_path_factory.mktemp("engine") / request.param
@@ -55,9 +55,10 @@ def models(kind: str, folder: Path) -> tuple[nn.Module, nn.Module]:
         llama.save_pretrained(folder)
         return llama, tiny_models.llama(1, **changes)
     shapes = LINEAR if kind == "linear" else tiny_models.DIFFERENT
+    numbers = [2 * place + 1 for place in range(len(shapes))] if kind == "gaps" else None
     tied = {"tie_word_embeddings": kind == "tied", "qkv_bias": kind == "tied"}
     model = tiny_models.heterogeneous(0, shapes, **tied)
-    save_model(model, folder, tokenizer=None)
+    save_model(model, folder, tokenizer=None, by_block=kind == "gaps", numbers=numbers)
     return model, tiny_models.heterogeneous(1, shapes, **tied)
 
 

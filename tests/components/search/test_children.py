@@ -48,7 +48,7 @@ def child_of(parent: TesseraForCausalLM, library: Path, batches: list[Batch], fu
 
 
 def files_of(child: Child, folder: Path) -> dict[str, bytes]:
-    save_model(child.model, folder, tokenizer=None, by_block=True)
+    save_model(child.model, folder, tokenizer=None, by_block=True, numbers=child.numbers)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

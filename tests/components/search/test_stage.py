@@ -227,14 +227,17 @@ def test_dropping_what_is_dominated_leaves_the_choice(
 
 
 def test_children_share_the_bytes_of_what_they_share(searched: Path, parent: TesseraForCausalLM) -> None:
-    """With each other, with the library where a layer keeps its number, and with a parent that is written alike."""
+    """With each other, with the library and with a parent that is written alike: all but fused FFNs are theirs."""
     save_model(parent, searched / "parent-by-block", tokenizer=None, by_block=True)
     table = SearchTable.model_validate_json((searched / "search_table" / "search.json").read_text())
     written = {}
     for name in ("child", "random_child", "greedy_child"):
         chosen: Chosen = getattr(table, name)
-        kept = {number: layer for number, layer in enumerate(chosen.fused_layers) if layer.parent_layers == (number,)}
+        kept = {layer.parent_layers[0]: layer for layer in chosen.fused_layers if len(layer.parent_layers) == 1}
+        fused = {layer.parent_layers[0] for layer in chosen.fused_layers} - kept.keys()
         assert kept
+        of_layers = {int(file.name.split("-")[1]) for file in (searched / name).glob("layer-*")}
+        assert of_layers == kept.keys() | fused
         for number, layer in kept.items():
             for part, size in (("attention", layer.num_key_value_heads), ("ffn", layer.intermediate_size)):
                 file = f"layer-{number}-{part}.safetensors"
