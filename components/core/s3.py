@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import os
 import threading
@@ -12,22 +11,20 @@ from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlparse
 from xml.etree.ElementTree import ParseError
 
 from components.core.artifacts import FileEntry
-from components.core.backends import TOUCH_S, Stored, changed_meanwhile, hash_chunks, join_chunks, stamp_of
+from components.core.backends import TOUCH_S, Stored, hash_chunks, join_chunks
 from components.core.errors import StoreError
 from components.core.faults import fault_point
 
-PART_BYTES = 8 << 20
-"""Smallest part of a multipart upload; S3 allows 10,000 parts, so large files get larger ones."""
 MAX_PARTS = 9_000
-PARTS_AT_A_TIME = 4
-"""Parts of one file under way: with this, an upload holds six of them in memory."""
+"""Of an upload; S3 allows 10,000, so large files get larger ones."""
 STREAM_BYTES = 64 << 20
-"""What is larger is sent and read in `PARTS_AT_A_TIME` streams, read in ranges of this size; files go side by side."""
+"""What is larger is sent in parts and read in ranges of this size, `STREAMS` at a time; files go side by side."""
+STREAMS = 4
 CHUNK_BYTES = 1 << 20
 PAUSE_S = 0.2
 BREAKS = 5
@@ -53,13 +50,12 @@ class S3Backend:
         Raises:
             StoreError: no endpoint or credentials in the environment, or the bucket cannot be reached or used.
         """
-        from minio import Minio
-
+        from components.core.s3_body import Client
         from components.core.s3_http import PatientHttp
 
         url = _endpoint()
         try:
-            client = Minio(
+            client = Client(
                 url.netloc,
                 credentials=_credentials(),
                 secure=url.scheme == "https",
@@ -74,7 +70,7 @@ class S3Backend:
         return client
 
     def put_file(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
-        """Upload in parts; the object appears when all have arrived, with its digest among its metadata."""
+        """Upload; the object appears when all of it has arrived, with its digest among its metadata."""
         from minio.error import S3Error
 
         if self._holds(path, entry):
@@ -129,7 +125,7 @@ class S3Backend:
             if size <= STREAM_BYTES:
                 return hash_chunks(self._chunks(path), file)
             fetch = functools.partial(self._fetch_range, path, file.fileno(), threading.Lock())
-            with ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
+            with ThreadPoolExecutor(STREAMS) as pool:
                 lengths = pool.map(fetch, range(0, size, STREAM_BYTES))
                 # Read back, as it is still in the page cache: chunks kept until their turn would cost more.
                 return hash_chunks(_read_back(file.fileno(), lengths))
@@ -202,18 +198,39 @@ class S3Backend:
         return True
 
     def _upload(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None) -> None:
-        with source.open("rb") as stream:
+        """Send a file, in one request or in parts; what changed since it was hashed does not become an object.
+
+        Without the stamp that it had then, it is hashed again as it is sent.
+        """
+        from components.core.s3_body import Body
+
+        with source.open("rb") as file:
             fault_point("s3.upload")
-            self._client.put_object(
-                self._bucket,
-                self._prefix + path,
-                _Checked(stream, entry, source, stamp),
-                entry.size,
-                metadata={_DIGEST: entry.sha256},
-                part_size=max(PART_BYTES, _whole_mebibytes(entry.size / MAX_PARTS)),
-                num_parallel_uploads=PARTS_AT_A_TIME if entry.size > STREAM_BYTES else 1,
-            )
+            body = Body(file, source, 0, entry.size, entry.sha256, stamp)
+            headers = {"Content-Type": "application/octet-stream", _DIGEST_HEADER: entry.sha256}
+            if entry.size <= STREAM_BYTES:
+                self._client._put_object(self._bucket, self._prefix + path, body, headers)
+            else:
+                self._upload_parts(self._prefix + path, body, headers)
             fault_point("s3.uploaded")
+
+    def _upload_parts(self, key: str, whole: Any, headers: dict[str, str]) -> None:
+        """Send a large file, several parts at a time; each is hashed for its signature."""
+        from minio.datatypes import Part
+
+        size = max(STREAM_BYTES, _whole_mebibytes(whole.size / MAX_PARTS))
+        upload = self._client._create_multipart_upload(self._bucket, key, headers)
+
+        def send(number: int, part: Any) -> Any:
+            return Part(number, self._client._upload_part(self._bucket, key, part, None, upload, number))
+
+        try:
+            with ThreadPoolExecutor(STREAMS) as pool:
+                parts = list(pool.map(send, itertools.count(1), whole.parts(size)))
+            self._client._complete_multipart_upload(self._bucket, key, upload, parts)
+        except Exception:
+            self._client._abort_multipart_upload(self._bucket, key, upload)
+            raise
 
     def _head(self, path: str) -> Any:
         from minio.error import S3Error
@@ -358,33 +375,6 @@ def _read_back(handle: int, lengths: Iterable[int]) -> Iterator[bytes]:
         while chunk := os.pread(handle, min(CHUNK_BYTES, end - start), start):
             yield chunk
             start += len(chunk)
-
-
-class _Checked:
-    """A file whose last bytes are handed over for sending only if the whole is what was hashed.
-
-    Without the stamp that it had then, it is hashed again as it is sent.
-    """
-
-    def __init__(self, stream: IO[bytes], entry: FileEntry, source: Path, stamp: Hashable | None) -> None:
-        self._stream, self._entry, self._source, self._stamp = stream, entry, source, stamp
-        self._sha, self._left = hashlib.sha256(), entry.size
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes; StoreError at the end of a file that changed."""
-        fault_point("s3.part")
-        chunk = self._stream.read(size)
-        self._left -= len(chunk)
-        if self._stamp is None:
-            self._sha.update(chunk)
-        if (self._left <= 0 or not chunk) and not self._is_unchanged():
-            raise changed_meanwhile(self._source)
-        return chunk
-
-    def _is_unchanged(self) -> bool:
-        if self._stamp is None:
-            return self._sha.hexdigest() == self._entry.sha256
-        return self._left == 0 and stamp_of(os.fstat(self._stream.fileno())) == self._stamp
 
 
 def _skew_s(error: Any) -> float:

@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from components.core import artifact_store, backends, s3
+from components.core import artifact_store, backends, s3, s3_body
 from components.core.artifact_store import blob_path
 from components.core.artifacts import FileEntry, describe, hash_file
 from components.core.backends import FolderBackend
@@ -153,13 +153,13 @@ def test_blobs_that_are_there_are_not_sent_again(
     sent: list[int] = []
     if isinstance(store.backend, S3Backend):
         client = store.backend._client
-        put = client.put_object
+        put = client._put_object
 
-        def counted(bucket: str, key: str, data: Any, length: int, **options: Any) -> Any:
-            sent.append(length)
-            return put(bucket, key, data, length, **options)
+        def counted(bucket: str, key: str, data: Any, headers: Any) -> Any:
+            sent.extend([data.size] if isinstance(data, s3_body.Body) else [])
+            return put(bucket, key, data, headers)
 
-        monkeypatch.setattr(client, "put_object", counted)
+        monkeypatch.setattr(client, "_put_object", counted)
     else:
         whole = FolderBackend._whole
 
@@ -172,9 +172,18 @@ def test_blobs_that_are_there_are_not_sent_again(
     assert sent == [3]
 
 
-def test_large_files_travel_in_parts_with_bounded_memory(s3_uri: str, tmp_path: Path) -> None:
-    size = 9 * s3.PART_BYTES + 12345
-    data = random.Random(0).randbytes(size)
+MIB = 1 << 20
+
+
+@pytest.fixture(params=[8, 64])
+def stream_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Files of some 24 MiB travel in several streams, or in one."""
+    monkeypatch.setattr(s3, "STREAM_BYTES", request.param * MIB)
+    return int(request.param * MIB)
+
+
+def test_large_files_travel_in_bounded_memory(s3_uri: str, tmp_path: Path, stream_bytes: int) -> None:
+    data = random.Random(0).randbytes(50 * MIB + 12345)
     source = write(tmp_path / "source", {"weights": data})
     store = opened(s3_uri, tmp_path)
     assert store.manifest(store.put_folder(write(tmp_path / "small", {"a": b"a"}), "data").digest)  # imports are done
@@ -186,7 +195,7 @@ def test_large_files_travel_in_parts_with_bounded_memory(s3_uri: str, tmp_path: 
     finally:
         tracemalloc.stop()
     assert (copy / "weights").read_bytes() == data
-    assert peak < (s3.PARTS_AT_A_TIME + 3) * s3.PART_BYTES
+    assert peak < 6 * s3.STREAMS * s3.CHUNK_BYTES
 
 
 @pytest.mark.parametrize("age_s", [0, 60])
@@ -210,20 +219,35 @@ def test_a_file_that_changes_while_it_is_stored_is_refused(
     assert store.documents("blobs/") == store.documents("artifacts/") == []
 
 
-@pytest.mark.parametrize("change", [lambda file: file.truncate(5 << 20), lambda file: file.write(b"more")])
+def truncate(file: IO[bytes]) -> None:
+    file.truncate(5 * MIB)
+
+
+def write_over_the_end(file: IO[bytes]) -> None:
+    file.seek(23 * MIB)
+    file.write(b"more")
+
+
+@pytest.mark.parametrize("change", [truncate, write_over_the_end])
+@pytest.mark.parametrize("written", [1e9, time.time() + 1e6], ids=["known by its stamp", "hashed again"])
 def test_a_large_file_that_changes_on_its_way_to_a_server_is_refused(
-    change: Callable[[Any], Any], s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Any], Any],
+    written: float,
+    s3_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stream_bytes: int,
 ) -> None:
-    source = write(tmp_path / "source", {"weights": bytes(3 * s3.PART_BYTES)})
-    os.utime(source / "weights", (1e9, 1e9))
-    parts = itertools.count()
+    source = write(tmp_path / "source", {"weights": bytes(24 * MIB)})
+    os.utime(source / "weights", (written, written))
+    pieces = itertools.count()
 
     def fault(name: str) -> None:
-        if name == "s3.part" and next(parts) == 1:
+        if name == "s3.part" and next(pieces) == 1:
             with (source / "weights").open("r+b") as file:
                 change(file)
 
-    monkeypatch.setattr(s3, "fault_point", fault)
+    monkeypatch.setattr(s3_body, "fault_point", fault)
     store = opened(s3_uri, tmp_path)
     with pytest.raises(StoreError, match="weights changed while it was being stored"):
         store.put_folder(source, "data")

@@ -22,15 +22,13 @@ from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.s3_server import BUCKET, S3Server, fresh_prefix, running_server
 
 SMALL = b'{"question": "1+1", "answer": "2"}\n' * 100
-PART_BYTES = 5 << 20
+STREAM_BYTES = 5 << 20
 """The smallest that S3 takes."""
-STREAM_BYTES = 3 << 20
-LARGE = random.Random(1).randbytes(2 * PART_BYTES + 12345)
+LARGE = random.Random(1).randbytes(2 * STREAM_BYTES + 12345)
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(s3, "STREAM_BYTES", STREAM_BYTES)
 
 
