@@ -20,11 +20,12 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from components.core.artifacts import FileEntry, Kind, Manifest, hash_file
-from components.core.backends import Backend, Stored, hash_chunks, room_for, settled_stamp, stamp_of
+from components.core.backends import Backend, Stored, hash_chunks, room_for
 from components.core.config import canonical_json
 from components.core.errors import CorruptArtifact, StoreError
 from components.core.exclusion import writing
 from components.core.faults import fault_point
+from components.core.sources import read_source, stamp_of
 
 TRANSFERS = 4
 """Files moved, or read through, at a time."""
@@ -154,11 +155,12 @@ class ArtifactStore:
 
     def _put_blob(self, path: Path) -> FileEntry:
         """Store one file under its digest."""
-        stamp, entry = settled_stamp(path), hash_file(path)
+        source = read_source(path, self.backend.part_bytes(path.stat().st_size))
+        entry = source.entry
         if entry.sha256 in self._damaged:
             self.backend.delete(blob_path(entry.sha256))
             self._damaged.discard(entry.sha256)
-        self.backend.put_file(blob_path(entry.sha256), path, entry, stamp)
+        self.backend.put_file(blob_path(entry.sha256), source)
         found = self.backend.stat(blob_path(entry.sha256)) if self.backend.folder is not None else None
         if found is not None:  # a server is not asked to read back what it has
             self._whole.add((entry.sha256, found.stamp))

@@ -16,11 +16,10 @@ from urllib.parse import urlparse
 from components.core.artifacts import HASH_CHUNK_BYTES, FileEntry
 from components.core.errors import CorruptArtifact, StoreError
 from components.core.faults import fault_point
+from components.core.sources import Source, changed_meanwhile, stamp_of
 
 TOUCH_S = 900.0
 """Age from which an object that is written again counts as new, so that no clean-up takes it from under its writer."""
-SETTLED_S = 2.0
-"""Age from which a file that changes gets another time of modification, whatever the file system."""
 MAX_DOCUMENT_BYTES = 64 << 20
 """What is read into memory at once: manifests, records, reports; weights and data are streamed."""
 
@@ -47,11 +46,11 @@ class Backend(Protocol):
     folder: Path | None
     """The root, where objects are plain files of this machine."""
 
-    def put_file(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
-        """Store a file's contents, once they are known to be those of `entry`; what is there is not sent again.
+    def part_bytes(self, size: int) -> int | None:
+        """Length of the parts that a file of `size` bytes is sent in; None for a single one."""
 
-        They are hashed as they stream, or, to a server, compared by the `stamp_of` the file when `entry` was taken.
-        """
+    def put_file(self, path: str, source: Source) -> None:
+        """Store a file's contents, once they are known to be what was hashed; what is there is not sent again."""
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Store small data; with `if_absent` only where nothing is, False where something was."""
@@ -88,17 +87,21 @@ class FolderBackend:
         self.folder: Path | None = root
         self._root = root
 
-    def put_file(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
-        """Copy, flush to the disk, then rename; a damaged file is replaced."""
-        found = self.stat(path)
+    def part_bytes(self, size: int) -> int | None:
+        """Files are copied in one piece."""
+        return None
+
+    def put_file(self, path: str, source: Source) -> None:
+        """Copy, hashing it again, flush to the disk, then rename; a damaged file is replaced."""
+        found, entry = self.stat(path), source.entry
         with contextlib.suppress(OSError, CorruptArtifact):  # unreadable, a link, or gone in the meantime: written anew
             if found is not None and found.size == entry.size and self.entry(path) == entry:
                 if found.age > TOUCH_S:
                     os.utime(self._at(path))
                 return
-        with self._whole(path, entry.size) as partial, source.open("rb") as stream, partial.open("wb") as sink:
+        with self._whole(path, entry.size) as partial, source.path.open("rb") as stream, partial.open("wb") as sink:
             if hash_chunks(iter(lambda: stream.read(HASH_CHUNK_BYTES), b""), sink) != entry:
-                raise changed_meanwhile(source)
+                raise changed_meanwhile(source.path)
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write beside, flush, then rename, or link where only one may win."""
@@ -246,11 +249,6 @@ def join_chunks(path: str, chunks: Iterable[bytes]) -> bytes:
     return bytes(joined)
 
 
-def stamp_of(status: os.stat_result) -> Hashable:
-    """What stays the same while a file keeps its bytes; links to one file share it."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 @contextlib.contextmanager
 def room_for(size: int, folder: Path) -> Iterator[None]:
     """Say how much room is missing, or what is not allowed, where writing `size` bytes below `folder` fails."""
@@ -277,20 +275,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def settled_stamp(path: Path) -> Hashable | None:
-    """The stamp of a file, by which a later change will be noticed; None while it is too new for that.
-
-    A change within the same tick of a file system's clock, seconds on some, leaves the time as it was.
-    """
-    status = path.stat()
-    return stamp_of(status) if time.time() - status.st_mtime > SETTLED_S else None
-
-
-def changed_meanwhile(source: Path) -> StoreError:
-    """The error for a file that was written to while it was being stored."""
-    return StoreError(f"{source} changed while it was being stored", hint="store it once nothing writes to it any more")
 
 
 def _readable(path: Path) -> IO[bytes]:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from components.core.artifacts import FileEntry
 from components.core.backends import TOUCH_S, Stored, hash_chunks, join_chunks
 from components.core.errors import StoreError
 from components.core.faults import fault_point
+from components.core.sources import Source
 
 MAX_PARTS = 9_000
 """Of an upload; S3 allows 10,000, so large files get larger ones."""
@@ -69,21 +70,26 @@ class S3Backend:
             next(inside, None)
         return client
 
-    def put_file(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
+    def part_bytes(self, size: int) -> int | None:
+        """Large files are sent in several streams."""
+        return None if size <= STREAM_BYTES else max(STREAM_BYTES, _whole_mebibytes(size / MAX_PARTS))
+
+    def put_file(self, path: str, source: Source) -> None:
         """Upload; the object appears when all of it has arrived, with its digest among its metadata."""
         from minio.error import S3Error
 
+        entry = source.entry
         if self._holds(path, entry):
             return
         with self._explained("write to", entry.size):
             try:
-                self._upload(path, source, entry, stamp)
+                self._upload(path, source)
             except S3Error as error:
                 # Gone because the server lost it, or because it was ended by a request whose answer was lost.
                 if error.code != "NoSuchUpload":
                     raise
                 if not self._holds(path, entry):
-                    self._upload(path, source, entry, stamp)
+                    self._upload(path, source)
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         """One request, conditional where only one writer may win."""
@@ -197,36 +203,32 @@ class S3Backend:
             self._touch(path, entry)
         return True
 
-    def _upload(self, path: str, source: Path, entry: FileEntry, stamp: Hashable | None) -> None:
-        """Send a file, in one request or in parts; what changed since it was hashed does not become an object.
-
-        Without the stamp that it had then, it is hashed again as it is sent.
-        """
+    def _upload(self, path: str, source: Source) -> None:
+        """Send a file, in one request or in parts; what changed since it was hashed does not become an object."""
         from components.core.s3_body import Body
 
-        with source.open("rb") as file:
+        with source.path.open("rb") as file:
             fault_point("s3.upload")
-            body = Body(file, source, 0, entry.size, entry.sha256, stamp)
-            headers = {"Content-Type": "application/octet-stream", _DIGEST_HEADER: entry.sha256}
-            if entry.size <= STREAM_BYTES:
+            body, part_bytes = Body.of(file, source), self.part_bytes(source.entry.size)
+            headers = {"Content-Type": "application/octet-stream", _DIGEST_HEADER: source.entry.sha256}
+            if part_bytes is None:
                 self._client._put_object(self._bucket, self._prefix + path, body, headers)
             else:
-                self._upload_parts(self._prefix + path, body, headers)
+                self._upload_parts(self._prefix + path, body.parts(part_bytes), headers)
             fault_point("s3.uploaded")
 
-    def _upload_parts(self, key: str, whole: Any, headers: dict[str, str]) -> None:
-        """Send a large file, several parts at a time; each is hashed for its signature."""
+    def _upload_parts(self, key: str, bodies: Iterable[Any], headers: dict[str, str]) -> None:
+        """Send a large file, several parts at a time."""
         from minio.datatypes import Part
 
-        size = max(STREAM_BYTES, _whole_mebibytes(whole.size / MAX_PARTS))
         upload = self._client._create_multipart_upload(self._bucket, key, headers)
 
-        def send(number: int, part: Any) -> Any:
-            return Part(number, self._client._upload_part(self._bucket, key, part, None, upload, number))
+        def send(number: int, body: Any) -> Any:
+            return Part(number, self._client._upload_part(self._bucket, key, body, None, upload, number))
 
         try:
             with ThreadPoolExecutor(STREAMS) as pool:
-                parts = list(pool.map(send, itertools.count(1), whole.parts(size)))
+                parts = list(pool.map(send, itertools.count(1), bodies))
             self._client._complete_multipart_upload(self._bucket, key, upload, parts)
         except Exception:
             self._client._abort_multipart_upload(self._bucket, key, upload)

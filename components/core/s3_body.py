@@ -7,16 +7,15 @@ memory, and a server that checks signatures checks the file's own digest.
 
 import hashlib
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from minio import Minio
 
-from components.core.backends import changed_meanwhile, stamp_of
 from components.core.faults import fault_point
+from components.core.sources import Source, changed_meanwhile, stamp_of
 
 BUFFER_BYTES = 1 << 20
 """What is read and sent at a time."""
@@ -28,22 +27,25 @@ class Body:
 
     Attributes:
         file: what it is of.
-        source: its path, for what is said of it.
+        source: the file, and what it was when it was hashed.
         start: where the stretch begins, bytes.
         size: its length, bytes.
         sha256: its digest, 64 hex digits.
-        stamp: `stamp_of` the file when it was hashed, by which a change is noticed; None has it hashed again.
     """
 
     file: IO[bytes]
-    source: Path
+    source: Source
     start: int
     size: int
     sha256: str
-    stamp: Hashable | None
+
+    @classmethod
+    def of(cls, file: IO[bytes], source: Source) -> Self:
+        """All of a file."""
+        return cls(file, source, 0, source.entry.size, source.entry.sha256)
 
     def __iter__(self) -> Iterator[memoryview]:
-        """Its bytes, in a buffer that is used again; the last of them only if nothing changed.
+        """Its bytes, in a buffer that is used again; the last of them only if nothing changed, by stamp or by digest.
 
         Raises:
             StoreError: the file is not what was hashed.
@@ -52,18 +54,18 @@ class Body:
         for piece in self._pieces():
             fault_point("s3.part")
             done += len(piece)
-            if self.stamp is None:
+            if self.source.stamp is None:
                 sha.update(piece)
             if done == self.size and not self._is_unchanged(sha.hexdigest()):
-                raise changed_meanwhile(self.source)
+                raise changed_meanwhile(self.source.path)
             yield piece
         if done < self.size:
-            raise changed_meanwhile(self.source)
+            raise changed_meanwhile(self.source.path)
 
     def _is_unchanged(self, sha256: str) -> bool:
-        if self.stamp is None:
+        if self.source.stamp is None:
             return sha256 == self.sha256
-        return stamp_of(os.fstat(self.file.fileno())) == self.stamp
+        return stamp_of(os.fstat(self.file.fileno())) == self.source.stamp
 
     def _pieces(self) -> Iterator[memoryview]:
         """The stretch, or what there is of it, in one buffer."""
@@ -75,23 +77,28 @@ class Body:
             yield buffer[:length]
             done += length
 
-    def parts(self, size: int) -> Iterator["Body"]:
-        """Stretches of this size, the last one shorter, each with its digest.
+    def parts(self, size: int) -> Iterator[Self]:
+        """Stretches of a whole file of this size, the last one shorter, each with its digest.
 
         Raises:
-            StoreError: at the end, where without a stamp they are not what was hashed.
+            StoreError: the file is not what was hashed, as far as can be told before it is sent.
         """
+        starts = range(0, self.size, size)
+        parts = [replace(self, start=start, size=min(size, self.size - start)) for start in starts]
+        if self.source.parts:
+            if len(self.source.parts) != len(parts):
+                raise changed_meanwhile(self.source.path)
+            yield from (replace(part, sha256=digest) for part, digest in zip(parts, self.source.parts, strict=True))
+            return
         whole = hashlib.sha256()
-        for start in range(self.start, self.start + self.size, size):
-            part = replace(self, start=start, size=min(size, self.start + self.size - start))
+        for part in parts:
             sha = hashlib.sha256()
             for piece in part._pieces():
                 sha.update(piece)
-                if self.stamp is None:
-                    whole.update(piece)
+                whole.update(piece)
             yield replace(part, sha256=sha.hexdigest())
-        if self.stamp is None and whole.hexdigest() != self.sha256:
-            raise changed_meanwhile(self.source)
+        if whole.hexdigest() != self.sha256:
+            raise changed_meanwhile(self.source.path)
 
 
 class Client(Minio):  # type: ignore[misc]  # it has no types for us

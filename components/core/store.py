@@ -26,6 +26,7 @@ from components.core.errors import CorruptArtifact, StoreError
 from components.core.faults import fault_point
 from components.core.point_list import is_whole, list_of, read_list
 from components.core.sealed import seal, unseal
+from components.core.sources import Source
 from components.core.upkeep import GRACE_S, WAIT_S, collect_garbage, find_faults
 
 
@@ -154,7 +155,7 @@ class Store(ArtifactStore):
         fault_point("mirror.begun")
         with ThreadPoolExecutor(TRANSFERS) as pool:
             files = [
-                (f"resume/{key}/{point.name}/{name}", point / name, entry)
+                (f"resume/{key}/{point.name}/{name}", Source(point / name, entry))
                 for name, entry in read_list(point, data).files.items()
             ]
             list(pool.map(lambda file: self.backend.put_file(*file), files))

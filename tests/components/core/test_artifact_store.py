@@ -12,7 +12,7 @@ import threading
 import time
 import tracemalloc
 import uuid
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from io import BytesIO
@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 
 from components.core import artifact_store, backends, s3, s3_body
 from components.core.artifact_store import blob_path
-from components.core.artifacts import FileEntry, describe, hash_file
+from components.core.artifacts import describe
 from components.core.backends import FolderBackend
 from components.core.errors import CorruptArtifact, StoreError
 from components.core.s3 import S3Backend
+from components.core.sources import Source, read_source
 from components.core.store import Store, open_store
 
 FILES = {"config.json": b"{}", "empty": b"", "nested/deep/weights.bin": b"\0\1\2" * 1000, "näme with space": b"x"}
@@ -206,14 +207,14 @@ def test_a_file_that_changes_while_it_is_stored_is_refused(
     written = time.time() - age_s
     os.utime(source / "log", (written, written))
 
-    def hashed(path: Path) -> FileEntry:
-        entry = hash_file(path)
+    def hashed(path: Path, part_bytes: int | None) -> Source:
+        source = read_source(path, part_bytes)
         path.write_bytes(b"xyz")
         if age_s == 0:  # within the same tick of the clock
             os.utime(path, (written, written))
-        return entry
+        return source
 
-    monkeypatch.setattr(artifact_store, "hash_file", hashed)
+    monkeypatch.setattr(artifact_store, "read_source", hashed)
     with pytest.raises(StoreError, match="log changed while it was being stored"):
         store.put_folder(source, "data")
     assert store.documents("blobs/") == store.documents("artifacts/") == []
@@ -259,10 +260,10 @@ def test_a_writer_that_fails_half_way_leaves_no_artifact(
 ) -> None:
     put_file = store.backend.put_file
 
-    def fail_on_weights(path: str, source: Path, entry: FileEntry, stamp: Hashable | None = None) -> None:
-        if entry.size > 1000:
+    def fail_on_weights(path: str, source: Source) -> None:
+        if source.entry.size > 1000:
             raise StoreError("gone")
-        put_file(path, source, entry, stamp)
+        put_file(path, source)
 
     with monkeypatch.context() as broken:
         broken.setattr(store.backend, "put_file", fail_on_weights)
