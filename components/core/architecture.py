@@ -138,6 +138,10 @@ class Architecture(Config):
         """Number of each layer in the names of its weights."""
         return tuple(range(len(self.blocks))) if self.numbers is None else self.numbers
 
+    def without_gaps(self) -> Self:
+        """The same model, whatever its layers are called in files."""
+        return self.model_copy(update={"numbers": None})
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight, as Hugging Face names them; a tied head is not stored."""
         size = self.hidden_size

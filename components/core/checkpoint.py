@@ -17,7 +17,14 @@ from components.core.block_files import write_blocks
 from components.core.errors import CheckpointError
 from components.core.families import HETEROGENEOUS_FAMILY, refuse_unsupported
 from components.core.hugging_face import PretrainedConfig
-from components.core.inspection import INDEX, PICKLED_SUFFIXES, check_weights, read_config, weight_files
+from components.core.inspection import (
+    INDEX,
+    PICKLED_SUFFIXES,
+    check_weights,
+    read_architecture,
+    read_config,
+    weight_files,
+)
 from components.core.model import TesseraConfig, TesseraForCausalLM
 from components.core.numbering import LAYERS, name_in_model, with_gaps
 from components.core.paging import LayerFiles, page_layers, state_in_pieces
@@ -106,8 +113,7 @@ def load_model(
     with torch.device("meta"):
         model = TesseraForCausalLM(config)
     wanted = {name for name in model.state_dict() if not (paged and name.startswith(LAYERS))}
-    named = ((name_in_model(name, architecture.layer_numbers), tensor) for name, tensor in read_weights(folder))
-    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in named if name in wanted}
+    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
     take_weights(model, state, strict=not paged)
     model.model.embed_tokens.computes_in = computes_in
     model.requires_grad_(not paged)
@@ -134,15 +140,16 @@ def take_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, strict:
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a model folder, file by file.
+    """Every weight of a model folder, file by file, by its name in memory.
 
     Raises:
-        CheckpointError: no safetensors.
+        CheckpointError: no safetensors, or no readable configuration.
     """
+    numbers = read_architecture(folder).layer_numbers
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as reader:
             for name in reader.keys():
-                yield name, reader.get_tensor(name)
+                yield name_in_model(name, numbers), reader.get_tensor(name)
 
 
 def save_model(

@@ -14,8 +14,6 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from components.core.inspection import read_architecture
-from components.core.numbering import name_in_files
 from components.core.vllm_settings import (
     BATCHED_TOKENS,
     ENVIRONMENT,
@@ -98,7 +96,6 @@ class Engine:
         require_vllm()
         require_attention(folder)
         self.weight_version = 0
-        self._numbers = read_architecture(folder).layer_numbers
         self._threads = threads
         with _starting(threads):
             from vllm import LLM
@@ -167,8 +164,7 @@ class Engine:
         """
         with self._working(), torch.no_grad():
             self._llm.start_weight_update()
-            named = ((name_in_files(name, self._numbers), tensor) for name, tensor in weights)
-            self._llm.update_weights({"update_info": {"tensors": named}})
+            self._llm.update_weights({"update_info": {"tensors": weights}})
             self._llm.finish_weight_update(str(version))
             # else what the old weights computed for a prompt's prefix would be used again
             self._llm.reset_prefix_cache()

@@ -264,7 +264,7 @@ class Server:
         """
         if not self._swappable:
             raise InputError("the weights of this server are fixed", hint="start it with swappable=True")
-        if read_architecture(folder) != read_architecture(self.folder):
+        if read_architecture(folder).without_gaps() != read_architecture(self.folder).without_gaps():
             raise InputError(
                 f"{folder} and {self.folder}, which is being served, differ in their architecture",
                 hint="start a server of its own for it",

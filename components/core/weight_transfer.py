@@ -18,6 +18,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from components.core.checkpoint import read_weights
+from components.core.inspection import read_architecture
+from components.core.numbering import name_in_files
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -51,9 +53,14 @@ class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Load the weights."""
         if update_info.tensors is not None:
-            self.model.load_weights(update_info.tensors)
+            self._load(update_info.tensors)
         if update_info.folder is not None:
-            self.model.load_weights(read_weights(Path(update_info.folder)))
+            self._load(read_weights(Path(update_info.folder)))
+
+    def _load(self, weights: NamedTensors) -> None:
+        """Load weights under the names that the model here has, whose folder may have gaps in its numbers."""
+        numbers = read_architecture(Path(self.model_config.model)).layer_numbers
+        self.model.load_weights((name_in_files(name, numbers), tensor) for name, tensor in weights)
 
     def finish_weight_update(self) -> None:
         """Repack what was received for the kernels."""

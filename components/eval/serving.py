@@ -44,7 +44,7 @@ class Served:
         files = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
         contents = [(folder / name).read_bytes() if (folder / name).is_file() else b"" for name in files]
         digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
-        return cls(read_architecture(folder), digests)
+        return cls(read_architecture(folder).without_gaps(), digests)
 
 
 def turns(models: Mapping[str, Path]) -> list[list[str]]:

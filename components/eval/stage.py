@@ -65,7 +65,7 @@ def check_models(models: Mapping[str, Path]) -> None:
 
 def measure_speeds(models: Mapping[str, Path], workload: Workload) -> dict[str, float]:
     """Tokens per second of each model; models of one architecture are measured as one, all in turn in one go."""
-    shapes = {role: read_architecture(folder) for role, folder in models.items()}
+    shapes = {role: read_architecture(folder).without_gaps() for role, folder in models.items()}
     first: dict[Architecture, Path] = {}
     for role, folder in models.items():
         first.setdefault(shapes[role], folder)

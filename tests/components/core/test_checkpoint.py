@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from components.core import checkpoint
 from components.core.architecture import Architecture, BlockConfig
-from components.core.checkpoint import load_model, model_config, resize_vocabulary, save_model
+from components.core.checkpoint import load_model, model_config, read_weights, resize_vocabulary, save_model
 from components.core.errors import CheckpointError
 from components.core.inspection import check_checkpoint, read_config
 from components.core.model import TesseraForCausalLM
@@ -88,6 +88,7 @@ def test_layers_may_keep_the_numbers_of_another_model(numbers: tuple[int, ...], 
     again = load_model(tmp_path / "child", paged=paged)
     assert torch.equal(logits(again), logits(child))
     assert again.config.to_dict()["parent_layers"] == child.config.parent_layers
+    assert dict(read_weights(tmp_path / "child")).keys() == child.state_dict().keys()
     # Who knows no gaps takes them for layers that do nothing.
     by_transformers = TesseraForCausalLM.from_pretrained(tmp_path / "child")
     assert len(by_transformers.model.layers) == numbers[-1] + 1

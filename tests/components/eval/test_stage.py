@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from components.core.chat import END_THINK, parse_answer, plain_answer
+from components.core.checkpoint import save_model
 from components.core.errors import CheckpointError, DataError, InputError
 from components.core.job import Interrupted, silent_job
 from components.core.vllm_server import Launcher, Server
@@ -209,6 +210,13 @@ def test_a_server_is_shared_by_models_that_differ_in_their_weights_alone(folders
 
     assert turns(models) == [["parent", "sft", "rl"], ["child"]]
     assert turns({**models, "rl": other_end}) == [["parent", "sft"], ["rl"], ["child"]]
+
+
+def test_gaps_in_the_numbers_of_layers_are_no_difference(tmp_path):
+    model = tiny_models.heterogeneous(0)
+    save_model(model, tmp_path / "distilled", tokenizer=None)
+    save_model(model, tmp_path / "child", tokenizer=None, by_block=True, numbers=[0, 2, 3, 7])
+    assert turns({role: tmp_path / role for role in ("child", "distilled")}) == [["child", "distilled"]]
 
 
 def test_a_model_that_cannot_be_told_to_think_is_refused(folders, tmp_path):
