@@ -1,7 +1,7 @@
 """A campaign of kills: `make chaos SECONDS=600 [SEED=1]`; exit code 1 where one was not survived.
 
 Two counts, told apart: runs of one tiny stage (many a second, half of the time, folder and S3), and whole runs of the
-small recipe beside this file (all stages but the evaluation).
+small recipe beside this file, a quarter of which evaluate.
 """
 
 import argparse
