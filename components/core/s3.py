@@ -218,8 +218,9 @@ class S3Backend:
             fault_point("s3.uploaded")
 
     def _upload_parts(self, key: str, bodies: Iterable[Any], headers: dict[str, str]) -> None:
-        """Send a large file, several parts at a time."""
+        """Send a large file, several parts at a time; what was sent is given up where one fails."""
         from minio.datatypes import Part
+        from minio.error import S3Error
 
         upload = self._client._create_multipart_upload(self._bucket, key, headers)
 
@@ -231,7 +232,8 @@ class S3Backend:
                 parts = list(pool.map(send, itertools.count(1), bodies))
             self._client._complete_multipart_upload(self._bucket, key, upload, parts)
         except Exception:
-            self._client._abort_multipart_upload(self._bucket, key, upload)
+            with contextlib.suppress(S3Error, StoreError):  # else `discard_partial` will
+                self._client._abort_multipart_upload(self._bucket, key, upload)
             raise
 
     def _head(self, path: str) -> Any:

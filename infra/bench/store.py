@@ -7,6 +7,7 @@ server share its cores; the limit of the server is measured with raw parallel re
 import argparse
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -66,10 +67,15 @@ def _transfers_of(folder: Path, num_files: int, shape: str) -> list[Row]:
         mock.patch.dict(os.environ, server.environment),
     ):
         sides = _Sides(folder, server.client(), server)
-        up = in_turn({name: sides.timed(name, "up") for name in sides.names}, ROUNDS)
-        down = in_turn({name: sides.timed(name, "down") for name in sides.names}, ROUNDS)
+        rows = []
+        for way, told in (("up", f"upload 2 GiB in {shape}"), ("down", f"download 2 GiB in {shape}")):
+            rows += _compared(told, in_turn({name: sides.timed(name, way) for name in sides.names}, ROUNDS))
+            busy = {name: statistics.median(sides.busy_s[name, way]) for name in sides.names}
+            rows += [
+                Row(f"{told}, {name}, cores' time", 2**30 * s / CHECKPOINT_BYTES, "s/GiB") for name, s in busy.items()
+            ]
     shutil.rmtree(folder)
-    return [*_compared(f"upload 2 GiB in {shape}", up), *_compared(f"download 2 GiB in {shape}", down)]
+    return rows
 
 
 class _Sides:
@@ -90,9 +96,10 @@ class _Sides:
             region_name="us-east-1",
         )
         self.digest = ""
+        self.busy_s: dict[tuple[str, str], list[float]] = {}
 
     def timed(self, side: str, way: str) -> Callable[[], float]:
-        """One measurement, megabytes a second."""
+        """One measurement, megabytes a second; the time that cores worked for this process is noted, all threads."""
         move, clean = getattr(self, f"_{side}_{way}"), self._empty_bucket if way == "up" else self._remove_downloads
 
         def measure() -> float:
@@ -100,9 +107,11 @@ class _Sides:
             if way == "down":
                 self._fill(side)
             os.sync()
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             move()
-            return CHECKPOINT_BYTES / 1e6 / (time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self.busy_s.setdefault((side, way), []).append(time.process_time() - busy)
+            return CHECKPOINT_BYTES / 1e6 / seconds
 
         return measure
 
@@ -324,8 +333,6 @@ def upkeep(folder: Path, store_uri: str) -> list[Row]:
 
 def resume_points(folder: Path, store_uri: str) -> list[Row]:
     """Time that the training loop stands still for a resume point, as a share of the interval between two."""
-    import statistics
-
     import torch
 
     from components.core.checkpoint import model_config
