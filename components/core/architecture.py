@@ -1,7 +1,7 @@
 """The shape of a checkpoint, read from its configuration alone: blocks, parameter counts, KV cache. Light: no torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -134,9 +134,9 @@ class Architecture(Config):
         return None if begins else "the first layer has no attention"
 
     @property
-    def layer_numbers(self) -> tuple[int, ...]:
+    def layer_numbers(self) -> Sequence[int]:
         """Number of each layer in the names of its weights."""
-        return tuple(range(len(self.blocks))) if self.numbers is None else self.numbers
+        return range(len(self.blocks)) if self.numbers is None else self.numbers
 
     def without_gaps(self) -> Self:
         """The same model, whatever its layers are called in files."""

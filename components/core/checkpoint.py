@@ -69,8 +69,11 @@ def model_config(values: dict[str, Any]) -> TesseraConfig:
         values.get("source_family", "llama") if architecture.family == HETEROGENEOUS_FAMILY else architecture.family
     )
     kept = {key: values[key] for key in KEPT_KEYS if key in values}
-    if architecture.numbers is not None and "parent_layers" in kept:
-        kept["parent_layers"] = [kept["parent_layers"][number] for number in architecture.numbers]
+    behind = kept.get("parent_layers")
+    if architecture.numbers is not None and behind is not None:
+        if not isinstance(behind, list) or len(behind) != values["num_hidden_layers"]:
+            raise CheckpointError("config.json makes no sense: parent_layers is no list of a number for each layer")
+        kept["parent_layers"] = [behind[number] for number in architecture.numbers]
     return TesseraConfig(
         **kept,
         rms_norm_eps=values.get("rms_norm_eps", DEFAULT_RMS_NORM_EPS),
@@ -169,8 +172,9 @@ def save_model(
         folder: created; where it exists, it has to be empty.
         tokenizer: a folder whose tokenizer files are copied beside the weights.
         by_block: a file for each sub-block, for models that share some with others; a paged model stays paged.
-        numbers: what each layer is called in those files, in rising order, so that they are the files that it has in
-            another model; None calls them 0, 1, 2 and so on. With gaps, a layer that does nothing is no layer.
+        numbers: with `by_block`, what each layer is called in those files, in rising order, so that they are the files
+            that it has in another model; None calls them 0, 1, 2 and so on. With gaps, a layer that does nothing is no
+            layer.
 
     Raises:
         CheckpointError: the folder has something in it.
@@ -198,8 +202,9 @@ def _write(
     """Fill a folder: tokenizer, configurations, weights."""
     if tokenizer is not None:
         copy_tokenizer(tokenizer, folder)
-    own = tuple(range(model.config.num_hidden_layers))
-    numbers = own if numbers is None else tuple(numbers)
+    own = list(range(model.config.num_hidden_layers))
+    numbers = own if numbers is None else list(numbers)
+    assert by_block or numbers == own
     config = written_config(model) if numbers == own else with_gaps(_heterogeneous_config(model), numbers)
     _write_json(folder / "config.json", config)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")

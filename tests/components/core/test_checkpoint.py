@@ -99,6 +99,15 @@ def test_layers_may_keep_the_numbers_of_another_model(numbers: tuple[int, ...], 
     assert digest_of_files(tmp_path / "whole") == digest_of_files(tmp_path / "expected")
 
 
+@pytest.mark.parametrize("behind", [[1], 7, {}, [1] * 9])
+def test_depths_that_do_not_fit_the_layers_are_an_error(behind: Any, tmp_path: Path) -> None:
+    child = child_of("llama", [(4, 80), (1, 17)])
+    save_model(child, tmp_path / "child", tokenizer=None, by_block=True, numbers=[1, 3])
+    edit_config(tmp_path / "child", parent_layers=behind)
+    with pytest.raises(CheckpointError, match="parent_layers"):
+        load_model(tmp_path / "child")
+
+
 def test_equal_layers_with_gaps_are_a_dense_model_again(tmp_path: Path) -> None:
     dense = dense_model("llama")
     dense.save_pretrained(tmp_path / "dense")

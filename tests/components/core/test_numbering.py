@@ -1,10 +1,12 @@
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core.architecture import Architecture
-from components.core.numbering import name_in_files, name_in_model, with_gaps
+from components.core.errors import CheckpointError
+from components.core.numbering import GAP, name_in_files, name_in_model, with_gaps
 
 NUMBERS = st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True).map(sorted)
 OUTSIDE = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers.norm", "model.layers")
@@ -37,7 +39,7 @@ def test_names_go_back_and_forth(numbers: list[int], rest: str) -> None:
 def test_a_configuration_with_gaps_has_the_same_layers(numbers: list[int]) -> None:
     config = config_of(len(numbers))
     plain, spread = Architecture.from_config(config), Architecture.from_config(with_gaps(config, numbers))
-    assert spread.layer_numbers == tuple(numbers)
+    assert list(spread.layer_numbers) == numbers
     assert spread.without_gaps() == plain != spread or numbers == list(range(len(numbers)))
     assert spread.block_configs() == config["block_configs"]
     assert set(spread.weight_shapes()) == {name_in_files(name, numbers) for name in plain.weight_shapes()}
@@ -48,9 +50,15 @@ def test_a_gap_is_behind_what_the_layer_before_it_is_behind() -> None:
     assert with_gaps(config, [1, 3, 6])["parent_layers"] == [0, 2, 2, 5, 5, 5, 7]
 
 
+def test_a_model_of_gaps_alone_is_refused() -> None:
+    config = {**config_of(1), "block_configs": [GAP], "skips_layers": True}
+    with pytest.raises(CheckpointError, match="blocks"):
+        Architecture.from_config(config)
+
+
 def test_without_the_key_an_empty_layer_stays_a_layer() -> None:
     config = with_gaps(config_of(2), [0, 2])
     del config["skips_layers"]
     shape = Architecture.from_config(config)
     assert [block.is_empty for block in shape.blocks] == [False, True, False]
-    assert shape.layer_numbers == (0, 1, 2)
+    assert list(shape.layer_numbers) == [0, 1, 2]
