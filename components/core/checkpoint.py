@@ -20,6 +20,7 @@ from components.core.hugging_face import PretrainedConfig
 from components.core.inspection import (
     INDEX,
     PICKLED_SUFFIXES,
+    RECOMPUTED,
     check_weights,
     read_architecture,
     read_config,
@@ -152,7 +153,8 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as reader:
             for name in reader.keys():
-                yield name_in_model(name, numbers), reader.get_tensor(name)
+                if not name.endswith(RECOMPUTED):
+                    yield name_in_model(name, numbers), reader.get_tensor(name)
 
 
 def save_model(

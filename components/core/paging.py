@@ -37,7 +37,7 @@ class LayerFiles:
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as reader:
                 for name in reader.keys():
-                    if name.startswith(LAYERS):
+                    if name.startswith(LAYERS) and not name.endswith(RECOMPUTED):
                         number = int(name.removeprefix(LAYERS).partition(".")[0])
                         self._files.setdefault(number, set()).add(file)
 

@@ -108,6 +108,17 @@ def test_depths_that_do_not_fit_the_layers_are_an_error(behind: Any, tmp_path: P
         load_model(tmp_path / "child")
 
 
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("layer", ["x", "9" * 5000])
+def test_what_old_checkpoints_carry_is_not_read_whatever_its_layer(layer: str, paged: bool, tmp_path: Path) -> None:
+    child = child_of("llama")
+    save_model(child, tmp_path / "child", tokenizer=None)
+    weights = load_file(tmp_path / "child" / "model.safetensors")
+    weights[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(weights, tmp_path / "child" / "model.safetensors", {"format": "pt"})
+    assert torch.equal(logits(load_model(tmp_path / "child", paged=paged)), logits(child))
+
+
 def test_equal_layers_with_gaps_are_a_dense_model_again(tmp_path: Path) -> None:
     dense = dense_model("llama")
     dense.save_pretrained(tmp_path / "dense")
