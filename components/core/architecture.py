@@ -127,7 +127,7 @@ class Architecture(Config):
 
     def needs_plugin(self) -> str | None:
         """Why vLLM cannot run this model without our plug-in; None where it can."""
-        for number, block in enumerate(self.blocks):
+        for number, block in zip(self.layer_numbers, self.blocks, strict=True):
             if LINEAR in (block.num_key_value_heads, block.intermediate_size):
                 return f"layer {number} has a linear part"
         begins = self.blocks[0].attends and self.layer_numbers[0] == 0

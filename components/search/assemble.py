@@ -136,7 +136,7 @@ def with_replaced(parent: TesseraForCausalLM, key: BlockKey, block: Subblock | N
     layer, variant = key
     with torch.device("meta"):
         model = heterogeneous_model(parent.config, _shape_with(parent, layer, variant))
-    prefix = f"model.layers.{layer}."
+    prefix = f"{LAYERS}{layer}."
     replaced = {prefix + name for name in subblock_weights(parent.model.layers[layer].state_dict(), variant.part)}
     state = {name: value for name, value in parent.state_dict().items() if name not in replaced}
     if block is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from components.core.block_files import write_block
+from components.core.numbering import LAYERS
 from components.search.space import Variant
 from components.search.variants import Weights
 
@@ -35,7 +36,7 @@ def load_block(folders: Iterable[Path], key: BlockKey) -> Weights:
 
 def _prefix(key: BlockKey) -> str:
     """What a model puts before the names of tensors within the layer."""
-    return f"model.layers.{key[0]}."
+    return f"{LAYERS}{key[0]}."
 
 
 def block_path(folder: Path, key: BlockKey) -> Path:
