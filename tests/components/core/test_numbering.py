@@ -40,7 +40,7 @@ def test_a_configuration_with_gaps_has_the_same_layers(numbers: list[int]) -> No
     config = config_of(len(numbers))
     plain, spread = Architecture.from_config(config), Architecture.from_config(with_gaps(config, numbers))
     assert list(spread.layer_numbers) == numbers
-    assert spread.without_gaps() == plain != spread or numbers == list(range(len(numbers)))
+    assert spread.without_gaps() == plain
     assert spread.block_configs() == config["block_configs"]
     assert set(spread.weight_shapes()) == {name_in_files(name, numbers) for name in plain.weight_shapes()}
 

@@ -173,12 +173,17 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
 def test_no_space_on_the_server(s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from minio.error import S3Error
 
-    store = open_store(s3_uri, local=tmp_path / "local")
+    from components.core.s3_body import Body
 
-    def full(*_: Any, **__: Any) -> None:
-        raise S3Error(None, "QuotaExceeded", "quota", None, None, None)
+    store = open_store(s3_uri, local=tmp_path / "local")
+    put = store.backend._client._put_object  # type: ignore[attr-defined]
+
+    def full(bucket: str, key: str, data: Any, headers: Any) -> Any:
+        if isinstance(data, Body) and data.size == 3:
+            raise S3Error(None, "QuotaExceeded", "quota", None, None, None)
+        return put(bucket, key, data, headers)
 
     monkeypatch.setattr(store.backend._client, "_put_object", full)  # type: ignore[attr-defined]
-    with pytest.raises(StoreError, match=r"no space left in bucket 'tessera': \d+ bytes are needed \(QuotaExceeded\)"):
+    with pytest.raises(StoreError, match=r"no space left in bucket 'tessera': 3 bytes are needed \(QuotaExceeded\)"):
         store.put_folder(source, "data")
     assert store.documents("artifacts/") == []
