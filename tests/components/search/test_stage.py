@@ -147,7 +147,7 @@ def test_children_are_measured_beside_their_parent_until_the_costs_are_right(
 ) -> None:
     pytest.importorskip("vllm")
     costs = json.loads((given_costs / "costs.json").read_text())
-    costs["measurement"] = {"batch_size": 2, "prompt_tokens": 4, "new_tokens": 4, "rounds": 3}
+    costs["measurement"] = {"batch_size": 2, "prompt_tokens": 4, "new_tokens": 4, "rounds": 15}
     for name, latency_ms in {"attention-4": 10.0, "attention-2": 0.05, "attention-1": 0.04}.items():
         costs["blocks"][name]["latency_ms"] = latency_ms  # a KV head fewer saves almost nothing in truth
     (tmp_path / "costs").mkdir()
