@@ -2,7 +2,7 @@
 
 import sys
 
-from pipelines.errors import RunStopped
+from components.core.base.errors import RunStopped
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def main() -> None:
 
 def run_command(arguments: list[str], *, debug: bool = False) -> int:
     """Run a command line; returns its exit code: 0 good, 1 the work failed, 2 wrong use or input."""
-    from components.core.errors import TesseraError
+    from components.core.base.errors import TesseraError
 
     try:
         app(args=arguments, prog_name="tessera")

@@ -1,6 +1,6 @@
 """Container entry: `python -m components.data --help`."""
 
-from components.core.entry import main
+from components.core.runtime.entry import main
 from components.data.config import STAGE
 
 main(STAGE)

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
 
-from components.core.kubeflow import image
+from components.core.runtime.kfp_task import image
 
 
 @dsl.component(install_kfp_package=False, base_image=image("data"))
@@ -23,6 +23,6 @@ def data(
     own_problems: Input[Dataset] = None,  # type: ignore[assignment]
 ) -> None:
     """Make the demo's world of arithmetic, or read a user's own files, and settle the tokenizer."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
     execute("components.data.config:STAGE", locals())

@@ -1,21 +1,24 @@
 """What the data stage needs, takes and makes."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from components.core.config import Config
-from components.core.stage import Input, Output, Stage
+from components.core.base.config import Config
+from components.core.runtime.stage import Input, Output, Stage
 
 
 class ArithmeticConfig(Config):
     """The demo's world: chains of one-digit operations modulo 10, worked from left to right."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"hard_share": "hard_fraction"}
+
     standard_levels: tuple[int, int] = (1, 5)
     """Fewest and most operations of a standard problem."""
     hard_levels: tuple[int, int] = (8, 10)
     """Fewest and most operations of a hard problem: the longest there are."""
-    hard_share: float = Field(default=0.04, ge=0, le=1)
+    hard_fraction: float = Field(default=0.04, ge=0, le=1)
     """Share of hard problems among those drawn for training. Short ones repeat, and repeats are dropped, so that the
     share of those kept is larger: 0.056 with the defaults."""
     num_train: int = Field(default=36000, gt=0)
@@ -39,13 +42,18 @@ class ArithmeticConfig(Config):
 class DataConfig(Config):
     """Corpus, chats and problems, and the tokenizer they are read with."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "test_share": "test_fraction",
+        "validation_share": "validation_fraction",
+    }
+
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     """The world that is made where the user gives no corpus."""
     vocab_size: int = Field(default=320, ge=280)
     """Tokens of a tokenizer trained on the fly; a parent's own tokenizer keeps its size."""
-    validation_share: float = Field(default=0.05, gt=0, lt=0.5)
+    validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of what a user's rows ask held out for validation, chosen by hash."""
-    test_share: float = Field(default=0.05, gt=0, lt=0.5)
+    test_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of a user's problems held out for the test, chosen by hash; those of the top third of levels, where rows
     have a `level`, are the hard test."""
     skip_bad: bool = False

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from components.core.batches import eos_token_id
-from components.core.chat import encode_chats
-from components.core.errors import DataError
-from components.core.rows import Row
+from components.core.base.errors import DataError
+from components.core.text.chat import encode_chats
+from components.core.text.jsonl import Row
+from components.core.text.packing import eos_token_id
 
 Item = dict[str, Any]
 """A chat's or a pack's token ids and loss mask, under NeMo's names."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.core.chat import END_THINK, THINK, check_turns, format_ok, system_message
-from components.core.errors import DataError
-from components.core.rows import Row, decode, first_few, read_user_rows
+from components.core.base.errors import DataError
+from components.core.text.chat import END_THINK, THINK, check_turns, format_ok, system_message
+from components.core.text.jsonl import Row, decode, first_few, read_user_rows
 
 TOGGLE = re.compile(r"\s*detailed thinking (on|off)\b\s*")
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence, Set
 
-from components.core.rows import Row
+from components.core.text.jsonl import Row
 
 VALIDATION, TEST = 0, 8
 """First byte of the part of a question's hash that decides on each kind of holding out."""
@@ -28,15 +28,15 @@ def hardest_levels(rows: Iterable[Row]) -> set[object]:
     return set(levels[-max(1, len(levels) // 3) :]) if len(levels) > 1 else set()
 
 
-def split_problems(rows: Sequence[Row], validation_share: float, test_share: float) -> dict[str, list[Row]]:
+def split_problems(rows: Sequence[Row], validation_fraction: float, test_fraction: float) -> dict[str, list[Row]]:
     """Problems by split; those of the test that have one of the hardest levels are the hard test."""
     named = [(identity(str(row["question"])), row) for row in rows]
     hardest = hardest_levels(rows)
-    validation = hold_out((name for name, _ in named), validation_share, VALIDATION)
+    validation = hold_out((name for name, _ in named), validation_fraction, VALIDATION)
     test: set[bytes] = set()
     for hard in (False, True):  # apart, so that neither test stays empty
         left = (name for name, row in named if name not in validation and (row["level"] in hardest) is hard)
-        test |= hold_out(left, test_share, TEST)
+        test |= hold_out(left, test_fraction, TEST)
     splits: dict[str, list[Row]] = {split: [] for split in ("train", "validation", "test-standard", "test-hard")}
     for name, row in named:
         tested = "test-hard" if row["level"] in hardest else "test-standard"

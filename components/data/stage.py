@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 
-from components.core.chat import END_THINK, THINK, system_message
-from components.core.job import Job
-from components.core.rows import Row, write_rows
-from components.core.tokenizer import add_toggle, train_tokenizer
+from components.core.runtime.context import StageContext
+from components.core.text.chat import END_THINK, THINK, system_message
+from components.core.text.jsonl import Row, write_rows
+from components.core.text.tokenizer import add_toggle, train_tokenizer
 from components.data import arithmetic, own_files
 from components.data.config import ArithmeticConfig, DataConfig
 from components.data.nemo_packed import write_packed
@@ -23,7 +23,7 @@ TOKENIZER_SAMPLE = 20000
 def run(
     config: DataConfig,
     *,
-    job: Job,
+    context: StageContext,
     out: Path,
     parent: Path | None = None,
     own_corpus: Path | None = None,
@@ -50,9 +50,11 @@ def run(
         )
         if packed < len(tables["chats", "train"]):
             left = len(tables["chats", "train"]) - packed
-            job.note(f"{left} chats are longer than nemo_packed={config.nemo_packed} and were left out of NeMo's packs")
+            context.note(
+                f"{left} chats are longer than nemo_packed={config.nemo_packed} and were left out of NeMo's packs"
+            )
     if skipped:
-        job.note(f"{skipped} malformed lines or files were left out")
+        context.note(f"{skipped} malformed lines or files were left out")
     return {"rows": counts, "skipped": skipped, "vocab_size": vocabulary}
 
 
@@ -63,7 +65,7 @@ Tables = dict[tuple[str, str], Sequence[Row]]
 def demo_tables(config: ArithmeticConfig, seed: int) -> Tables:
     """The world of arithmetic."""
     rng = random.Random(seed)
-    hard = (config.hard_levels, config.hard_share)
+    hard = (config.hard_levels, config.hard_fraction)
     train = arithmetic.sample("train", config.num_train, config.standard_levels, rng, hard)
     validation = arithmetic.sample("validation", config.num_validation, config.standard_levels, rng, hard)
     standard = arithmetic.sample("test", config.num_test, config.standard_levels, rng)
@@ -101,11 +103,11 @@ def own_tables(
     for output, (folder, read) in readers.items():
         rows[output], bad = read(folder, skip_bad=config.skip_bad) if folder is not None else ([], 0)
         skipped += bad
-    splits = {"problems": split_problems(rows["problems"], config.validation_share, config.test_share)}
+    splits = {"problems": split_problems(rows["problems"], config.validation_fraction, config.test_fraction)}
     away = (row for split, out in splits["problems"].items() if split != "train" for row in out)
     held = {identity(str(row["question"])) for row in away}
     for output in ("chats", "corpus"):
-        splits[output] = split_rows(rows[output], own_files.questions, config.validation_share, held)
+        splits[output] = split_rows(rows[output], own_files.questions, config.validation_fraction, held)
     return {(output, split): out for output, tables in splits.items() for split, out in tables.items()}, skipped
 
 

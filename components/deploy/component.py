@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Input, Model, Output
 
-from components.core.kubeflow import image
+from components.core.runtime.kfp_task import image
 
 
 @dsl.component(install_kfp_package=False, base_image=image("deploy"))
@@ -18,6 +18,6 @@ def deploy(
     metrics: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
     """Hold the model to its gate, smoke-test it in a server, and bundle it."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
     execute("components.deploy.config:STAGE", locals())

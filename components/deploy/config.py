@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from components.core.config import Config
-from components.core.stage import Input, Output, Stage
+from components.core.base.config import Config
+from components.core.runtime.stage import Input, Output, Stage
 
 
 class Gate(Config):

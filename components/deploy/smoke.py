@@ -4,8 +4,8 @@ from typing import Any
 
 from openai import OpenAI
 
-from components.core.chat import END_THINK, THINK, Mode, system_message
-from components.core.errors import StageFailed
+from components.core.base.errors import StageFailed
+from components.core.text.chat import END_THINK, THINK, Mode, system_message
 
 SERVED_NAME = "model"
 TIMEOUT_S = 120.0

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.core.chat import Mode, has_toggle
-from components.core.errors import CheckpointError, StageFailed
-from components.core.job import Interrupted, Job
-from components.core.vllm_server import Server
+from components.core.base.errors import CheckpointError, StageFailed
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.serving.server import Server
+from components.core.text.chat import Mode, has_toggle
 from components.deploy.bundle import write_bundle
 from components.deploy.config import DeployConfig
 from components.deploy.gate import check
@@ -17,7 +17,9 @@ from components.deploy.smoke import SERVED_NAME, converse
 MODES: tuple[Mode, ...] = ("on", "off")
 
 
-def run(config: DeployConfig, *, job: Job, out: Path, model: Path, metrics: Path | None = None) -> dict[str, Any]:
+def run(
+    config: DeployConfig, *, context: StageContext, out: Path, model: Path, metrics: Path | None = None
+) -> dict[str, Any]:
     """Hold the model to its gate, write the bundle, start a server on it and speak to it.
 
     Raises:
@@ -35,13 +37,13 @@ def run(config: DeployConfig, *, job: Job, out: Path, model: Path, metrics: Path
         reason = shortcomings(checks) if measured else "nothing was measured"
         if config.fail_on_gate:
             raise StageFailed(f"the gate is not passed: {reason}", hint="see the report, or lower deploy.gate")
-        job.note(f"the gate is not passed: {reason}; the model is registered as a candidate")
+        context.note(f"the gate is not passed: {reason}; the model is registered as a candidate")
     write_bundle(model, out / "bundle", config)
     return {
         "gate": {"passed": passed, "checks": checks},
         "alias": "champion" if passed else "candidate",
         "registered_model": config.name,
-        "smoke": smoke_test(config, out / "bundle", job),
+        "smoke": smoke_test(config, out / "bundle", context),
     }
 
 
@@ -56,23 +58,23 @@ def shortcomings(checks: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{e['check']}={e['threshold']} (found {e['value']})" for e in checks if not e["passed"])
 
 
-def smoke_test(config: DeployConfig, bundle: Path, job: Job) -> list[dict[str, Any]]:
+def smoke_test(config: DeployConfig, bundle: Path, context: StageContext) -> list[dict[str, Any]]:
     """Start a server on the bundle, ask every question in both modes, and stop it: the transcript."""
 
     def stop_if_asked(_: float = 0.0) -> None:
-        if job.stopping():
+        if context.stopping():
             raise Interrupted
 
     talks: list[dict[str, Any]] = []
     asked = [(question, mode) for question in config.questions for mode in MODES]
-    with Server(bundle, name=SERVED_NAME, log=job.scratch / "server.log", on_wait=stop_if_asked) as server:
+    with Server(bundle, name=SERVED_NAME, log=context.scratch / "server.log", on_wait=stop_if_asked) as server:
         for question, mode in asked:
             stop_if_asked()
             talk = converse(server.url, question, mode, config.max_tokens)
             if not talk["kept_format"]:
-                job.note(f"smoke test: thinking {mode}, {question!r} was answered without the format of that mode")
+                context.note(f"smoke test: thinking {mode}, {question!r} was answered without the format of that mode")
             if not talk["same_when_streamed"]:
-                job.note(f"smoke test: thinking {mode}, {question!r} was answered otherwise when streamed")
+                context.note(f"smoke test: thinking {mode}, {question!r} was answered otherwise when streamed")
             talks.append(talk)
-            job.progress(len(talks), len(asked), what="smoke test")
+            context.progress(len(talks), len(asked), what="smoke test")
     return talks

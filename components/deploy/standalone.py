@@ -6,8 +6,8 @@ Off unless asked for: our own servers never run code from a model folder.
 import json
 from pathlib import Path
 
-from components.core.architecture import Architecture
-from components.core.errors import CheckpointError
+from components.core.base.errors import CheckpointError
+from components.core.model.architecture import Architecture
 
 FILE = "configuration_decilm.py"
 SOURCE = '''"""Configuration of model type nemotron-nas, for servers without Tessera."""
@@ -50,7 +50,7 @@ def add_configuration_file(bundle: Path) -> None:
     if reason is not None:
         raise CheckpointError(
             f"{reason}: vLLM runs the model only with Tessera's plug-in, not on servers without it",
-            hint="set deploy.add_configuration_file to false, or search without allow_unserved",
+            hint="set deploy.add_configuration_file to false, or search without allow_plugin_only_blocks",
         )
     config["auto_map"] = {"AutoConfig": f"{FILE.removesuffix('.py')}.DeciLMConfig"}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

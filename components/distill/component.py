@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
 
-from components.core.kubeflow import image
+from components.core.runtime.kfp_task import image
 
 
 @dsl.component(install_kfp_package=False, base_image=image("distill"))
@@ -19,6 +19,6 @@ def distill(
     teacher: Input[Model] = None,  # type: ignore[assignment]
 ) -> None:
     """Teach the child its parent's distributions and hidden states."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
     execute("components.distill.config:STAGE", locals())

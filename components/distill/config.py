@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from components.core.schedule import TrainConfig
-from components.core.stage import Input, Output, Stage
+from components.core.runtime.stage import Input, Output, Stage
+from components.core.training.train_config import TrainConfig
 
 
 class DistillConfig(TrainConfig):

@@ -1,6 +1,6 @@
 """Container entry: `python -m components.eval --help`."""
 
-from components.core.entry import main
+from components.core.runtime.entry import main
 from components.eval.config import STAGE
 
 main(STAGE)

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from components.core.config import Config
+from components.core.base.config import Config
 
-Way = Literal["on", "off", "plain"]
+PromptMode = Literal["on", "off", "plain"]
 """Thinking on, thinking off, or a base model's own way: a completion of the plain prompt."""
 
 
@@ -17,7 +17,7 @@ class Answered(Config):
     """Role of the model."""
     split: str
     """Which test the problem is from."""
-    mode: Way
+    mode: PromptMode
     """How it was asked."""
     id: str
     """The problem's own id."""

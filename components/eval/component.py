@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
-from components.core.kubeflow import image
+from components.core.runtime.kfp_task import image
 
 
 @dsl.component(install_kfp_package=False, base_image=image("eval"))
@@ -25,6 +25,6 @@ def eval(
     rl: Input[Model] = None,  # type: ignore[assignment]
 ) -> None:
     """Measure every model so far in both modes, through a vLLM server."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
     execute("components.eval.config:STAGE", locals())

@@ -2,9 +2,9 @@
 
 from pydantic import Field
 
-from components.core.config import Config
-from components.core.stage import Input, Output, Stage
-from components.core.workload import Workload
+from components.core.base.config import Config
+from components.core.runtime.stage import Input, Output, Stage
+from components.core.serving.load_profile import Workload
 
 ROLES = ("parent", "child", "random_child", "greedy_child", "distilled", "pretrained", "sft", "rl")
 """Inputs that are models, in the order of the recipe."""

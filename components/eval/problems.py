@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from components.core.errors import DataError
-from components.core.problems import Problem, read_problems
+from components.core.base.errors import DataError
+from components.core.text.problems import Problem, read_problems
 
 SPLITS = ("standard", "hard")
 

@@ -43,8 +43,8 @@ def _interval(rows: Sequence[Answered]) -> list[float] | None:
 
 
 def _format(rows: Sequence[Answered]) -> float | None:
-    kept = [ok for row in rows for ok in row.kept_format or ()]
-    return sum(kept) / len(kept) if kept else None
+    checkpoint = [ok for row in rows for ok in row.kept_format or ()]
+    return sum(checkpoint) / len(checkpoint) if checkpoint else None
 
 
 def _count(rows: Sequence[Answered]) -> int | None:

@@ -11,17 +11,17 @@ from typing import Self
 
 from openai import APIError
 
-from components.core.architecture import Architecture
-from components.core.errors import StageFailed
-from components.core.inspection import read_architecture
-from components.core.job import Interrupted, Job
-from components.core.problems import Problem
-from components.core.vllm_server import Launcher, Server, max_position_embeddings, tail
-from components.core.vllm_settings import vllm_uses_gpu
-from components.eval.answers import Answered, Way
-from components.eval.asking import SERVED_NAME, ask
+from components.core.base.errors import StageFailed
+from components.core.model.architecture import Architecture
+from components.core.model.inspection import read_architecture
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.serving.server import Launcher, Server, max_position_embeddings, tail
+from components.core.serving.settings import vllm_uses_gpu
+from components.core.text.problems import Problem
+from components.eval.answers import Answered, PromptMode
+from components.eval.checkpoint import EvalCheckpoint
+from components.eval.client import SERVED_NAME, ask
 from components.eval.config import WITH_TOGGLE, EvalConfig
-from components.eval.kept import Kept
 
 SERVERS_AT_A_TIME = 2
 """On a CPU, where a server computes on one thread; on a GPU a server takes the memory of the device."""
@@ -47,7 +47,7 @@ class Served:
         return cls(read_architecture(folder).without_gaps(), digests)
 
 
-def turns(models: Mapping[str, Path]) -> list[list[str]]:
+def group_by_architecture(models: Mapping[str, Path]) -> list[list[str]]:
     """Groups of roles that one server can serve in turn by swapping weights; the group with most to do first."""
     groups: dict[Served, list[str]] = {}
     for role, folder in models.items():
@@ -55,16 +55,18 @@ def turns(models: Mapping[str, Path]) -> list[list[str]]:
     return sorted(groups.values(), key=lambda roles: sum(len(ways(role)) for role in roles), reverse=True)
 
 
-def ways(role: str) -> tuple[Way, ...]:
+def ways(role: str) -> tuple[PromptMode, ...]:
     """How a model is asked."""
     return ("on", "off") if role in WITH_TOGGLE else ("plain",)
 
 
-class Questioning:
+class EvalRunner:
     """Asks all models, and keeps the answers of each as soon as it has all of them."""
 
-    def __init__(self, config: EvalConfig, problems: Sequence[Problem], job: Job, kept: Kept) -> None:
-        self._config, self._problems, self._job, self._kept = config, problems, job, kept
+    def __init__(
+        self, config: EvalConfig, problems: Sequence[Problem], context: StageContext, checkpoint: EvalCheckpoint
+    ) -> None:
+        self._config, self._problems, self._context, self._checkpoint = config, problems, context, checkpoint
         self._lock = Lock()
         self._done = self._total = 0
         self._given_up = False
@@ -76,13 +78,15 @@ class Questioning:
             DataError: a problem is too long for a model.
             Interrupted: the stage was asked to stop; models that were done are kept.
         """
-        waiting = {role: folder for role, folder in models.items() if role not in self._kept.answers}
+        waiting = {role: folder for role, folder in models.items() if role not in self._checkpoint.answers}
         self._total = len(self._problems) * sum(len(ways(role)) for role in waiting)
         if not waiting:
             return
         at_a_time = 1 if vllm_uses_gpu() else SERVERS_AT_A_TIME
         with Launcher() as launcher, ThreadPoolExecutor(at_a_time) as pool:
-            groups = [pool.submit(self._ask_group, launcher, roles, waiting) for roles in turns(waiting)]
+            groups = [
+                pool.submit(self._ask_group, launcher, roles, waiting) for roles in group_by_architecture(waiting)
+            ]
             try:
                 for group in as_completed(groups):
                     group.result()
@@ -99,8 +103,8 @@ class Questioning:
                     server.swap_weights(models[role], version=role)
                 answers = self._ask_model(server, role)
                 with self._lock:
-                    self._kept.answers[role] = answers
-                    self._kept.save(self._job.resume)
+                    self._checkpoint.answers[role] = answers
+                    self._checkpoint.save(self._context.resume)
 
     def _server(self, launcher: Launcher, roles: Sequence[str], models: Mapping[str, Path]) -> Server:
         """The server of a group, not started yet."""
@@ -109,7 +113,7 @@ class Questioning:
         return Server(
             folder,
             name=SERVED_NAME,
-            log=self._job.scratch / f"server-{roles[0]}.log",
+            log=self._context.scratch / f"server-{roles[0]}.log",
             swappable=len(roles) > 1,
             max_model_len=min(max_position_embeddings(folder), longest + PROMPT_ROOM_TOKENS + self._config.max_tokens),
             max_num_seqs=self._config.concurrency,
@@ -125,7 +129,7 @@ class Questioning:
             with self._lock:
                 self._done += 1
                 if self._done % PROGRESS_EVERY == 0 or self._done == self._total:
-                    self._job.progress(self._done, self._total, what=role)
+                    self._context.progress(self._done, self._total, what=role)
 
         try:
             return asyncio.run(ask(server.url, role, self._problems, ways(role), self._config, tick))
@@ -134,5 +138,5 @@ class Questioning:
 
     def _stop_if_asked(self) -> None:
         """Leave where the stage was asked to, or where the other server has failed."""
-        if self._given_up or self._job.stopping():
+        if self._given_up or self._context.stopping():
             raise Interrupted

@@ -8,40 +8,46 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from components.core.architecture import Architecture
-from components.core.chat import has_toggle
-from components.core.errors import CheckpointError, InputError
-from components.core.inspection import read_architecture
-from components.core.job import Job
-from components.core.vllm_timing import measure_step_ms
-from components.core.workload import Workload
+from components.core.base.errors import CheckpointError, InputError
+from components.core.model.architecture import Architecture
+from components.core.model.inspection import read_architecture
+from components.core.runtime.context import StageContext
+from components.core.serving.load_profile import Workload
+from components.core.serving.timing import measure_step_ms
+from components.core.text.chat import has_toggle
 from components.eval.answers import write_answers
+from components.eval.checkpoint import EvalCheckpoint
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
-from components.eval.kept import Kept
 from components.eval.problems import load_problems
 from components.eval.scores import scores
-from components.eval.serving import Questioning
+from components.eval.serving import EvalRunner
 
 
-def run(config: EvalConfig, *, job: Job, out: Path, problems: Path, **models: Path | None) -> dict[str, JsonValue]:
+def run(
+    config: EvalConfig, *, context: StageContext, out: Path, problems: Path, **models: Path | None
+) -> dict[str, JsonValue]:
     """Measure speed with nothing else running, then ask; write `metrics.json` and `answers.jsonl`."""
     given = {role: folder for role in ROLES if (folder := models.get(role)) is not None}
     check_models(given)
     asked = load_problems(problems, config.num_problems)
-    kept = Kept.latest(job.resume)
-    if not kept.speeds:
-        kept.speeds = measure_speeds(given, config.workload)
-        kept.save(job.resume)
-    Questioning(config, asked, job, kept).ask(given)
+    checkpoint = EvalCheckpoint.latest(context.resume)
+    if not checkpoint.speeds:
+        checkpoint.speeds = measure_speeds(given, config.workload)
+        checkpoint.save(context.resume)
+    EvalRunner(config, asked, context, checkpoint).ask(given)
     rows = {
-        reported(role): {**facts(folder), "tokens_per_second": kept.speeds[role], **scores(kept.answers[role])}
+        reported(role): {
+            **facts(folder),
+            "tokens_per_second": checkpoint.speeds[role],
+            **scores(checkpoint.answers[role]),
+        }
         for role, folder in given.items()
     }
     metrics = {"models": rows, "settings": config.canonical()}
     (out / "metrics" / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     write_answers(
         out / "metrics" / "answers.jsonl",
-        (row.model_copy(update={"model": reported(role)}) for role in given for row in kept.answers[role]),
+        (row.model_copy(update={"model": reported(role)}) for role in given for row in checkpoint.answers[role]),
     )
     return {"models": {role: row["accuracy"] for role, row in rows.items()}}
 

@@ -1,6 +1,6 @@
 """Container entry: `python -m components.pretrain --help`."""
 
-from components.core.entry import main
+from components.core.runtime.entry import main
 from components.pretrain.config import STAGE
 
 main(STAGE)

@@ -4,9 +4,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from components.core.config import Config
-from components.core.schedule import TrainConfig
-from components.core.stage import Input, Output, Stage
+from components.core.base.config import Config
+from components.core.runtime.stage import Input, Output, Stage
+from components.core.training.train_config import TrainConfig
 
 
 class Shape(Config):

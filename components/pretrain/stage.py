@@ -7,27 +7,33 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from components.core.batches import Batch, PackedStream, eos_token_id, load_corpus
-from components.core.checkpoint import load_model, model_config, save_model
-from components.core.errors import RecipeError
-from components.core.hugging_face import LlamaConfig
-from components.core.job import Job
-from components.core.losses import counted, cross_entropy_sum
-from components.core.model import TesseraForCausalLM
-from components.core.train import train, unsharded
+from components.core.base.errors import RecipeError
+from components.core.model.checkpoint import load_model, model_config, save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.hugging_face import LlamaConfig
+from components.core.runtime.context import StageContext
+from components.core.text.packing import Batch, PackedStream, eos_token_id, load_corpus
+from components.core.training.loop import train, unsharded
+from components.core.training.losses import counted, cross_entropy_sum
 from components.pretrain.config import PretrainConfig, Shape
 
 
 def run(
-    config: PretrainConfig, *, job: Job, out: Path, tokenizer: Path, corpus: Path, model: Path | None = None
+    config: PretrainConfig,
+    *,
+    context: StageContext,
+    out: Path,
+    tokenizer: Path,
+    corpus: Path,
+    model: Path | None = None,
 ) -> dict[str, JsonValue]:
     """Train a new parent, or `model` further, on the corpus. Source: arXiv 2505.00949, section 2.2."""
     student = load_model(model) if model else new_model(config.shape, tokenizer, config.seed or 0)
     carried = model or tokenizer
     stream = PackedStream(load_corpus(corpus, carried, "train"), config.seq_len, config.seed or 0)
-    losses = train(student, stream, next_token_loss, config, job)
+    losses = train(student, stream, next_token_loss, config, context)
     whole = unsharded(student)
-    if job.rank == 0:
+    if context.rank == 0:
         save_model(whole, out / "trained", tokenizer=carried, by_block=model is None)  # a parent shares with children
     return {"loss": losses[-1], "num_steps": len(losses)}
 

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
 
-from components.core.kubeflow import image
+from components.core.runtime.kfp_task import image
 
 
 @dsl.component(install_kfp_package=False, base_image=image("rl"))
@@ -18,6 +18,6 @@ def rl(
     model: Input[Model] = None,  # type: ignore[assignment]
 ) -> None:
     """Reinforce right answers in the right format."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
     execute("components.rl.config:STAGE", locals())

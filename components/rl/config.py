@@ -1,15 +1,18 @@
 """What reinforcement learning needs, takes and makes."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from components.core.config import Config
-from components.core.stage import Input, Output, Stage
+from components.core.base.config import Config
+from components.core.runtime.stage import Input, Output, Stage
 
 
 class RlConfig(Config):
     """GRPO with accuracy and format rewards."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"thinking_off_share": "thinking_off_fraction"}
 
     num_steps: int = Field(default=40, ge=0)
     """Rollouts, each followed by `updates_per_step` optimizer steps."""
@@ -39,7 +42,7 @@ class RlConfig(Config):
     """Reward of a right answer."""
     format_reward: float = Field(default=0.2, ge=0)
     """Reward of the mode's format: thinking inside the tags when on, no tags when off."""
-    thinking_off_share: float = Field(default=0.0, ge=0, lt=1)
+    thinking_off_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the prompts of a rollout that are asked with thinking off."""
     max_pass_rate: float = Field(default=0.75, gt=0, le=1)
     """Problems that the incoming model solves at least this often are dropped; the paper has 0.75."""

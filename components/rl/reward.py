@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from components.core.chat import format_ok, parse_answer
-from components.core.verifier import verify
+from components.core.text.chat import format_ok, parse_answer
+from components.core.text.verifier import verify
 
 Judge = Callable[[str, str], bool]
 """(answer, expected) to right or wrong; may raise, which says nothing about the answer."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from components.core.errors import StageFailed
-from components.core.vllm_engine import Engine
+from components.core.base.errors import StageFailed
+from components.core.serving.engine import Engine
 from components.rl.reward import Environment, Reward
 
 

@@ -10,17 +10,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from components.core.batches import best_fit_decreasing, eos_token_id, pack_rows, read_rows
-from components.core.chat import prompt_ids
-from components.core.checkpoint import load_model, save_model
-from components.core.errors import DataError, InputError
-from components.core.example import Example
-from components.core.job import Interrupted, Job
-from components.core.losses import counted, token_logprobs
-from components.core.model import TesseraForCausalLM
-from components.core.points import load_point, save_point
-from components.core.train import adamw
-from components.core.vllm_engine import Engine
+from components.core.base.errors import DataError, InputError
+from components.core.model.checkpoint import load_model, save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.serving.engine import Engine
+from components.core.text.chat import prompt_ids
+from components.core.text.example import Example
+from components.core.text.packing import best_fit_decreasing, eos_token_id, pack_rows, read_rows
+from components.core.training.checkpoints import load_point, save_point
+from components.core.training.loop import adamw
+from components.core.training.losses import counted, token_logprobs
 from components.rl.config import RlConfig
 from components.rl.curriculum import order_problems
 from components.rl.grpo import PolicyLoss, group_advantages, policy_loss
@@ -28,24 +28,24 @@ from components.rl.reward import Environment
 from components.rl.rollout import Answer, Problem, refuse_stale, roll_out
 
 
-def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -> dict[str, Any]:
+def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, problems: Path) -> dict[str, Any]:
     """Measure pass rates, plan the curriculum, then roll out and learn in turn; vLLM and learner share the process."""
-    if job.placement.processes > 1:
+    if context.placement.processes > 1:
         raise InputError(
-            f"rl runs as one process, not {job.placement.processes}", hint="set rl.placement.processes to 1"
+            f"rl runs as one process, not {context.placement.processes}", hint="set rl.placement.processes to 1"
         )
     torch.manual_seed(config.seed or 0)
     rows = load_problems(problems, config)
     policy = load_model(model)
     learner = Learner(policy, config, model)
-    found = load_point(job, policy, learner.optimizer)
+    found = load_point(context, policy, learner.optimizer)
     with Engine(
         model,
         max_model_len=config.max_tokens + max(len(p.prompt_ids) for p in ask(rows, model, "on")),
         max_num_seqs=config.prompts_per_step * config.samples_per_prompt,
         seed=config.seed or 0,
     ) as engine:
-        rollouts = Rollouts(engine, Tokenizer.from_file(str(model / "tokenizer.json")), learner.eos, config, job)
+        rollouts = Rollouts(engine, Tokenizer.from_file(str(model / "tokenizer.json")), learner.eos, config, context)
         if found:
             first_step, state = found
             curve, batches, pass_rate = state["curve"], state["batches"], state["pass_rate"]
@@ -55,7 +55,7 @@ def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -
         else:
             first_step, curve = 0, []
             pass_rate, batches = rollouts.curriculum(ask(rows, model, "on"))
-        job.resume.interval_s = config.resume_interval_s
+        context.resume.interval_s = config.resume_interval_s
         for step in range(first_step, config.num_steps):
             asked = mixed_modes(rows, batches[step], model, config, step)
             groups = rollouts.sample(asked, seed=(config.seed or 0) * 7919 + step + 1)
@@ -63,12 +63,12 @@ def run(config: RlConfig, *, job: Job, out: Path, model: Path, problems: Path) -
             numbers = learner.learn(groups)
             engine.update_weights(policy.named_parameters(), version=step + 1)
             curve.append(numbers)
-            job.progress(step + 1, config.num_steps, "", **numbers)
-            if (job.stopping() or job.resume.due()) and step + 1 < config.num_steps:
+            context.progress(step + 1, config.num_steps, "", **numbers)
+            if (context.stopping() or context.resume.due()) and step + 1 < config.num_steps:
                 state = {"curve": curve, "batches": batches, "pass_rate": pass_rate, "updates": learner.updates}
                 state["quarantine"] = rollouts.environment.quarantine
-                save_point(job, step + 1, policy, learner.optimizer, state)
-                if job.stopping():
+                save_point(context, step + 1, policy, learner.optimizer, state)
+                if context.stopping():
                     raise Interrupted
         quarantine = dict(rollouts.environment.quarantine)
     save_model(policy.train(False), out / "policy", tokenizer=model)
@@ -102,7 +102,7 @@ def mixed_modes(
 ) -> list[Problem]:
     """The problems of a batch, a share of them asked with thinking off."""
     chosen = [rows[number] for number in batch]
-    num_off = round(config.thinking_off_share * len(chosen))
+    num_off = round(config.thinking_off_fraction * len(chosen))
     random.Random((config.seed or 0) + step).shuffle(chosen)
     return ask(chosen[num_off:], tokenizer, "on") + (ask(chosen[:num_off], tokenizer, "off") if num_off else [])
 
@@ -110,9 +110,9 @@ def mixed_modes(
 class Rollouts:
     """Samples and judges answers with the engine's current weights."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, eos: int, config: RlConfig, job: Job) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, eos: int, config: RlConfig, context: StageContext) -> None:
         self.environment = Environment(config.accuracy_reward, config.format_reward)
-        self._engine, self._tokenizer, self._eos, self._config, self._job = engine, tokenizer, eos, config, job
+        self._engine, self._tokenizer, self._eos, self._config, self._context = engine, tokenizer, eos, config, context
 
     def sample(self, problems: Sequence[Problem], seed: int, samples: int | None = None) -> list[list[Answer]]:
         """A group of answers to each problem."""
@@ -129,7 +129,7 @@ class Rollouts:
             seed=seed,
         )
         if len(self.environment.quarantine) > before:
-            self._job.note(f"{len(self.environment.quarantine)} problems are in quarantine: their judge failed")
+            self._context.note(f"{len(self.environment.quarantine)} problems are in quarantine: their judge failed")
         return groups
 
     def curriculum(self, problems: Sequence[Problem]) -> tuple[float, list[list[int]]]:
@@ -139,7 +139,9 @@ class Rollouts:
         rate_of = {group[0].problem.id: sum(answer.reward.right for answer in group) / len(group) for group in groups}
         kept = [i for i, p in enumerate(problems) if rate_of.get(p.id, 1.0) < config.max_pass_rate]
         if len(kept) < config.prompts_per_step:
-            self._job.note(f"only {len(kept)} problems are below max_pass_rate={config.max_pass_rate}: all are used")
+            self._context.note(
+                f"only {len(kept)} problems are below max_pass_rate={config.max_pass_rate}: all are used"
+            )
             kept = [i for i, p in enumerate(problems) if p.id in rate_of]
         batches = order_problems(
             [rate_of[problems[i].id] for i in kept],

@@ -1,6 +1,6 @@
 """Container entry: `python -m components.search --help` does the whole search."""
 
-from components.core.entry import main
-from components.search.config import SEARCH
+from components.core.runtime.entry import main
+from components.search.declarations import SEARCH
 
 main(SEARCH)

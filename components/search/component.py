@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
-from components.core.kubeflow import image
+from components.core.runtime.kfp_task import image
 
 
 @dsl.component(install_kfp_package=False, base_image=image("search"))
@@ -18,9 +18,9 @@ def search_importance(
     corpus: Input[Dataset] = None,  # type: ignore[assignment]
 ) -> None:
     """Score FFN channels on calibration text."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
-    execute("components.search.config:IMPORTANCE", locals())
+    execute("components.search.declarations:IMPORTANCE", locals())
 
 
 @dsl.component(install_kfp_package=False, base_image=image("search"))
@@ -35,9 +35,9 @@ def search_costs(
     own_costs: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
     """Measure what every sub-block costs."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
-    execute("components.search.config:COSTS", locals())
+    execute("components.search.declarations:COSTS", locals())
 
 
 @dsl.component(install_kfp_package=False, base_image=image("search"))
@@ -55,9 +55,9 @@ def search_library(
     earlier: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
     """Distil the alternative sub-blocks of a share of the layers."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
-    execute("components.search.config:LIBRARY", locals())
+    execute("components.search.declarations:LIBRARY", locals())
 
 
 @dsl.component(install_kfp_package=False, base_image=image("search"))
@@ -76,9 +76,9 @@ def search_scores(
     problems: Input[Dataset] = None,  # type: ignore[assignment]
 ) -> None:
     """Score the alternative sub-blocks of a share of the layers."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
-    execute("components.search.config:SCORES", locals())
+    execute("components.search.declarations:SCORES", locals())
 
 
 @dsl.component(install_kfp_package=False, base_image=image("search"))
@@ -102,6 +102,6 @@ def search(
     earlier: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
     """Choose a sub-block for every place within the limits, fuse FFN runs, assemble the child."""
-    from components.core.kubeflow import execute
+    from components.core.runtime.kfp_task import execute
 
-    execute("components.search.config:SEARCH", locals())
+    execute("components.search.declarations:SEARCH", locals())

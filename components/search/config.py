@@ -1,14 +1,14 @@
 """What the stages of the search need, take and make."""
 
 import re
-from typing import Annotated, Literal, Self, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from components.core.config import Config
-from components.core.names import nearest
-from components.core.stage import Input, Output, Stage
-from components.core.workload import Deployment
+from components.core.base.config import Config
+from components.core.base.suggestions import nearest
+from components.core.serving.load_profile import LoadProfile
 from components.search.devices import DEVICES, Device
 
 TextMeasure = Literal["kl", "lm_loss", "cosine", "top1"]
@@ -111,6 +111,10 @@ class LayerRules(Config):
 class Space(Config):
     """The sub-blocks that each layer may have. Source: arXiv 2411.19146, section 2."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "allow_unserved": "allow_plugin_only_blocks",
+    }
+
     ffn_fractions: tuple[Fraction, ...] = (1.0, 0.5, 0.25)
     """FFN widths, as fractions of the parent's intermediate size; the parent's own width is always offered."""
     intermediate_sizes: tuple[Count, ...] = ()
@@ -123,10 +127,10 @@ class Space(Config):
     no_op_ffn: bool = True
     """Whether a layer may lose its FFN."""
     linear_attention: bool = True
-    """Whether an attention may become one matrix, as if each token saw itself alone; see `allow_unserved`."""
+    """Whether an attention may become one matrix, as if each token saw itself alone; see `allow_plugin_only_blocks`."""
     linear_ffn: bool = True
-    """Whether an FFN may become one matrix; see `allow_unserved`."""
-    allow_unserved: bool = False
+    """Whether an FFN may become one matrix; see `allow_plugin_only_blocks`."""
+    allow_plugin_only_blocks: bool = False
     """Also offer what vLLM runs only with Tessera's plug-in: linear parts, and a first layer without attention."""
     layers: dict[LayerRange, LayerRules] = Field(default={})
     """Rules of single layers, by number from 0 or by range, such as `4-7`: any of the settings above but the last, or
@@ -146,7 +150,7 @@ class Calibration(Config):
     """Order of the data and all randomness; the recipe's seed where not given."""
 
 
-class Measurement(Deployment):
+class Measurement(LoadProfile):
     """The deployment that costs are of: measured in vLLM on this machine, or predicted for a device elsewhere."""
 
     rounds: int = Field(default=7, gt=0)
@@ -175,6 +179,12 @@ class Measurement(Deployment):
 class Distillation(Config):
     """Blockwise local distillation of the library. Source: arXiv 2411.19146, section 3."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "small_error": "skip_below_error",
+        "stop_gain": "early_stop_min_improvement",
+        "stop_window": "early_stop_window",
+    }
+
     num_steps: int = Field(default=40, ge=0)
     """Optimizer steps; 0 leaves every variant as it was initialised."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -186,11 +196,11 @@ class Distillation(Config):
     of the parent's matrices, as in the paper."""
     resume_interval_s: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
-    small_error: float = Field(default=1e-3, ge=0)
+    skip_below_error: float = Field(default=1e-3, ge=0)
     """Normalised error below which a variant stays as it was initialised."""
-    stop_window: int | None = Field(default=None, gt=0)
+    early_stop_window: int | None = Field(default=None, gt=0)
     """Steps over which a variant's error is averaged to tell whether it still falls; all steps are taken without it."""
-    stop_gain: float = Field(default=0.01, ge=0, lt=1)
+    early_stop_min_improvement: float = Field(default=0.01, ge=0, lt=1)
     """Share by which a variant's error has to fall from one window to the next; where it does not, it is taught no
     more."""
 
@@ -223,10 +233,12 @@ class Fusion(Config):
     """Where a decode step before and after fusion is timed, for the report; not at all by default."""
 
 
-class TruthLoop(Config):
+class LatencyFeedback(Config):
     """Measuring children themselves, and solving again where the sum of block costs was wrong."""
 
-    rounds: int = Field(default=0, ge=0)
+    renamed_keys: ClassVar[Mapping[str, str]] = {"rounds": "max_rounds"}
+
+    max_rounds: int = Field(default=0, ge=0)
     """Children that are assembled and measured at most; three do. Each takes as long as vLLM takes to start."""
     tolerance: float = Field(default=0.02, gt=0)
     """Relative difference of the predicted and the measured time at which they agree."""
@@ -329,6 +341,11 @@ class ScoresConfig(Scored, Sharded):
 class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     """The whole search; holds what the stages before it need, so that it can also do their work."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "truth": "latency_feedback",
+        "allow_unserved": "allow_plugin_only_blocks",
+    }
+
     limits: Limits = Limits(latency_ms="60%")
     """The budget of the child."""
     score: Measure = "kl"
@@ -339,7 +356,7 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     """Training of the child's pairs of attention and FFN."""
     fusion: Fusion = Fusion()
     """FFN Fusion of the child and of the two baselines."""
-    truth: TruthLoop = TruthLoop()
+    latency_feedback: LatencyFeedback = LatencyFeedback()
     """Whether the child is measured itself."""
     candidates: Candidates = Candidates()
     """Whether several choices are tried before one is taken."""
@@ -356,17 +373,19 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     def _dropped_is_not_needed(self) -> Self:
         if self.drop_dominated and self.score != "kl":
             raise ValueError(f"drop_dominated goes by KL, which is never negative: score is {self.score}")
-        if self.drop_dominated and (self.truth.rounds or self.candidates.count > 1):
+        if self.drop_dominated and (self.latency_feedback.max_rounds or self.candidates.count > 1):
             raise ValueError(
                 "drop_dominated is for the best choice at the costs as they are: "
-                "leave it out, or truth.rounds and candidates"
+                "leave it out, or latency_feedback.max_rounds and candidates"
             )
         return self
 
     @model_validator(mode="after")
     def _truth_is_measured(self) -> Self:
-        if self.truth.rounds and self.measurement.device is not None:
-            raise ValueError("truth.rounds measures children on this machine: leave measurement.device out, or rounds")
+        if self.latency_feedback.max_rounds and self.measurement.device is not None:
+            raise ValueError(
+                "latency_feedback.max_rounds measures children on this machine: leave measurement.device out, or this"
+            )
         return self
 
     def part(self, kind: type[Settings], **more: str) -> Settings:
@@ -378,101 +397,3 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
         """
         shared = kind.model_fields.keys() & type(self).model_fields.keys()
         return kind(**{name: getattr(self, name) for name in shared}, **more)
-
-
-PARENT = Input("model", "the dense parent")
-CORPUS = Input("data", "train.jsonl and validation.jsonl with rows {text} or {prompt, completion}")
-PROBLEMS = Input(
-    "data",
-    "validation.jsonl with rows {id, question, prompt, answer}, where task.num_problems asks for it",
-    optional=True,
-)
-EARLIER = Input(
-    "library",
-    "an earlier search's library, or several in folders: what it trained is reused or begun from",
-    optional=True,
-)
-
-IMPORTANCE = Stage(
-    name="search-importance",
-    config=ImportanceConfig,
-    inputs={"parent": PARENT, "corpus": CORPUS},
-    outputs={"importance": Output("library", "importance.safetensors: the contribution of every FFN channel")},
-    entry="components.search.importance_stage:importance",
-    doc="Score FFN channels on calibration text.",
-    source="arXiv 2411.19146, appendix A",
-)
-
-COSTS = Stage(
-    name="search-costs",
-    config=CostsConfig,
-    inputs={
-        "parent": PARENT,
-        "own_costs": Input("table", "costs.json of an earlier run; replaces the measurement", optional=True),
-    },
-    outputs={"costs": Output("table", "costs.json: parameters, KV bytes and latency of every sub-block")},
-    entry="components.search.costs_stage:costs",
-    doc="Count, and measure on this machine, what every sub-block costs.",
-    source="arXiv 2411.19146, section 4.1",
-)
-
-LIBRARY = Stage(
-    name="search-library",
-    config=LibraryConfig,
-    inputs={
-        "parent": PARENT,
-        "corpus": CORPUS,
-        "importance": Input("library", "importance of FFN channels, from search-importance"),
-        "earlier": EARLIER,
-    },
-    outputs={
-        "library": Output(
-            "library", "layer-<i>/<variant>.safetensors: trained sub-blocks of this shard's layers; library.json"
-        )
-    },
-    entry="components.search.library_stage:library",
-    doc="Distil each alternative sub-block against the parent's own.",
-    source="arXiv 2411.19146, section 3",
-)
-
-SCORES = Stage(
-    name="search-scores",
-    config=ScoresConfig,
-    inputs={
-        "parent": PARENT,
-        "corpus": CORPUS,
-        "library": Input("library", "trained sub-blocks of the same layers, from search-library"),
-        "costs": Input("table", "from search-costs, where drop_dominated asks for it", optional=True),
-        "problems": PROBLEMS,
-    },
-    outputs={"scores": Output("table", "scores.json: replace-one-block KL of every sub-block of this shard's layers")},
-    entry="components.search.scores_stage:scores",
-    doc="Score each alternative sub-block by the KL of replacing just it.",
-    source="arXiv 2411.19146, section 4.2",
-)
-
-SEARCH = Stage(
-    name="search",
-    config=SearchConfig,
-    inputs={
-        "parent": PARENT,
-        "corpus": CORPUS,
-        "importance": Input("library", "from search-importance; computed here where absent", optional=True),
-        "libraries": Input(
-            "library", "one a shard of search-library; trained here where absent", optional=True, many=True
-        ),
-        "scores": Input("table", "one a shard of search-scores; computed here where absent", optional=True, many=True),
-        "costs": Input("table", "from search-costs, or own; measured here where absent", optional=True),
-        "problems": PROBLEMS,
-        "earlier": EARLIER,
-    },
-    outputs={
-        "child": Output("model", "the best child within the limits, FFN runs fused"),
-        "random_child": Output("model", "a random choice from the library at the same limits"),
-        "greedy_child": Output("model", "a greedy choice at the same limits"),
-        "search_table": Output("table", "search.json: options, choice, predictions, Pareto front, baselines, fusion"),
-    },
-    entry="components.search.stage:search",
-    doc="Choose one attention and one FFN a layer exactly within the limits, fuse FFN runs, write the child.",
-    source="arXiv 2411.19146, section 4; arXiv 2503.18908, section 3",
-)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from components.core.config import Config
-from components.core.workload import Dtype
+from components.core.base.config import Config
+from components.core.serving.load_profile import Dtype
 
 
 class Device(Config):

@@ -1,7 +1,7 @@
 """What supervised fine-tuning needs, takes and makes."""
 
-from components.core.schedule import TrainConfig
-from components.core.stage import Input, Output, Stage
+from components.core.runtime.stage import Input, Output, Stage
+from components.core.training.train_config import TrainConfig
 
 
 class SftConfig(TrainConfig):

@@ -6,30 +6,32 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from components.core.batches import Batch, PackedStream, eos_token_id, read_rows
-from components.core.chat import END_THINK, THINK, encode_chats
-from components.core.checkpoint import load_model, resize_vocabulary, save_model
-from components.core.errors import CheckpointError, DataError
-from components.core.job import Job
-from components.core.losses import counted, cross_entropy_sum
-from components.core.model import TesseraForCausalLM
-from components.core.train import train, unsharded
+from components.core.base.errors import CheckpointError, DataError
+from components.core.model.checkpoint import load_model, resize_vocabulary, save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import StageContext
+from components.core.text.chat import END_THINK, THINK, encode_chats
+from components.core.text.packing import Batch, PackedStream, eos_token_id, read_rows
+from components.core.training.loop import train, unsharded
+from components.core.training.losses import counted, cross_entropy_sum
 from components.sft.config import SftConfig
 
 
-def run(config: SftConfig, *, job: Job, out: Path, model: Path, tokenizer: Path, chats: Path) -> dict[str, JsonValue]:
+def run(
+    config: SftConfig, *, context: StageContext, out: Path, model: Path, tokenizer: Path, chats: Path
+) -> dict[str, JsonValue]:
     """Tune `model` on chats that think and on chats that do not; only answers count in the loss."""
     student = load_model(model)
     fit_vocabulary(student, tokenizer, add_tokens=config.add_tokens)
     examples = encode_chats(read_rows(chats / "train.jsonl"), tokenizer)
     fitting = [example for example in examples if len(example.token_ids) <= config.seq_len]
     if len(fitting) < len(examples):
-        job.note(f"{len(examples) - len(fitting)} chats are longer than seq_len={config.seq_len} and were left out")
+        context.note(f"{len(examples) - len(fitting)} chats are longer than seq_len={config.seq_len} and were left out")
     if not fitting:
         raise DataError("there are no chats to learn from", hint="give the recipe `sft:` chats, or a larger seq_len")
-    losses = train(student, PackedStream(fitting, config.seq_len, config.seed or 0), answer_loss, config, job)
+    losses = train(student, PackedStream(fitting, config.seq_len, config.seed or 0), answer_loss, config, context)
     whole = unsharded(student)
-    if job.rank == 0:
+    if context.rank == 0:
         save_model(whole, out / "tuned", tokenizer=tokenizer)
     return {"loss": losses[-1], "num_steps": len(losses), "chats": len(fitting)}
 

@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from components.core.batches import PackedStream
-from components.core.checkpoint import load_model
-from components.core.example import Example
-from components.core.job import silent_job
-from components.core.model import TesseraForCausalLM
-from components.search.assemble import build_subblock
-from components.search.blocks import BlockKey
+from components.core.model.checkpoint import load_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import quiet_context
+from components.core.text.example import Example
+from components.core.text.packing import PackedStream
 from components.search.config import Distillation
-from components.search.library import distil
-from components.search.space import Part, Variant
-from components.search.subblock import Subblock
-from components.search.variants import initialise, subblock_weights
+from components.search.library.local_distillation import distil
+from components.search.space.build import build_subblock
+from components.search.space.layer_space import Part, Variant
+from components.search.space.library_files import BlockKey
+from components.search.space.subblock import Subblock
+from components.search.space.variant_weights import initialise, subblock_weights
 from infra.bench.growth import Growth, plot_growths
 
 HEADS, VOCABULARY, STEPS, ROUNDS = 8, 256, 3, 3
@@ -141,11 +141,11 @@ def _train(
         weights = initialise(own, key[1], importance_I=importance_I, head_dim=parent.config.head_dim)
         return build_subblock(parent, *key, weights)
 
-    jobs = [silent_job(folder.parent / f"{folder.name}-job-{number}") for number in range(len(groups))]
-    config = Distillation(num_steps=STEPS, small_error=0)
+    jobs = [quiet_context(folder.parent / f"{folder.name}-job-{number}") for number in range(len(groups))]
+    config = Distillation(num_steps=STEPS, skip_below_error=0)
     began = time.process_time()
-    for group, job in zip(groups, jobs, strict=True):
-        distil(parent, group, make, folder, stream, size.rows, config, job)
+    for group, context in zip(groups, jobs, strict=True):
+        distil(parent, group, make, folder, stream, size.rows, config, context)
     return time.process_time() - began
 
 

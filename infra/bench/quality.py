@@ -19,26 +19,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.core.batches import Batch, PackedStream, load_batches, load_corpus
-from components.core.checkpoint import load_model, save_model
-from components.core.distillation import distillation_loss, paired_layers
-from components.core.job import silent_job
-from components.core.model import TesseraForCausalLM
-from components.core.schedule import TrainConfig
-from components.core.train import train
+from components.core.model.checkpoint import load_model, save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import quiet_context
+from components.core.text.packing import Batch, PackedStream, load_batches, load_corpus
+from components.core.training.distillation import distillation_loss, paired_layers
+from components.core.training.loop import train
+from components.core.training.train_config import TrainConfig
 from components.data.config import STAGE as DATA
 from components.data.config import ArithmeticConfig, DataConfig
 from components.data.stage import run as make_data
 from components.pretrain.config import PretrainConfig, Shape
 from components.pretrain.stage import run as pretrain
-from components.search.assemble import child_layers, shape_of, trainable
-from components.search.children import make_child
-from components.search.comparison import HeldOut, held_out_kl
+from components.search.child.assemble import child_layers, trainable
+from components.search.child.child_model import make_child
+from components.search.child.held_out_kl import HeldOut, held_out_kl
 from components.search.config import Distillation, Fusion, Limits, Measurement, SearchConfig
-from components.search.costs import counted_costs
-from components.search.results import CostTable, Machine, SearchTable
-from components.search.space import Variant, layer_spaces
-from components.search.stage import search
+from components.search.costs.measured import counted_costs
+from components.search.costs.records import CostTable, Machine
+from components.search.space.build import shape_of
+from components.search.space.layer_space import Variant, layer_spaces
+from components.search.stages.records import SearchTable
+from components.search.stages.search_step import search
 
 SEEDS = range(3)
 LAYERS, HIDDEN, HEADS, WIDTH = 8, 64, 4, 128
@@ -83,7 +85,7 @@ def make_world(folder: Path) -> World:
     data = DataConfig(arithmetic=ArithmeticConfig(num_train=12_000, num_chats=10, num_test=10), seed=0)
     for output in DATA.outputs:
         (folder / "data" / output).mkdir(parents=True)
-    make_data(data, job=silent_job(folder), out=folder / "data")
+    make_data(data, context=quiet_context(folder), out=folder / "data")
     config = PretrainConfig(
         num_steps=PARENT_STEPS,
         global_batch_size=BATCH,
@@ -101,7 +103,7 @@ def make_world(folder: Path) -> World:
         ),
     )
     corpus, out = folder / "data" / "corpus", folder / "parent"
-    told(pretrain(config, job=silent_job(out), out=out, tokenizer=folder / "data" / "tokenizer", corpus=corpus))
+    told(pretrain(config, context=quiet_context(out), out=out, tokenizer=folder / "data" / "tokenizer", corpus=corpus))
     parent = load_model(out / "trained").requires_grad_(False)
     held_out = load_batches(corpus, out / "trained", "validation", seq_len=SEQ_LEN, batch_size=BATCH, limit=8, seed=1)
     return World(folder, parent, held_out)
@@ -178,11 +180,11 @@ def searched(
     costs = out / "given-costs"
     costs.mkdir(parents=True)
     (costs / "costs.json").write_text(made_up_costs(load_model(parent), config).model_dump_json(), encoding="utf-8")
-    job = silent_job(out)
-    search(config, job=job, out=out, parent=parent, corpus=world.corpus, costs=costs)
+    context = quiet_context(out)
+    search(config, context=context, out=out, parent=parent, corpus=world.corpus, costs=costs)
     table = SearchTable.model_validate_json((out / "search_table" / "search.json").read_bytes())
     told(f"seed {seed}, {name}: searched in {time.process_time() - began:.1f} CPU seconds")
-    return Searched(table, job.scratch / "search" / "library", config)
+    return Searched(table, context.scratch / "search" / "library", config)
 
 
 def made_up_costs(parent: TesseraForCausalLM, config: SearchConfig) -> CostTable:
@@ -219,7 +221,7 @@ def distil(world: World, parent: TesseraForCausalLM, child: TesseraForCausalLM, 
     )
     loss = distillation_loss(parent, paired_layers(parent, child), cosine_weight=1.0, kl_weight=1.0)
     with tempfile.TemporaryDirectory() as folder:
-        train(child, stream, loss, config, silent_job(Path(folder)))
+        train(child, stream, loss, config, quiet_context(Path(folder)))
 
 
 def judged(world: World, seed: int, name: str, child: TesseraForCausalLM) -> HeldOut:

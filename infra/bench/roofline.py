@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from components.search.config import Measurement
+from components.search.costs.roofline import largest_batch, predicted_model
 from components.search.devices import DEVICES
-from components.search.roofline import largest_batch, predicted_model
 from infra.bench.published import MOST, SPEEDUPS, Figure, figures, super_speedups
 from infra.bench.rows import Row, write_rows
 

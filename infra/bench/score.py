@@ -24,22 +24,22 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from components.core.architecture import LINEAR
-from components.core.batches import Batch
-from components.core.checkpoint import load_model
-from components.core.job import silent_job
-from components.core.model import TesseraForCausalLM
-from components.search.assemble import build_subblock
-from components.search.blocks import BlockKey
+from components.core.model.architecture import LINEAR
+from components.core.model.checkpoint import load_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import quiet_context
+from components.core.text.packing import Batch
 from components.search.config import MEASURES
-from components.search.flops import naive_flops, subblock_flops
-from components.search.scoring import Replacements, Scores, score_replacements
-from components.search.space import PARTS, Part, Size, Variant
-from components.search.subblock import Subblock
-from components.search.variants import initialise, subblock_weights
+from components.search.scoring.flops import naive_flops, subblock_flops
+from components.search.scoring.replace_one_block import Replacements, Scores, score_replacements
+from components.search.space.build import build_subblock
+from components.search.space.layer_space import PARTS, Part, Size, Variant
+from components.search.space.library_files import BlockKey
+from components.search.space.subblock import Subblock
+from components.search.space.variant_weights import initialise, subblock_weights
 from infra.bench.environment import environment
 from infra.bench.growth import Growth, plot_growths
-from pipelines.progress import StageState
+from pipelines.run.progress import StageState
 
 PEER = (
     "nvidia-modelopt==0.47.0",
@@ -152,8 +152,8 @@ def time_left() -> Row:
     text = random_text(400, TOKENS, vocabulary=128)
     recorded = Recorded()
     with tempfile.TemporaryDirectory() as folder:
-        job = dataclasses.replace(silent_job(Path(folder)), reporter=recorded)
-        score_replacements(parent, variants, [text], job)
+        context = dataclasses.replace(quiet_context(Path(folder)), reporter=recorded)
+        score_replacements(parent, variants, [text], context)
     end = recorded.told[-1][0]
     when, left = next((when, left) for when, left in recorded.told if left is not None)
     name = "score/400 rows of text: error of the time left that is told after the first 5 %"
@@ -284,7 +284,7 @@ def variants_of(
 def scored(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> Scores:
     """Our scores."""
     with tempfile.TemporaryDirectory() as folder:
-        return score_replacements(parent, variants, [batch], silent_job(Path(folder)))
+        return score_replacements(parent, variants, [batch], quiet_context(Path(folder)))
 
 
 def naive_pairs(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> int:

@@ -20,11 +20,11 @@ from typing import Any
 
 import highspy  # noqa: F401  loaded here, so that its loading is not timed
 
-from components.search.layer_table import LayerTable
-from components.search.pools import pool
-from components.search.problem import Problem
-from components.search.proof import check
-from components.search.solver import Solution, certify, solve_problem
+from components.search.solver.certificate import check
+from components.search.solver.problem import Problem
+from components.search.solver.score_file import LayerTable
+from components.search.solver.solution_pool import pool
+from components.search.solver.solve import Solution, certify, solve_problem
 from infra.bench import library, quality, score
 from infra.bench.environment import environment
 from infra.bench.growth import Growth, plot_growths
@@ -144,7 +144,7 @@ def exactness(name: str, table: Table, limits: Limits, solution: Solution, answe
         Fraction(0),
         *(
             (used - room) / room
-            for used, room in zip(problem.used(tuple(answer["choice"])), problem.rooms, strict=True)
+            for used, room in zip(problem.used(tuple(answer["choice"])), problem.slacks, strict=True)
         ),
     )
     return [

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from components.core.store.garbage_collection import collect_garbage
+from components.core.store.verification import find_faults
 from infra.bench.rows import Row, in_turn, write_rows
 
 CHECKPOINT_BYTES = 2 << 30
@@ -132,7 +134,7 @@ class _Sides:
         self._open().fetch(self.digest)
 
     def _open(self) -> Any:
-        from components.core.store import open_store
+        from components.core.store.store import open_store
 
         return open_store(f"s3://{BUCKET}/store", local=self.folder / "down")
 
@@ -217,7 +219,7 @@ def cache_hit(folder: Path, store_uri: str) -> list[Row]:
     import subprocess
     import sys
 
-    from components.core.store import open_store
+    from components.core.store.store import open_store
 
     subprocess.run(["sync"], check=True)
     dropped = _drop_page_cache()
@@ -251,8 +253,8 @@ def _drop_page_cache() -> bool:
 
 def _bytes_verified(store: Any) -> tuple[int, int]:
     """Bytes that verifying the latest run's stages reads in one process, and bytes of the different blobs it names."""
-    from components.core.runner import finished
-    from pipelines.runs import find_run, stage_documents
+    from components.core.runtime.runner import load_verified_record
+    from pipelines.records.runs import find_run, stage_documents
 
     read = 0
     whole = store.backend.entry
@@ -266,7 +268,7 @@ def _bytes_verified(store: Any) -> tuple[int, int]:
     store.backend.entry = entry
     blobs: dict[str, int] = {}
     for document in stage_documents(store, find_run(store, "latest")).values():
-        record = finished(store, document["key"])
+        record = load_verified_record(store, document["key"])
         assert record is not None, f"{document['label']} is not whole"
         for digest in record.outputs.values():
             blobs |= {found.sha256: found.size for found in store.manifest(digest).files.values()}
@@ -275,15 +277,15 @@ def _bytes_verified(store: Any) -> tuple[int, int]:
 
 UPKEEP: dict[str, Callable[[Any], object]] = {
     "list": lambda store: list(store.backend.list("artifacts/")),
-    "verify": lambda store: store.verify_all(),
-    "gc": lambda store: store.gc(dry_run=True),
+    "verify": lambda store: find_faults(store),
+    "gc": lambda store: collect_garbage(store, dry_run=True),
 }
 
 
 def assembly(folder: Path, store_uri: str) -> list[Row]:
     """Bytes of the latest run's child that were stored anew, and not shared with the parent and the library."""
-    from components.core.store import open_store
-    from pipelines.runs import find_run, stage_documents
+    from components.core.store.store import open_store
+    from pipelines.records.runs import find_run, stage_documents
 
     store = open_store(store_uri)
     records = {
@@ -306,7 +308,7 @@ def assembly(folder: Path, store_uri: str) -> list[Row]:
 
 def upkeep(folder: Path, store_uri: str) -> list[Row]:
     """Listing, checking the manifests of, and cleaning up a store, by its number of artifacts."""
-    from components.core.store import open_store
+    from components.core.store.store import open_store
 
     rows: list[Row] = []
     seconds: dict[str, list[float]] = {}
@@ -335,11 +337,11 @@ def resume_points(folder: Path, store_uri: str) -> list[Row]:
     """Time that the training loop stands still for a resume point, as a share of the interval between two."""
     import torch
 
-    from components.core.checkpoint import model_config
-    from components.core.job import silent_job
-    from components.core.model import TesseraForCausalLM
-    from components.core.points import save_point
-    from components.core.train import adamw
+    from components.core.model.checkpoint import model_config
+    from components.core.model.decoder import TesseraForCausalLM
+    from components.core.runtime.context import quiet_context
+    from components.core.training.checkpoints import save_point
+    from components.core.training.loop import adamw
 
     rows = []
     for name, hidden, layers in (("demo's parent", 128, 12), ("67 M parameters", 512, 16)):
@@ -357,13 +359,13 @@ def resume_points(folder: Path, store_uri: str) -> list[Row]:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        job = silent_job(folder / str(hidden))
+        context = quiet_context(folder / str(hidden))
         stood = []
         for step in range(5):
             start = time.perf_counter()
-            save_point(job, step, model, optimizer, {})
+            save_point(context, step, model, optimizer, {})
             stood.append(time.perf_counter() - start)
-            job.resume.wait()  # it is written while training goes on, long before the next
+            context.resume.wait()  # it is written while training goes on, long before the next
         value = statistics.median(stood)
         interval = 60.0
         rows.append(Row(f"resume point, {name}", value, "s", f"interval of {interval:.0f} s", value / interval))
@@ -375,8 +377,8 @@ def overhead(folder: Path, store_uri: str) -> list[Row]:
 
     Stages that ran side by side count once, by the longer one.
     """
-    from components.core.store import open_store
-    from pipelines.runs import find_run, run_record, stage_documents
+    from components.core.store.store import open_store
+    from pipelines.records.runs import find_run, run_record, stage_documents
 
     store = open_store(store_uri)
     run = next(r for r in _runs_newest_first(store) if not any(d["cached"] for d in stage_documents(store, r).values()))
@@ -398,7 +400,7 @@ def overhead(folder: Path, store_uri: str) -> list[Row]:
 
 
 def _runs_newest_first(store: Any) -> list[str]:
-    from pipelines.runs import run_records
+    from pipelines.records.runs import run_records
 
     return [record["run"] for record in reversed(run_records(store)) if record["status"] == "succeeded"]
 

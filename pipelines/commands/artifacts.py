@@ -17,7 +17,7 @@ def inspect(
     """Tell the architecture, parameters and memory of a checkpoint, also where its weights are absent."""
     from rich.table import Table
 
-    from components.core.inspection import inspect_checkpoint
+    from components.core.model.inspection import inspect_checkpoint
 
     facts = inspect_checkpoint(path)
     if as_json:
@@ -38,9 +38,9 @@ def export(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Write an artifact of a run as plain files, models as Hugging Face folders."""
-    from components.core.store import open_store
-    from pipelines import runs
-    from pipelines.single import check_free, export
+    from components.core.store.store import open_store
+    from pipelines.records import runs
+    from pipelines.run.single_stage import check_free, export
 
     check_free(str(folder), artifact)
     opened = open_store(store)
@@ -51,7 +51,7 @@ def export(
 @store_app.command()
 def path(store: StoreUri = DEFAULT_STORE) -> None:
     """Print where a store is."""
-    from components.core.store import open_store
+    from components.core.store.store import open_store
 
     typer.echo(open_store(store).uri)
 
@@ -61,8 +61,8 @@ def list_(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """List the artifacts of a store: what they are, and which stage and run they belong to."""
     from rich.table import Table
 
-    from components.core.store import open_store
-    from pipelines.inventory import list_artifacts
+    from components.core.store.store import open_store
+    from pipelines.records.inventory import list_artifacts
 
     found = list_artifacts(open_store(store))
     if as_json:
@@ -87,9 +87,9 @@ def sign(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Sign an artifact, of which every byte is read first."""
-    from components.core.signatures import sign_artifact
-    from components.core.store import open_store
-    from pipelines.ancestry import find_artifact
+    from components.core.store.signatures import sign_artifact
+    from components.core.store.store import open_store
+    from pipelines.lineage.ancestry import find_artifact
 
     opened = open_store(store)
     digest = find_artifact(opened, artifact)
@@ -104,10 +104,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of a store and compare it with its digest; exit code 1 where something is wrong."""
-    from components.core.store import open_store
-    from pipelines.single import output_kinds
+    from components.core.store.store import open_store
+    from components.core.store.verification import find_faults
+    from pipelines.recipe.registry import output_kinds
 
-    damage = open_store(store).verify_all(output_kinds(), contents=not manifests)
+    damage = find_faults(open_store(store), output_kinds(), contents=not manifests)
     if as_json:
         print_json(damage)
     elif damage:
@@ -126,9 +127,10 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove what no run and no finished stage refers to; safe while runs go on."""
-    from components.core.store import open_store
+    from components.core.store.garbage_collection import collect_garbage
+    from components.core.store.store import open_store
 
-    removed = open_store(store).gc(dry_run=dry_run)
+    removed = collect_garbage(open_store(store), dry_run=dry_run)
     if as_json:
         print_json(removed)
     else:

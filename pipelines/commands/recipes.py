@@ -27,9 +27,9 @@ def run(
     skip_bad: SkipBad = False,
 ) -> None:
     """Run a recipe on this machine, from where an earlier run of it got to."""
-    from pipelines.delivery import deliver_run
-    from pipelines.local import run_recipe
-    from pipelines.recipe import load_recipe
+    from pipelines.recipe.schema import load_recipe
+    from pipelines.run.finish_run import deliver_run
+    from pipelines.run.local_runner import run_recipe
 
     screen = console()
     loaded = load_recipe(recipe, [*overrides, "data.skip_bad=true"] if skip_bad else overrides)
@@ -44,9 +44,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show the stages of a recipe, what is cached, what each will need, and what is wrong."""
-    from components.core.store import open_store
-    from pipelines.plan import make_plan, plan_as_json, show_plan
-    from pipelines.recipe import load_recipe
+    from components.core.store.store import open_store
+    from pipelines.recipe.schema import load_recipe
+    from pipelines.run.plan import make_plan, plan_as_json, show_plan
 
     planned = make_plan(load_recipe(recipe, overrides), open_store(store))
     if as_json:
@@ -67,13 +67,14 @@ def compile_(
     name: Annotated[str | None, typer.Option("--run", metavar="NAME", help="Label the pods with this run.")] = None,
 ) -> None:
     """Write a recipe as a pipeline that a Kubeflow Pipelines server takes; files it names go into the store."""
-    from components.core.store import open_store
-    from pipelines.checks import check
-    from pipelines.kubeflow import compile_pipeline
-    from pipelines.llama_nemotron import sources_of
-    from pipelines.recipe import load_recipe
-    from pipelines.sources import KINDS, ingest
-    from pipelines.trust import demand_sources
+    from components.core.store.store import open_store
+    from pipelines.recipe.checks import check
+    from pipelines.recipe.kfp_pipeline import compile_pipeline
+    from pipelines.recipe.llama_nemotron import sources_of
+    from pipelines.recipe.schema import load_recipe
+    from pipelines.recipe.source_files import KINDS
+    from pipelines.run.ingest import ingest
+    from pipelines.run.trust import demand_sources
 
     loaded = load_recipe(recipe, overrides)
     graph = check(loaded)
@@ -86,6 +87,6 @@ def compile_(
 
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from pipelines.schema import recipe_schema
+    from pipelines.recipe.json_schema import recipe_schema
 
     print_json(recipe_schema())

@@ -7,7 +7,7 @@ import typer
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
 
 if TYPE_CHECKING:
-    from components.core.store import Store
+    from components.core.store.store import Store
 
 
 def runs(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
@@ -16,12 +16,12 @@ def runs(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
     from rich.table import Table
 
-    from components.core.store import open_store
-    from pipelines.alive import settle_where_allowed
-    from pipelines.runs import run_records
+    from components.core.store.store import open_store
+    from pipelines.records.run_lock import mark_dead_runs_where_allowed
+    from pipelines.records.runs import run_records
 
     opened = open_store(store)
-    settle_where_allowed(opened)
+    mark_dead_runs_where_allowed(opened)
     records = run_records(opened)
     if as_json:
         print_json(records)
@@ -47,11 +47,11 @@ def report(
     import webbrowser
     from dataclasses import asdict
 
-    from components.core.store import open_store
-    from pipelines.beside import compare_runs, print_beside
-    from pipelines.delivery import report_path
-    from pipelines.runs import find_run
-    from pipelines.summary import build_summary, print_summary
+    from components.core.store.store import open_store
+    from pipelines.records.runs import find_run
+    from pipelines.report.compare_runs import compare_runs, print_beside
+    from pipelines.report.summary import build_summary, print_summary
+    from pipelines.run.finish_run import report_path
 
     opened = open_store(store)
     name = find_run(opened, run)
@@ -60,7 +60,7 @@ def report(
     if as_json:
         print_json({**summary, "beside": asdict(compared)} if compared else summary)
         return
-    from pipelines.report import write_report
+    from pipelines.report.report import write_report
 
     path = report_path(opened, name)
     write_report(opened, name, path, beside=compared)
@@ -89,14 +89,14 @@ def lineage(
 
     `tessera lineage rebuild` tells MLflow of all runs anew, where its records were lost.
     """
-    from components.core.store import open_store
+    from components.core.store.store import open_store
 
     opened = open_store(store)
     if what == "rebuild":
         _rebuild(opened, as_json)
         return
-    from pipelines.ancestry import History, file_digest, find_artifact
-    from pipelines.ancestry_view import as_list, as_tree
+    from pipelines.lineage.ancestry import History, file_digest, find_artifact
+    from pipelines.lineage.tree_view import as_list, as_tree
 
     sha256 = file_digest(opened, what)
     history = History(opened)
@@ -109,7 +109,7 @@ def lineage(
 
 def _rebuild(store: "Store", as_json: bool) -> None:
     """Tell MLflow of all runs, as if for the first time."""
-    from pipelines.delivery import rebuild_lineage
+    from pipelines.run.finish_run import rebuild_lineage
 
     told = rebuild_lineage(store)
     if as_json:
@@ -127,10 +127,10 @@ def ui(
     import os
     import sys
 
-    from components.core.errors import InputError
-    from components.core.ports import usable_port
-    from components.core.store import open_store
-    from pipelines.delivery import deliver_lineage, tracking_uri
+    from components.core.base.errors import InputError
+    from components.core.base.ports import usable_port
+    from components.core.store.store import open_store
+    from pipelines.run.finish_run import deliver_lineage, tracking_uri
 
     opened = open_store(store)
     uri = tracking_uri(opened)

@@ -8,10 +8,10 @@ import typer
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
 
 if TYPE_CHECKING:
-    from components.core.config import Config
-    from components.search.explain import Alternative
-    from components.search.layer_table import LayerTable
-    from components.search.results import SearchTable
+    from components.core.base.config import Config
+    from components.search.solver.explain import Alternative
+    from components.search.solver.score_file import LayerTable
+    from components.search.stages.records import SearchTable
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -42,9 +42,9 @@ def solve(
     """Choose an option a layer with the lowest sum of scores within limits, exactly, from a table of your own."""
     import time
 
-    from components.search.layer_table import LayerTable
-    from components.search.pools import pool as find_pool
-    from components.search.solver import certify
+    from components.search.solver.score_file import LayerTable
+    from components.search.solver.solution_pool import pool as find_pool
+    from components.search.solver.solve import certify
 
     started = time.monotonic()
     layers = LayerTable.read(table)
@@ -99,12 +99,12 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """The best choice at each of many limits: a Pareto front over any cost, or over throughput (tokens_per_s)."""
-    from pipelines import sweeps
+    from pipelines.report import sweeps
 
     name, values, others = _swept(limits, points)
     if Path(what).is_file() and not sweeps.is_search(Path(what)):
         if batch is not None:
-            from components.core.errors import InputError
+            from components.core.base.errors import InputError
 
             raise InputError("--batch is for runs: a table has the costs of one batch", hint="leave --batch out")
         found = sweeps.of_table(Path(what), name, values, others)
@@ -133,9 +133,9 @@ def explain(
 
     from rich.table import Table
 
-    from components.core.errors import InputError
-    from components.search.explain import explain_layer
-    from components.search.table import RESOURCES
+    from components.core.base.errors import InputError
+    from components.search.costs.resources import RESOURCES
+    from components.search.solver.explain import explain_layer
 
     usual = ("parameters", "kv_bytes_per_token", "latency_ms")
     found = _search_table(run, store)
@@ -189,10 +189,11 @@ def export(
     """Write all that a search knows as JSON and CSV: options, choices, fronts, margins, measurements, fusion."""
     import json
 
-    from components.core.store import open_store
-    from components.search.results import COSTS_FILE, TABLE_FILE
-    from pipelines import runs
-    from pipelines.search_export import export_search
+    from components.core.store.store import open_store
+    from components.search.costs.records import COSTS_FILE
+    from components.search.stages.records import TABLE_FILE
+    from pipelines.records import runs
+    from pipelines.report.search_export import export_search
 
     opened = open_store(store)
     table = json.loads(opened.read(runs.artifact(opened, run, "search"), TABLE_FILE))
@@ -218,10 +219,10 @@ def check(
     """Verify from the table alone, in exact arithmetic and without the solver, that a choice is the best."""
     from fractions import Fraction
 
-    from components.core.errors import InputError
-    from components.search.layer_table import LayerTable
-    from components.search.proof import Certificate, WrongCertificate
-    from components.search.proof import check as verify
+    from components.core.base.errors import InputError
+    from components.search.solver.certificate import Certificate, WrongCertificate
+    from components.search.solver.certificate import check as verify
+    from components.search.solver.score_file import LayerTable
 
     if certificate is not None:
         layers = LayerTable.read(Path(what))
@@ -276,7 +277,7 @@ def _tell_conflict(
     """Say which limits cannot be met together."""
     import time
 
-    from components.search.conflict import find_conflict
+    from components.search.solver.infeasibility import find_conflict
 
     best = find_conflict(layers.problem(limits).with_fixed(fixed))
     seconds = time.monotonic() - started
@@ -306,7 +307,7 @@ def _limits(pairs: list[str]) -> dict[str, float]:
     """NAME=VALUE pairs as numbers."""
     import math
 
-    from components.core.errors import InputError
+    from components.core.base.errors import InputError
 
     limits: dict[str, float] = {}
     for pair in pairs:
@@ -325,7 +326,7 @@ def _limits(pairs: list[str]) -> dict[str, float]:
 
 def _swept(texts: list[str], points: int) -> tuple[str, list[str], dict[str, float]]:
     """The name of the limit that is swept, its values as text, and the other limits."""
-    from components.core.errors import InputError
+    from components.core.base.errors import InputError
 
     swept = [text for text in texts if ".." in text.rpartition("=")[2]]
     if len(swept) != 1:
@@ -347,7 +348,7 @@ def _swept(texts: list[str], points: int) -> tuple[str, list[str], dict[str, flo
 
 def _batches(text: str) -> list[int]:
     """Batch sizes that are separated by commas."""
-    from components.core.errors import InputError
+    from components.core.base.errors import InputError
 
     sizes = [part.strip() for part in text.split(",")]
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
@@ -357,7 +358,7 @@ def _batches(text: str) -> list[int]:
 
 def _fixed(pairs: list[str], layers: "LayerTable") -> dict[int, int]:
     """LAYER=OPTION pairs as numbers."""
-    from components.core.errors import InputError
+    from components.core.base.errors import InputError
 
     fixed: dict[int, int] = {}
     for pair in pairs:
@@ -372,9 +373,9 @@ def _fixed(pairs: list[str], layers: "LayerTable") -> dict[int, int]:
 
 def _search_table(what: str, store: str) -> "SearchTable":
     """The `search.json` of a path, or of a run."""
-    from components.core.store import open_store
-    from components.search.results import TABLE_FILE, SearchTable
-    from pipelines import runs
+    from components.core.store.store import open_store
+    from components.search.stages.records import TABLE_FILE, SearchTable
+    from pipelines.records import runs
 
     if Path(what).is_file():
         return _read(SearchTable, Path(what))
@@ -386,7 +387,7 @@ def _read(record: "type[ConfigT]", path: Path) -> "ConfigT":
     """A record from a JSON file."""
     import json
 
-    from components.core.errors import InputError
+    from components.core.base.errors import InputError
 
     try:
         return record.parse(json.loads(path.read_bytes()), where=path.name)

@@ -14,7 +14,7 @@ def serve(
     trust: TrustedKeys = [],  # noqa: B006
 ) -> None:
     """Serve the result of a run over the OpenAI API until Ctrl-C; the model is named after the run."""
-    from pipelines.talk import serve_run
+    from pipelines.run.chat import serve_run
 
     serve_run(run, port, store, console(), trust)
 
@@ -26,6 +26,6 @@ def chat(
     trust: TrustedKeys = [],  # noqa: B006
 ) -> None:
     """Talk to the result of a run; an empty line or Ctrl-D ends."""
-    from pipelines.talk import chat_with_run
+    from pipelines.run.chat import chat_with_run
 
     chat_with_run(run, thinking, store, console(), trust)

@@ -29,9 +29,10 @@ def stage(
     as_json: AsJson = False,
 ) -> None:
     """Run one stage on files of your own, with the same cache and resume as in a run."""
-    from components.core.store import open_store
-    from pipelines.recipe import load_settings
-    from pipelines.single import find_stage, pairs, run_single
+    from components.core.store.store import open_store
+    from pipelines.recipe.registry import find_stage
+    from pipelines.recipe.schema import load_settings
+    from pipelines.run.single_stage import pairs, run_single
 
     declared = find_stage(name)
     settings = load_settings(config, overrides)

@@ -15,12 +15,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from components.core import faults
-from components.core.backends import Backend, open_backend
-from components.core.errors import TesseraError
-from components.core.job import Events, Interrupted, Placement
-from components.core.runner import events_path, run_stage, stage_key
-from components.core.store import Store, open_store
+from components.core.base import fault_injection as faults
+from components.core.base.errors import TesseraError
+from components.core.runtime.context import Interrupted
+from components.core.runtime.events import Events
+from components.core.runtime.placement import Placement
+from components.core.runtime.runner import events_path, run_stage, stage_key
+from components.core.store.backends import Backend
+from components.core.store.garbage_collection import collect_garbage
+from components.core.store.store import Store, open_backend, open_store
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 
 NUMBERS = (1, 2, 4)
@@ -31,7 +34,7 @@ NO_GRACE_S = -60.0
 """Has a clean-up take what is as young as can be."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.chaos.attempt", "components.core.s3", "minio", "minio.error", "urllib3"])
+CONTEXT.set_forkserver_preload(["tests.chaos.attempt", "components.core.store.s3", "minio", "minio.error", "urllib3"])
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def begin(place: Place, fault: str | None = None, *, clean: bool = False, slow_s
 
     Args:
         place: where it works.
-        fault: an order for `components.core.faults`.
+        fault: an order for `components.core.base.fault_injection`.
         clean: whether it cleans the store up in the end.
         slow_s: time that a step takes.
     """
@@ -125,7 +128,7 @@ def tiny_run(place: Place, clean: bool, slow_s: float) -> None:
         place.note("stored", digest=digest)
     place.note("finished", key=record.key, outputs=record.outputs, result=record.result)
     if clean:
-        store.gc(grace_s=NO_GRACE_S)
+        collect_garbage(store, grace_s=NO_GRACE_S)
 
 
 def key_of(numbers: str) -> str:

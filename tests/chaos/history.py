@@ -5,10 +5,12 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from components.core.config import canonical_json
-from components.core.job import read_event
-from components.core.runner import events_path
-from components.core.store import Store
+from components.core.base.config import canonical_json
+from components.core.runtime.events import read_event
+from components.core.runtime.runner import events_path
+from components.core.store.garbage_collection import collect_garbage
+from components.core.store.store import Store
+from components.core.store.verification import find_faults
 from tests.chaos.attempt import LABEL, NO_GRACE_S, NUMBERS, RUN, Place
 
 State = dict[str, Any]
@@ -24,7 +26,7 @@ def check_at_rest(place: Place) -> None:
             record = store.stage_record(entry["key"])
             assert record is not None
             assert record.outputs == entry["outputs"]
-    assert store.verify_all() == {}, store.verify_all()
+    assert find_faults(store) == {}, find_faults(store)
     found = contents(store)
     for path, data in found.items():
         name = path.rpartition("/")[2]
@@ -72,7 +74,7 @@ def check_end(place: Place, expected: State) -> None:
 def state(place: Place) -> State:
     """What is in the store and on this machine after a clean-up; times are left out."""
     store = place.store
-    store.gc(grace_s=NO_GRACE_S)
+    collect_garbage(store, grace_s=NO_GRACE_S)
     check_at_rest(place)
     objects: dict[str, Any] = {}
     for path, data in contents(store).items():

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.core import faults
-from components.core.store import open_store
-from pipelines.runs import artifacts
+from components.core.base import fault_injection as faults
+from components.core.store.store import open_store
+from components.core.store.verification import find_faults
+from pipelines.records.runs import artifacts
 from tests.chaos.processes import command_of, living_with
 from tests.chaos.report import Clock, Tally
 
@@ -182,8 +183,8 @@ class _Started:
     def check_gone(self) -> None:
         """No process is left, so no port either."""
         deadline = time.monotonic() + PATIENCE_S
-        while living := living_with(MARKER, self.marker):
-            assert time.monotonic() < deadline, f"orphans: {[command_of(pid)[-100:] for pid in living]}"
+        while group_pids := living_with(MARKER, self.marker):
+            assert time.monotonic() < deadline, f"orphans: {[command_of(pid)[-100:] for pid in group_pids]}"
             time.sleep(0.1)
 
 
@@ -218,7 +219,7 @@ def _check_rest(store: Path) -> None:
     """Whatever is named is there, whole."""
     if store.is_dir():
         opened = open_store(store)
-        assert opened.verify_all() == {}
+        assert find_faults(opened) == {}
         for path in opened.documents("runs/"):
             if path.endswith(".json"):
                 json.loads(opened.text(path) or "")

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from components.core.job import Job, Placement, Resume
-from components.core.tokenizer import train_tokenizer
+from components.core.runtime.context import StageContext
+from components.core.runtime.placement import Placement
+from components.core.runtime.resume import Resume
+from components.core.text.tokenizer import train_tokenizer
 
 SUMS = [(a, b) for a in range(10) for b in range(10)]
 
@@ -37,11 +39,11 @@ def recorder() -> Recorder:
 
 
 @pytest.fixture
-def recorded_job(recorder: Recorder, tmp_path: Path) -> Job:
+def recorded_context(recorder: Recorder, tmp_path: Path) -> StageContext:
     """A job on one thread whose events can be looked at."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    return Job(recorder, Resume(tmp_path / "resume"), scratch, Placement(threads=1))
+    return StageContext(recorder, Resume(tmp_path / "resume"), scratch, Placement(threads=1))
 
 
 @pytest.fixture

@@ -24,14 +24,14 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from components.core.checkpoint import load_model
-from components.core.store import open_store
-from components.search.assemble import shape_of
+from components.core.model.checkpoint import load_model
+from components.core.store.store import open_store
 from components.search.config import Measurement, Space
-from components.search.costs import counted_costs
-from components.search.results import CostTable, Machine
-from components.search.space import layer_spaces
-from pipelines.runs import stage_documents
+from components.search.costs.measured import counted_costs
+from components.search.costs.records import CostTable, Machine
+from components.search.space.build import shape_of
+from components.search.space.layer_space import layer_spaces
+from pipelines.records.runs import stage_documents
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "recipes" / "own-model.yaml"
 SOURCES = [Path(sysconfig.get_path("stdlib"), name) for name in ("bisect.py", "heapq.py", "textwrap.py", "token.py")]

@@ -14,10 +14,10 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from components.core.store import open_store
+from components.core.store.store import open_store
 from pipelines.cli import run_command
-from pipelines.recipe import Recipe
-from pipelines.runs import begin_run, end_run
+from pipelines.recipe.schema import Recipe
+from pipelines.records.runs import begin_run, end_run
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
 EOS = "<eos>"
@@ -232,8 +232,8 @@ def test_a_whole_recipe_skips_malformed_lines_too(
     only_data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[Recipe] = []
-    monkeypatch.setattr("pipelines.local.run_recipe", lambda recipe, **_: ran.append(recipe))
-    monkeypatch.setattr("pipelines.delivery.deliver_run", lambda *_: None)
+    monkeypatch.setattr("pipelines.run.local_runner.run_recipe", lambda recipe, **_: ran.append(recipe))
+    monkeypatch.setattr("pipelines.run.finish_run.deliver_run", lambda *_: None)
     for options in ([], ["--skip-bad"]):
         assert run_command(["run", str(only_data), "--store", str(store), *options]) == 0
     assert [recipe.data is not None and recipe.data.skip_bad for recipe in ran] == [False, True]
@@ -246,7 +246,7 @@ def test_no_space_says_how_much_is_missing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "corpus.txt").write_text("a text " * 100)
-    monkeypatch.setattr("components.core.backends.os.fsync", full)
+    monkeypatch.setattr("components.core.store.backends.os.fsync", full)
     command = ("stage", "data", "--input", f"own_corpus={tmp_path / 'corpus.txt'}", "--store", store)
     message = refused(*command)
     assert f"no space left at {store}: " in message
@@ -278,7 +278,7 @@ def test_a_port_that_is_taken(refused: Refused, store: Path, finished_run: str) 
 def test_vllm_is_not_installed(
     refused: Refused, store: Path, finished_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.core.vllm_settings.find_spec", lambda name: None)
+    monkeypatch.setattr("components.core.serving.settings.find_spec", lambda name: None)
     message = refused("serve", finished_run, "--port", 0, "--store", store)
     assert "this needs vLLM, which is not installed" in message
     assert "make install" in message

@@ -20,7 +20,7 @@ TIMEOUT_S, MEMORY_MIB = 10, 2048
 
 def safetensors(data: bytes, folder: Path) -> None:
     """A header, its length as said or as is."""
-    from components.core.safetensors_header import read_shapes
+    from components.core.model.safetensors_header import read_shapes
 
     header = data[1:]
     length = struct.pack("<Q", len(header)) if data[:1] < b"\x80" else b""
@@ -30,7 +30,7 @@ def safetensors(data: bytes, folder: Path) -> None:
 
 def configuration(data: bytes, folder: Path) -> None:
     """A model's configuration."""
-    from components.core.inspection import check_checkpoint, inspect_checkpoint
+    from components.core.model.inspection import check_checkpoint, inspect_checkpoint
 
     (folder / "config.json").write_bytes(data)
     inspect_checkpoint(folder)
@@ -39,7 +39,7 @@ def configuration(data: bytes, folder: Path) -> None:
 
 def tokenizer(data: bytes, folder: Path) -> None:
     """What a plan looks at of a tokenizer."""
-    from components.core.tokenizer_files import read_settings
+    from components.core.text.tokenizer_files import read_settings
 
     vocabulary, _, told = data.partition(b"\xff")
     (folder / "tokenizer.json").write_bytes(vocabulary)
@@ -59,7 +59,7 @@ def rows(data: bytes, folder: Path) -> None:
 
 def manifest(data: bytes, folder: Path) -> None:
     """A manifest; whatever name it has stays below its folder."""
-    from components.core.artifacts import Manifest
+    from components.core.store.manifest import Manifest
 
     try:
         found = Manifest.model_validate_json(data)
@@ -71,8 +71,8 @@ def manifest(data: bytes, folder: Path) -> None:
 
 def record(data: bytes, folder: Path) -> None:
     """A stage record and a document of a run, sealed or not."""
-    from components.core.sealed import seal
-    from components.core.store import open_store, record_path
+    from components.core.store.checksummed_json import seal
+    from components.core.store.store import open_store, record_path
 
     store, key = open_store(folder), "ab" * 32
     try:
@@ -81,7 +81,7 @@ def record(data: bytes, folder: Path) -> None:
         sealed = data
     store.backend.put(record_path(key), sealed)
     assert store.stage_record(key) is None or json.loads(data)["key"] == key
-    store.whole_document("runs/a/run.json")
+    store.read_document_or_none("runs/a/run.json")
 
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
@@ -110,12 +110,12 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["components", "json"]):
-        import components.core.inspection
-        import components.core.safetensors_header
-        import components.core.store
-        import components.core.tokenizer_files
+        import components.core.model.inspection
+        import components.core.model.safetensors_header
+        import components.core.store.store
+        import components.core.text.tokenizer_files
         import components.data.own_files  # noqa: F401
-    from components.core.errors import TesseraError
+    from components.core.base.errors import TesseraError
 
     folder = Path(tempfile.mkdtemp(dir=corpus))
 

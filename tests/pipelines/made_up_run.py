@@ -7,41 +7,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.core.architecture import Architecture, BlockConfig
-from components.core.artifacts import Kind
-from components.core.config import digest_of
-from components.core.job import Events
-from components.core.runner import events_path, own_inputs
-from components.core.store import StageRecord, Store, key_of
-from components.search.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
-from components.search.children import picked
+from components.core.base.config import digest_of
+from components.core.model.architecture import Architecture, BlockConfig
+from components.core.runtime.events import Events
+from components.core.runtime.runner import events_path, select_shard_inputs
+from components.core.store.manifest import Kind
+from components.core.store.store import StageRecord, Store, key_of
+from components.search.child.child_model import picked
+from components.search.child.records import Chosen, FfnRun, FusionEffect, LayerShape
 from components.search.config import Measurement
-from components.search.noise import margins
-from components.search.pools import pool
-from components.search.results import (
-    BlockScore,
-    CandidateTrial,
-    Chosen,
-    CostTable,
-    FfnRun,
-    FrontPoint,
-    FusionEffect,
-    LayerShape,
-    Machine,
-    MeasuredModel,
-    ParetoPoint,
-    Proof,
-    SearchTable,
-    ShardScores,
-    TruthRound,
-)
-from components.search.solver import fits, pareto_front, solve
-from components.search.space import Part
-from components.search.table import Costs, Option, OptionTable, Slot
-from pipelines.graph import Source, Task
-from pipelines.llama_nemotron import llama_nemotron
-from pipelines.recipe import Recipe
-from pipelines.runs import begin_run, end_run, run_record
+from components.search.costs.records import CostTable, Machine, MeasuredModel
+from components.search.costs.resources import Costs
+from components.search.refine.records import CandidateTrial, FeedbackRound
+from components.search.scoring.records import BlockScore, ShardScores
+from components.search.solver.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
+from components.search.solver.margins import margins
+from components.search.solver.option_table import Option, OptionTable, Slot
+from components.search.solver.records import FrontPoint, ParetoPoint, Proof
+from components.search.solver.solution_pool import pool
+from components.search.solver.solve import fits, pareto_front, solve
+from components.search.space.layer_space import Part
+from components.search.stages.records import SearchTable
+from pipelines.recipe.graph import Source, Task
+from pipelines.recipe.llama_nemotron import llama_nemotron
+from pipelines.recipe.schema import Recipe
+from pipelines.records.runs import begin_run, end_run, run_record
 
 START = 1_790_000_000.0
 LAYERS, HEADS, WIDTH = 12, 4, 512
@@ -71,7 +61,7 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
     now = started
     for task in graph.items():
         bound = {key: _digests(binding, made) for key, binding in task.inputs.items()}
-        inputs = own_inputs(task.stage, task.config, bound)
+        inputs = select_shard_inputs(task.stage, task.config, bound)
         outputs = _outputs(store, task)
         computed: Any = {
             "stage": task.stage.name,
@@ -266,7 +256,7 @@ def _search() -> SearchTable:
         },
         fusion=_fusion(chosen["child"]),
         candidates=tuple(_trial(number, found.choice, found.objective) for number, found in enumerate(tried)),
-        truth=(_round(solution.choice, solution.objective, table.costs(solution.choice).latency_ms),),
+        latency_feedback=(_round(solution.choice, solution.objective, table.costs(solution.choice).latency_ms),),
         fronts={
             "parameters": tuple(
                 FrontPoint(limit=limit, choice=best.choice, score=best.objective, costs=table.costs(best.choice))
@@ -319,9 +309,9 @@ def _trial(number: int, choice: tuple[int, ...], score: float) -> CandidateTrial
     )
 
 
-def _round(choice: tuple[int, ...], score: float, latency_ms: float) -> TruthRound:
+def _round(choice: tuple[int, ...], score: float, latency_ms: float) -> FeedbackRound:
     """A child that is as fast as predicted, but for one in a hundred."""
-    return TruthRound(
+    return FeedbackRound(
         choice=choice,
         score=score,
         predicted={"latency_ms": latency_ms},

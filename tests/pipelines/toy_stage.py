@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from components.core.artifacts import Kind
-from components.core.config import Config
-from components.core.job import Job
-from components.core.stage import Input, Output, Stage
+from components.core.base.config import Config
+from components.core.runtime.context import StageContext
+from components.core.runtime.stage import Input, Output, Stage
+from components.core.store.manifest import Kind
 
 
 class ToyConfig(Config):
@@ -35,10 +35,10 @@ def toy_stage(name: str, inputs: dict[str, Kind], outputs: dict[str, Kind]) -> S
     )
 
 
-def run(config: ToyConfig, *, job: Job, out: Path, **inputs: Path) -> dict[str, JsonValue]:
+def run(config: ToyConfig, *, context: StageContext, out: Path, **inputs: Path) -> dict[str, JsonValue]:
     """Write, for each output, every file that was read, with its digest and, of outputs like this, its contents."""
     read = {name: {path.name: _read(path) for path in sorted(folder.iterdir())} for name, folder in inputs.items()}
-    job.progress(1, 1, loss=float(config.seed))
+    context.progress(1, 1, loss=float(config.seed))
     for folder in out.iterdir():
         (folder / "made.json").write_text(json.dumps({"output": folder.name, "seed": config.seed, "read": read}))
     deployed: dict[str, JsonValue] = {"registered_model": config.registered_model, "alias": "champion"}

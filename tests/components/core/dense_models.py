@@ -14,8 +14,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from components.core.checkpoint import model_config
-from components.core.model import TesseraForCausalLM
+from components.core.model.checkpoint import model_config
+from components.core.model.decoder import TesseraForCausalLM
 
 VOCAB_SIZE = 61
 SIZES: Mapping[str, Any] = {

@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from components.core.config import Config
-from components.core.errors import DataError
-from components.core.job import Interrupted, Job
-from components.core.stage import Input, Output, Stage
+from components.core.base.config import Config
+from components.core.base.errors import DataError
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.stage import Input, Output, Stage
 
 PACE_S = float(os.environ.get("FAKE_STAGE_PACE_S", "0"))
 """Time that a step takes, so that there is time to kill it."""
@@ -44,7 +44,7 @@ STAGE = Stage(
 
 
 def run(
-    config: FakeConfig, *, job: Job, out: Path, numbers: Path, more: list[Path] | None = None
+    config: FakeConfig, *, context: StageContext, out: Path, numbers: Path, more: list[Path] | None = None
 ) -> dict[str, JsonValue]:
     """One number a step, a resume point after each."""
     if config.fail == "data":
@@ -56,21 +56,21 @@ def run(
     if config.fail == "crash":
         os.abort()
     values = [value for folder in (numbers, *(more or [])) for value in read(folder)]
-    point = job.resume.latest()
+    point = context.resume.latest()
     first, total = (0, 0) if point is None else json.loads((point / "state.json").read_text())
-    if job.placement.processes > 1:
+    if context.placement.processes > 1:
         import torch.distributed  # which would slow the start of those that run alone
 
         torch.distributed.barrier()  # as a training loop does: no rank goes on, and drops points, before all have read
     for step in range(first, len(values)):
         time.sleep(PACE_S)
-        if job.stopping():
+        if context.stopping():
             raise Interrupted
         total += config.factor * values[step]
-        job.progress(step + 1, len(values), sum=total)
-        if job.rank == 0:
-            job.resume.save(step + 1, partial(save, [step + 1, total]))
-    if job.rank == 0:
+        context.progress(step + 1, len(values), sum=total)
+        if context.rank == 0:
+            context.resume.save(step + 1, partial(save, [step + 1, total]))
+    if context.rank == 0:
         (out / "total" / "total.json").write_text(json.dumps(total))
     return {"total": total}
 

@@ -19,16 +19,19 @@ from hypothesis import strategies as st
 
 import components
 import pipelines
-from components.core import backends, rows
-from components.core.artifacts import MAX_NAME_BYTES, MAX_PATH_BYTES, FileEntry, Manifest
-from components.core.config import canonical_json
-from components.core.errors import CheckpointError, CorruptArtifact, DataError, StoreError, TesseraError
-from components.core.inspection import check_checkpoint, inspect_checkpoint
-from components.core.rows import read_user_rows
-from components.core.safetensors_header import read_shapes
-from components.core.sealed import seal, unseal
-from components.core.store import open_store, record_path
-from components.core.tokenizer import add_toggle, train_tokenizer
+from components.core.base.config import canonical_json
+from components.core.base.errors import CheckpointError, CorruptArtifact, DataError, StoreError, TesseraError
+from components.core.model.inspection import check_checkpoint, inspect_checkpoint
+from components.core.model.safetensors_header import read_shapes
+from components.core.store import backends
+from components.core.store.checksummed_json import seal, unseal
+from components.core.store.garbage_collection import collect_garbage
+from components.core.store.manifest import MAX_NAME_BYTES, MAX_PATH_BYTES, FileEntry, Manifest
+from components.core.store.store import open_store, record_path
+from components.core.store.verification import find_faults
+from components.core.text import jsonl as rows
+from components.core.text.jsonl import read_user_rows
+from components.core.text.tokenizer import add_toggle, train_tokenizer
 from components.data.own_files import chat_rows, corpus_rows, problem_rows
 
 JSON = st.recursive(
@@ -387,8 +390,8 @@ def test_records_and_documents_of_any_bytes(tmp_path: Path, data: bytes) -> None
     with pytest.raises(CorruptArtifact):
         store.document("runs/a/run.json")
     assert store.stage_record(key) is None
-    assert set(store.verify_all()) == {key, "runs/a/run.json"}
-    store.gc()
+    assert set(find_faults(store)) == {key, "runs/a/run.json"}
+    collect_garbage(store)
 
 
 RECORD = {
@@ -411,8 +414,8 @@ def test_sealed_records_of_any_contents(tmp_path: Path, fields: Any) -> None:
     store, key = open_store(tmp_path), "ab" * 32
     store.put_document(record_path(key), fields)
     assert store.stage_record(key) is None
-    assert set(store.verify_all()) == {key}
-    store.gc()
+    assert set(find_faults(store)) == {key}
+    collect_garbage(store)
 
 
 @fuzz
@@ -440,7 +443,7 @@ def test_documents_that_would_take_all_memory(tmp_path: Path, monkeypatch: pytes
     assert peak_bytes(look) < 16 << 20
     for path in (record_path(key), "runs/a/run.json"):
         store.backend.put(path, DEEP)
-    assert set(store.verify_all()) == {key, "runs/a/run.json"}
+    assert set(find_faults(store)) == {key, "runs/a/run.json"}
 
 
 # Code that could be made to run, or to write anywhere

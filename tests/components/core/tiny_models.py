@@ -9,8 +9,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from components.core.architecture import Architecture, BlockConfig, Linear
-from components.core.model import TesseraConfig, TesseraForCausalLM
+from components.core.model.architecture import Architecture, BlockConfig, Linear
+from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 
 VOCAB_SIZE, EOS, PAD = 64, 1, 0
 TAGS = ["<think>", "</think>"]

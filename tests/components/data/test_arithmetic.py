@@ -82,7 +82,7 @@ def test_the_share_of_hard_problems(share: float) -> None:
     assert abs(hard - 4000 * share) <= 4 * (4000 * share * (1 - share)) ** 0.5
 
 
-TINY = ArithmeticConfig(num_train=200, num_chats=30, num_validation=20, num_test=20, hard_share=0.1)
+TINY = ArithmeticConfig(num_train=200, num_chats=30, num_validation=20, num_test=20, hard_fraction=0.1)
 
 
 @settings(deadline=None, max_examples=40)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from components.core.errors import DataError
-from components.core.rows import Row
+from components.core.base.errors import DataError
+from components.core.text.jsonl import Row
 from components.data.own_files import chat_row, chat_rows, corpus_rows, problem_rows, questions
 
 THOUGHT = "<think>7+5 is 12</think>2"

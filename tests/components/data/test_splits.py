@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.core.rows import Row
+from components.core.text.jsonl import Row
 from components.data.splits import TEST, VALIDATION, hardest_levels, hold_out, identity, split_problems, split_rows
 
 QUESTIONS = st.lists(st.text(alphabet="ab ", min_size=1, max_size=4), max_size=30)

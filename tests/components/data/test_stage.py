@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from components.core.artifacts import describe
-from components.core.chat import encode_chats, has_toggle
-from components.core.errors import DataError
-from components.core.job import Job
+from components.core.base.errors import DataError
+from components.core.runtime.context import StageContext
+from components.core.store.manifest import describe
+from components.core.text.chat import encode_chats, has_toggle
 from components.data.config import STAGE, ArithmeticConfig, DataConfig
 from components.data.stage import own_tables, run
 from components.eval.problems import load_problems
@@ -53,8 +53,8 @@ def own_files(folder: Path, *, twice: int = 1) -> dict[str, Path]:
     return {f"own_{name}": folder / name for name in ("corpus", "chats", "problems")}
 
 
-def test_the_made_world_as_files_that_the_next_stages_read(recorded_job: Job, out: Path) -> None:
-    result: Any = run(TINY, job=recorded_job, out=out)
+def test_the_made_world_as_files_that_the_next_stages_read(recorded_context: StageContext, out: Path) -> None:
+    result: Any = run(TINY, context=recorded_context, out=out)
     assert result["skipped"] == 0
     assert result["rows"] == {
         "corpus/train": 300,
@@ -77,21 +77,27 @@ def test_the_made_world_as_files_that_the_next_stages_read(recorded_job: Job, ou
     assert (out / "chats" / "nemo-packed.parquet").is_file()
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(recorded_job: Job, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    recorded_context: StageContext, tmp_path: Path
+) -> None:
     made = {}
     for name, seed in (("one", 3), ("again", 3), ("other", 4)):
         folder = outputs(tmp_path / name)
-        run(TINY.model_copy(update={"seed": seed}), job=recorded_job, out=folder)
+        run(TINY.model_copy(update={"seed": seed}), context=recorded_context, out=folder)
         made[name] = describe(folder, "data").digest
     assert made["one"] == made["again"] != made["other"]
 
 
 def test_own_files_as_the_next_stages_read_them(
-    recorded_job: Job, recorder: Recorder, out: Path, tmp_path: Path
+    recorded_context: StageContext, recorder: Recorder, out: Path, tmp_path: Path
 ) -> None:
     plain_tokenizer().save_pretrained(tmp_path / "parent")
     result: Any = run(
-        DataConfig(test_share=0.2), job=recorded_job, out=out, parent=tmp_path / "parent", **own_files(tmp_path)
+        DataConfig(test_fraction=0.2),
+        context=recorded_context,
+        out=out,
+        parent=tmp_path / "parent",
+        **own_files(tmp_path),
     )
     assert result["skipped"] == 0
     assert recorder.notes == []
@@ -108,9 +114,9 @@ def test_own_files_as_the_next_stages_read_them(
 
 @pytest.mark.parametrize("twice", [1, 2])
 def test_what_is_tested_is_trained_on_nowhere_and_both_modes_stay_together(
-    recorded_job: Job, out: Path, tmp_path: Path, twice: int
+    recorded_context: StageContext, out: Path, tmp_path: Path, twice: int
 ) -> None:
-    run(DataConfig(test_share=0.2), job=recorded_job, out=out, **own_files(tmp_path, twice=twice))
+    run(DataConfig(test_fraction=0.2), context=recorded_context, out=out, **own_files(tmp_path, twice=twice))
     tested = {row["question"] for path in (out / "problems").glob("[tv]*.jsonl") for row in read(path)} - {
         row["question"] for row in read(out / "problems" / "train.jsonl")
     }
@@ -126,29 +132,29 @@ def test_what_is_tested_is_trained_on_nowhere_and_both_modes_stay_together(
 
 
 def test_chats_alone_leave_the_rest_empty_and_problems_without_levels_the_hard_test(
-    recorded_job: Job, tmp_path: Path
+    recorded_context: StageContext, tmp_path: Path
 ) -> None:
     own = own_files(tmp_path)
     write_rows(own["own_problems"] / "p.jsonl", [{"question": str(n), "answer": n} for n in range(50)])
     chats, problems = outputs(tmp_path / "a"), outputs(tmp_path / "b")
-    run(DataConfig(), job=recorded_job, out=chats, own_chats=own["own_chats"])
-    run(DataConfig(), job=recorded_job, out=problems, own_problems=own["own_problems"])
+    run(DataConfig(), context=recorded_context, out=chats, own_chats=own["own_chats"])
+    run(DataConfig(), context=recorded_context, out=problems, own_problems=own["own_problems"])
     assert (chats / "corpus" / "train.jsonl").read_text() == (chats / "problems" / "train.jsonl").read_text() == ""
     assert read(problems / "problems" / "test-hard.jsonl") == []
     assert {problem.split for problem in load_problems(problems / "problems", 99)} == {"standard"}
 
 
 def test_bad_lines_and_files_are_counted_over_all_inputs(
-    recorded_job: Job, recorder: Recorder, out: Path, tmp_path: Path
+    recorded_context: StageContext, recorder: Recorder, out: Path, tmp_path: Path
 ) -> None:
     own = own_files(tmp_path)
     (own["own_corpus"] / "picture").write_bytes(b"\0\xff")
     with (own["own_chats"] / "c.jsonl").open("a") as stream:
         stream.write('{"input": "a"}\n\n')
     with pytest.raises(DataError, match=r"2 malformed lines: c\.jsonl line 163: no 'output'; c\.jsonl line 164: empty"):
-        run(DataConfig(), job=recorded_job, out=out, **own)
+        run(DataConfig(), context=recorded_context, out=out, **own)
     assert [path for path in out.rglob("*") if path.is_file()] == []
-    result = run(DataConfig(skip_bad=True), job=recorded_job, out=out, **own)
+    result = run(DataConfig(skip_bad=True), context=recorded_context, out=out, **own)
     assert result["skipped"] == 3
     assert recorder.notes == ["3 malformed lines or files were left out"]
 
@@ -164,12 +170,17 @@ def test_one_row_of_each_is_for_training(tmp_path: Path) -> None:
 
 
 def test_nemo_packs_say_what_they_leave_out_and_need_a_chat(
-    recorded_job: Job, recorder: Recorder, out: Path, tmp_path: Path
+    recorded_context: StageContext, recorder: Recorder, out: Path, tmp_path: Path
 ) -> None:
     own = own_files(tmp_path)
     long = {"input": "1" * 600, "output": "b"}
     write_rows(own["own_chats"] / "c.jsonl", [{"input": str(n), "output": "b"} for n in range(20)] + [long] * 2)
-    run(DataConfig(nemo_packed=100, validation_share=0.01), job=recorded_job, out=out, own_chats=own["own_chats"])
+    run(
+        DataConfig(nemo_packed=100, validation_fraction=0.01),
+        context=recorded_context,
+        out=out,
+        own_chats=own["own_chats"],
+    )
     assert recorder.notes == ["2 chats are longer than nemo_packed=100 and were left out of NeMo's packs"]
     with pytest.raises(DataError, match="none of 0 chats fits into nemo_packed=100 tokens"):
-        run(DataConfig(nemo_packed=100), job=recorded_job, out=out, own_problems=own["own_problems"])
+        run(DataConfig(nemo_packed=100), context=recorded_context, out=out, own_problems=own["own_problems"])

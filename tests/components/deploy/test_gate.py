@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.core.errors import RecipeError
+from components.core.base.errors import RecipeError
 from components.deploy.config import DeployConfig, Gate
 from components.deploy.gate import check
 

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from components.core.chat import Mode
-from components.core.errors import CheckpointError, StageFailed
-from components.core.job import Job
+from components.core.base.errors import CheckpointError, StageFailed
+from components.core.runtime.context import StageContext
+from components.core.text.chat import Mode
 from components.deploy.config import DeployConfig, Gate
 from components.deploy.smoke import converse
 from components.deploy.stage import measurements, run
@@ -45,13 +45,13 @@ def metrics(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def without_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.deploy.stage.smoke_test", lambda config, bundle, job: [])
+    monkeypatch.setattr("components.deploy.stage.smoke_test", lambda config, bundle, context: [])
 
 
 def test_the_bundle_is_served_in_both_modes_whole_and_streamed_alike(
-    model: Path, metrics: Path, recorded_job: Job, recorder: Recorder, tmp_path: Path
+    model: Path, metrics: Path, recorded_context: StageContext, recorder: Recorder, tmp_path: Path
 ) -> None:
-    result = run(CONFIG, job=recorded_job, out=tmp_path, model=model, metrics=metrics)
+    result = run(CONFIG, context=recorded_context, out=tmp_path, model=model, metrics=metrics)
 
     assert result["smoke"] == [
         {
@@ -80,10 +80,16 @@ def test_the_bundle_is_served_in_both_modes_whole_and_streamed_alike(
 @pytest.mark.parametrize(("threshold", "alias"), [(0.75, "champion"), (0.8, "candidate")])
 @pytest.mark.usefixtures("without_server")
 def test_the_gate_decides_between_champion_and_candidate(
-    threshold: float, alias: str, model: Path, metrics: Path, recorded_job: Job, recorder: Recorder, tmp_path: Path
+    threshold: float,
+    alias: str,
+    model: Path,
+    metrics: Path,
+    recorded_context: StageContext,
+    recorder: Recorder,
+    tmp_path: Path,
 ) -> None:
     config = CONFIG.model_copy(update={"gate": Gate(min_accuracy=threshold)})
-    result = run(config, job=recorded_job, out=tmp_path, model=model, metrics=metrics)
+    result = run(config, context=recorded_context, out=tmp_path, model=model, metrics=metrics)
 
     passed = alias == "champion"
     assert result["alias"] == alias
@@ -95,19 +101,19 @@ def test_the_gate_decides_between_champion_and_candidate(
 
 
 @pytest.mark.usefixtures("without_server")
-def test_a_gate_may_stop_the_stage(model: Path, metrics: Path, recorded_job: Job, tmp_path: Path) -> None:
+def test_a_gate_may_stop_the_stage(model: Path, metrics: Path, recorded_context: StageContext, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"gate": Gate(min_accuracy=0.8), "fail_on_gate": True})
     with pytest.raises(StageFailed, match=r"min_accuracy=0\.8 \(found 0\.75\)"):
-        run(config, job=recorded_job, out=tmp_path, model=model, metrics=metrics)
+        run(config, context=recorded_context, out=tmp_path, model=model, metrics=metrics)
     assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.usefixtures("without_server")
 @pytest.mark.parametrize("gate", [Gate(), Gate(min_accuracy=0.0)])
 def test_a_model_that_nobody_measured_is_a_candidate(
-    gate: Gate, model: Path, recorded_job: Job, recorder: Recorder, tmp_path: Path
+    gate: Gate, model: Path, recorded_context: StageContext, recorder: Recorder, tmp_path: Path
 ) -> None:
-    result = run(CONFIG.model_copy(update={"gate": gate}), job=recorded_job, out=tmp_path, model=model)
+    result = run(CONFIG.model_copy(update={"gate": gate}), context=recorded_context, out=tmp_path, model=model)
 
     assert result["alias"] == "candidate"
     assert not result["gate"]["passed"]
@@ -120,13 +126,15 @@ def test_the_model_is_looked_up_by_role_else_the_last_one_counts(metrics: Path) 
 
 
 @pytest.mark.usefixtures("without_server")
-def test_a_model_that_cannot_be_told_to_think_is_refused(model: Path, recorded_job: Job, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_told_to_think_is_refused(
+    model: Path, recorded_context: StageContext, tmp_path: Path
+) -> None:
     (tmp_path / "base").mkdir()
     for file in model.iterdir():
         if file.name != "chat_template.jinja":
             (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(CheckpointError, match="no toggle"):
-        run(CONFIG, job=recorded_job, out=tmp_path, model=tmp_path / "base")
+        run(CONFIG, context=recorded_context, out=tmp_path, model=tmp_path / "base")
 
 
 class Reply(SimpleNamespace):

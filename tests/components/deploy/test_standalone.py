@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from components.core.checkpoint import save_model
-from components.core.errors import CheckpointError
+from components.core.base.errors import CheckpointError
+from components.core.model.checkpoint import save_model
 from components.deploy.standalone import FILE, add_configuration_file
 from tests.components.core import tiny_models
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig
 
-from components.core.batches import IGNORE, Batch, load_batches
-from components.core.checkpoint import load_model, model_config, save_model
-from components.core.distillation import distillation_loss, hidden_states, paired_layers
-from components.core.errors import InputError
-from components.core.model import TesseraForCausalLM
+from components.core.base.errors import InputError
+from components.core.model.checkpoint import load_model, model_config, save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.text.packing import IGNORE, Batch, load_batches
+from components.core.training.distillation import distillation_loss, hidden_states, paired_layers
 from components.distill.config import DistillConfig
 from components.distill.stage import run
 
@@ -110,9 +110,9 @@ def test_the_loss_is_cosine_distance_and_kl_over_the_counted_positions(batch):
     assert terms["loss"].item() == pytest.approx(0.5 * cosine + 2 * kl, rel=1e-4)
 
 
-def test_the_child_comes_closer_to_its_parent(folders, recorded_job, recorder, out, sums):
+def test_the_child_comes_closer_to_its_parent(folders, recorded_context, recorder, out, sums):
     before = (folders["teacher"] / "model.safetensors").read_bytes()
-    result = run(CONFIG, job=recorded_job, out=out, corpus=sums, **folders)
+    result = run(CONFIG, context=recorded_context, out=out, corpus=sums, **folders)
 
     for name in ("loss", "kl", "cosine"):
         curve = recorder.curve(name)
@@ -124,8 +124,15 @@ def test_the_child_comes_closer_to_its_parent(folders, recorded_job, recorder, o
     assert (folders["teacher"] / "model.safetensors").read_bytes() == before
 
 
-def test_another_vocabulary_is_refused(folders, recorded_job, out, sums, tmp_path, tokenizer_folder):
+def test_another_vocabulary_is_refused(folders, recorded_context, out, sums, tmp_path, tokenizer_folder):
     save_model(parent_model(vocab_size=301), tmp_path / "other", tokenizer=tokenizer_folder)
 
     with pytest.raises(InputError, match=r"different vocabularies \(301, 300\)"):
-        run(CONFIG, job=recorded_job, out=out, corpus=sums, teacher=tmp_path / "other", student=folders["student"])
+        run(
+            CONFIG,
+            context=recorded_context,
+            out=out,
+            corpus=sums,
+            teacher=tmp_path / "other",
+            student=folders["student"],
+        )

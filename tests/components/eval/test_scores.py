@@ -2,29 +2,29 @@
 
 import pytest
 
-from components.core.chat import plain_answer
-from components.core.errors import DataError
-from components.core.problems import Problem
-from components.eval.answers import Answered, Way, read_answers, write_answers
-from components.eval.asking import grade, joined
+from components.core.base.errors import DataError
+from components.core.text.chat import plain_answer
+from components.core.text.problems import Problem
+from components.eval.answers import Answered, PromptMode, read_answers, write_answers
+from components.eval.client import grade, joined
 from components.eval.problems import load_problems
 from components.eval.scores import scores
 from tests.components.conftest import write_rows
 
 
-def answered(split: str, mode: Way, *correct: bool, kept: tuple[bool, ...] | None = None) -> Answered:
+def answered(split: str, mode: PromptMode, *correct: bool, checkpoint: tuple[bool, ...] | None = None) -> Answered:
     facts = {"model": "sft", "id": "p", "question": "2+2=", "expected": "4", "samples": ("x",) * len(correct)}
-    return Answered(split=split, mode=mode, correct=correct, kept_format=kept, **facts)
+    return Answered(split=split, mode=mode, correct=correct, kept_format=checkpoint, **facts)
 
 
 def test_both_modes_are_counted_apart():
     rows = [
-        answered("standard", "on", True, False, kept=(True, True)),
-        answered("standard", "on", True, True, kept=(True, False)),
-        answered("standard", "off", False, kept=(True,)),
-        answered("standard", "off", True, kept=(False,)),
-        answered("hard", "on", True, False, kept=(True, True)),
-        answered("hard", "off", False, kept=(True,)),
+        answered("standard", "on", True, False, checkpoint=(True, True)),
+        answered("standard", "on", True, True, checkpoint=(True, False)),
+        answered("standard", "off", False, checkpoint=(True,)),
+        answered("standard", "off", True, checkpoint=(False,)),
+        answered("hard", "on", True, False, checkpoint=(True, True)),
+        answered("hard", "off", False, checkpoint=(True,)),
     ]
     found = scores(rows)
 
@@ -76,7 +76,7 @@ def test_the_answer_of_a_base_model_follows_its_last_colon(text, answer):
 
 
 def test_answers_are_read_as_they_were_written(tmp_path):
-    rows = [answered("hard", "on", True, False, kept=(True, False)), answered("hard", "plain", True)]
+    rows = [answered("hard", "on", True, False, checkpoint=(True, False)), answered("hard", "plain", True)]
     write_answers(tmp_path / "answers.jsonl", rows)
 
     assert read_answers(tmp_path / "answers.jsonl") == rows

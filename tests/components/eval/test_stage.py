@@ -11,15 +11,15 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from components.core.chat import END_THINK, parse_answer, plain_answer
-from components.core.checkpoint import save_model
-from components.core.errors import CheckpointError, DataError, InputError
-from components.core.job import Interrupted, silent_job
-from components.core.vllm_server import Launcher, Server
-from components.core.workload import Workload
-from components.eval.asking import num_samples
+from components.core.base.errors import CheckpointError, DataError, InputError
+from components.core.model.checkpoint import save_model
+from components.core.runtime.context import Interrupted, quiet_context
+from components.core.serving.load_profile import Workload
+from components.core.serving.server import Launcher, Server
+from components.core.text.chat import END_THINK, parse_answer, plain_answer
+from components.eval.client import num_samples
 from components.eval.config import EvalConfig
-from components.eval.serving import turns
+from components.eval.serving import group_by_architecture
 from components.eval.stage import run
 from components.eval.statistics import interval
 from tests.components.conftest import write_rows
@@ -95,7 +95,7 @@ def made(
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, calls)
-        result = run(CONFIG, job=silent_job(folder / "job"), out=folder / "out", problems=problems, **folders)
+        result = run(CONFIG, context=quiet_context(folder / "job"), out=folder / "out", problems=problems, **folders)
     lines = (folder / "out" / "metrics" / "answers.jsonl").read_text().splitlines()
     return {
         "result": result,
@@ -155,8 +155,8 @@ def test_a_recount_from_the_answers_gives_the_metrics(made):
                 assert row["accuracy"][split][mode] == pytest.approx(share)
                 assert row["interval"][split][mode] == pytest.approx(interval(right))
                 if way != "plain":
-                    kept = [(END_THINK in text) == (mode == "on") for a in found for text in a["samples"]]
-                    assert all(kept) == (row["format"][mode] == 1.0)
+                    checkpoint = [(END_THINK in text) == (mode == "on") for a in found for text in a["samples"]]
+                    assert all(checkpoint) == (row["format"][mode] == 1.0)
 
 
 def test_size_and_speed_are_those_of_the_architecture(made):
@@ -171,18 +171,18 @@ def test_size_and_speed_are_those_of_the_architecture(made):
 
 def test_an_interrupted_evaluation_goes_on_with_the_models_that_are_left(made, folders, problems, tmp_path):
     """Interrupted while the second model answers; what then goes on starts with it, and measures no speed again."""
-    job = silent_job(tmp_path)
+    context = quiet_context(tmp_path)
     calls: list[str] = []
     (tmp_path / "metrics").mkdir()
-    job.stopping = lambda: "sft" in calls
+    context.stopping = lambda: "sft" in calls
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, calls)
         patch.setattr("components.eval.stage.measure_step_ms", lambda folders, *_, **__: [[8.0]] * len(folders))
         with pytest.raises(Interrupted):
-            run(CONFIG, job=job, out=tmp_path, problems=problems, **folders)
-        job.stopping = lambda: False
+            run(CONFIG, context=context, out=tmp_path, problems=problems, **folders)
+        context.stopping = lambda: False
         patch.setattr("components.eval.stage.measure_step_ms", None)
-        run(CONFIG, job=job, out=tmp_path, problems=problems, **folders)
+        run(CONFIG, context=context, out=tmp_path, problems=problems, **folders)
 
     assert calls == ["start", "sft", "start", "rl"]
     lines = (tmp_path / "metrics" / "answers.jsonl").read_text().splitlines()
@@ -197,7 +197,7 @@ def test_a_problem_that_is_too_long_for_the_model_is_named(folders, one_launcher
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("components.eval.stage.measure_step_ms", lambda folders, *_, **__: [[8.0]])
         with pytest.raises(DataError, match=r"problem long of test-standard cannot be asked: .*length"):
-            run(CONFIG, job=silent_job(tmp_path), out=tmp_path, problems=tmp_path, parent=folders["parent"])
+            run(CONFIG, context=quiet_context(tmp_path), out=tmp_path, problems=tmp_path, parent=folders["parent"])
 
 
 def test_a_server_is_shared_by_models_that_differ_in_their_weights_alone(folders, tmp_path):
@@ -208,22 +208,22 @@ def test_a_server_is_shared_by_models_that_differ_in_their_weights_alone(folders
     wider = tiny_models.write(tiny_models.llama(0, intermediate_size=64), tmp_path / "wider")
     models = {"parent": parent, "child": wider, "sft": sft, "rl": rl}
 
-    assert turns(models) == [["parent", "sft", "rl"], ["child"]]
-    assert turns({**models, "rl": other_end}) == [["parent", "sft"], ["rl"], ["child"]]
+    assert group_by_architecture(models) == [["parent", "sft", "rl"], ["child"]]
+    assert group_by_architecture({**models, "rl": other_end}) == [["parent", "sft"], ["rl"], ["child"]]
 
 
 def test_gaps_in_the_numbers_of_layers_are_no_difference(tmp_path):
     model = tiny_models.heterogeneous(0)
     save_model(model, tmp_path / "distilled", tokenizer=None)
     save_model(model, tmp_path / "child", tokenizer=None, by_block=True, numbers=[0, 2, 3, 7])
-    assert turns({role: tmp_path / role for role in ("child", "distilled")}) == [["child", "distilled"]]
+    assert group_by_architecture({role: tmp_path / role for role in ("child", "distilled")}) == [["child", "distilled"]]
 
 
 def test_a_model_that_cannot_be_told_to_think_is_refused(folders, tmp_path):
     base = Path(shutil.copytree(folders["sft"], tmp_path / "base"))
     (base / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match="tokenizer of sft has no toggle"):
-        run(CONFIG, job=silent_job(tmp_path), out=tmp_path, problems=tmp_path, sft=base)
+        run(CONFIG, context=quiet_context(tmp_path), out=tmp_path, problems=tmp_path, sft=base)
 
 
 def test_greedy_answers_are_given_once():
@@ -233,4 +233,4 @@ def test_greedy_answers_are_given_once():
 
 def test_without_a_model_there_is_nothing_to_evaluate(tmp_path):
     with pytest.raises(InputError, match="no model to evaluate"):
-        run(CONFIG, job=silent_job(tmp_path), out=tmp_path, problems=tmp_path, sft=None)
+        run(CONFIG, context=quiet_context(tmp_path), out=tmp_path, problems=tmp_path, sft=None)

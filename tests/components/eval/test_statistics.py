@@ -33,11 +33,11 @@ def test_interval_of_single_answers_is_wilsons(right, total, low, high):
 def test_ends_of_the_interval_are_where_the_score_test_turns(right, wrong):
     """Wilson's interval holds the shares that a score test at 5 % does not reject: found by trying all of them."""
     n, p = right + wrong, right / (right + wrong)
-    kept = [
+    checkpoint = [
         q / 100000 for q in range(1, 100000) if abs(p - q / 100000) <= 1.959964 * math.sqrt(q / 1e5 * (1 - q / 1e5) / n)
     ]
 
-    assert interval(single(right, wrong)) == pytest.approx((kept[0], kept[-1]), abs=2e-5)
+    assert interval(single(right, wrong)) == pytest.approx((checkpoint[0], checkpoint[-1]), abs=2e-5)
 
 
 @settings(max_examples=40)

@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from components.core.batches import IGNORE, load_batches
-from components.core.checkpoint import load_model
-from components.core.errors import RecipeError
+from components.core.base.errors import RecipeError
+from components.core.model.checkpoint import load_model
+from components.core.text.packing import IGNORE, load_batches
 from components.pretrain.config import PretrainConfig, Shape
 from components.pretrain.stage import new_model, run
 
@@ -38,8 +38,10 @@ def held_out_loss(model: Any, corpus: Path, tokenizer: Path) -> float:
     ).item()
 
 
-def test_a_new_model_starts_at_chance_learns_and_is_a_plain_llama(recorded_job, recorder, out, sums, tokenizer_folder):
-    result = run(CONFIG, job=recorded_job, out=out, tokenizer=tokenizer_folder, corpus=sums)
+def test_a_new_model_starts_at_chance_learns_and_is_a_plain_llama(
+    recorded_context, recorder, out, sums, tokenizer_folder
+):
+    result = run(CONFIG, context=recorded_context, out=out, tokenizer=tokenizer_folder, corpus=sums)
     losses = recorder.curve("loss")
 
     assert len(losses) == 40
@@ -53,17 +55,17 @@ def test_a_new_model_starts_at_chance_learns_and_is_a_plain_llama(recorded_job, 
 
 
 def test_training_goes_on_from_a_model_with_its_own_tokenizer(
-    recorded_job, recorder, out, sums, tokenizer_folder, tmp_path
+    recorded_context, recorder, out, sums, tokenizer_folder, tmp_path
 ):
-    run(CONFIG, job=recorded_job, out=out, tokenizer=tokenizer_folder, corpus=sums)
+    run(CONFIG, context=recorded_context, out=out, tokenizer=tokenizer_folder, corpus=sums)
     end = recorder.curve("loss")[-1]
     recorder.events.clear()
     (tmp_path / "out2" / "trained").mkdir(parents=True)
-    recorded_job.resume.folder = tmp_path / "another"
+    recorded_context.resume.folder = tmp_path / "another"
     onwards = CONFIG.model_copy(update={"num_steps": 5, "learning_rate": 1e-3})
     run(
         onwards,
-        job=recorded_job,
+        context=recorded_context,
         out=tmp_path / "out2",
         tokenizer=tmp_path / "absent",
         corpus=sums,
@@ -90,9 +92,9 @@ def test_what_writes_to_the_residual_stream_starts_smaller(tokenizer_folder):
         assert writer.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
 
 
-def test_a_model_of_any_seed_can_be_loaded_again_unchanged(recorded_job, out, sums, tokenizer_folder):
+def test_a_model_of_any_seed_can_be_loaded_again_unchanged(recorded_context, out, sums, tokenizer_folder):
     short = CONFIG.model_copy(update={"num_steps": 1})
-    run(short, job=recorded_job, out=out, tokenizer=tokenizer_folder, corpus=sums)
+    run(short, context=recorded_context, out=out, tokenizer=tokenizer_folder, corpus=sums)
     ours, plain = load_model(out / "trained"), AutoModelForCausalLM.from_pretrained(out / "trained")
     ids = torch.arange(20)[None]
 

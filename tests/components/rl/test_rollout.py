@@ -5,8 +5,8 @@ from typing import Any, cast
 import pytest
 from tokenizers import Tokenizer
 
-from components.core.errors import StageFailed
-from components.core.vllm_engine import Engine, Sample
+from components.core.base.errors import StageFailed
+from components.core.serving.engine import Engine, Sample
 from components.rl.reward import Environment, Reward
 from components.rl.rollout import Answer, Problem, answer_text, refuse_stale, roll_out
 from tests.components.core import tiny_models

@@ -12,10 +12,12 @@ import torch
 
 pytest.importorskip("vllm")
 
-from components.core import faults
-from components.core.checkpoint import load_model
-from components.core.errors import DataError, InputError
-from components.core.job import Interrupted, Job, Placement, Resume
+from components.core.base import fault_injection as faults
+from components.core.base.errors import DataError, InputError
+from components.core.model.checkpoint import load_model
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.placement import Placement
+from components.core.runtime.resume import Resume
 from components.rl import grpo
 from components.rl.config import RlConfig
 from components.rl.stage import load_problems, mixed_modes, run
@@ -65,9 +67,9 @@ def test_problems_below_the_least_level_are_not_drawn(tmp_path):
         load_problems(tmp_path, CONFIG.model_copy(update={"min_level": 10}))
 
 
-def job_in(folder: Path) -> Job:
+def job_in(folder: Path) -> StageContext:
     (folder / "scratch").mkdir(parents=True, exist_ok=True)
-    return Job(Recorder(), Resume(folder / "resume"), folder / "scratch", Placement(threads=1))
+    return StageContext(Recorder(), Resume(folder / "resume"), folder / "scratch", Placement(threads=1))
 
 
 def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(
@@ -80,7 +82,7 @@ def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(
         return loss(logprobs_N, old_logprobs_N, *rest, **options)
 
     monkeypatch.setattr("components.rl.stage.policy_loss", watched)
-    result = run(CONFIG, job=job_in(tmp_path), out=out, model=model, problems=problems)
+    result = run(CONFIG, context=job_in(tmp_path), out=out, model=model, problems=problems)
     curve = result["curve"]
 
     assert max(gaps) < LOGPROB_TOLERANCE  # each answer is learnt from once: the engine has the learner's own weights
@@ -106,20 +108,20 @@ def whole(model: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory)
     """Result and weights of a short run that nothing interrupted; its warm-up is longer than a step."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "out" / "policy").mkdir(parents=True)
-    result = run(SHORT, job=job_in(folder), out=folder / "out", model=model, problems=problems)
+    result = run(SHORT, context=job_in(folder), out=folder / "out", model=model, problems=problems)
     return result, (folder / "out" / "policy" / "model.safetensors").read_bytes()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_curve(model, problems, out, tmp_path, whole):
     given = {"model": model, "problems": problems}
-    job = job_in(tmp_path / "parts")
-    job.stopping = lambda: True
+    context = job_in(tmp_path / "parts")
+    context.stopping = lambda: True
     with pytest.raises(Interrupted):
-        run(SHORT, job=job, out=tmp_path / "none", **given)
+        run(SHORT, context=context, out=tmp_path / "none", **given)
     again = job_in(tmp_path / "parts")
-    result = run(SHORT, job=again, out=out, **given)
+    result = run(SHORT, context=again, out=out, **given)
 
-    assert [len(j.reporter.curve("reward")) for j in (job, again)] == [1, 2]  # type: ignore[attr-defined]
+    assert [len(j.reporter.curve("reward")) for j in (context, again)] == [1, 2]  # type: ignore[attr-defined]
     assert (result, (out / "policy" / "model.safetensors").read_bytes()) == whole
 
 
@@ -129,16 +131,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(model, problems, out, tmp_path, 
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), faults.VARIABLE: "point.trimmed:2=kill"}
     killed = subprocess.run(command, env=environment, capture_output=True, timeout=200)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    job = job_in(tmp_path / "parts")
-    result = run(SHORT, job=job, out=out, model=model, problems=problems)
+    context = job_in(tmp_path / "parts")
+    result = run(SHORT, context=context, out=out, model=model, problems=problems)
 
-    assert len(job.reporter.curve("reward")) == 1  # type: ignore[attr-defined]
+    assert len(context.reporter.curve("reward")) == 1  # type: ignore[attr-defined]
     assert (result, (out / "policy" / "model.safetensors").read_bytes()) == whole
 
 
 def test_a_share_of_the_problems_is_asked_with_thinking_off(model):
     rows: list[dict[str, object]] = [{"id": str(i), "question": f"{i}+1=", "answer": str(i + 1)} for i in range(8)]
-    config = CONFIG.model_copy(update={"thinking_off_share": 0.25})
+    config = CONFIG.model_copy(update={"thinking_off_fraction": 0.25})
     problems = mixed_modes(rows, [0, 1, 2, 3, 4, 5, 6, 7], model, config, step=0)
 
     assert sorted(problem.mode for problem in problems) == ["off"] * 2 + ["on"] * 6
@@ -149,16 +151,16 @@ def test_a_share_of_the_problems_is_asked_with_thinking_off(model):
 def test_without_problems_there_is_nothing_to_reinforce(model, out, tmp_path):
     write_rows(tmp_path / "train.jsonl", [])
     with pytest.raises(DataError, match="no training problems"):
-        run(CONFIG, job=job_in(tmp_path), out=out, model=model, problems=tmp_path)
+        run(CONFIG, context=job_in(tmp_path), out=out, model=model, problems=tmp_path)
 
 
 def test_several_processes_are_refused(model, problems, out, tmp_path):
-    job = job_in(tmp_path)
-    job.placement = Placement(processes=2)
+    context = job_in(tmp_path)
+    context.placement = Placement(processes=2)
     with pytest.raises(InputError, match="one process, not 2"):
-        run(CONFIG, job=job, out=out, model=model, problems=problems)
+        run(CONFIG, context=context, out=out, model=model, problems=problems)
 
 
 if __name__ == "__main__":
     parts = Path(sys.argv[3])
-    run(SHORT, job=job_in(parts), out=parts / "out", model=Path(sys.argv[1]), problems=Path(sys.argv[2]))
+    run(SHORT, context=job_in(parts), out=parts / "out", model=Path(sys.argv[1]), problems=Path(sys.argv[2]))

@@ -9,10 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from components.core.batches import Batch, load_batches
-from components.core.checkpoint import load_model
-from components.core.job import Job, silent_job
-from components.core.model import TesseraForCausalLM
+from components.core.model.checkpoint import load_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import StageContext, quiet_context
+from components.core.text.packing import Batch, load_batches
 
 LETTERS = "0123456789+-*= "
 
@@ -71,5 +71,5 @@ def batches(corpus: Path, parent_folder: Path) -> list[Batch]:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return silent_job(tmp_path / "job")
+def context(tmp_path: Path) -> StageContext:
+    return quiet_context(tmp_path / "job")

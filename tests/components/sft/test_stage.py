@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from components.core.chat import END_THINK, THINK, prompt_ids, system_message
-from components.core.checkpoint import load_model
-from components.core.errors import CheckpointError, DataError
+from components.core.base.errors import CheckpointError, DataError
+from components.core.model.checkpoint import load_model
+from components.core.text.chat import END_THINK, THINK, prompt_ids, system_message
 from components.sft.config import SftConfig
 from components.sft.stage import fit_vocabulary, run
 from tests.components.conftest import write_rows
@@ -47,10 +47,10 @@ def chats(tmp_path: Path) -> Path:
 
 
 def test_the_model_learns_to_answer_in_either_mode(
-    recorded_job, recorder, out, chats, tmp_path, tokenizer_folder, vocab_size
+    recorded_context, recorder, out, chats, tmp_path, tokenizer_folder, vocab_size
 ):
     model = llama(tmp_path / "model", vocab_size)
-    result = run(CONFIG, job=recorded_job, out=out, model=model, tokenizer=tokenizer_folder, chats=chats)
+    result = run(CONFIG, context=recorded_context, out=out, model=model, tokenizer=tokenizer_folder, chats=chats)
 
     losses = recorder.curve("loss")
     assert losses[-1] < 0.1 * losses[0]
@@ -67,11 +67,11 @@ def test_the_model_learns_to_answer_in_either_mode(
 
 
 def test_chats_that_do_not_fit_are_left_out_with_a_note(
-    recorded_job, recorder, out, chats, tmp_path, tokenizer_folder, vocab_size
+    recorded_context, recorder, out, chats, tmp_path, tokenizer_folder, vocab_size
 ):
     write_rows(chats / "train.jsonl", [chat("on"), chat("off", answer="1" * 100), chat("off")])
     config, model = CONFIG.model_copy(update={"num_steps": 1}), llama(tmp_path / "model", vocab_size)
-    result = run(config, job=recorded_job, out=out, model=model, tokenizer=tokenizer_folder, chats=chats)
+    result = run(config, context=recorded_context, out=out, model=model, tokenizer=tokenizer_folder, chats=chats)
 
     assert result["chats"] == 2
     assert recorder.notes == ["1 chats are longer than seq_len=64 and were left out"]
@@ -79,13 +79,13 @@ def test_chats_that_do_not_fit_are_left_out_with_a_note(
 
 @pytest.mark.parametrize("rows", [[], [chat("on", answer="1" * 100)]])
 def test_without_chats_there_is_nothing_to_learn(
-    recorded_job, out, chats, tmp_path, tokenizer_folder, vocab_size, rows
+    recorded_context, out, chats, tmp_path, tokenizer_folder, vocab_size, rows
 ):
     write_rows(chats / "train.jsonl", rows)
     with pytest.raises(DataError, match="no chats to learn from"):
         run(
             CONFIG,
-            job=recorded_job,
+            context=recorded_context,
             out=out,
             model=llama(tmp_path / "model", vocab_size),
             tokenizer=tokenizer_folder,

@@ -1,0 +1,1 @@
+"""What every package stands on: errors, checked configurations, processes, scratch folders, fault injection."""

@@ -1,0 +1,82 @@
+"""Errors that a user can act on.
+
+TesseraError              exit code 1: the work failed
+├── StageFailed           a stage stopped with an error of its own
+├── CorruptArtifact       bytes in the store differ from their digest
+└── InputError            exit code 2: wrong use or wrong input; nothing was written
+    ├── RecipeError       a key, a value, or a combination of them
+    ├── CheckpointError   a model folder that cannot or must not be read
+    ├── DataError         malformed rows, with their line numbers
+    ├── InfeasibleBudget  limits that no choice of blocks meets
+    ├── StoreError        store unreachable, wrong credentials, no space
+    ├── UntrustedArtifact an artifact that none of the trusted keys has signed
+    └── MissingPackage    an optional part is not installed
+"""
+
+
+class TesseraError(Exception):
+    """The work failed; the message says what, with which values.
+
+    Attributes:
+        message: one sentence, with the values at hand.
+        hint: the way out, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """The message, and the hint on a line of its own."""
+        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+
+
+class StageFailed(TesseraError):
+    """A stage stopped with an error of its own."""
+
+
+class CorruptArtifact(TesseraError):
+    """Bytes in the store differ from their digest."""
+
+
+class InputError(TesseraError):
+    """Wrong use or wrong input; nothing was written."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe key, a value, or a combination of them is wrong."""
+
+
+class CheckpointError(InputError):
+    """A model folder that cannot, or must not, be read."""
+
+
+class DataError(InputError):
+    """A data file has rows that cannot be used."""
+
+
+class InfeasibleBudget(InputError):
+    """No choice of blocks meets the limits."""
+
+
+class StoreError(InputError):
+    """The store cannot be used: unreachable, wrong credentials, no space."""
+
+
+class UntrustedArtifact(InputError):
+    """None of the trusted keys has signed an artifact."""
+
+
+class MissingPackage(InputError):
+    """A part that this command needs is not installed."""
+
+
+class RunStopped(TesseraError):
+    """Ctrl-C or SIGTERM ended the work; the same command continues from what was saved."""
+
+    exit_code = 130

@@ -1,0 +1,37 @@
+"""Ports on the loopback interface."""
+
+import socket
+
+from components.core.base.errors import InputError
+
+HOST = "127.0.0.1"
+
+
+def usable_port(wanted: int | None) -> int:
+    """The wanted port, or any free one.
+
+    Raises:
+        InputError: it is taken, or needs rights that we do not have.
+    """
+    try:
+        return _bound_port(wanted or 0)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there are no more than 65535"
+        raise InputError(f"port {wanted} cannot be used: {reason}", hint="choose another, e.g. --port 8123") from None
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody has a port."""
+    try:
+        return _bound_port(port) == port
+    except OSError:
+        return False
+
+
+def _bound_port(port: int) -> int:
+    """Take a port for a moment, any if 0; its number."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        number: int = probe.getsockname()[1]
+        return number

@@ -1,0 +1,1 @@
+"""The heterogeneous decoder, and its checkpoints."""

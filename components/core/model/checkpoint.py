@@ -1,0 +1,279 @@
+"""Models in and out: Hugging Face folders of safetensors, dense or heterogeneous."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from components.core.base.errors import CheckpointError
+from components.core.model.architecture import Architecture
+from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
+from components.core.model.families import HETEROGENEOUS_FAMILY, refuse_unsupported
+from components.core.model.hugging_face import PretrainedConfig
+from components.core.model.inspection import (
+    INDEX,
+    PICKLED_SUFFIXES,
+    RECOMPUTED,
+    check_weights,
+    read_architecture,
+    read_config,
+    weight_files,
+)
+from components.core.model.layer_numbering import LAYERS, name_in_model, with_gaps
+from components.core.model.layer_paging import LayerFiles, page_layers, state_in_pieces
+from components.core.model.subblock_files import write_blocks
+
+CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+HETEROGENEOUS_CLASS = "DeciLMForCausalLM"
+KEPT_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "initializer_range",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "parent_layers",
+)
+"""What our configuration takes over as it is; everything about the blocks comes from the architecture."""
+DERIVED_KEYS = ("num_hidden_layers", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
+"""What else every configuration says of the decoder."""
+HETEROGENEOUS_KEYS = ("block_configs", "qkv_bias", "source_family")
+"""What a dense configuration has no use for."""
+DEFAULT_RMS_NORM_EPS = 1e-6
+"""Of all three dense families, where a configuration does not name it."""
+MAX_SHARD_SIZE = "5GB"
+NOT_TOKENIZER = ("config.json", "generation_config.json", INDEX)
+
+
+def model_config(values: dict[str, Any]) -> TesseraConfig:
+    """Our configuration for a supported `config.json`, the family it came from kept as `source_family`.
+
+    Raises:
+        CheckpointError: the decoder cannot stand for this model.
+    """
+    refuse_unsupported(values)
+    architecture = Architecture.from_config(values)
+    family = (
+        values.get("source_family", "llama") if architecture.family == HETEROGENEOUS_FAMILY else architecture.family
+    )
+    kept = {key: values[key] for key in KEPT_KEYS if key in values}
+    behind = kept.get("parent_layers")
+    if architecture.numbers is not None and behind is not None:
+        if not isinstance(behind, list) or len(behind) != values["num_hidden_layers"]:
+            raise CheckpointError("config.json makes no sense: parent_layers is no list of a number for each layer")
+        kept["parent_layers"] = [behind[number] for number in architecture.numbers]
+    return TesseraConfig(
+        **kept,
+        rms_norm_eps=values.get("rms_norm_eps", DEFAULT_RMS_NORM_EPS),
+        num_hidden_layers=len(architecture.blocks),
+        block_configs=architecture.block_configs(),
+        head_dim=architecture.head_dim,
+        attention_bias=architecture.o_bias,
+        qkv_bias=architecture.qkv_bias,
+        mlp_bias=architecture.mlp_bias,
+        source_family=family,
+        architectures=[HETEROGENEOUS_CLASS],
+    )
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    computes_in: torch.dtype | None = None,
+    paged: bool = False,
+) -> TesseraForCausalLM:
+    """Read a model folder.
+
+    Args:
+        folder: dense Llama, Mistral or Qwen2, or nemotron-nas.
+        dtype: of the weights in memory; as stored where None.
+        computes_in: precision of activations and arithmetic; the weights' own where None.
+        paged: hold one decoder layer at a time, read from the folder when it is needed; not for training.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: an unsupported family, or weights that are pickled, damaged, missing or misshapen.
+    """
+    values = read_config(folder)
+    config = model_config(values)
+    architecture = Architecture.from_config(values)
+    check_weights(folder, architecture)
+    with torch.device("meta"):
+        model = TesseraForCausalLM(config)
+    wanted = {name for name in model.state_dict() if not (paged and name.startswith(LAYERS))}
+    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
+    take_weights(model, state, strict=not paged)
+    model.model.embed_tokens.computes_in = computes_in
+    model.requires_grad_(not paged)
+    model.train(False)
+    if paged:
+        page_layers(model.model.layers, LayerFiles(folder, dtype, architecture.layer_numbers).read)
+    return model
+
+
+def take_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, strict: bool = True) -> None:
+    """Give a model that was made on the meta device these very tensors; a tied head need not be among them.
+
+    Args:
+        model: what to fill.
+        state: tensors by name.
+        strict: whether none may be missing.
+    """
+    if model.config.tie_word_embeddings:
+        state = {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
+    model.load_state_dict(state, assign=True, strict=strict)
+    model.tie_weights()
+    # Frequencies are computed, not stored: the ones on the meta device have no values.
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a model folder, file by file, by its name in memory.
+
+    Raises:
+        CheckpointError: no safetensors, or no readable configuration.
+    """
+    numbers = read_architecture(folder).layer_numbers
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as reader:
+            for name in reader.keys():
+                if not name.endswith(RECOMPUTED):
+                    yield name_in_model(name, numbers), reader.get_tensor(name)
+
+
+def save_model(
+    model: TesseraForCausalLM,
+    folder: Path,
+    *,
+    tokenizer: Path | None,
+    by_block: bool = False,
+    numbers: Sequence[int] | None = None,
+) -> None:
+    """Write a model folder, complete or not at all.
+
+    A model whose layers are all alike becomes a folder of its dense family, any other one of type nemotron-nas.
+
+    Args:
+        model: its weights are written in their own dtype.
+        folder: created; where it exists, it has to be empty.
+        tokenizer: a folder whose tokenizer files are copied beside the weights.
+        by_block: a file for each sub-block, for models that share some with others; a paged model stays paged.
+        numbers: with `by_block`, what each layer is called in those files, in rising order, so that they are the files
+            that it has in another model; None calls them 0, 1, 2 and so on. With gaps, a layer that does nothing is no
+            layer.
+
+    Raises:
+        CheckpointError: the folder has something in it.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty", hint="give a folder that does not exist yet")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _write(model, partial, tokenizer, by_block=by_block, numbers=numbers)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write(
+    model: TesseraForCausalLM,
+    folder: Path,
+    tokenizer: Path | None,
+    *,
+    by_block: bool,
+    numbers: Sequence[int] | None,
+) -> None:
+    """Fill a folder: tokenizer, configurations, weights."""
+    if tokenizer is not None:
+        copy_tokenizer(tokenizer, folder)
+    own = list(range(model.config.num_hidden_layers))
+    numbers = own if numbers is None else list(numbers)
+    assert by_block or numbers == own
+    config = written_config(model) if numbers == own else with_gaps(_heterogeneous_config(model), numbers)
+    _write_json(folder / "config.json", config)
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    _write_json(folder / "generation_config.json", {name: getattr(model.config, name, None) for name in ids})
+    if by_block:
+        write_blocks(state_in_pieces(model, model.model.layers, numbers), folder)
+        return
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def written_config(model: TesseraForCausalLM) -> dict[str, Any]:
+    """The `config.json` to write: the dense family's own where the layers are all alike, nemotron-nas otherwise."""
+    config = model.config
+    values = _heterogeneous_config(model)
+    block, family = Architecture.from_config(values).uniform, values.get("source_family", "llama")
+    if block is None or not _expressible(config, family):
+        return values
+    dense = {name: value for name, value in values.items() if name not in HETEROGENEOUS_KEYS}
+    dense |= {"num_key_value_heads": block.num_key_value_heads, "intermediate_size": block.intermediate_size}
+    dense |= {"model_type": family, "architectures": [CLASSES[family]]}
+    if family == "mistral":
+        dense["sliding_window"] = None  # absent would mean the family's default window
+    if family != "llama":
+        del dense["attention_bias"], dense["mlp_bias"]
+    return dense
+
+
+def _heterogeneous_config(model: TesseraForCausalLM) -> dict[str, Any]:
+    """The `config.json` of any model."""
+    plain = model.config.to_dict()
+    values = {name: plain[name] for name in (*KEPT_KEYS, *HETEROGENEOUS_KEYS, *DERIVED_KEYS) if name in plain}
+    values["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    return values | {"model_type": HETEROGENEOUS_FAMILY, "architectures": [HETEROGENEOUS_CLASS]}
+
+
+def _expressible(config: PretrainedConfig, family: str) -> bool:
+    """Whether the family's own configuration can say which projections have biases, and how large a head is."""
+    biases = (config.qkv_bias, config.attention_bias, config.mlp_bias)
+    if family == "qwen2":
+        return biases == (True, False, False) and config.head_dim * config.num_attention_heads == config.hidden_size
+    if family == "mistral":
+        return biases == (False, False, False)
+    return family == "llama" and bool(config.qkv_bias == config.attention_bias)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer files of a folder: everything that is neither weights nor configuration of a model."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name not in NOT_TOKENIZER and file.suffix not in (".safetensors", *PICKLED_SUFFIXES):
+            shutil.copy(file, target / file.name)
+
+
+def resize_vocabulary(model: TesseraForCausalLM, size: int) -> None:
+    """Give the embeddings `size` rows; new rows start as the mean of the old ones."""
+    embedding, head = model.model.embed_tokens, model.lm_head
+    embedding.weight = _resized(embedding.weight, size)
+    head.weight = embedding.weight if model.config.tie_word_embeddings else _resized(head.weight, size)
+    embedding.num_embeddings = head.out_features = model.config.vocab_size = size
+
+
+def _resized(weight: nn.Parameter, size: int) -> nn.Parameter:
+    rows = weight.data.mean(dim=0, keepdim=True).expand(max(0, size - len(weight)), -1)
+    return nn.Parameter(torch.cat([weight.data[:size], rows]))

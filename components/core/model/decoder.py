@@ -1,0 +1,363 @@
+"""The decoder: a Llama whose layers each take their own KV heads, FFN width, or no attention or FFN at all.
+
+Shape letters: B sequences, T tokens, D hidden size, H query heads, K key and value heads, E head size, V vocabulary.
+"""
+
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from components.core.model.hugging_face import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    DynamicCache,
+    GenerationMixin,
+    LlamaRotaryEmbedding,
+    PretrainedConfig,
+    PreTrainedModel,
+    apply_rotary_pos_emb,
+)
+from components.core.model.mixed_precision import Embedding, Linear
+
+
+def _attribute_access(value: Any) -> Any:
+    """Nested dictionaries as objects, the way vLLM reads block configurations."""
+    if isinstance(value, dict):
+        return SimpleNamespace(**{key: _attribute_access(item) for key, item in value.items()})
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """The inverse of `_attribute_access`."""
+    if isinstance(value, SimpleNamespace):
+        return {key: _plain(item) for key, item in vars(value).items()}
+    return value
+
+
+class TesseraConfig(PretrainedConfig):
+    """Configuration of model type `nemotron-nas`: Llama's, with a block configuration for each layer.
+
+    Attributes:
+        block_configs: a layer each: `attention` {no_op, n_heads_in_group, replace_with_linear}, `ffn` {no_op,
+            intermediate_size, replace_with_linear}; the last key may be absent.
+        qkv_bias: biases on the query, key and value projections (Qwen2).
+        attention_bias: biases on the attention's output projection, and on the other three where `qkv_bias` is absent.
+        mlp_bias: biases on the three FFN projections.
+        rope_parameters: type, base and scaling of the rotary positions; `rope_theta` and `rope_scaling` are read too.
+        source_family: the dense family that the first parent had: llama, mistral or qwen2.
+        parent_layers: for each layer, how many layers of the parent are behind its output.
+    """
+
+    model_type = "nemotron-nas"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        hidden_size: int = 4096,
+        num_hidden_layers: int = 32,
+        num_attention_heads: int = 32,
+        head_dim: int | None = None,
+        block_configs: list[Any] | None = None,
+        hidden_act: str = "silu",
+        rms_norm_eps: float = 1e-5,
+        max_position_embeddings: int = 2048,
+        rope_parameters: dict[str, Any] | None = None,
+        initializer_range: float = 0.02,
+        attention_bias: bool = False,
+        qkv_bias: bool | None = None,
+        mlp_bias: bool = False,
+        tie_word_embeddings: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.head_dim = head_dim or hidden_size // num_attention_heads
+        self.block_configs = [_attribute_access(block) for block in block_configs or []]
+        self.hidden_act = hidden_act
+        self.rms_norm_eps = rms_norm_eps
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_parameters = dict(rope_parameters or {})
+        self.initializer_range = initializer_range
+        self.attention_bias = attention_bias
+        self.qkv_bias = attention_bias if qkv_bias is None else qkv_bias
+        self.mlp_bias = mlp_bias
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values: dict[str, Any] = super().to_dict()
+        values["block_configs"] = [_plain(block) for block in self.block_configs]
+        return values
+
+    def num_key_value_heads_of(self, layer: int) -> int:
+        """Key and value heads of a layer; 0 where its tokens do not see each other."""
+        attention = self.block_configs[layer].attention
+        return 0 if attention.no_op or is_linear(attention) else self.num_attention_heads // attention.n_heads_in_group
+
+
+def is_linear(part: Any) -> bool:
+    """Whether the attention or FFN of a block configuration is one matrix."""
+    return bool(getattr(part, "replace_with_linear", False))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over the last dimension."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: TesseraConfig, layer: int) -> None:
+        super().__init__()
+        size, self.head_dim = config.hidden_size, config.head_dim
+        # Layers without attention take no place in the cache, so that its first place always counts the tokens.
+        self.cache_index = sum(config.num_key_value_heads_of(other) > 0 for other in range(layer))
+        self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads_of(layer)
+        width, narrow = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        self.q_proj = Linear(size, width, bias=config.qkv_bias)
+        self.k_proj = Linear(size, narrow, bias=config.qkv_bias)
+        self.v_proj = Linear(size, narrow, bias=config.qkv_bias)
+        self.o_proj = Linear(width, size, bias=config.attention_bias)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: DynamicCache | None
+    ) -> Tensor:
+        """Attend within the mask, or causally where there is none; cached keys and values come first."""
+        B, T, _ = x_BTD.shape
+        q_BHTE = self.q_proj(x_BTD).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
+        k_BKTE = self.k_proj(x_BTD).view(B, T, self.num_key_value_heads, self.head_dim).transpose(1, 2)
+        v_BKTE = self.v_proj(x_BTD).view(B, T, self.num_key_value_heads, self.head_dim).transpose(1, 2)
+        q_BHTE, k_BKTE = apply_rotary_pos_emb(q_BHTE, k_BKTE, *rotary)
+        if cache is not None:
+            k_BKTE, v_BKTE = cache.update(k_BKTE, v_BKTE, self.cache_index)
+        mixed_BHTE = F.scaled_dot_product_attention(
+            q_BHTE,
+            k_BKTE,
+            v_BKTE,
+            attn_mask=mask_B1TS,
+            is_causal=mask_B1TS is None and T > 1,
+            enable_gqa=self.num_key_value_heads != self.num_heads,
+        )
+        output: Tensor = self.o_proj(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
+        return output
+
+
+class Mlp(nn.Module):
+    """SwiGLU feed-forward network; a fused one is just wider."""
+
+    def __init__(self, config: TesseraConfig, layer: int) -> None:
+        super().__init__()
+        size, width = config.hidden_size, config.block_configs[layer].ffn.intermediate_size
+        self.gate_proj = Linear(size, width, bias=config.mlp_bias)
+        self.up_proj = Linear(size, width, bias=config.mlp_bias)
+        self.down_proj = Linear(width, size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """down(silu(gate(x)) * up(x))."""
+        output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return output
+
+
+class LinearAttention(nn.Module):
+    """One matrix in place of an attention: each token sees itself alone."""
+
+    def __init__(self, config: TesseraConfig) -> None:
+        super().__init__()
+        self.linear_attn = Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        """The product with the matrix; what an attention is given besides is not looked at."""
+        output: Tensor = self.linear_attn(x)
+        return output
+
+
+class LinearMlp(nn.Module):
+    """One matrix in place of an FFN."""
+
+    def __init__(self, config: TesseraConfig) -> None:
+        super().__init__()
+        self.linear_mlp = Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the matrix."""
+        output: Tensor = self.linear_mlp(x)
+        return output
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then FFN, each behind its norm and added to the stream; either may be absent, norm and all."""
+
+    def __init__(self, config: TesseraConfig, layer: int) -> None:
+        super().__init__()
+        block = config.block_configs[layer]
+        norm = (config.hidden_size, config.rms_norm_eps)
+        self.self_attn = None if block.attention.no_op else _attention(config, layer)
+        self.input_layernorm = None if block.attention.no_op else RMSNorm(*norm)
+        self.mlp = None if block.ffn.no_op else _mlp(config, layer)
+        self.post_attention_layernorm = None if block.ffn.no_op else RMSNorm(*norm)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: DynamicCache | None
+    ) -> Tensor:
+        """One step of the residual stream."""
+        if self.self_attn is not None and self.input_layernorm is not None:
+            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, cache)
+        if self.mlp is not None and self.post_attention_layernorm is not None:
+            x_BTD = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return x_BTD
+
+
+def _attention(config: TesseraConfig, layer: int) -> nn.Module:
+    linear = is_linear(config.block_configs[layer].attention)
+    return LinearAttention(config) if linear else Attention(config, layer)
+
+
+def _mlp(config: TesseraConfig, layer: int) -> nn.Module:
+    linear = is_linear(config.block_configs[layer].ffn)
+    return LinearMlp(config) if linear else Mlp(config, layer)
+
+
+class TesseraPreTrainedModel(PreTrainedModel):
+    """What Hugging Face needs to know of the family."""
+
+    config_class = TesseraConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
+    _supports_sdpa = True
+
+
+class TesseraModel(TesseraPreTrainedModel):
+    """Embedding, decoder layers, final norm."""
+
+    def __init__(self, config: TesseraConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads no more than we have
+        self.gradient_checkpointing = False
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states after the final norm.
+
+        Args:
+            input_ids: (B, T).
+            position_ids: (B, T) or (1, T); where not given they restart with each segment, or count on from the cache.
+            segment_ids: (B, T), equal for the tokens of one document of a packed row, which lie side by side; attention
+                stays within a document. Not for use with a cache.
+            attention_mask: (B, S), 0 for padding, over cache and input together.
+            past_key_values: keys and values of tokens before these.
+            use_cache: return a cache.
+            output_hidden_states: also return the embedding's output and every layer's, the last after the final norm.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if position_ids is None:
+            position_ids = _positions(input_ids, segment_ids, past)
+        mask_B1TS = _mask(input_ids, segment_ids, attention_mask, past)
+        x_BTD = self.embed_tokens(input_ids)
+        rotary = self.rotary_emb(x_BTD, position_ids)
+        states = []
+        for layer in self.layers:
+            if output_hidden_states:
+                states.append(x_BTD)
+            if self.gradient_checkpointing and self.training:
+                x_BTD = checkpoint(layer, x_BTD, rotary, mask_B1TS, None, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, rotary, mask_B1TS, past_key_values)
+        x_BTD = self.norm(x_BTD)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x_BTD,
+            past_key_values=past_key_values,
+            hidden_states=(*states, x_BTD) if output_hidden_states else None,
+        )
+
+
+class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
+    """The decoder with its language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: TesseraConfig) -> None:
+        super().__init__(config)
+        self.model = TesseraModel(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self, input_ids: Tensor, *, labels: Tensor | None = None, logits_to_keep: int = 0, **inputs: Any
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V), and with `labels` the mean next-token loss; see `TesseraModel.forward` for the inputs."""
+        output = self.model(input_ids, **inputs)
+        logits_BTV = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return CausalLMOutputWithPast(
+            loss=loss,  # type: ignore[arg-type]  # any float will do
+            logits=logits_BTV,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+        )
+
+
+def _positions(input_ids_BT: Tensor, segment_ids_BT: Tensor | None, past: int) -> Tensor:
+    """Place of each token in its document, (1, T) or (B, T)."""
+    places_1T = torch.arange(past, past + input_ids_BT.shape[1], device=input_ids_BT.device)[None]
+    if segment_ids_BT is None:
+        return places_1T
+    begins_BT = segment_ids_BT.diff(dim=1, prepend=segment_ids_BT[:, :1] - 1) != 0
+    return places_1T - (places_1T * begins_BT).cummax(dim=1).values
+
+
+def _mask(
+    input_ids_BT: Tensor, segment_ids_BT: Tensor | None, attention_mask_BS: Tensor | None, past: int
+) -> Tensor | None:
+    """Which key each query may see (B, 1, T, S), or None where it is plain causal attention from an empty cache."""
+    T = input_ids_BT.shape[1]
+    if segment_ids_BT is not None:
+        return segment_mask(segment_ids_BT)
+    if attention_mask_BS is not None and bool((attention_mask_BS == 0).any()):
+        causal_TS = torch.ones(T, past + T, dtype=torch.bool, device=input_ids_BT.device).tril(past)
+        seen_BTS = causal_TS[None] & attention_mask_BS[:, None, :].bool()
+        itself_TS = torch.eye(T, past + T, dtype=torch.bool, device=input_ids_BT.device).roll(past, 1)
+        return (seen_BTS | itself_TS)[:, None]
+    if past and T > 1:
+        return torch.ones(T, past + T, dtype=torch.bool, device=input_ids_BT.device).tril(past)[None, None]
+    return None
+
+
+def segment_mask(segment_ids_BT: Tensor) -> Tensor:
+    """Which key each query of packed rows may see, (B, 1, T, T): none of another document, none that comes later."""
+    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    return same_BTT.tril()[:, None]

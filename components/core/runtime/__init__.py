@@ -1,0 +1,1 @@
+"""How one stage is run: contract, cache key, resume, training processes, KFP task."""

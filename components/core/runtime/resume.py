@@ -1,0 +1,89 @@
+"""Training checkpoints of one stage key on this machine: whole or absent."""
+
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.core.base.fault_injection import fault_point
+from components.core.store.checkpoint_manifest import is_whole, list_of, write_list
+
+
+@dataclass
+class Resume:
+    """Resume points of one stage key: whole or absent, newest wins, older ones go.
+
+    A point is a folder `<step>` that `save` fills under another name and then renames; the list of its files, with
+    their digests, makes it count. `mirror` copies a whole point to a remote store. `notice` is told of points that were
+    damaged. `memory` is for what fills points: it keeps its copies there, to use their memory again.
+    """
+
+    folder: Path
+    interval_s: float = 30.0
+    mirror: Callable[[Path], None] | None = None
+    notice: Callable[[str], None] | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    _last: float = field(default_factory=time.monotonic)
+    _background: Future[None] | None = None
+
+    def due(self) -> bool:
+        """Whether the last point is older than the interval."""
+        return time.monotonic() - self._last >= self.interval_s
+
+    def save_in_background(self, step: int, write: Callable[[Path], None]) -> None:
+        """Save one point while the caller goes on; `write` must not read what the caller changes. See `wait`."""
+        self.wait()
+        self._last = time.monotonic()
+        pool = ThreadPoolExecutor(1, "resume-point")
+        self._background = pool.submit(self.save, step, write)
+        pool.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Wait until the point that is being saved is whole; raises what kept it from being so."""
+        if self._background is not None:
+            saved, self._background = self._background, None
+            saved.result()
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write one point: `write` fills a folder, which counts only once it is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".*"):  # by attempts that were killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        partial = self.folder / f".{step}.partial"
+        partial.mkdir()
+        fault_point("point.begun")
+        write(partial)
+        fault_point("point.written")
+        final = self.folder / f"{step:09d}"
+        list_of(final).unlink(missing_ok=True)
+        shutil.rmtree(final, ignore_errors=True)
+        fault_point("point.cleared")
+        partial.rename(final)
+        fault_point("point.placed")
+        write_list(final)
+        fault_point("point.named")
+        if self.mirror is not None:
+            self.mirror(final)
+        fault_point("point.mirrored")
+        for old in self.points():
+            if old.name < final.name:
+                list_of(old).unlink(missing_ok=True)
+                shutil.rmtree(old, ignore_errors=True)
+        fault_point("point.trimmed")
+        self._last = time.monotonic()
+
+    def points(self) -> list[Path]:
+        """Saved points, oldest first."""
+        return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir()) if self.folder.is_dir() else []
+
+    def latest(self) -> Path | None:
+        """The newest point of which every byte is as it was saved, or None."""
+        for point in reversed(self.points()):
+            if is_whole(point):
+                return point
+            if self.notice is not None and list_of(point).exists():
+                self.notice(f"resume point {point} was changed; it is not used")
+        return None

@@ -1,0 +1,348 @@
+"""Runs one stage: key, finished result or resume point, inputs, the stage, outputs, record; once for all stages."""
+
+import contextlib
+import functools
+import importlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+from pydantic import JsonValue
+
+from components.core.base.config import Config
+from components.core.base.errors import CorruptArtifact, InputError, StageFailed, TesseraError
+from components.core.base.fault_injection import fault_point
+from components.core.base.scratch_dir import workspace
+from components.core.runtime.code_digest import code_digest
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.events import Events, Reporter
+from components.core.runtime.log_warnings import forward_log_warnings
+from components.core.runtime.placement import Placement
+from components.core.runtime.resume import Resume
+from components.core.runtime.stage import Stage
+from components.core.runtime.torchrun import run_ranks
+from components.core.store.store import StageRecord, Store, key_of
+
+Digests = Mapping[str, str | list[str]]
+"""Digest of each input artifact by name; a list where the stage takes many, or where there is one a shard."""
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
+    """The name of a computation: equal keys have equal results.
+
+    Hash of the stage's name, the digest of the code that can change its result, its canonical configuration, and the
+    digests of its inputs.
+    """
+    code, libraries = code_digest(stage.entry)
+    own = select_shard_inputs(stage, config, inputs)
+    return key_of(stage=stage.name, code=code, libraries=libraries, config=config.canonical(), inputs=own)
+
+
+def select_shard_inputs(stage: Stage, config: Config, inputs: Digests) -> Digests:
+    """What one item of a fan-out reads: of a list with one artifact a shard, where it takes a single one, its own."""
+    index, _, _ = str(getattr(config, "shard", None) or "0/1").partition("/")
+    single = {name for name, declared in stage.inputs.items() if not declared.many}
+    return {
+        name: value[int(index)] if name in single and isinstance(value, list) else value
+        for name, value in inputs.items()
+    }
+
+
+def load_verified_record(
+    store: Store, key: str, stage: Stage | None = None, notice: Callable[[str], None] = lambda text: None
+) -> StageRecord | None:
+    """The record of a finished stage whose outputs are there whole, size and digest; None if it has to run.
+
+    Args:
+        store: where it may be.
+        key: name of the computation.
+        stage: what it computes, where outputs of a kind that it does not make are to count as damage.
+        notice: told what is wrong with a result that is there and cannot be used.
+    """
+    try:
+        record = store.checked_record(key)
+        for name, digest in record.outputs.items() if record is not None else ():
+            kind = store.verify(digest).kind
+            if stage is not None and (name not in stage.outputs or kind != stage.outputs[name].kind):
+                raise CorruptArtifact(f"artifact {digest[:12]} is a {kind}, and no {name} of stage {stage.name}")
+    except TesseraError as error:
+        notice(f"not used, computed anew: {error.message}")
+        return None
+    return record
+
+
+def run_stage(
+    stage: Stage,
+    config: Config,
+    inputs: Digests,
+    *,
+    store: Store,
+    label: str | None = None,
+    run: str | None = None,
+    placement: Placement | None = None,
+    reporter: Reporter | None = None,
+) -> StageRecord:
+    """Compute a stage, or return what it made before.
+
+    Args:
+        stage: what to run.
+        config: its checked configuration.
+        inputs: digests of the artifacts it reads.
+        store: where artifacts and records are.
+        label: the role of this stage in the run; its name where not given.
+        run: the run that this belongs to; without one nothing is recorded but the result.
+        placement: processes, threads, devices; never changes the result.
+        reporter: takes events; by default a JSONL file in the run's local folder.
+
+    Raises:
+        InputError: an input is missing or of the wrong kind; the stage refused its data.
+        StageFailed: the stage raised an error of its own.
+        Interrupted: SIGTERM or Ctrl-C arrived; a resume point was saved where the stage has them.
+    """
+    label, placement = label or stage.name, placement or Placement()
+    inputs = select_shard_inputs(stage, config, inputs)
+    _check_inputs(stage, inputs, store)
+    key = stage_key(stage, config, inputs)
+    if reporter is None:
+        reporter = Events(events_path(store, run or key[:16], label))
+    forward_log_warnings(reporter)
+    started = time.time()
+    reporter.emit({"type": "start", "time": started, "stage": stage.name, "label": label, "key": key})
+    fault_point("stage.begun")
+    record = load_verified_record(store, key, stage, _noting(reporter))
+    cached = record is not None
+    try:
+        if record is None:
+            record, cached = _compute_alone(stage, config, inputs, key, store, placement, reporter)
+    except Interrupted:
+        reporter.emit({"type": "interrupted", "time": time.time()})
+        raise
+    except TesseraError as error:
+        reporter.emit(_failure(error.message, error.hint, error.exit_code))
+        raise
+    except OSError as error:
+        reporter.emit(_failure(str(error), None, 1))
+        raise
+    except Exception as error:
+        message = f"{stage.name} stopped: {type(error).__name__}: {error}"
+        reporter.emit(_failure(message, None, 1) | {"traceback": traceback.format_exc()})
+        raise StageFailed(message) from error
+    _record_completion(record, label, cached, started, store, run, reporter)
+    return record
+
+
+def lookup_cached_stage(
+    stage: Stage, config: Config, inputs: Digests, *, store: Store, label: str, run: str
+) -> StageRecord | None:
+    """What `run_stage` would return from the store, recorded in the run alike; None if it would have to compute."""
+    started = time.time()
+    key = stage_key(stage, config, inputs)
+    record = load_verified_record(store, key, stage)
+    if record is None:
+        return None
+    reporter = Events(events_path(store, run, label))
+    reporter.emit({"type": "start", "time": started, "stage": stage.name, "label": label, "key": key})
+    _record_completion(record, label, True, started, store, run, reporter)
+    return record
+
+
+def _record_completion(
+    record: StageRecord, label: str, cached: bool, started: float, store: Store, run: str | None, reporter: Reporter
+) -> None:
+    """Record a stage that has its result, and tell of it."""
+    ended = time.time()
+    seconds = ended - started
+    if run is not None:
+        document = {"label": label, "stage": record.stage, "key": record.key, "cached": cached}
+        times = {"seconds": seconds, "started": started, "finished": ended}
+        fault_point("stage.settle")
+        store.put_document(f"runs/{run}/stages/{label}.json", document | times)
+        fault_point("stage.settled")
+    reporter.emit(
+        {"type": "cached" if cached else "finish", "time": ended, "seconds": seconds, "result": record.result}
+    )
+
+
+def events_path(store: Store, run: str, label: str) -> Path:
+    """Where the events of one stage of a run are written on this machine."""
+    return store.local / "runs" / run / f"{label.replace('/', '.')}.jsonl"
+
+
+def load_entry(entry: str) -> Callable[..., dict[str, JsonValue]]:
+    """The function behind `module:function`."""
+    module, _, name = entry.partition(":")
+    function: Callable[..., dict[str, JsonValue]] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _check_inputs(stage: Stage, inputs: Digests, store: Store) -> None:
+    """Every input is known, there, and of the right kind."""
+    for name in inputs:
+        if name not in stage.inputs:
+            raise InputError(f"stage {stage.name} has no input {name!r}", hint=f"it takes {', '.join(stage.inputs)}")
+    for name, declared in stage.inputs.items():
+        value = inputs.get(name)
+        if not value:
+            if not declared.optional:
+                raise InputError(
+                    f"stage {stage.name} needs the input {name!r}: {declared.doc}",
+                    hint=f"for a stage alone: --input {name}=PATH; in a recipe an earlier stage makes it",
+                )
+            continue
+        for digest in value if isinstance(value, list) else [value]:
+            kind = store.manifest(digest).kind
+            if kind != declared.kind:
+                raise InputError(
+                    f"input {name!r} of stage {stage.name} is a {kind} ({digest[:12]}), not a {declared.kind}",
+                    hint=declared.doc,
+                )
+
+
+def _compute_alone(
+    stage: Stage,
+    config: Config,
+    inputs: Digests,
+    key: str,
+    store: Store,
+    placement: Placement,
+    reporter: Reporter,
+) -> tuple[StageRecord, bool]:
+    """Compute a stage while no other process of this machine does; what another one made meanwhile is taken.
+
+    Returns:
+        The record, and whether another process made it.
+    """
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(_stop_signals())
+        told: list[bool] = []
+
+        def wait() -> None:
+            if not told:
+                _noting(reporter)("another run computes this: waiting")
+                told.append(True)
+
+        scratch = stack.enter_context(workspace(store.local / "tmp", f"{stage.name}-{key[:16]}", wait))
+        fault_point("stage.alone")
+        record = load_verified_record(store, key, stage)
+        if record is not None:
+            return record, True
+        resume = Resume(store.resume_folder(key), mirror=functools.partial(store.push_resume, key))
+        context = StageContext(reporter, resume, scratch, placement, stopping=stopping)
+        return _compute(stage, config, inputs, key, store, context), False
+
+
+def _compute(
+    stage: Stage, config: Config, inputs: Digests, key: str, store: Store, context: StageContext
+) -> StageRecord:
+    """Fetch, run, store: the outputs first, then the record that names them."""
+    started = time.monotonic()
+    os.environ["OMP_NUM_THREADS"] = str(context.placement.threads)
+    paths = {
+        name: [store.fetch(digest) for digest in value] if isinstance(value, list) else store.fetch(value)
+        for name, value in inputs.items()
+        if value
+    }
+    fault_point("stage.fetched")
+    out = context.scratch / "out"
+    for name in stage.outputs:
+        (out / name).mkdir(parents=True)
+    several = context.placement.processes > 1
+    work = functools.partial(run_ranks, stage, (store, key)) if several else load_entry(stage.entry)
+    began = time.monotonic()
+    try:
+        result = work(config, context=context, out=out, **paths)
+    finally:
+        context.resume.wait()
+    work_seconds = time.monotonic() - began
+    fault_point("stage.computed")
+    with store.writing():  # until the record names the outputs
+        outputs = _store_outputs(stage, out, store)
+        fault_point("stage.stored")
+        record = _record(stage, config, inputs, key, outputs, result)
+        record = record.model_copy(update={"seconds": time.monotonic() - started, "work_seconds": work_seconds})
+        record = store.put_stage_record(record)
+        fault_point("stage.recorded")
+    store.drop_resume(key)
+    fault_point("stage.rested")
+    return record
+
+
+def _store_outputs(stage: Stage, out: Path, store: Store) -> dict[str, str]:
+    """Digests of what the stage left in its output folders; one that stayed empty is none."""
+    return {
+        name: store.put_folder(out / name, output.kind).digest
+        for name, output in stage.outputs.items()
+        if any((out / name).iterdir())
+    }
+
+
+def _record(
+    stage: Stage,
+    config: Config,
+    inputs: Digests,
+    key: str,
+    outputs: dict[str, str],
+    result: dict[str, JsonValue],
+) -> StageRecord:
+    """What the stage made of what."""
+    code, libraries = code_digest(stage.entry)
+    return StageRecord(
+        key=key,
+        stage=stage.name,
+        config=config.canonical(),
+        code=code,
+        libraries=libraries,
+        inputs={name: value for name, value in inputs.items() if value},
+        outputs=outputs,
+        result=result,
+    )
+
+
+class _Stop:
+    """Whether the stage was asked to leave; long loops look at it."""
+
+    def __init__(self) -> None:
+        self.asked = self.looked_at = False
+
+    def __call__(self) -> bool:
+        """Look."""
+        self.looked_at = True
+        return self.asked
+
+    def ask(self, signum: int, frame: FrameType | None) -> None:
+        """Take a signal: interrupt at once what was asked before, and what does not look, so has nothing to save."""
+        if self.asked or not self.looked_at:
+            raise Interrupted
+        self.asked = True
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn SIGTERM and SIGINT into something that long loops look at."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _noting(reporter: Reporter) -> Callable[[str], None]:
+    """Tells the user a sentence."""
+    return lambda text: reporter.emit({"type": "note", "time": time.time(), "text": text})
+
+
+def _failure(message: str, hint: str | None, exit_code: int) -> dict[str, object]:
+    """The event that tells why a stage failed."""
+    return {"type": "failed", "time": time.time(), "error": message, "hint": hint, "exit_code": exit_code}

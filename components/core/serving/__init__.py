@@ -1,0 +1,1 @@
+"""vLLM: engine, server, plug-in, timing."""

@@ -1,0 +1,64 @@
+"""What an engine in this process and a server need alike: environment, memory for the KV cache. Light: no torch."""
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from components.core.base.errors import CheckpointError, MissingPackage
+from components.core.model.architecture import KV_BYTES_PER_VALUE
+from components.core.model.inspection import read_architecture, read_config
+
+PLUGIN = "tessera"
+"""Name of our vLLM plug-in, of its reasoning parser and of its weight-transfer backend."""
+
+ENVIRONMENT = {
+    "VLLM_PLUGINS": PLUGIN,
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Our plug-in alone (others that are installed can take half a minute to import), no worker process, no network."""
+
+BATCHED_TOKENS = 8192
+"""Tokens that the engine takes in at a time, prompts whole: without a GPU vLLM cannot sample with a request's own seed
+from a prompt that it took in parts ("CPU Generator does not use offset")."""
+
+SMALL_CACHE_BYTES, LARGE_CACHE_BYTES = 64 << 20, 512 << 20
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
+
+
+def require_vllm() -> None:
+    """Raise MissingPackage unless vLLM is installed."""
+    if find_spec("vllm") is None:
+        raise MissingPackage(
+            "this needs vLLM, which is not installed",
+            hint="`make install`, or `pip install 'tessera[serve]'` (`tessera[serve-gpu]` with an NVIDIA GPU)",
+        )
+
+
+def require_attention(folder: Path) -> None:
+    """Raise CheckpointError for a model without any attention: vLLM cannot run it, with our plug-in or without."""
+    if not any(block.attends for block in read_architecture(folder).blocks):
+        raise CheckpointError(
+            f"no layer of {folder.name} has attention, and vLLM cannot run such a model",
+            hint="keep it in one layer: search.layers={0: {no_op_attention: false, linear_attention: false}}",
+        )
+
+
+def vllm_uses_gpu() -> bool:
+    """Whether the vLLM that is installed is its build for GPUs."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def kv_cache_bytes(folder: Path, *, dtype: str, max_model_len: int | None, max_num_seqs: int) -> int:
+    """Memory for keys and values on a CPU, where vLLM would otherwise take most of what the machine has.
+
+    Enough for `max_num_seqs` sequences of full length between 64 and 512 MiB, and always enough for two.
+    """
+    per_token = read_architecture(folder).kv_bytes_per_token * BYTES_PER_VALUE[dtype] // KV_BYTES_PER_VALUE
+    sequence = (max_model_len or read_config(folder)["max_position_embeddings"]) * per_token
+    return max(2 * sequence, SMALL_CACHE_BYTES, min(max_num_seqs * sequence, LARGE_CACHE_BYTES))

@@ -1,0 +1,74 @@
+"""New weights for a running vLLM, through its weight-transfer API.
+
+The trainer of a Reinforcement Learning run lives in the process of the engine and hands over its tensors as they are;
+a server is given the folder of another checkpoint of the same architecture. Both go through vLLM's layer-wise reload,
+which repacks weights for the kernels in use and keeps their storage.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from components.core.model.checkpoint import read_weights
+from components.core.model.inspection import read_architecture
+from components.core.model.layer_numbering import name_in_files
+
+NamedTensors = Iterable[tuple[str, Tensor]]
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM has no types for us
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """Where the weights are: tensors of this very process, or a folder of safetensors files."""
+
+    tensors: NamedTensors | None = None
+    folder: str | None = None
+
+
+class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
+    """Loads weights under their Hugging Face names into the model of this worker."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Do nothing: there is no connection to open."""
+
+    def start_weight_update(self) -> None:
+        """Prepare every layer to receive weights."""
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Load the weights."""
+        if update_info.tensors is not None:
+            self._load(update_info.tensors)
+        if update_info.folder is not None:
+            self._load(read_weights(Path(update_info.folder)))
+
+    def _load(self, weights: NamedTensors) -> None:
+        """Load weights under the names that the model here has, whose folder may have gaps in its numbers."""
+        numbers = read_architecture(Path(self.model_config.model)).layer_numbers
+        self.model.load_weights((name_in_files(name, numbers), tensor) for name, tensor in weights)
+
+    def finish_weight_update(self) -> None:
+        """Repack what was received for the kernels."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.model_config.hf_config.tie_word_embeddings:
+            # the reload fills the embedding alone, but on a CPU the head keeps a packed copy of its own
+            head = self.model.lm_head
+            head.quant_method.process_weights_after_loading(head)
+
+    def shutdown(self) -> None:
+        """Do nothing: there is no connection to close."""

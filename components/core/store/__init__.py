@@ -1,0 +1,1 @@
+"""Artifacts by digest, in a folder or an object store."""

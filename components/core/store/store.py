@@ -1,0 +1,305 @@
+"""The store: artifacts by digest, records of finished stages, resume points, documents of runs.
+
+    blobs/, artifacts/        see `artifact_store.py`
+    stages/<key>.json         what a finished stage made      resume/<key>/<step>/…     resume points
+    runs/<run>/…              records of runs, small JSON and text
+
+Order of writing: blobs, manifest, stage record. Each is complete or absent, so whatever a reader finds named is there.
+Stage records and documents are sealed (`sealed.py`); one that was changed is never used.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from pydantic import Field, JsonValue
+
+from components.core.base.config import Config, digest_of
+from components.core.base.errors import CorruptArtifact, StoreError
+from components.core.base.fault_injection import fault_point
+from components.core.store.artifact_store import MEND, TRANSFERS, ArtifactStore
+from components.core.store.backends import Backend, FolderBackend
+from components.core.store.checkpoint_manifest import is_whole, list_of, read_list
+from components.core.store.checksummed_json import seal, unseal
+from components.core.store.manifest import Manifest
+from components.core.store.s3 import S3Backend
+from components.core.store.source_file import Source
+
+
+def key_of(
+    *,
+    stage: str,
+    code: str,
+    libraries: Mapping[str, str],
+    config: Mapping[str, JsonValue],
+    inputs: Mapping[str, str | list[str]],
+) -> str:
+    """The name of a computation: hash of the stage's name, its code, its canonical configuration, and its inputs."""
+    given = {name: value for name, value in sorted(inputs.items()) if value}
+    return digest_of({"stage": stage, "code": code, "libraries": libraries, "config": config, "inputs": given})
+
+
+class StageRecord(Config):
+    """What a finished stage made of what."""
+
+    key: str
+    """Name of the computation."""
+    stage: str
+    """Name of the stage."""
+    config: dict[str, JsonValue]
+    """Canonical configuration."""
+    code: str
+    """Digest of the code behind the stage."""
+    libraries: dict[str, str] = Field(default_factory=dict)
+    """Versions of the libraries that can change a number."""
+    inputs: dict[str, str | list[str]] = Field(default_factory=dict)
+    """Digest of each input artifact."""
+    outputs: dict[str, str] = Field(default_factory=dict)
+    """Digest of each output artifact."""
+    result: dict[str, JsonValue] = Field(default_factory=dict)
+    """Small facts that the stage returned."""
+    seconds: float = 0.0
+    """Time the computation took, inputs fetched and outputs stored, s."""
+    work_seconds: float = 0.0
+    """Of these, time in the stage's own code, s."""
+
+    @property
+    def derived_key(self) -> str:
+        """The key that the rest of the record has."""
+        return key_of(
+            stage=self.stage, code=self.code, libraries=self.libraries, config=self.config, inputs=self.inputs
+        )
+
+
+class Store(ArtifactStore):
+    """Everything of a run that lasts, behind one address."""
+
+    # Finished stages
+
+    def stage_record(self, key: str) -> StageRecord | None:
+        """The record of a finished stage; one that was changed counts as absent."""
+        with contextlib.suppress(CorruptArtifact):
+            return self.checked_record(key)
+        return None
+
+    def checked_record(self, key: str) -> StageRecord | None:
+        """The record of a finished stage, None where it has not finished.
+
+        Raises:
+            CorruptArtifact: the record was changed, or is of another computation than its name says.
+        """
+        path = record_path(key)
+        try:
+            data = self.backend.get(path)
+            record = None if data is None else StageRecord.model_validate(unseal(path, data))
+            derived = key if record is None else record.derived_key
+        except (ValueError, CorruptArtifact):
+            raise CorruptArtifact(f"the record of stage {key[:12]} was changed", hint=MEND) from None
+        if record is not None and not key == record.key == derived:
+            raise CorruptArtifact(
+                f"the record of stage {key[:12]} is of another computation: {derived[:12]}", hint=MEND
+            )
+        return record
+
+    def put_stage_record(self, record: StageRecord) -> StageRecord:
+        """Record a finished stage, whose outputs are stored.
+
+        Returns:
+            The record that holds: another writer's if it came first and what it names is whole.
+        """
+        path = record_path(record.key)
+        data = seal(path, record.model_dump(mode="json"))
+        fault_point("record.write")
+        if self.backend.put(path, data, if_absent=True):
+            fault_point("record.written")
+            return record
+        first = self.stage_record(record.key)
+        if first is not None and (first.outputs == record.outputs or self._stands(first, record)):
+            return first
+        self.backend.put(path, data)
+        return record
+
+    def stage_records(self) -> Iterator[StageRecord]:
+        """All records of finished stages."""
+        for found in self.backend.list("stages/"):
+            if (record := self.stage_record(Path(found.path).stem)) is not None:
+                yield record
+
+    def _stands(self, first: StageRecord, record: StageRecord) -> bool:
+        """Whether what the first writer made is there whole, and of the kinds that the second one made."""
+        try:
+            kinds = {name: self.manifest(digest).kind for name, digest in record.outputs.items()}
+            return kinds == {name: self.verify(digest).kind for name, digest in first.outputs.items()}
+        except (StoreError, CorruptArtifact):
+            return False
+
+    # Resume points
+
+    def resume_folder(self, key: str) -> Path:
+        """The local folder of a key's resume points; the newest whole one of a remote store is brought there first."""
+        folder = self.resume_root / key
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._is_remote:
+            self._pull_resume(key, folder)
+        return folder
+
+    def push_resume(self, key: str, point: Path) -> None:
+        """Copy a whole local point to a remote store: its files, then the list that makes it count; older points go."""
+        if not self._is_remote:
+            return
+        data = list_of(point).read_bytes()
+        fault_point("mirror.begun")
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            files = [
+                (f"resume/{key}/{point.name}/{name}", Source(point / name, entry))
+                for name, entry in read_list(point, data).files.items()
+            ]
+            list(pool.map(lambda file: self.backend.put_file(*file), files))
+        fault_point("mirror.files")
+        self.backend.put(f"resume/{key}/{point.name}.json", data)
+        fault_point("mirror.list")
+        self._delete_points(key, before=point.name)
+        fault_point("mirror.trimmed")
+
+    def drop_resume(self, key: str) -> None:
+        """Remove all resume points of a finished stage; without its list none counts, so the lists go first."""
+        fault_point("resume.drop")
+        for listed in (self.resume_root / key).glob("*.json"):
+            listed.unlink(missing_ok=True)
+        fault_point("resume.hidden")
+        shutil.rmtree(self.resume_root / key, ignore_errors=True)
+        fault_point("resume.dropped")
+        if self._is_remote:
+            self._delete_points(key)
+
+    def _delete_points(self, key: str, before: str = "a") -> None:
+        """Remove the points of a remote store whose names come before another: their lists, then their files."""
+        for path in sorted(self.documents(f"resume/{key}/"), key=lambda path: path.count("/")):
+            if path.split("/")[2].partition(".")[0] < before:
+                self.backend.delete(path)
+
+    @property
+    def _is_remote(self) -> bool:
+        return self.backend.folder is None
+
+    @property
+    def resume_root(self) -> Path:
+        """Where resume points are on this machine."""
+        return (self.backend.folder or self.local) / "resume"
+
+    def _pull_resume(self, key: str, folder: Path) -> None:
+        """Bring the newest point of a remote store that is whole; a damaged one is passed over."""
+        lists = [path for path in self.documents(f"resume/{key}/") if path.count("/") == 2 and path.endswith(".json")]
+        for path in sorted(lists, reverse=True):
+            point = folder / Path(path).stem
+            with contextlib.suppress(ValueError, FileNotFoundError, CorruptArtifact):
+                data = self.backend.get(path) or b""
+                manifest = read_list(point, data)
+                if not is_whole(point) or list_of(point).read_bytes() != data:
+                    self._pull_point(f"resume/{key}/{point.name}", manifest, point)
+                    list_of(point).write_bytes(data)
+                return
+
+    def _pull_point(self, prefix: str, manifest: Manifest, point: Path) -> None:
+        """Bring one point. Raises ValueError where its bytes are damaged, FileNotFoundError where some are absent."""
+        fresh = point.with_name(f".{point.name}.{os.getpid()}.partial")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        try:
+            for name, entry in manifest.files.items():
+                if self.backend.get_file(f"{prefix}/{name}", fresh / name, entry.size) != entry:
+                    raise ValueError(name)
+            fault_point("pull.filled")
+            list_of(point).unlink(missing_ok=True)
+            shutil.rmtree(point, ignore_errors=True)
+            fault_point("pull.cleared")
+            fresh.rename(point)
+            fault_point("pull.named")
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    # Documents of runs
+
+    def put_document(self, path: str, value: Mapping[str, Any]) -> None:
+        """Write a small JSON object, replacing what was there at once."""
+        self.backend.put(path, seal(path, value))
+
+    def document(self, path: str) -> Any:
+        """A small JSON object, None where nothing is.
+
+        Raises:
+            CorruptArtifact: it was changed.
+        """
+        try:
+            data = self.backend.get(path)
+            return None if data is None else unseal(path, data)
+        except (ValueError, CorruptArtifact):
+            raise CorruptArtifact(
+                f"{path} in {self.uri} was changed", hint="run the recipe again, or remove this file; artifacts stay"
+            ) from None
+
+    def read_document_or_none(self, path: str) -> Any:
+        """The same, None also where it was changed: for lists that one damaged document must not spoil."""
+        with contextlib.suppress(CorruptArtifact):
+            return self.document(path)
+        return None
+
+    def documents(self, prefix: str) -> list[str]:
+        """Paths below a prefix that ends with a slash."""
+        return [found.path for found in self.backend.list(prefix)]
+
+    def claim(self, path: str, value: Mapping[str, Any]) -> bool:
+        """Write a small JSON object where nothing is; False where something was."""
+        return self.backend.put(path, seal(path, value), if_absent=True)
+
+    def put_text(self, path: str, text: str) -> None:
+        """Write a text, replacing what was there at once."""
+        self.backend.put(path, text.encode())
+
+    def text(self, path: str) -> str | None:
+        """A text, None where nothing is."""
+        data = self.backend.get(path)
+        return None if data is None else data.decode()
+
+
+def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
+    """Open a store; nothing is written or asked yet.
+
+    Args:
+        uri: a folder, made on first use, or `s3://bucket/prefix`.
+        local: where working copies go; inside a folder store, else below `.tessera/local`, each store apart.
+    """
+    backend = open_backend(str(uri))
+    if backend.folder is not None:
+        return Store(str(backend.folder), backend, local or backend.folder / "local")
+    place = [part for part in str(uri).partition("://")[2].split("/") if part.strip(".")]
+    return Store(str(uri), backend, local or Path(".tessera", "local", *place).absolute())
+
+
+def open_backend(uri: str) -> Backend:
+    """The backend of a store's address: a folder, or `s3://bucket/prefix`.
+
+    Raises:
+        StoreError: another scheme, or no bucket.
+    """
+    url = urlparse(uri)
+    if url.scheme == "s3":
+        if not url.netloc:
+            raise StoreError(f"{uri} names no bucket", hint="write s3://bucket/prefix")
+        return S3Backend(url.netloc, url.path.strip("/"))
+    if "://" in uri:
+        raise StoreError(f"{uri} is no store", hint="a store is a folder or s3://bucket/prefix")
+    root = Path(uri).absolute()
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{uri} is a file", hint="a store is a folder or s3://bucket/prefix")
+    return FolderBackend(root)
+
+
+def record_path(key: str) -> str:
+    """Where the record of a finished stage lies."""
+    return f"stages/{key}.json"

@@ -1,0 +1,218 @@
+"""Rows of text to packed batches: a deterministic stream that one global count of samples addresses.
+
+Shape letters: B rows of a batch, T tokens of a row.
+"""
+
+import bisect
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from components.core.base.errors import DataError
+from components.core.text.example import Example
+from components.core.text.tokenizer_files import token_text
+
+IGNORE = -100
+"""Label of a position that no loss counts (PyTorch's own value)."""
+
+PACKING_WINDOW = 4096
+"""Examples that best-fit packing looks at together: enough for a fill above 99 %, small enough to stay a stream."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows. Labels are already shifted: `labels[b, t]` is what position t should predict."""
+
+    input_ids_BT: Tensor
+    labels_BT: Tensor
+    position_ids_BT: Tensor
+    segment_ids_BT: Tensor
+    """Number of the document within the row, from 1; 0 is padding."""
+
+    @property
+    def num_targets(self) -> int:
+        """Positions that count in the loss."""
+        return int((self.labels_BT != IGNORE).sum())
+
+    def rows(self, start: int, stop: int, step: int = 1) -> "Batch":
+        """A part of the rows, as a batch of its own."""
+        part = slice(start, stop, step)
+        return Batch(
+            self.input_ids_BT[part], self.labels_BT[part], self.position_ids_BT[part], self.segment_ids_BT[part]
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(
+            self.input_ids_BT.to(device),
+            self.labels_BT.to(device),
+            self.position_ids_BT.to(device),
+            self.segment_ids_BT.to(device),
+        )
+
+
+def read_rows(path: Path) -> Iterator[dict[str, object]]:
+    """Rows of a JSONL file that a stage of ours wrote."""
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def encode_corpus(rows: Iterable[dict[str, object]], tokenizer: Tokenizer, eos: int) -> list[Example]:
+    """Corpus rows to examples: of `{"prompt", "completion"}` the completion counts, of `{"text"}` everything."""
+    prompts, completions = [], []
+    for row in rows:
+        prompts.append(str(row.get("prompt", "")))
+        completions.append(str(row["completion"] if "completion" in row else row["text"]))
+    heads = tokenizer.encode_batch(prompts, add_special_tokens=False)
+    tails = tokenizer.encode_batch(completions, add_special_tokens=False)
+    examples = []
+    for head, tail in zip(heads, tails, strict=True):
+        token_ids = [*head.ids, *tail.ids, eos]
+        examples.append(Example(token_ids, [False] * len(head.ids) + [True] * (len(tail.ids) + 1)))
+    return examples
+
+
+def load_corpus(corpus: Path, tokenizer_folder: Path, split: str) -> list[Example]:
+    """Examples of one split of a corpus folder.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    examples = encode_corpus(read_rows(corpus / f"{split}.jsonl"), tokenizer, eos_token_id(tokenizer_folder))
+    if not examples:
+        raise DataError(f"the {split} split of the corpus has no rows", hint="give the data stage more text")
+    return examples
+
+
+def eos_token_id(folder: Path) -> int:
+    """The id of the end-of-sequence token of a tokenizer folder."""
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    token = token_text(config["eos_token"])
+    found = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token)
+    if found is None:
+        raise DataError(f"eos_token {token!r} is not in the vocabulary of {folder.name}")
+    return int(found)
+
+
+@dataclass(frozen=True)
+class PackedStream:
+    """Packed rows of endless epochs over `examples`; row k is the same wherever and however often it is asked for.
+
+    Attributes:
+        examples: documents; longer than `seq_len` are cut into pieces.
+        seq_len: tokens of a row.
+        seed: shuffles every epoch anew.
+        pad: token id that fills the end of a row.
+    """
+
+    examples: Sequence[Example]
+    seq_len: int
+    seed: int
+    pad: int = 0
+
+    @cached_property
+    def _pieces(self) -> list[Example]:
+        """The examples, none longer than a row."""
+        pieces = []
+        for example in self.examples:
+            for start in range(0, len(example.token_ids), self.seq_len):
+                stop = start + self.seq_len
+                piece = Example(example.token_ids[start:stop], example.counts[start:stop])
+                if len(piece.token_ids) > 1 and any(piece.counts[1:]):
+                    pieces.append(piece)
+        if not pieces:
+            raise DataError("no example has a token to learn from", hint="see the data stage's corpus")
+        return pieces
+
+    @cached_property
+    def _epochs(self) -> list[list[list[int]]]:
+        """Rows (lists of piece numbers) of the epochs packed so far."""
+        return []
+
+    def _row(self, index: int) -> list[int]:
+        """Piece numbers of global row `index`."""
+        epoch = 0
+        while True:
+            if epoch == len(self._epochs):
+                self._epochs.append(self._pack_epoch(epoch))
+            rows = self._epochs[epoch]
+            if index < len(rows):
+                return rows[index]
+            index -= len(rows)
+            epoch += 1
+
+    def _pack_epoch(self, epoch: int) -> list[list[int]]:
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._pieces))
+        rows: list[list[int]] = []
+        for start in range(0, len(order), PACKING_WINDOW):
+            window = order[start : start + PACKING_WINDOW]
+            lengths = [len(self._pieces[i].token_ids) for i in window]
+            packed = best_fit_decreasing(lengths, self.seq_len)
+            shuffle = np.random.default_rng([self.seed, epoch, start]).permutation(len(packed))
+            rows += [[int(window[i]) for i in packed[bin_index]] for bin_index in shuffle]
+        return rows
+
+    def batch(self, first: int, num_rows: int) -> Batch:
+        """Rows `first … first + num_rows - 1` of the stream."""
+        return pack_rows(
+            [[self._pieces[i] for i in self._row(first + k)] for k in range(num_rows)], self.seq_len, self.pad
+        )
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Pack items into bins of `capacity`: longest first, each into the fullest bin that still takes it.
+
+    Returns:
+        Item numbers a bin. O(n log n): bins are kept sorted by the room they have left.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (room left, bin number), sorted
+    for item in order:
+        at = bisect.bisect_left(room, (lengths[item], -1))
+        if at == len(room):
+            bins.append([item])
+            bisect.insort(room, (capacity - lengths[item], len(bins) - 1))
+        else:
+            left, number = room.pop(at)
+            bins[number].append(item)
+            bisect.insort(room, (left - lengths[item], number))
+    return bins
+
+
+def pack_rows(rows: Sequence[Sequence[Example]], seq_len: int, pad: int) -> Batch:
+    """Lay the examples of each row end to end, each its own segment with positions from 0."""
+    shape = (len(rows), seq_len)
+    input_ids: NDArray[np.int64] = np.full(shape, pad, dtype=np.int64)
+    labels: NDArray[np.int64] = np.full(shape, IGNORE, dtype=np.int64)
+    positions: NDArray[np.int64] = np.zeros(shape, dtype=np.int64)
+    segments: NDArray[np.int64] = np.zeros(shape, dtype=np.int64)
+    for b, row in enumerate(rows):
+        start = 0
+        for segment, example in enumerate(row, 1):
+            stop = start + len(example.token_ids)
+            ids = np.asarray(example.token_ids, dtype=np.int64)
+            input_ids[b, start:stop] = ids
+            labels[b, start : stop - 1] = np.where(np.asarray(example.counts)[1:], ids[1:], IGNORE)
+            positions[b, start:stop] = np.arange(stop - start)
+            segments[b, start:stop] = segment
+            start = stop
+    return Batch(*(torch.from_numpy(array) for array in (input_ids, labels, positions, segments)))
+
+
+def load_batches(
+    corpus: Path, tokenizer_folder: Path, split: str, *, seq_len: int, batch_size: int, limit: int, seed: int = 0
+) -> list[Batch]:
+    """The first `limit` packed batches of one split of a corpus, for calibration and held-out measurements."""
+    stream = PackedStream(load_corpus(corpus, tokenizer_folder, split), seq_len, seed)
+    return [stream.batch(k * batch_size, batch_size) for k in range(limit)]

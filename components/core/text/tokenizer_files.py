@@ -1,0 +1,106 @@
+"""What a tokenizer folder says of itself, read without the tokenizers library: a plan looks at it too."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components.core.base.errors import CheckpointError, TesseraError
+
+MAX_BYTES = 256 << 20
+"""What is parsed at once; the largest vocabularies take a tenth."""
+VOCABULARY, SETTINGS, NAMED_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Say that a tokenizer is damaged, whatever reading it comes upon.
+
+    Raises:
+        CheckpointError: the values make no sense, or the tokenizers library gave up, which it does by a panic.
+    """
+    try:
+        yield
+    except TesseraError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} cannot be read: {str(error)[:200]}", hint="copy or download it again"
+        ) from None
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a tokenizer, with the tokens that older folders name in a file of their own.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the end-of-sequence token is not named or not in the
+            vocabulary: the toggle needs all of them.
+    """
+    with readable(folder):
+        return _read_settings(folder)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    settings = _read_object(folder, SETTINGS)
+    if (folder / NAMED_TOKENS).is_file():
+        named = {
+            key: list(map(token_text, value)) if isinstance(value, list) else token_text(value)
+            for key, value in _read_object(folder, NAMED_TOKENS).items()
+            if value
+        }
+        settings = named | {key: value for key, value in settings.items() if value is not None}
+    vocabulary = set(_tokens(folder))
+    if not settings.get("eos_token"):
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} has no eos_token, which ends every answer",
+            hint=f"set eos_token in {SETTINGS}",
+        )
+    end = token_text(settings["eos_token"])
+    if end not in vocabulary:
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} has eos_token {end!r}, which is not in its vocabulary",
+            hint=f"set eos_token in {SETTINGS} to a token of {VOCABULARY}",
+        )
+    return settings
+
+
+def token_text(token: Any) -> str:
+    """The text of a token, written as such or as an object with its properties."""
+    return str(token.get("content", "") if isinstance(token, dict) else token)
+
+
+def _tokens(folder: Path) -> Iterator[str]:
+    """The vocabulary, and the tokens added to it."""
+    described = _read_object(folder, VOCABULARY)
+    try:
+        yield from (token["content"] for token in described.get("added_tokens", ()))
+        vocabulary = described["model"]["vocab"]
+        # Unigram models list their tokens with scores, all others map them to ids.
+        yield from vocabulary if isinstance(vocabulary, dict) else (piece for piece, _ in vocabulary)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"the {VOCABULARY} of {folder.name} has no vocabulary", hint="copy or download it again"
+        ) from None
+
+
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object that the toggle needs."""
+    if not (folder / name).is_file():
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} has no {name}, which the toggle needs",
+            hint="save it as a fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+        )
+    try:
+        if (folder / name).stat().st_size > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"the {name} of {folder.name} is not JSON: {error}", hint="copy or download it again"
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"the {name} of {folder.name} is not a JSON object", hint="copy or download it again")
+    return value

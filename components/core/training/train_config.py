@@ -1,0 +1,59 @@
+"""Settings of a training run, and its learning rate; light, so that a recipe is checked without torch."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from components.core.base.config import Config
+
+
+class TrainConfig(Config):
+    """Optimizer, schedule and batch of a training run."""
+
+    num_steps: int = Field(gt=0)
+    """Optimizer steps."""
+    global_batch_size: int = Field(default=32, gt=0)
+    """Packed rows an optimizer step, over all processes."""
+    micro_batch_size: int = Field(default=32, gt=0)
+    """Packed rows a process works on at a time."""
+    seq_len: int = Field(default=128, gt=1)
+    """Tokens of a packed row."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak of the schedule."""
+    final_learning_rate: float = Field(default=0.0, ge=0)
+    """End of the cosine."""
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps that climb linearly to the peak."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of matrices; norms and biases are left alone."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that matrix products are computed in; weights and optimizer state stay float32."""
+    compile: bool = False
+    """Compile the decoder with torch.compile; needs a C++ compiler on a CPU."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    resume_interval_s: float = Field(default=60.0, gt=0)
+    """Seconds between resume points."""
+    seed: int | None = None
+    """Order of the data and all randomness; the recipe's seed where not given."""
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up to the peak, then cosine to the end or constant. Source: arXiv 2505.00949, section 4."""
+    warmup = math.ceil(config.warmup_fraction * config.num_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - warmup) / max(1, config.num_steps - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine

@@ -1,0 +1,1 @@
+"""From a choice to a model: assembly and FFN fusion."""

@@ -1,0 +1,114 @@
+"""What fusion does to a child: its KL from the parent before and after, and the time of a decode step."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from components.core.model.checkpoint import save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.hugging_face import DynamicCache
+from components.core.runtime.context import StageContext
+from components.core.serving.load_profile import Workload
+from components.core.serving.timing import measure_step_ms
+from components.core.text.packing import Batch
+from components.search.child.child_model import Child
+from components.search.child.ffn_fusion import ChildLayer, Dependencies, drop_empty, split_runs
+from components.search.child.held_out_kl import held_out_kl
+from components.search.child.records import FfnRun, FusionEffect
+from components.search.config import Fusion
+
+
+def fusion_effect(
+    parent: TesseraForCausalLM,
+    child: Child,
+    batches: Sequence[Batch],
+    config: Fusion,
+    workload: Workload,
+    context: StageContext,
+) -> FusionEffect:
+    """Compare a child with its fused self, neither trained.
+
+    Args:
+        parent: what both should say.
+        child: with the dependencies of its FFNs.
+        batches: held-out text.
+        config: where to time a decode step, if at all.
+        workload: batch and lengths to time.
+        context: has room for models that vLLM is to time.
+    """
+    models = (child.unfused, child.model)
+    before, after = held_out_kl(parent, models, batches)
+    times: Sequence[Sequence[float]] = ((), ())
+    if config.timing == "decoder":
+        times = decoder_steps_ms(models, workload)
+    elif config.timing == "vllm":
+        times = _vllm_steps_ms(models, workload, context)
+    return FusionEffect(
+        runs=told_runs(drop_empty(child.layers), child.fused, child.dependencies),
+        tokens=sum(before.tokens),
+        kl_before=before.kl,
+        kl_after=after.kl,
+        kl_error=after.minus(before)[1],
+        timing=config.timing,
+        before_ms=tuple(times[0]),
+        after_ms=tuple(times[1]),
+    )
+
+
+def told_runs(
+    layers: Sequence[ChildLayer], fused: Sequence[ChildLayer], dependencies: Dependencies
+) -> tuple[FfnRun, ...]:
+    """The runs of a child as numbers.
+
+    Args:
+        layers: none of them empty, nothing fused.
+        fused: the layers that they became.
+        dependencies: of the FFNs on each other.
+    """
+    groups = [layer.parent_layers for layer in fused if len(layer.parent_layers) > 1]
+    told = []
+    for run in split_runs(layers):
+        numbers = tuple(layer.parent_layers[0] for layer in run)
+        if len(numbers) > 1:
+            matrix = tuple(tuple(dependencies.get((a, b), 0.0) for b in numbers) for a in numbers)
+            mine = tuple(group for group in groups if group[0] in numbers)
+            told.append(FfnRun(layers=numbers, dependency=matrix, groups=mine))
+    return tuple(told)
+
+
+@torch.no_grad()
+def decoder_steps_ms(models: Sequence[TesseraForCausalLM], workload: Workload) -> list[list[float]]:
+    """Decode steps of models in our own decoder, in turn, so that what slows the machine slows them alike.
+
+    Returns:
+        Milliseconds of each step of the batch, after the prompt and one step that warms up.
+    """
+    steps: list[list[float]] = [[] for _ in models]
+    shape = (workload.batch_size, workload.prompt_tokens)
+    prompt_BT = torch.zeros(shape, dtype=torch.long, device=models[0].device)
+    for _ in range(workload.rounds):
+        caches = [DynamicCache() for _ in models]
+        for model, cache in zip(models, caches, strict=True):
+            model.model(prompt_BT, past_key_values=cache)
+            model.model(prompt_BT[:, :1], past_key_values=cache)
+        for _, (model, cache, found) in itertools.product(
+            range(workload.new_tokens), zip(models, caches, steps, strict=True)
+        ):
+            began = time.perf_counter()
+            model(prompt_BT[:, :1], past_key_values=cache)
+            found.append(1000 * (time.perf_counter() - began))
+    return steps
+
+
+def _vllm_steps_ms(
+    models: Sequence[TesseraForCausalLM], workload: Workload, context: StageContext
+) -> list[list[float]]:
+    """The same in vLLM, which serves the child later."""
+    folders: list[Path] = []
+    for name, model in zip(("before-fusion", "after-fusion"), models, strict=True):
+        folders.append(context.scratch / name)
+        save_model(model, folders[-1], tokenizer=None, by_block=True)
+    return measure_step_ms(folders, workload, context.placement.engine_threads)

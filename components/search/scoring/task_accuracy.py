@@ -1,0 +1,145 @@
+"""What replacing a single sub-block does to answers: problems that the parent solves and the changed model does not.
+
+Each changed model completes every prompt greedily, and its answers are graded as the evaluation grades a base model's.
+Most changed models say what the parent says, or nearly: the parent's completions are checked in one pass, and only what
+comes after the first other token is generated.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from components.core.base.errors import DataError, InputError
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.layer_paging import is_paged
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.text.packing import eos_token_id
+from components.core.text.problems import Problem, read_problems
+from components.core.training.greedy_decoding import Tokens, complete, complete_like
+from components.search.config import TaskSet
+from components.search.scoring.replace_one_block import Replacements
+from components.search.space.build import with_replaced
+from components.search.space.library_files import BlockKey
+
+POINT = "accuracy.json"
+WHAT = "accuracy of sub-blocks"
+
+Right = tuple[bool, ...]
+"""Which problems were solved."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Which problems of a task set were solved.
+
+    Attributes:
+        parent: by the parent.
+        variants: by the parent with one sub-block replaced.
+    """
+
+    parent: Right
+    variants: Mapping[BlockKey, Right]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Problems as a base model meets them.
+
+    Attributes:
+        problems: what is to be solved.
+        prompts: token ids of each prompt.
+        tokenizer: makes text of tokens again.
+        eos: the end token.
+        max_tokens: of an answer.
+    """
+
+    problems: Sequence[Problem]
+    prompts: Sequence[Tokens]
+    tokenizer: Tokenizer
+    eos: int
+    max_tokens: int
+
+    def graded(self, completions: Sequence[Tokens]) -> Right:
+        """Which of these completions are right."""
+        texts = [self.tokenizer.decode(tokens) for tokens in completions]
+        return tuple(problem.is_completed_by(text) for problem, text in zip(self.problems, texts, strict=True))
+
+
+def load_tasks(config: TaskSet, folder: Path, parent: Path) -> Tasks:
+    """The first problems of the validation split.
+
+    Raises:
+        DataError: there are none.
+    """
+    problems = read_problems(folder / "validation.jsonl", "validation", config.num_problems)
+    if not problems:
+        raise DataError(
+            "there are no validation problems to score sub-blocks on",
+            hint="give more problems with answers, or set search.task.num_problems to 0",
+        )
+    tokenizer = Tokenizer.from_file(str(parent / "tokenizer.json"))
+    texts = [problem.prompt for problem in problems]
+    prompts = [list(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    return Tasks(problems, prompts, tokenizer, eos_token_id(parent), config.max_tokens)
+
+
+@torch.no_grad()
+def solve_replaced(
+    parent: TesseraForCausalLM, replacements: Replacements, tasks: Tasks, context: StageContext
+) -> Solved:
+    """Which problems the parent solves, and which it solves with one sub-block replaced, for every variant.
+
+    Args:
+        parent: frozen.
+        replacements: all variants.
+        tasks: what is to be solved.
+        context: takes progress, keeps resume points, says when to stop.
+
+    Raises:
+        InputError: the parent does not fit into memory.
+        Interrupted: the stage was asked to stop; a checkpoint was saved.
+    """
+    if is_paged(parent.model.layers):
+        raise InputError(
+            "accuracy is not measured with a parent that is larger than memory: every token would read all of it",
+            hint="set search.task.num_problems to 0, or give the stage more placement.memory_gib",
+        )
+    limits = [tasks.max_tokens] * len(tasks.prompts)
+    expected = complete(parent, tasks.prompts, limits, tasks.eos)
+    solved = _resumed(context, tasks)
+    found = {key: solved[_name(key)] for key in replacements if _name(key) in solved}
+    for key, block in replacements.items():
+        if key not in found:
+            model = with_replaced(parent, key, block)
+            completions = complete_like(model, tasks.prompts, expected, tasks.max_tokens, tasks.eos)
+            found[key] = tasks.graded(completions)
+        context.progress(len(found), len(replacements), WHAT)
+        if len(found) < len(replacements) and (context.stopping() or context.resume.due()):
+            context.resume.save(len(found), lambda folder: _save(folder, found))
+            if context.stopping():
+                raise Interrupted
+    return Solved(tasks.graded(expected), {key: found[key] for key in replacements})
+
+
+def _save(folder: Path, found: Mapping[BlockKey, Right]) -> None:
+    rows = {_name(key): [int(right) for right in rights] for key, rights in found.items()}
+    (folder / POINT).write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _resumed(context: StageContext, tasks: Tasks) -> dict[str, Right]:
+    """What the newest resume point has, by name of the variant."""
+    point = context.resume.latest()
+    if point is None or not (point / POINT).exists():
+        return {}
+    saved = json.loads((point / POINT).read_text(encoding="utf-8"))
+    context.note(f"goes on with the accuracy of {len(saved)} sub-blocks")
+    return {name: tuple(map(bool, rights)) for name, rights in saved.items() if len(rights) == len(tasks.problems)}
+
+
+def _name(key: BlockKey) -> str:
+    layer, variant = key
+    return f"{layer}/{variant.name}"

@@ -1,0 +1,1 @@
+"""The best choice within the limits, with proof."""

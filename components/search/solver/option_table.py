@@ -1,0 +1,134 @@
+"""Score and costs of every option of every slot: the input of the solver, and the main part of `search.json`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+from components.core.base.config import Config
+from components.search.costs.resources import Costs
+from components.search.solver.problem import Problem
+from components.search.space.layer_space import PARTS, LayerSpace, Part, Size, Variant
+
+
+class Option(Config):
+    """One variant of one slot."""
+
+    name: str
+    """Name of the variant."""
+    size: Size
+    """KV heads or channels; 0 is the no-op, `linear` one matrix."""
+    score: float
+    """Replace-one-block KL(parent || child), nats a token; the parent's own is 0."""
+    costs: Costs
+    """What it takes."""
+
+
+class Slot(Config):
+    """A place that holds exactly one sub-block: the attention or the FFN of a layer."""
+
+    layer: int
+    """Layer of the parent, from 0."""
+    part: Part
+    """Attention or FFN."""
+    options: tuple[Option, ...]
+    """What it may hold, the parent's own first."""
+    held: int | None = None
+    """Number of the one that it has to hold; None where it may be any."""
+
+    @property
+    def allowed_options(self) -> tuple[int, ...]:
+        """Numbers of the options that a choice may take."""
+        return tuple(range(len(self.options))) if self.held is None else (self.held,)
+
+
+class OptionTable(Config):
+    """All slots of the parent, and what no choice changes."""
+
+    fixed: Costs
+    """Embeddings, final norm and head; the part of a decode step that no sub-block takes."""
+    slots: tuple[Slot, ...]
+    """Attention and FFN of every layer, in the order they are computed."""
+    batch_tokens: int = 0
+    """New tokens of the batch that `request_ms` is the time of; 0 where it is not known."""
+
+    def costs(self, choice: Sequence[int]) -> Costs:
+        """Cost of the model in which slot k holds its option `choice[k]`."""
+        return sum((slot.options[pick].costs for slot, pick in zip(self.slots, choice, strict=True)), start=self.fixed)
+
+    def score(self, choice: Sequence[int]) -> float:
+        """Estimated quality loss of a model: the sum of its replace-one-block scores, nats a token."""
+        return sum(slot.options[pick].score for slot, pick in zip(self.slots, choice, strict=True))
+
+    @property
+    def parent_choice(self) -> tuple[int, ...]:
+        """The choice that changes nothing."""
+        return (0,) * len(self.slots)
+
+    @property
+    def held(self) -> dict[int, int]:
+        """Slots that have to hold one of their options, and its number."""
+        return {number: slot.held for number, slot in enumerate(self.slots) if slot.held is not None}
+
+    @property
+    def scores(self) -> list[list[float]]:
+        """Score of each option of each slot."""
+        return [[option.score for option in slot.options] for slot in self.slots]
+
+    def costs_of(self, resource: str) -> list[list[float]]:
+        """What each option of each slot takes of one resource."""
+        return [[option.costs.of(resource) for option in slot.options] for slot in self.slots]
+
+    def priced(self, costs: Callable[[Option], Costs]) -> Self:
+        """The same options with other costs."""
+        slots = tuple(
+            slot.model_copy(
+                update={"options": tuple(option.model_copy(update={"costs": costs(option)}) for option in slot.options)}
+            )
+            for slot in self.slots
+        )
+        return self.model_copy(update={"slots": slots})
+
+    def problem(self, scores: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Problem:
+        """What the solver is given; what no choice changes is the first cost that counts against a limit.
+
+        Args:
+            scores: what to minimise, of each option of each slot.
+            limits: absolute, by resource.
+        """
+        fixed = {resource: self.fixed.of(resource) for resource in limits}
+        costs = {resource: self.costs_of(resource) for resource in limits}
+        return Problem.of(scores, costs, limits, fixed).with_fixed(self.held)
+
+    def variants(self, choice: Sequence[int]) -> list[tuple[Variant, Variant]]:
+        """The attention and the FFN of each layer of a choice."""
+        picked = [Variant(slot.part, slot.options[pick].size) for slot, pick in zip(self.slots, choice, strict=True)]
+        return list(zip(picked[::2], picked[1::2], strict=True))
+
+
+def option_table(
+    spaces: Sequence[LayerSpace],
+    fixed: Costs,
+    blocks: Mapping[str, Costs],
+    scores: Mapping[tuple[int, Variant], float],
+    batch_tokens: int = 0,
+) -> OptionTable:
+    """Put together what the solver chooses from.
+
+    Args:
+        spaces: options of each layer.
+        fixed: what no choice changes.
+        blocks: costs by name of the variant.
+        scores: replace-one-block KL of every variant but the parent's own, which changes nothing.
+        batch_tokens: new tokens of the batch that times are of.
+    """
+    slots = []
+    for layer, space in enumerate(spaces):
+        for part in PARTS:
+            own, *others = space.of(part)
+            kls = {own: 0.0} | {variant: scores[layer, variant] for variant in others}
+            options = tuple(
+                Option(name=variant.name, size=variant.size, score=kl, costs=blocks[variant.name])
+                for variant, kl in kls.items()
+            )
+            held = [number for number, variant in enumerate(kls) if variant in space.fixed]
+            slots.append(Slot(layer=layer, part=part, options=options, held=held[0] if held else None))
+    return OptionTable(fixed=fixed, slots=tuple(slots), batch_tokens=batch_tokens)

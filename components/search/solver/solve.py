@@ -1,0 +1,229 @@
+"""The best choice of one sub-block a slot within limits, exactly; and the best at each of several limits.
+
+Source: arXiv 2411.19146, appendix B.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import JsonValue
+
+from components.core.base.errors import InfeasibleBudget, RecipeError, TesseraError
+from components.search.config import Limits
+from components.search.costs.resources import RESOURCES, Costs
+from components.search.solver.branch_and_bound import Outcome, search
+from components.search.solver.certificate import Certificate, ProofNode, WholeNumbers, relative_gap
+from components.search.solver.infeasibility import find_conflict
+from components.search.solver.option_table import OptionTable
+from components.search.solver.problem import ROUNDING, Choice, Problem
+
+MAX_PROOF_NODES = 20_000
+"""Larger proofs are not kept: the certificate then has the root's bound and says how far it is from the objective."""
+
+MAX_NODES = 1_000_000
+"""Where a search gives up the proof, some minutes: counted in nodes, so that equal searches give equal answers."""
+
+Status = Literal["optimal", "feasible"]
+
+
+class TimeIsOver(TesseraError):
+    """No choice within the limits was found in time, nor a proof that there is none."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What the solver found.
+
+    Attributes:
+        choice: option number of each slot.
+        objective: sum of the scores.
+        bound: no choice within the limits scores below this.
+        gap: relative distance of the two; 0 is a proof.
+        status: `optimal`, or `feasible` where time was over before the proof.
+    """
+
+    choice: Choice
+    objective: float
+    bound: float
+    gap: float
+    status: Status
+
+
+def solve_problem(
+    problem: Problem,
+    *,
+    time_limit_s: float = math.inf,
+    max_nodes: int | None = None,
+    known: Sequence[Choice] = (),
+) -> Solution | None:
+    """The choice with the lowest sum of scores within the limits, or None if there is none.
+
+    Args:
+        problem: options and limits.
+        time_limit_s: after so many seconds the best choice so far is returned with its gap.
+        max_nodes: the same after so many nodes.
+        known: choices within the limits, to begin with.
+
+    Raises:
+        TimeIsOver: see there.
+    """
+    solutions = solutions_of(search(problem, known=known, time_limit_s=time_limit_s, max_nodes=max_nodes))
+    return solutions[0] if solutions else None
+
+
+def solutions_of(outcome: Outcome) -> list[Solution]:
+    """What a search found, best first.
+
+    Raises:
+        TimeIsOver: it found nothing, and did not come to its end.
+    """
+    if not outcome.found and not outcome.complete:
+        raise TimeIsOver(
+            "time was over before any choice within the limits was found, or a proof that there is none",
+            hint="allow more time, or raise a limit",
+        )
+    return [_solution(choice, objective, min(objective, outcome.bound)) for choice, objective in outcome.found]
+
+
+def _solution(choice: Choice, objective: Fraction, bound: Fraction) -> Solution:
+    return Solution(
+        choice=choice,
+        objective=float(objective),
+        bound=float(bound),
+        gap=float(relative_gap(objective, bound)),
+        status="optimal" if bound == objective else "feasible",
+    )
+
+
+def certify(
+    problem: Problem, choice: Choice, *, fixed: Mapping[int, int] | None = None, max_nodes: int = MAX_PROOF_NODES
+) -> Certificate:
+    """The proof that no choice within the limits scores less, or how close to that a single bound comes.
+
+    Args:
+        problem: options and limits, with nothing fixed.
+        choice: the best one.
+        fixed: options that slots were told to hold.
+        max_nodes: the largest proof to keep.
+    """
+    fixed = dict(fixed or {})
+    held = problem.with_fixed(fixed)
+    outcome = search(held, known=[choice], max_nodes=max_nodes, record=True)
+    objective = problem.objective(choice)
+    proven = outcome.complete and outcome.found[0][0] == choice
+    return Certificate(
+        limits={name: float(limit) for name, limit in zip(problem.names, problem.limits, strict=True)},
+        fixed=fixed,
+        choice=choice,
+        objective=str(objective),
+        bound=str(objective if proven else min(objective, _root_bound(held, outcome))),
+        nodes=tuple(outcome.nodes) if proven else (ProofNode(multipliers=outcome.multipliers),),
+    )
+
+
+def _root_bound(problem: Problem, outcome: Outcome) -> Fraction:
+    """The Lagrangian of the root, exact."""
+    costs = [problem.costs_KJR[:, :, index].tolist() for index in range(len(problem.limits))]
+    whole = WholeNumbers(problem.scores_KJ.tolist(), costs, problem.slacks)
+    allowed = [row.nonzero()[0].tolist() for row in problem.allowed_KJ]
+    return whole.reduced(allowed, outcome.multipliers)[0]
+
+
+def absolute_limits(limits: Limits, parent: Costs, batch_tokens: int = 0) -> dict[str, float]:
+    """The limits that are set, as numbers; shares are taken of the parent's cost.
+
+    Args:
+        limits: as the recipe has them.
+        parent: what the parent takes.
+        batch_tokens: new tokens of the batch that times are of: throughput is a limit on its time.
+
+    Raises:
+        RecipeError: a limit on what the costs at hand do not know.
+    """
+    found = {resource: limits.absolute(resource, parent.of(resource)) for resource in RESOURCES}
+    wanted = {resource: float(limit) for resource, limit in found.items() if limit is not None}
+    asked = {resource: resource for resource in wanted}
+    if limits.tokens_per_s is not None:
+        asked["request_ms"] = "tokens_per_s"
+    for resource, name in asked.items():
+        if parent.of(resource) == 0 or (name == "tokens_per_s" and not batch_tokens):
+            raise RecipeError(
+                f"search.limits.{name} is set, and the costs at hand do not know it",
+                hint="leave search.costs out to measure again, or set another limit",
+            )
+    budget = limits.request_budget_ms(parent.request_ms, batch_tokens)
+    if budget is not None:
+        wanted["request_ms"] = min(budget, wanted.get("request_ms", budget))
+    return wanted
+
+
+def fits(costs: Costs, limits: Mapping[str, float]) -> bool:
+    """Whether costs stay within absolute limits."""
+    return all(costs.of(resource) <= limit + abs(limit) * float(ROUNDING) for resource, limit in limits.items())
+
+
+def solve(table: OptionTable, limits: Mapping[str, float]) -> Solution:
+    """The choice with the lowest total score within absolute limits.
+
+    Raises:
+        InfeasibleBudget: no choice meets them; says which limits clash, and the best that can be reached.
+    """
+    solution = minimise(table, table.scores, limits)
+    if solution is None:
+        raise _infeasible(table, limits)
+    return solution
+
+
+def solve_table(table: Mapping[str, JsonValue], limits: Limits) -> tuple[OptionTable, Solution]:
+    """Solve the options of a finished search (`search.json`) once more, under other limits.
+
+    Raises:
+        InfeasibleBudget: no choice meets them.
+    """
+    known = {name: table[name] for name in OptionTable.model_fields if name in table}
+    options = OptionTable.parse(known, where="search.json")
+    return options, solve(options, absolute_limits(limits, options.costs(options.parent_choice), options.batch_tokens))
+
+
+def minimise(table: OptionTable, objective: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Solution | None:
+    """The choice with the lowest sum of `objective[slot][option]` within limits, or None if there is none."""
+    return solve_problem(table.problem(objective, limits), max_nodes=MAX_NODES)
+
+
+def pareto_front(
+    table: OptionTable, limits: Mapping[str, float], num_points: int, resource: str = "latency_ms"
+) -> list[tuple[float, Solution]]:
+    """The best choice at each of several limits of one resource, under the other limits as they are.
+
+    Returns:
+        Limit and solution, from the least that the other limits allow to the parent's own; a single limit where that
+        least is not below the parent's.
+    """
+    others = {name: limit for name, limit in limits.items() if name != resource}
+    cheapest = minimise(table, table.costs_of(resource), others)
+    if cheapest is None:
+        return []
+    least, most = (table.costs(choice).of(resource) for choice in (cheapest.choice, table.parent_choice))
+    if least >= most:  # measured: what the other limits leave may be no faster than the parent
+        num_points, most = 1, least
+    steps = [least + (most - least) * k / max(1, num_points - 1) for k in range(num_points)]
+    return [(limit, solve(table, {**others, resource: limit})) for limit in steps]
+
+
+def _infeasible(table: OptionTable, limits: Mapping[str, float]) -> InfeasibleBudget:
+    """Which limits cannot be met together, with the best that can be reached of each."""
+    hint = "offer smaller sub-blocks in search.ffn_fractions and search.num_key_value_heads, or raise search.limits"
+    best = find_conflict(table.problem(table.scores, limits))
+    if len(best) == 1:
+        ((resource, least),) = best.items()
+        message = f"no choice of blocks fits {resource}={limits[resource]:.6g}; the smallest reachable is {least:.6g}"
+        return InfeasibleBudget(message, hint=f"{hint}.{resource}")
+    if not best:
+        return InfeasibleBudget("no choice of blocks meets all limits together", hint=hint)
+    reach = ", ".join(f"{resource}={least:.6g} instead of {limits[resource]:.6g}" for resource, least in best.items())
+    return InfeasibleBudget(
+        f"no choice of blocks meets all limits together; each alone could give way: {reach}", hint=hint
+    )

@@ -1,0 +1,34 @@
+"""The record of one sub-block of the library. Light: no torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from components.core.base.config import Config
+from components.search.space.layer_space import Part, Size
+
+Start = Literal["parent", "earlier", "reused"]
+
+
+class TrainedBlock(Config):
+    """One sub-block of a library."""
+
+    layer: int
+    """Layer of the parent."""
+    part: Part
+    """Attention or FFN."""
+    size: Size
+    """KV heads or channels; 0 is the no-op, `linear` one matrix."""
+    first_error: float | None = None
+    """Normalised error of the untrained variant on the first batch; 1 is as good as nothing. None without training."""
+    last_error: float | None = None
+    """Mean normalised error over the last tenth of the training steps."""
+    steps: int = 0
+    """Steps that it was taught in."""
+    start: Start = "parent"
+    """What it was made from: the parent's own weights, an earlier library's, or those as they are, without training."""
+
+
+def write_record(path: Path, record: Config) -> None:
+    """Write a record as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(record.model_dump_json(indent=1), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Where an artifact comes from, and what was made from it."""

@@ -1,0 +1,199 @@
+"""What is wrong with a recipe before any work starts."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from components.core.base.errors import InfeasibleBudget, InputError, RecipeError
+from components.core.model.architecture import Architecture, BlockConfig
+from components.core.model.inspection import read_architecture
+from components.core.text.tokenizer_files import VOCABULARY, read_settings
+from components.search.config import Measurement
+from components.search.costs.memory import model_costs
+from components.search.costs.roofline import check as check_device
+from components.search.devices import device_of
+from components.search.space.layer_space import LayerSpace, block_of, layer_spaces, left_out, servable_spaces, shape_of
+from pipelines.recipe.graph import Graph, Made
+from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
+from pipelines.recipe.schema import Recipe, is_address
+from pipelines.recipe.source_files import KINDS, files_of
+
+
+def check(recipe: Recipe) -> Graph:
+    """The graph of a recipe with which nothing is wrong.
+
+    Raises:
+        InputError: everything that is wrong, in one message.
+    """
+    faults = list(find_faults(recipe))
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        hints = "\n  ".join(fault.hint for fault in faults if fault.hint)
+        raise InputError("; ".join(fault.message for fault in faults), hint=hints or None)
+    return llama_nemotron(recipe)
+
+
+def find_faults(recipe: Recipe) -> Iterator[InputError]:
+    """Everything that is wrong, as far as headers and names tell it."""
+    graph = llama_nemotron(recipe)
+    yield from _missing_inputs(graph)
+    if recipe.distill is not None and recipe.search is None:
+        yield RecipeError(
+            "distill needs the child that search finds, and search is left out",
+            hint="set distill: null, or give search",
+        )
+    yield from _missing_files(recipe, graph)
+    yield from _unreadable_files(recipe)
+    yield from _unfit_tokenizer(recipe)
+    yield from _missing_keys(recipe)
+    if (
+        recipe.search
+        and recipe.search.allow_plugin_only_blocks
+        and recipe.deploy
+        and recipe.deploy.add_configuration_file
+    ):
+        yield RecipeError(
+            "search.allow_plugin_only_blocks offers what vLLM runs only with Tessera, and "
+            "deploy.add_configuration_file is for servers without it",
+            hint="set one of them to false",
+        )
+    try:
+        _check_search(recipe)
+    except InputError as error:
+        yield error
+
+
+def _missing_keys(recipe: Recipe) -> Iterator[InputError]:
+    """Trusted keys that are not there, which would be noticed only when the model is served."""
+    for path in recipe.trust.keys if recipe.trust is not None else ():
+        if not path.is_file():
+            yield RecipeError(f"trust.keys: no such file: {path}", hint="give public keys, PEM")
+
+
+def _unreadable_files(recipe: Recipe) -> Iterator[InputError]:
+    """Files that are not there, and a checkpoint that cannot or must not be read."""
+    for name, paths in sources_of(recipe).items():
+        if any(map(is_address, paths)):
+            continue
+        try:
+            list(files_of(name, paths, KINDS[name]))
+        except InputError as error:
+            yield error
+
+
+def _unfit_tokenizer(recipe: Recipe) -> Iterator[InputError]:
+    """A parent's tokenizer that the data stage could not give the toggle."""
+    if recipe.data is None or recipe.parent is None or is_address(recipe.parent):
+        return
+    if (Path(recipe.parent) / VOCABULARY).is_file():  # that it is missing was said already
+        try:
+            read_settings(Path(recipe.parent))
+        except InputError as error:
+            yield error
+
+
+def _check_search(recipe: Recipe) -> None:
+    """Refuse widths and heads that the parent cannot be cut to, and limits that no cut meets, as far as shapes tell."""
+    parent = _parent_architecture(recipe)
+    if recipe.search is None or parent is None:
+        return
+    measurement = recipe.search.measurement
+    spaces = servable_spaces(layer_spaces(recipe.search, shape_of(parent)), measurement.tensor_parallel)
+    if measurement.device is not None:
+        check_device(measurement, device_of(measurement.device))
+    for resource, own in _counted(parent, measurement).items():
+        limit = recipe.search.limits.absolute(resource, own)
+        reachable = _least(parent, spaces, resource, measurement)
+        if limit is not None and reachable > limit:
+            raise InfeasibleBudget(
+                f"no choice of blocks fits {resource}={limit:.6g}; the smallest reachable is {reachable}",
+                hint=f"offer smaller sub-blocks in search, or raise search.limits.{resource}",
+            )
+
+
+def _least(parent: Architecture, spaces: Sequence[LayerSpace], resource: str, measurement: Measurement) -> int:
+    """The least of a resource that a child can have."""
+
+    def taken(*blocks: BlockConfig) -> int:
+        return _counted(parent.model_copy(update={"blocks": blocks}), measurement)[resource]
+
+    layers = [[block_of(a.size, f.size) for a in space.attention for f in space.ffn] for space in spaces]
+    return taken(*(min(blocks, key=taken) for blocks in layers))
+
+
+def _counted(shape: Architecture, measurement: Measurement) -> dict[str, int]:
+    """What a model takes that no machine changes, as `search.limits` names it."""
+    fixed, parts = model_costs(shape, measurement)
+    whole = sum(parts, start=fixed)
+    names = ("parameters", "kv_bytes_per_token", "attention_layers", "weight_bytes", "memory_bytes")
+    return {name: getattr(whole, name) for name in names}
+
+
+def find_notes(recipe: Recipe) -> Iterator[str]:
+    """What is not wrong, but good to know before a run."""
+    parent = _parent_architecture(recipe)
+    if recipe.search is not None and parent is not None:
+        note = left_out(recipe.search, shape_of(parent))
+        if note is not None:
+            yield f"search: {note}"
+
+
+def _parent_architecture(recipe: Recipe) -> Architecture | None:
+    """The parent's shape; None where only the store knows it, or nothing is there.
+
+    A vocabulary that is still to be trained counts as one token, which makes the least that a child can have no larger
+    than it will be.
+    """
+    if recipe.parent is None:
+        if recipe.parent_pretrain is None:
+            return None
+        values = recipe.parent_pretrain.shape.model_dump(exclude_none=True)
+        return Architecture.from_config({**values, "model_type": "llama", "vocab_size": 1})
+    config = Path(recipe.parent) / "config.json"
+    if is_address(recipe.parent) or not config.is_file():
+        return None
+    return read_architecture(config)
+
+
+def _missing_inputs(graph: Graph) -> Iterator[RecipeError]:
+    """Stages that need what no stage before them makes and the recipe does not give."""
+    for task in graph.tasks:
+        missing = [
+            name for name, declared in task.stage.inputs.items() if not declared.optional and name not in task.inputs
+        ]
+        if missing:
+            yield RecipeError(
+                f"stage {task.label} needs {' and '.join(missing)}, and nothing before it makes that",
+                hint=f"{_way_out(missing)}, or set {task.label.partition('/')[0]}: null",
+            )
+
+
+OWN_FILES = {
+    "corpus": ("own_corpus", "corpus"),
+    "chats": ("own_chats", "sft.data"),
+    "problems": ("own_problems", "rl.data"),
+}
+"""For each output of the data stage: the files of the user that it is made of, and where the recipe names them."""
+
+
+def _missing_files(recipe: Recipe, graph: Graph) -> Iterator[RecipeError]:
+    """What stages read that a user with own files does not give: the demo's world is never mixed into them."""
+    given = sources_of(recipe).keys()
+    if not any(source in given for source, _ in OWN_FILES.values()):
+        return
+    for output, (source, key) in OWN_FILES.items():
+        readers = [task.label for task in graph.tasks if Made("data", output) in task.inputs.values()]
+        needing = [label for label in readers if label != "eval"]
+        if source not in given and needing:
+            yield RecipeError(
+                f"with files of your own, {', '.join(needing)} need{'' if len(needing) > 1 else 's'} {key} too",
+                hint=f"give {key}, or leave out what reads it (null)",
+            )
+
+
+def _way_out(missing: list[str]) -> str:
+    """What would give the missing inputs."""
+    made_by_data = {"tokenizer", "corpus", "chats", "problems"}
+    return (
+        "leave the data stage in" if made_by_data.issuperset(missing) else "give a parent, or leave parent_pretrain in"
+    )

@@ -1,0 +1,41 @@
+"""The declaration of every stage by name."""
+
+import importlib
+from collections.abc import Mapping
+
+from components.core.base.errors import InputError
+from components.core.base.suggestions import nearest
+from components.core.runtime.stage import Stage
+from components.core.store.manifest import Kind
+
+STAGES: Mapping[str, str] = {
+    **{
+        name: f"components.{name}.config:STAGE"
+        for name in ("data", "pretrain", "distill", "sft", "rl", "eval", "deploy")
+    },
+    "search-importance": "components.search.declarations:IMPORTANCE",
+    "search-costs": "components.search.declarations:COSTS",
+    "search-library": "components.search.declarations:LIBRARY",
+    "search-scores": "components.search.declarations:SCORES",
+    "search": "components.search.declarations:SEARCH",
+}
+"""Where each stage is declared."""
+
+
+def find_stage(name: str) -> Stage:
+    """The declaration of a stage.
+
+    Raises:
+        InputError: no stage has this name.
+    """
+    if name not in STAGES:
+        raise InputError(f"no stage {name!r}", hint=nearest(name, list(STAGES)))
+    module, _, attribute = STAGES[name].partition(":")
+    stage: Stage = getattr(importlib.import_module(module), attribute)
+    return stage
+
+
+def output_kinds() -> dict[str, dict[str, Kind]]:
+    """Kind of each output of each stage."""
+    stages = map(find_stage, STAGES)
+    return {stage.name: {name: output.kind for name, output in stage.outputs.items()} for stage in stages}

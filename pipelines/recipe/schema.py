@@ -1,0 +1,296 @@
+"""The recipe: what a user writes, checked as a whole before any work starts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BeforeValidator, Field, JsonValue
+
+from components.core.base.config import Config, digest_of
+from components.core.base.errors import RecipeError
+from components.core.runtime.placement import Placement
+from components.data.config import DataConfig
+from components.deploy.config import DeployConfig
+from components.distill.config import DistillConfig
+from components.eval.config import EvalConfig
+from components.pretrain.config import PretrainConfig
+from components.rl.config import RlConfig
+from components.search.config import SearchConfig
+from components.sft.config import SftConfig
+
+StageConfig = TypeVar("StageConfig", bound=Config)
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value)]
+
+Addresses = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""Paths, or addresses of artifacts."""
+
+
+class Placed(Config):
+    """A stage with a place to run in."""
+
+    placement: Placement | None = None
+    """Where and how wide this stage runs; what is left out comes from the recipe's own `placement`."""
+
+
+class DataSection(DataConfig, Placed):
+    """The data stage."""
+
+
+class ParentSection(PretrainConfig, Placed):
+    """The parent trained from scratch."""
+
+    num_steps: int = Field(default=800, gt=0)
+    """Optimizer steps."""
+
+
+class SearchSection(SearchConfig, Placed):
+    """The search stages."""
+
+    shards: int = Field(default=2, gt=0)
+    """Tasks that the block library is built by, each with its share of the layers."""
+    costs: str | None = None
+    """Block costs measured before, a `costs.json` or `run://RUN/costs`; measured anew where not given."""
+    libraries: Addresses = ()
+    """Block libraries of earlier searches, such as `run://RUN/library` of the search of this parent's own parent: what
+    they trained against the same sub-block is reused, and else begun from where that errs less."""
+
+
+class DistillSection(DistillConfig, Placed):
+    """The distillation stage."""
+
+    num_steps: int = Field(default=200, gt=0)
+    """Optimizer steps."""
+
+
+class PretrainSection(PretrainConfig, Placed):
+    """Continued pretraining of the child."""
+
+    num_steps: int = Field(default=100, gt=0)
+    """Optimizer steps."""
+
+
+class SftSection(SftConfig, Placed):
+    """Supervised fine-tuning; a path or a list of paths stands for `data`."""
+
+    num_steps: int = Field(default=200, gt=0)
+    """Optimizer steps."""
+    data: Paths = ()
+    """Chat JSONL files of your own; the data stage makes chats where none are given."""
+
+
+class RlSection(RlConfig, Placed):
+    """Reinforcement learning; a path or a list of paths stands for `data`."""
+
+    data: Paths = ()
+    """JSONL files of problems with answers of your own; the data stage makes problems where none are given."""
+
+
+class EvalSection(EvalConfig, Placed):
+    """The evaluation stage."""
+
+
+class DeploySection(DeployConfig, Placed):
+    """The deployment stage."""
+
+
+class Trust(Config):
+    """Which artifacts have to be signed, and by whom."""
+
+    keys: Paths = Field(min_length=1)
+    """Public keys, PEM, ECDSA on P-256 or Ed25519; a signature of one of them is enough."""
+    require: tuple[Literal["parent", "data", "deploy"], ...] = ("parent", "data", "deploy")
+    """What has to be signed: the parent that is given, data of your own, the model before it is served."""
+
+
+def _switch(value: object) -> object:
+    """`false` leaves a stage out, as `null` does; `true` takes it with its defaults."""
+    return {} if value is True else None if value is False else value
+
+
+def _switch_or_paths(value: object) -> object:
+    """The same, and paths alone stand for a section with nothing but `data`."""
+    return {"data": value} if isinstance(value, str | list) else _switch(value)
+
+
+def _also_false(schema: dict[str, Any]) -> None:
+    """Tell editors about the switch."""
+    schema["anyOf"].append({"type": "boolean"})
+
+
+def _also_paths(schema: dict[str, Any]) -> None:
+    """Tell editors about the switch and the shorthand."""
+    _also_false(schema)
+    schema["anyOf"] += [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+
+
+SWITCH = BeforeValidator(_switch)
+SWITCH_OR_PATHS = BeforeValidator(_switch_or_paths)
+
+
+class Recipe(Config):
+    """From a dense model to a served reasoning model; a stage set to null is left out."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    """Name of the recipe, and the first part of the names of its runs: lower case, digits and hyphens."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every stage that does not set its own."""
+    parent: str | None = None
+    """The dense model to start from: a Hugging Face folder or the address of an artifact; null trains a new one."""
+    corpus: Paths = ()
+    """Text or JSONL files of your own to train and to search on."""
+    placement: Placement = Placement()
+    """Where and how wide stages run that do not say so themselves."""
+    trust: Trust | None = None
+    """What has to be signed; nothing where not given."""
+    data: Annotated[DataSection | None, SWITCH] = Field(default=DataSection(), json_schema_extra=_also_false)
+    """Tokenizer, corpus, chats and problems."""
+    parent_pretrain: Annotated[ParentSection | None, SWITCH] = Field(
+        default=ParentSection(), json_schema_extra=_also_false
+    )
+    """How the parent is trained from scratch; without meaning where `parent` is given."""
+    search: Annotated[SearchSection | None, SWITCH] = Field(default=SearchSection(), json_schema_extra=_also_false)
+    """Search of the child architecture."""
+    distill: Annotated[DistillSection | None, SWITCH] = Field(default=DistillSection(), json_schema_extra=_also_false)
+    """Distillation of the child from its parent."""
+    pretrain: Annotated[PretrainSection | None, SWITCH] = Field(
+        default=PretrainSection(), json_schema_extra=_also_false
+    )
+    """Continued pretraining."""
+    sft: Annotated[SftSection | None, SWITCH_OR_PATHS] = Field(default=SftSection(), json_schema_extra=_also_paths)
+    """Supervised fine-tuning of both modes of thinking."""
+    rl: Annotated[RlSection | None, SWITCH_OR_PATHS] = Field(default=RlSection(), json_schema_extra=_also_paths)
+    """Reinforcement learning."""
+    eval: Annotated[EvalSection | None, SWITCH] = Field(default=EvalSection(), json_schema_extra=_also_false)
+    """Evaluation of every model so far."""
+    deploy: Annotated[DeploySection | None, SWITCH] = Field(default=DeploySection(), json_schema_extra=_also_false)
+    """Gate, registry and serving."""
+
+    @property
+    def digest(self) -> str:
+        """Names the recipe by what it says."""
+        return digest_of(self.canonical())
+
+    def config(self, section: Config, kind: type[StageConfig]) -> StageConfig:
+        """The configuration of a stage as its section has it, with the recipe's seed where it sets none."""
+        values = section.model_dump(include=set(kind.model_fields))
+        if "seed" in values and values["seed"] is None:
+            values["seed"] = self.seed
+        return kind.parse(values)
+
+    def place(self, section: Placed) -> Placement:
+        """Where the stage of a section runs."""
+        own = section.placement.model_dump(exclude_unset=True) if section.placement else {}
+        return self.placement.model_copy(update=own)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file; paths in it are relative to its folder.
+        overrides: `dotted.key=value` with YAML values; paths in them are relative to the working folder.
+
+    Raises:
+        RecipeError: the file is not there, no YAML, or says something wrong.
+    """
+    values = _absolute(_read(path), path.resolve().parent)
+    for override in overrides:
+        values = _merge(values, _absolute(_parse_override(override), Path.cwd()))
+    return Recipe.parse({"name": path.stem, **values})
+
+
+def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a single stage: a YAML or JSON file, and `dotted.key=value` over it."""
+    values = _read(path) if path is not None else {}
+    for override in overrides:
+        values = _merge(values, _parse_override(override))
+    return values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    if not path.is_file():
+        raise RecipeError(f"there is no file {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
+    return values
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """`a.b=value` as nested mappings."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(
+            f"--set {text!r} is not of the form key=value", hint="e.g. --set search.limits.latency_ms=55%"
+        )
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {key}: {value!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    override: dict[str, Any] = nested
+    return override
+
+
+def _merge(values: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `override` in their place, mapping by mapping."""
+    merged = dict(values)
+    for key, value in override.items():
+        old = merged.get(key)
+        if key in ("sft", "rl") and isinstance(value, str | list) and isinstance(old, Mapping):
+            value = {"data": value}  # the shorthand gives the data and leaves the other settings of the section
+        elif key in ("sft", "rl") and isinstance(value, Mapping) and isinstance(old, str | list):
+            old = {"data": old}
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+PATH_KEYS: tuple[tuple[str, ...], ...] = (
+    ("parent",),
+    ("corpus",),
+    ("search", "costs"),
+    ("search", "libraries"),
+    ("sft",),
+    ("sft", "data"),
+    ("rl",),
+    ("rl", "data"),
+    ("trust", "keys"),
+)
+"""Where a recipe names files."""
+
+
+def _absolute(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The same values with paths made absolute."""
+    for *above, key in PATH_KEYS:
+        holder: Any = values
+        for part in above:
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and key in holder:
+            holder[key] = _absolute_value(holder[key], base)
+    return values
+
+
+def _absolute_value(value: JsonValue, base: Path) -> JsonValue:
+    """A path or a list of them, absolute; addresses and everything else as they are."""
+    if isinstance(value, list):
+        return [_absolute_value(item, base) for item in value]
+    if isinstance(value, str) and not is_address(value):
+        return str(base / Path(value).expanduser())
+    return value
+
+
+ADDRESS = re.compile(r"^(run://[^/]+/[^/]+|(.+#)?[0-9a-f]{64})$")
+"""How an artifact is named that is no path: by run and role, by digest, or by digest in another store."""
+
+
+def is_address(value: str) -> bool:
+    """Whether a text names an artifact in a store, `run://RUN/ROLE`, `DIGEST` or `STORE#DIGEST`, rather than a path."""
+    return ADDRESS.match(value) is not None

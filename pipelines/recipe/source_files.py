@@ -1,0 +1,107 @@
+"""The user's own files, brought into a store as artifacts; and addresses of artifacts that are in one already."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from components.core.base.errors import InputError
+from components.core.model.inspection import check_checkpoint
+from components.core.store.manifest import Kind
+
+MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
+"""Files of a model or tokenizer folder that count; read-me files, other formats and hidden folders are left behind."""
+SNIFFED_BYTES = 4096
+KINDS: Mapping[str, Kind] = {
+    "parent": "model",
+    "own_corpus": "data",
+    "own_chats": "data",
+    "own_problems": "data",
+    "own_costs": "table",
+    "own_libraries": "library",
+}
+"""Kind of each artifact that a recipe names."""
+RECIPE_KEYS = {
+    "own_corpus": "corpus",
+    "own_chats": "sft.data",
+    "own_problems": "rl.data",
+    "own_costs": "search.costs",
+    "own_libraries": "search.libraries",
+}
+"""Where a recipe names what a stage takes under another name."""
+
+
+def files_of(name: str, paths: Sequence[str], kind: Kind) -> Iterator[tuple[str, Path]]:
+    """The files that an input consists of, each with its place in the artifact.
+
+    Raises:
+        InputError: a path does not exist, or is no folder where one is needed.
+    """
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{recipe_key(name)}: no such file or folder: {path}")
+    if kind in ("model", "tokenizer"):
+        yield from _model_files(name, Path(paths[0]), kind)
+    elif kind == "table" and Path(paths[0]).is_file():
+        # A table is known by its one file name, whatever the user called it.
+        yield f"{name.removeprefix('own_')}.json", Path(paths[0])
+    elif kind == "library":
+        yield from _library_files(name, paths)
+    elif len(paths) == 1 and Path(paths[0]).is_dir():
+        yield from _all_files(Path(paths[0]))
+    elif len(paths) == 1 and not name.startswith("own_"):
+        yield "train.jsonl", Path(paths[0])
+    else:
+        yield from _numbered(paths)
+
+
+def _model_files(name: str, folder: Path, kind: Kind) -> Iterator[tuple[str, Path]]:
+    """The files of a model folder that count; the folder is checked from its headers first."""
+    if not folder.is_dir():
+        raise InputError(f"{recipe_key(name)}: {folder} is a file, not a {kind} folder")
+    if kind == "model":
+        check_checkpoint(folder)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in MODEL_SUFFIXES:
+            yield path.name, path
+
+
+def _library_files(name: str, paths: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The files of library folders, those of several beside each other."""
+    for index, folder in enumerate(map(Path, paths)):
+        if not folder.is_dir():
+            raise InputError(f"{recipe_key(name)}: {folder} is a file, not a library folder")
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            inner = path.relative_to(folder).as_posix()
+            yield numbered_name(index, inner) if len(paths) > 1 else inner, path
+
+
+def numbered_name(index: int, inner: str) -> str:
+    """Where a file of one of several libraries lies."""
+    return f"{index:03d}/{inner}"
+
+
+def _all_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below a folder that is neither hidden nor binary."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts) and not _is_binary(path):
+            yield relative.as_posix(), path
+
+
+def _is_binary(path: Path) -> bool:
+    """Whether a file is no text, told as grep tells it: by a zero byte near its beginning."""
+    with path.open("rb") as stream:
+        return b"\0" in stream.read(SNIFFED_BYTES)
+
+
+def _numbered(paths: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Several files and folders beside each other, numbered so that equal names do not meet."""
+    for index, path in enumerate(map(Path, paths)):
+        if path.is_dir():
+            yield from ((f"{index:03d}-{path.name}/{inner}", file) for inner, file in _all_files(path))
+        else:
+            yield f"{index:03d}-{path.name}", path
+
+
+def recipe_key(name: str) -> str:
+    """The name by which the user knows an input."""
+    return RECIPE_KEYS.get(name, name)

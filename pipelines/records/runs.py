@@ -1,0 +1,172 @@
+"""The records of runs in a store: begun, ended, listed, and asked for what they made."""
+
+import time
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from components.core.base.config import Config, digest_of
+from components.core.base.errors import InputError
+from components.core.base.suggestions import nearest
+from components.core.lineage.mlflow_entities import git_commit
+from components.core.runtime.runner import Digests
+from components.core.runtime.stage import Stage
+from components.core.store.store import Store
+from pipelines.recipe.graph import Binding, Graph, Made
+from pipelines.recipe.llama_nemotron import llama_nemotron
+from pipelines.recipe.schema import Recipe
+
+Outcome = Literal["succeeded", "failed", "interrupted", "killed"]
+
+
+def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str | None = None) -> str:
+    """Claim the name of a run and write its record; returns the name.
+
+    Args:
+        store: where the record goes.
+        recipe: what is run.
+        sources: digests of the user's own artifacts.
+        name: a name of the user's choice, taken again if the recipe is the same; by default the recipe's with a number.
+
+    Raises:
+        InputError: the name belongs to a run of another recipe.
+    """
+    record = _new_record(recipe.canonical(), llama_nemotron(recipe), sources)
+    if name is None:
+        return _claim_number(store, recipe.name, record)
+    if not store.claim(_record_path(name), {"run": name, **record}):
+        found = store.read_document_or_none(_record_path(name))  # a damaged one is written anew
+        if found is not None and found.get("recipe_digest") != recipe.digest:
+            raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
+        store.put_document(_record_path(name), {"run": name, **record})
+    return name
+
+
+def begin_stage(store: Store, stage: Stage, config: Config, sources: dict[str, str]) -> str:
+    """The same for a stage that runs alone: its outputs are the roles, its settings stand for the recipe."""
+    roles: dict[str, Binding] = {name: Made(stage.name, name) for name in stage.outputs}
+    graph = Graph(stage.name, digest_of(config.canonical()), roles=roles)
+    return _claim_number(store, stage.name, _new_record({stage.name: config.canonical()}, graph, sources))
+
+
+def flat(inputs: Digests) -> dict[str, str]:
+    """Inputs with lists spread out, so that each name has one digest."""
+    flat: dict[str, str] = {}
+    for name, value in inputs.items():
+        flat |= (
+            {f"{name}[{index}]": item for index, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        )
+    return flat
+
+
+def _new_record(recipe: dict[str, JsonValue], graph: Graph, sources: dict[str, str]) -> dict[str, Any]:
+    """The record of a run that begins now."""
+    return {
+        "recipe": recipe,
+        "recipe_name": graph.name,
+        "recipe_digest": graph.digest,
+        "git_commit": git_commit(),
+        "started": time.time(),
+        "finished": None,
+        "status": "running",
+        "sources": sources,
+        "roles": {role: vars(binding) for role, binding in graph.roles.items()},
+        "seconds": None,
+    }
+
+
+def _claim_number(store: Store, name: str, record: dict[str, Any]) -> str:
+    """Claim the next free number after a name; others may be doing the same."""
+    number = 1 + max((_number(run, name) for run in run_names(store)), default=0)
+    while not store.claim(_record_path(f"{name}-{number}"), {"run": f"{name}-{number}", **record}):
+        number += 1
+    return f"{name}-{number}"
+
+
+def end_run(store: Store, run: str, outcome: Outcome, *, finished: float | None = None) -> dict[str, Any]:
+    """Write how a run ended, and when, Unix time, s, if not now; returns its record."""
+    record = run_record(store, run)
+    finished = finished or time.time()
+    record |= {"status": outcome, "finished": finished, "seconds": finished - record["started"]}
+    store.put_document(_record_path(run), record)
+    return record
+
+
+def run_names(store: Store) -> list[str]:
+    """Names of all runs."""
+    return sorted({path.split("/")[1] for path in store.documents("runs/") if path.endswith("/run.json")})
+
+
+def run_records(store: Store) -> list[dict[str, Any]]:
+    """Records of all runs, oldest first; damaged ones, which `tessera store verify` names, are left out."""
+    records = (store.read_document_or_none(_record_path(run)) for run in run_names(store))
+    return sorted(filter(None, records), key=lambda record: record["started"])
+
+
+def run_record(store: Store, run: str) -> dict[str, Any]:
+    """The record of one run."""
+    record = store.document(_record_path(run))
+    if not isinstance(record, dict):
+        raise InputError(f"no run {run!r} in {store.uri}", hint=nearest(run, run_names(store)))
+    return dict(record)
+
+
+def find_run(store: Store, name: str) -> str:
+    """The run of a name; `latest` is the one that began last."""
+    if name == "latest":
+        records = run_records(store)
+        if not records:
+            raise InputError(
+                f"no runs in {store.uri}", hint="tessera run RECIPE makes one; --store URI names another store"
+            )
+        return str(records[-1]["run"])
+    return str(run_record(store, name)["run"])
+
+
+def artifacts(store: Store, run: str) -> dict[str, str]:
+    """Digests of what a run made, and of what it was given, by role."""
+    record = run_record(store, run)
+    digests = {role: _digest_of(store, record, binding) for role, binding in record["roles"].items()}
+    return {role: digest for role, digest in digests.items() if digest is not None}
+
+
+def artifact(store: Store, run: str, role: str) -> str:
+    """Digest of the artifact that has a role in a run.
+
+    Raises:
+        InputError: no such role, or the run has not come so far.
+    """
+    name = find_run(store, run)
+    known = artifacts(store, name)
+    if role in known:
+        return known[role]
+    roles = run_record(store, name)["roles"]
+    if role in roles:
+        raise InputError(f"run {name!r} has not made {role!r} yet", hint="tessera run RECIPE goes on with it")
+    raise InputError(f"run {name!r} has no artifact {role!r}", hint=nearest(role, list(roles)))
+
+
+def stage_documents(store: Store, run: str) -> dict[str, dict[str, Any]]:
+    """What a run recorded of each of its stages, by label, in the order in which they began."""
+    stages = [store.document(path) for path in store.documents(f"runs/{run}/stages/")]
+    return {stage["label"]: stage for stage in sorted(stages, key=lambda stage: stage["started"])}
+
+
+def _digest_of(store: Store, record: dict[str, Any], binding: dict[str, str]) -> str | None:
+    """Digest behind a role, a source's `name` or a `task` and its `output`; None where its stage has not finished."""
+    if "name" in binding:
+        digest: str | None = record["sources"].get(binding["name"])
+        return digest
+    document = store.read_document_or_none(f"runs/{record['run']}/stages/{binding['task']}.json")
+    stage = store.stage_record(document["key"]) if document is not None else None
+    return stage.outputs.get(binding["output"]) if stage is not None else None
+
+
+def _record_path(run: str) -> str:
+    return f"runs/{run}/run.json"
+
+
+def _number(run: str, recipe_name: str) -> int:
+    """The number in a run's name, 0 where it is not one of this recipe's."""
+    name, _, number = run.rpartition("-")
+    return int(number) if name == recipe_name and number.isdigit() else 0

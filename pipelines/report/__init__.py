@@ -1,0 +1,1 @@
+"""What a run has found: summary, figures, comparisons, exports."""

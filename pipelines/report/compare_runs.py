@@ -1,0 +1,218 @@
+"""Two runs side by side: what their children take and are worth, such as a search in one step and one in two."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from components.core.lineage.curves import stage_curves
+from components.core.store.store import Store
+from pipelines.records.runs import artifacts, stage_documents
+from pipelines.report.summary import MODES, SPLITS, build_summary
+
+CHILDREN = ("child", "distilled", "pretrained", "sft", "rl")
+"""The child and what became of it."""
+PREDICTED = {
+    "memory_bytes": "predicted memory, bytes",
+    "latency_ms": "predicted decode step, ms",
+    "time_to_first_token_ms": "predicted first token, ms",
+    "request_ms": "predicted request, ms",
+}
+SAME_BUDGET = 0.02
+"""Relative difference of limits up to which budgets count as one: shares are of costs as measured."""
+
+Unit = Literal["count", "number", "share"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number of both runs.
+
+    Attributes:
+        role: the model that it is of.
+        name: what it is, with its unit.
+        unit: how it is shown.
+        values: of the one run and of the other.
+        difference: the one less the other; None where the two are not of the same thing.
+        error: half the width of the interval that the difference is known to, where both have one.
+    """
+
+    role: str
+    name: str
+    unit: Unit
+    values: tuple[float, float]
+    difference: float | None
+    error: float | None = None
+
+    def shown(self) -> tuple[str, str, str]:
+        """Both values and the difference as people read them."""
+        first, second = (self._value(value) for value in self.values)
+        if self.difference is None:
+            return first, second, ""
+        error = "" if self.error is None else f" ± {self._value(self.error)}"
+        sign = "−" if self.difference < 0 else "+"
+        return first, second, f"{sign}{self._value(abs(self.difference))}{error}"
+
+    def _value(self, value: float) -> str:
+        if self.unit == "count":
+            return f"{value:,.0f}"
+        return f"{100 * value:.1f} %" if self.unit == "share" else f"{value:,.4g}"
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs.
+
+    Attributes:
+        runs: their names.
+        same_budget: whether their searches had the same limits; None where one has not searched.
+        notes: what has to be known to compare them, in sentences.
+        rows: numbers that both have.
+    """
+
+    runs: tuple[str, str]
+    same_budget: bool | None
+    notes: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def compare_runs(store: Store, run: str, other: str) -> RunComparison:
+    """Put a run beside another of the same store.
+
+    Args:
+        store: has both.
+        run: name of the one.
+        other: name of the other; differences are the one less the other.
+    """
+    runs = (run, other)
+    roles = [artifacts(store, name) for name in runs]
+    summaries = [build_summary(store, name) for name in runs]
+    searches = [json.loads(store.read(made["search"], "search.json")) if "search" in made else None for made in roles]
+    same_parent = roles[0].get("parent") == roles[1].get("parent")
+    notes = [*_parent_notes(runs, roles)]
+    same_budget = None
+    if searches[0] and searches[1]:
+        different = list(_limits_that_differ(searches[0]["limits"], searches[1]["limits"]))
+        same_budget = not different
+        notes += [f"The budgets differ: {'; '.join(different)}."] if different else ["The budgets are the same."]
+        if searches[0].get("measurement") != searches[1].get("measurement"):
+            notes.append("Costs are of different deployments: predicted times and memory are not comparable.")
+    else:
+        lacking = " and ".join(name for name, search in zip(runs, searches, strict=True) if search is None)
+        notes.append(f"Budgets are not known: {lacking} did not search.")
+    rows = [
+        *(_search_rows(searches[0], searches[1], same_parent=same_parent) if searches[0] and searches[1] else ()),
+        *_model_rows(summaries),
+        *_distillation_rows(store, runs, same_parent=same_parent),
+    ]
+    rows.sort(key=lambda row: CHILDREN.index(row.role))
+    return RunComparison(runs, same_budget, tuple(notes), tuple(rows))
+
+
+def print_beside(found: RunComparison, console: Console) -> None:
+    """Print the table of two runs, and what has to be known to read it."""
+    table = Table("model", "", *found.runs, "difference", title=f"{found.runs[0]} beside {found.runs[1]}")
+    for row in found.rows:
+        table.add_row(row.role, row.name, *row.shown())
+    console.print(table)
+    for note in found.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _parent_notes(runs: tuple[str, str], roles: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Whether both children come from one parent."""
+    parents = [made.get("parent") for made in roles]
+    if parents[0] == parents[1]:
+        return
+    for one, other in ((0, 1), (1, 0)):
+        origin = [role for role, digest in roles[other].items() if digest == parents[one] and role in CHILDREN]
+        if origin:
+            yield f"{runs[one]} is a second step: its parent is the {origin[0]} model of {runs[other]}."
+            break
+    else:
+        yield "The parents differ."
+    yield "Scores and KL are from each run's own parent, and have no difference."
+
+
+def _limits_that_differ(limits: Mapping[str, float], others: Mapping[str, float]) -> Iterator[str]:
+    """Limits that are not in both, or not the same in both."""
+    for name in dict.fromkeys([*limits, *others]):
+        one, other = limits.get(name), others.get(name)
+        if one is None or other is None or not math.isclose(one, other, rel_tol=SAME_BUDGET):
+            yield f"{name} {_limit(one)} against {_limit(other)}"
+
+
+def _limit(value: float | None) -> str:
+    return "without limit" if value is None else f"{value:,.6g}"
+
+
+def _search_rows(search: Mapping[str, Any], other: Mapping[str, Any], *, same_parent: bool) -> Iterator[Row]:
+    """What the searches say of their children."""
+    children = search["child"], other["child"]
+    for name, title in PREDICTED.items():
+        values = tuple(child["costs"].get(name) or 0.0 for child in children)
+        if all(values):
+            yield _row("child", title, "count" if name == "memory_bytes" else "number", values)
+    yield _row("child", "score, nats a token", "number", tuple(child["score"] for child in children), same_parent)
+    effects = search.get("fusion"), other.get("fusion")
+    if effects[0] and effects[1]:
+        kls = tuple(effect["kl_after"] for effect in effects if effect)
+        yield _row("child", "KL from its parent, nats a token", "number", kls, same_parent)
+
+
+def _model_rows(summaries: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Size, speed and accuracy of each model that both runs have."""
+    for role in CHILDREN:
+        models = [summary["models"].get(role) for summary in summaries]
+        if not (models[0] and models[1]):
+            continue
+        both = models[0], models[1]
+        for key, title in (("parameters", "parameters"), ("kv_bytes_per_token", "KV bytes a token")):
+            yield _row(role, title, "count", tuple(model[key] for model in both))
+        speeds = tuple(model["tokens_per_second"] for model in both)
+        if None not in speeds:
+            yield _row(role, "tokens a second", "count", speeds)
+        for split in SPLITS:
+            for mode in MODES:
+                shares = tuple(model["accuracy"][split][mode] for model in both)
+                if None not in shares:
+                    error = _error([model["interval"][split][mode] for model in both])
+                    yield _row(role, f"{split} problems, thinking {mode}", "share", shares, error=error)
+
+
+def _error(intervals: Sequence[Sequence[float] | None]) -> float | None:
+    """Half the width of the interval of a difference."""
+    halves = [(interval[1] - interval[0]) / 2 for interval in intervals if interval is not None]
+    return math.hypot(*halves) if len(halves) == 2 else None
+
+
+def _distillation_rows(store: Store, runs: tuple[str, str], *, same_parent: bool) -> Iterator[Row]:
+    """KL that distillation ended with."""
+    ends = [_last_kl(store, run) for run in runs]
+    if None not in ends:
+        values = tuple(end for end in ends if end is not None)
+        yield _row("distilled", "KL from its parent in training, nats a token", "number", values, same_parent)
+
+
+def _last_kl(store: Store, run: str) -> float | None:
+    """Mean over the last tenth of the distillation's curve."""
+    document = stage_documents(store, run).get("distill")
+    values = stage_curves(store, document["key"]).get("kl", {}).get("value", []) if document else []
+    return statistics.fmean(values[-max(1, len(values) // 10) :]) if values else None
+
+
+def _row(
+    role: str,
+    name: str,
+    unit: Unit,
+    values: tuple[Any, ...],
+    comparable: bool = True,
+    error: float | None = None,
+) -> Row:
+    first, second = map(float, values)
+    return Row(role, name, unit, (first, second), first - second if comparable else None, error)

@@ -1,0 +1,256 @@
+"""What a run came to: its models, baselines, stages and targets; the `summary.json` of the run, and the table of it."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from components.core.model.architecture import Architecture
+from components.core.store.store import Store
+from pipelines.records.runs import artifacts, run_record, stage_documents
+
+MODELS = ("parent", "child", "distilled", "pretrained", "sft", "rl")
+BASELINES = ("random", "greedy")
+SPLITS = ("standard", "hard")
+MODES = ("on", "off")
+"""Thinking on, and thinking off; a base model has one way of answering, which is called `on`."""
+
+Models = Mapping[str, Mapping[str, Any]]
+
+
+Unit = Literal["times", "share", "points"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number that a run wants to reach.
+
+    Attributes:
+        title: two or three words.
+        name: what is compared, in words.
+        target: the least that is good.
+        unit: a ratio, a share of the whole, or a difference of two shares.
+        value: finds the number among the models; None where it was not measured.
+    """
+
+    title: str
+    name: str
+    target: float
+    unit: Unit
+    value: Callable[[Models], float | None]
+
+    def shown(self, value: float) -> str:
+        """A value as people read it."""
+        if self.unit == "times":
+            return f"{value:.2f}×"
+        return f"{100 * value:.1f} %" if self.unit == "share" else f"{100 * value:+.1f} points"
+
+
+def build_summary(store: Store, run: str) -> dict[str, Any]:
+    """The `summary.json` of a run; None stands where there is no number."""
+    record, roles = run_record(store, run), artifacts(store, run)
+    measured = _measured(store, roles.get("metrics"))
+
+    def described(role: str) -> dict[str, Any]:
+        return _describe(store, roles[role], measured.get(role, {}))
+
+    models = {role: described(role) for role in MODELS if role in roles}
+    return {
+        "run": record["run"],
+        "seconds": record["seconds"],
+        "models": models,
+        "baselines": {role: described(role) for role in BASELINES if role in roles},
+        "stages": _stages(stage_documents(store, run)),
+        "targets": [_judge(target, models) for target in TARGETS],
+    }
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the models, the targets and the stages of a summary."""
+    console.print(_models_table(summary, wide=console.width >= WIDE))
+    if any(target["value"] is not None for target in summary["targets"]):
+        console.print(_targets_table(summary["targets"]))
+    console.print(_stages_line(summary))
+
+
+def _measured(store: Store, digest: str | None) -> dict[str, Any]:
+    """What the evaluation measured, by role."""
+    if digest is None:
+        return {}
+    found: dict[str, Any] = json.loads(store.read(digest, "metrics.json"))["models"]
+    return found
+
+
+def _describe(store: Store, digest: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as its configuration and its measurements tell it."""
+    shape = Architecture.from_config(json.loads(store.read(digest, "config.json")))
+    return {
+        "digest": digest,
+        "parameters": shape.parameters,
+        "kv_bytes_per_token": shape.kv_bytes_per_token,
+        "tokens_per_second": measured.get("tokens_per_second"),
+        "accuracy": _by_split(measured.get("accuracy")),
+        "interval": _by_split(measured.get("interval")),
+        "format": _by_mode(measured.get("format")),
+    }
+
+
+def _by_split(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {split: _by_mode((values or {}).get(split)) for split in SPLITS}
+
+
+def _by_mode(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {mode: (values or {}).get(mode) for mode in MODES}
+
+
+def _stages(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Stages by label; the tasks of the search count as one."""
+    stages: dict[str, dict[str, Any]] = {}
+    for label, document in documents.items():
+        part_of = label.partition("/")[0]
+        stage = stages.setdefault(part_of, {"seconds": 0.0, "cached": True, "key": None})
+        stage["seconds"] += document["seconds"]
+        stage["cached"] = stage["cached"] and document["cached"]
+        if label == part_of:
+            stage["key"] = document["key"]
+    return stages
+
+
+# Targets
+
+
+def _find(models: Models, *path: str) -> float | None:
+    """A number below the models, None where any step towards it is missing."""
+    value: Any = models
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return None if value is None or not base else value / base
+
+
+def _gain(value: float | None, base: float | None) -> float | None:
+    return None if value is None or base is None else value - base
+
+
+def _worse(*values: float | None) -> float | None:
+    known = [value for value in values if value is not None]
+    return min(known) if len(known) == len(values) else None
+
+
+def _format(models: Models, role: str) -> float | None:
+    return _worse(*(_find(models, role, "format", mode) for mode in MODES))
+
+
+def _hard(models: Models, role: str, mode: str) -> float | None:
+    return _find(models, role, "accuracy", "hard", mode)
+
+
+def _speed_up(models: Models) -> float | None:
+    return _ratio(_find(models, "child", "tokens_per_second"), _find(models, "parent", "tokens_per_second"))
+
+
+def _accuracy_kept(models: Models) -> float | None:
+    kept, whole = (_find(models, role, "accuracy", "standard", "on") for role in ("distilled", "parent"))
+    return _ratio(kept, whole)
+
+
+def _thinking_gain(models: Models) -> float | None:
+    return _gain(_hard(models, "sft", "on"), _hard(models, "sft", "off"))
+
+
+def _rl_gain(models: Models) -> float | None:
+    return _gain(_hard(models, "rl", "on"), _hard(models, "sft", "on"))
+
+
+TARGETS = (
+    Target("Speed-up", "tokens per second, child over parent", 1.8, "times", _speed_up),
+    Target("Accuracy kept", "accuracy, distilled child over parent", 0.97, "share", _accuracy_kept),
+    Target("Format after SFT", "format kept after SFT, worse mode", 0.99, "share", lambda m: _format(m, "sft")),
+    Target("Thinking gain", "hard problems after SFT, thinking on minus off", 0.20, "points", _thinking_gain),
+    Target("RL gain", "hard problems with thinking on, RL minus SFT", 0.03, "points", _rl_gain),
+    Target("Format after RL", "format kept after RL, worse mode", 0.99, "share", lambda m: _format(m, "rl")),
+)
+
+
+def _judge(target: Target, models: Models) -> dict[str, Any]:
+    """A target beside the number; rounded, so that a difference of exactly the target meets it."""
+    value = target.value(models)
+    met = None if value is None else round(value, 9) >= target.target
+    return {"name": target.name, "target": target.target, "value": value, "met": met}
+
+
+# Tables
+
+
+def _models_table(summary: Mapping[str, Any], *, wide: bool) -> Table:
+    table = _table("model", title=f"run {summary['run']}", gap=wide)
+    shares = ("standard\non, %", "\noff, %", "hard\non, %", "\noff, %", "format\non, %", "\noff, %")
+    for heading in ("weights", "KV B\n/token", "tokens\n/s", *shares):
+        table.add_column(heading, justify="right", no_wrap=True)
+    models = {**summary["models"], **summary["baselines"]}
+    for role in ROW_ORDER:
+        if role in models:
+            cells = _model_cells(models[role], wide=wide)
+            table.add_row(role, *cells, style="dim" if role in BASELINES else None)
+    return table
+
+
+WIDE = 100
+"""Columns of a terminal that has room for the intervals."""
+ROW_ORDER = ("parent", "random", "greedy", "child", "distilled", "pretrained", "sft", "rl")
+"""Models in the order of the pipeline, what the child is compared with before it."""
+
+
+def _model_cells(model: Mapping[str, Any], *, wide: bool) -> Iterator[str]:
+    yield f"{model['parameters'] / 1e6:,.2f} M"
+    yield f"{model['kv_bytes_per_token']:,}"
+    yield "–" if model["tokens_per_second"] is None else f"{model['tokens_per_second']:,.0f}"
+    for split in SPLITS:
+        for mode in MODES:
+            interval = model["interval"][split][mode] if wide else None
+            yield _with_interval(model["accuracy"][split][mode], interval)
+    for mode in MODES:
+        yield percent(model["format"][mode])
+
+
+def _table(*columns: str, title: str | None = None, gap: bool = True) -> Table:
+    padding = (0, int(gap), 0, 0)
+    return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=padding, pad_edge=False)
+
+
+def _targets_table(targets: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("target", "at least", "reached", "")
+    verdict = {True: Text("met", "green"), False: Text("missed", "red"), None: Text("not measured", "dim")}
+    for target, judged in zip(TARGETS, targets, strict=True):
+        reached = "–" if judged["value"] is None else target.shown(judged["value"])
+        table.add_row(target.name, target.shown(target.target), reached, verdict[judged["met"]])
+    return table
+
+
+def _stages_line(summary: Mapping[str, Any]) -> Text:
+    times = [
+        f"{label} {'cached' if stage['cached'] else format(stage['seconds'], '.1f') + ' s'}"
+        for label, stage in summary["stages"].items()
+    ]
+    total = "" if summary["seconds"] is None else f"{summary['seconds']:.1f} s in all: "
+    return Text(total + ", ".join(times), style="dim")
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, without the sign."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _with_interval(value: float | None, interval: list[float] | None) -> str:
+    """A share, and half the width of its interval."""
+    if value is None or interval is None:
+        return percent(value)
+    return f"{100 * value:.1f} ±{50 * (interval[1] - interval[0]):.1f}"

@@ -1,0 +1,1 @@
+"""Running recipes and stages on this machine."""

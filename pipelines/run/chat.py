@@ -1,0 +1,128 @@
+"""Serving the result of a run, and talking to it."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from components.core.base.errors import InputError, MissingPackage, TesseraError
+from components.core.serving.server import Server
+from components.core.store.store import Store, open_store
+from pipelines.records.runs import artifacts, find_run, run_record
+from pipelines.run.trust import demand_served
+
+if TYPE_CHECKING:
+    import openai
+
+LAST_FIRST = ("bundle", "rl", "sft", "pretrained", "distilled", "child", "parent")
+"""Roles of models, from the end of the pipeline to its beginning."""
+
+
+def served_model(store: Store, run: str, keys: Sequence[Path] = ()) -> Path:
+    """Folder of the last model that a run made.
+
+    Args:
+        store: where the run is.
+        run: its name.
+        keys: public keys of which one has to have signed the model; those of the recipe where none are given.
+
+    Raises:
+        InputError: there is no model yet, or it is not signed as it should be.
+    """
+    made = artifacts(store, run)
+    for role in LAST_FIRST:
+        if role in made:
+            demand_served(store, made[role], run_record(store, run), keys)
+            return store.fetch(made[role])
+    raise InputError(f"run {run!r} has made no model yet", hint="tessera run RECIPE goes on with it")
+
+
+def serve_run(name: str, port: int, store_uri: str, console: Console, keys: Sequence[Path] = ()) -> None:
+    """Serve the last model of a run until Ctrl-C or SIGTERM."""
+    store = open_store(store_uri)
+    run = find_run(store, name)
+    server = _server(store, run, port, keys)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with console.status(f"starting a server for {run}"):
+            server.start()
+        console.print(f"{server.url}  model {run}; Ctrl-C ends it", highlight=False, markup=False, soft_wrap=True)
+        server.wait()
+    except KeyboardInterrupt:
+        console.print("stopped")
+    finally:
+        server.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def chat_with_run(
+    name: str, thinking: Literal["on", "off"], store_uri: str, console: Console, keys: Sequence[Path] = ()
+) -> None:
+    """Talk to the last model of a run on the terminal."""
+    try:
+        import openai
+    except ImportError:
+        raise MissingPackage("chat needs the package openai", hint="install tessera[serve]") from None
+    store = open_store(store_uri)
+    run = find_run(store, name)
+    server = _server(store, run, None, keys)
+    try:
+        with console.status(f"starting a server for {run}"):
+            server.start()
+        console.print(f"{run}, detailed thinking {thinking}; an empty line ends", style="dim", highlight=False)
+        client = openai.OpenAI(base_url=server.url, api_key="none")
+        converse(client, run, thinking, console)
+    except (KeyboardInterrupt, EOFError):
+        console.print()
+    except openai.OpenAIError as error:
+        raise TesseraError(f"the server refused to answer: {error}", hint=f"log: {server.log}") from None
+    finally:
+        server.stop()
+
+
+def converse(client: "openai.OpenAI", model: str, thinking: str, console: Console) -> None:
+    """Ask and answer until an empty line."""
+    messages: list[dict[str, str]] = [{"role": "system", "content": f"detailed thinking {thinking}"}]
+    while question := console.input("[bold]> ").strip():
+        messages.append({"role": "user", "content": question})
+        answer, before = "", "content"
+        for kind, text in stream_answer(client, model, messages):
+            if kind != before:
+                console.print()
+            style = "dim" if kind == "reasoning" else None
+            console.print(_harmless(text), end="", style=style, markup=False, highlight=False)
+            answer += text if kind == "content" else ""
+            before = kind
+        console.print()
+        messages.append({"role": "assistant", "content": answer})
+
+
+def stream_answer(
+    client: "openai.OpenAI", model: str, messages: list[dict[str, str]]
+) -> Iterator[tuple[Literal["reasoning", "content"], str]]:
+    """Pieces of an answer as they arrive, the reasoning apart from what is said."""
+    options: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
+    for chunk in client.chat.completions.create(**options):
+        delta = chunk.choices[0].delta if chunk.choices else None
+        # A field of vLLM's that the client's types do not know.
+        if reasoning := getattr(delta, "reasoning", None):
+            yield "reasoning", reasoning
+        if delta is not None and delta.content:
+            yield "content", delta.content
+
+
+def _harmless(text: str) -> str:
+    """A text without characters that would steer the terminal."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
+
+
+def _server(store: Store, run: str, port: int | None, keys: Sequence[Path] = ()) -> Server:
+    """A server of the last model of a run, named after the run."""
+    return Server(served_model(store, run, keys), name=run, log=store.local / "runs" / run / "server.log", port=port)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

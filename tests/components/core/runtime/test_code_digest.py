@@ -1,0 +1,124 @@
+"""What the code digest covers, on a made-up tree of modules and on our own."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from components.core.runtime import code_digest
+from pipelines.recipe.registry import STAGES, find_stage
+
+TREE = {
+    "paint/stage.py": "from components.core.colour import mix\nimport torch\n\ndef run(): ...\n",
+    "paint/config.py": "SIZE = 1\n",
+    "core/__init__.py": "",
+    "core/colour.py": "def mix():\n    import components.core.light\n    from components.core.runtime import runner\n",
+    "core/light.py": "from components.core import shade\nTEXT = 'light.jinja'\n",
+    "core/light.jinja": "light",
+    "core/shade.py": "import numpy as np\nimport json\nLATE = ['components.core.late', 'components.core.no_such']\n",
+    "core/late.py": "",
+    "core/runtime/runner.py": "from components.core.platform_only import move\n",
+    "core/platform_only.py": "import vllm\n",
+    "core/unused.py": "",
+}
+ENTRY = "components.paint.stage:run"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in TREE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(code_digest, "components", SimpleNamespace(__path__=[str(tmp_path)]))
+    monkeypatch.setattr(code_digest, "_version", lambda library: f"{library} 1")
+    return tmp_path
+
+
+def digest() -> str:
+    """The digest as another process sees it, which has nothing in memory yet."""
+    code_digest._reachable.cache_clear()
+    code_digest._source.cache_clear()
+    return code_digest.code_digest(ENTRY)[0]
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    yield
+    code_digest._reachable.cache_clear()
+    code_digest._source.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "paint/stage.py",
+        "core/colour.py",
+        "core/light.py",
+        "core/shade.py",
+        "core/light.jinja",
+        "core/late.py",
+        "core/__init__.py",
+    ],
+)
+def test_the_digest_changes_with_every_file_that_the_stage_reaches(tree, name):
+    before = digest()
+    (tree / name).write_text((tree / name).read_text() + "\nNEW = 1\n")
+
+    assert digest() != before
+
+
+@pytest.mark.parametrize(
+    "name", ["core/runtime/runner.py", "core/platform_only.py", "core/unused.py", "paint/config.py"]
+)
+def test_the_digest_stays_where_platform_and_unused_modules_change(tree, name):
+    before = digest()
+    (tree / name).write_text(TREE[name] + "NEW = 1\n")
+
+    assert digest() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""Mixes."""\nfrom components.core.colour import mix\nimport torch\n\ndef run(): ...\n',
+        "from components.core.colour import mix  # a comment\nimport torch\ndef run(): ...\n",
+        'from components.core.colour import mix\nimport torch\n\ndef run():\n    """Runs."""\n    ...\n',
+    ],
+)
+def test_the_digest_stays_where_only_comments_layout_and_docstrings_change(tree, text):
+    before = digest()
+    (tree / "paint/stage.py").write_text(text)
+
+    assert digest() == before
+
+
+def test_versions_are_those_of_the_libraries_that_can_change_a_number(tree):
+    digest()
+
+    assert code_digest.code_digest(ENTRY)[1] == {"numpy": "numpy 1", "torch": "torch 1"}  # neither json nor vllm
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_our_stages_reach_their_ideas_but_no_other_stage_and_no_platform(name):
+    stage = find_stage(name)
+    modules, _ = code_digest._reachable(stage.entry.partition(":")[0])
+    folders = {module.split(".")[1] for module in modules if module != "components"}
+
+    assert stage.entry.partition(":")[0] in modules
+    assert folders <= {name.partition("-")[0], "core"}
+    assert not [module for module in modules if module.startswith(code_digest.PLATFORM)]
+
+
+@pytest.mark.parametrize(
+    ("name", "reached"),
+    [
+        ("sft", {"training.loop", "training.losses", "text.packing", "model.decoder", "model.checkpoint"}),
+        ("sft", {"text.chat", "text.chat/chat_template.jinja", "training.checkpoints"}),
+        ("rl", {"serving.engine", "serving.weight_transfer", "text.verifier", "text.chat/chat_template.jinja"}),
+        ("eval", {"serving.server", "serving.timing", "serving.reasoning_parser", "text.verifier"}),
+    ],
+)
+def test_stages_reach_what_their_numbers_hang_on(name, reached):
+    modules, _ = code_digest._reachable(f"components.{name}.stage")
+
+    assert {f"components.core.{module}" for module in reached} <= modules.keys()

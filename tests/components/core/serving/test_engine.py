@@ -1,0 +1,142 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("vllm")
+
+from components.core.base.errors import CheckpointError, MissingPackage
+from components.core.model.checkpoint import save_model
+from components.core.serving.engine import Engine, Sample
+from tests.components.core import tiny_models
+from tests.components.core.tiny_models import EOS
+
+PROMPTS = [[5, 6, 7, 8], [9, 3, 2], [40, *range(10, 60), *range(60)]]
+"""The last is long enough for vLLM's prefix cache."""
+NEW_TOKENS = 20
+LOGPROB_TOLERANCE = 1e-4
+
+
+class Case(NamedTuple):
+    """An open engine, the model in its folder and another of the same architecture."""
+
+    engine: Engine
+    model: nn.Module
+    other: nn.Module
+
+
+LINEAR: tiny_models.Shapes = [("linear", 40), (2, "linear"), (None, 100), ("linear", "linear"), (4, 17)]
+"""Linear parts everywhere, and a first layer without attention."""
+
+
+TWO_THREADS = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32}
+"""A matrix of 192 x 128, which the kernels pack one way for one thread, another way for two."""
+
+
+@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied", "linear", "gaps", "two threads"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    """One engine after the other in this process: each is closed before the next is opened."""
+    folder = tmp_path_factory.mktemp("engine") / request.param
+    model, other = models(request.param, folder)
+    torch.set_num_threads(2 if request.param == "two threads" else 1)
+    with Engine(folder, max_model_len=256, max_num_seqs=16) as engine:
+        yield Case(engine, model, other)
+    torch.set_num_threads(1)
+
+
+def models(kind: str, folder: Path) -> tuple[nn.Module, nn.Module]:
+    """Two models of a kind, the first of which is written to `folder`."""
+    if kind in ("llama", "two threads"):
+        changes = {} if kind == "llama" else TWO_THREADS
+        llama = tiny_models.llama(0, **changes)
+        llama.save_pretrained(folder)
+        return llama, tiny_models.llama(1, **changes)
+    shapes = LINEAR if kind == "linear" else tiny_models.DIFFERENT
+    numbers = [2 * place + 1 for place in range(len(shapes))] if kind == "gaps" else None
+    tied = {"tie_word_embeddings": kind == "tied", "qkv_bias": kind == "tied"}
+    model = tiny_models.heterogeneous(0, shapes, **tied)
+    save_model(model, folder, tokenizer=None, by_block=kind == "gaps", numbers=numbers)
+    return model, tiny_models.heterogeneous(1, shapes, **tied)
+
+
+def greedy(engine: Engine) -> list[Sample]:
+    samples = engine.generate(PROMPTS, temperature=0.0, max_tokens=NEW_TOKENS, logprobs=True)
+    return [sample for (sample,) in samples]
+
+
+def check(model: nn.Module, samples: list[Sample]) -> None:
+    """The tokens and log-probabilities are those of `model`."""
+    for prompt, sample in zip(PROMPTS, samples, strict=True):
+        ids = [*prompt, *sample.token_ids]
+        with torch.no_grad():
+            logprobs_TV = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        best = logprobs_TV.max(-1)
+        assert sample.token_ids == tuple(best.indices.tolist())
+        assert sample.logprobs == pytest.approx(best.values.tolist(), abs=LOGPROB_TOLERANCE)
+        ended = sample.token_ids[-1] == EOS
+        assert sample.finish_reason == ("stop" if ended else "length")
+        assert ended or len(sample.token_ids) == NEW_TOKENS
+
+
+def test_greedy_tokens_and_logprobs_are_those_of_torch(case: Case) -> None:
+    check(case.model, greedy(case.engine))
+
+
+def test_new_weights_give_the_samples_of_the_new_model_and_old_weights_the_old_ones(case: Case) -> None:
+    before = greedy(case.engine)
+    case.engine.update_weights(case.other.named_parameters(), version=1)
+    after = greedy(case.engine)
+    check(case.other, after)
+    assert {sample.weight_version for sample in after} == {1}
+    case.engine.update_weights(case.model.named_parameters(), version=2)
+    again = greedy(case.engine)
+    assert [(sample.token_ids, sample.logprobs) for sample in again] == [
+        (sample.token_ids, sample.logprobs) for sample in before
+    ]
+
+
+def test_a_seed_gives_the_same_samples_in_any_batch(case: Case) -> None:
+    def sample(prompts: list[list[int]], seeds: list[int]) -> list[list[tuple[int, ...]]]:
+        found = case.engine.generate(prompts, n=3, temperature=1.0, max_tokens=6, seeds=seeds)
+        return [[one.token_ids for one in samples] for samples in found]
+
+    first, second = sample(PROMPTS[:2], [7, 8])
+    assert sample([PROMPTS[1]], [8]) == [second]
+    assert sample([PROMPTS[0]], [7]) == [first]
+    assert len(set(first)) == 3
+    assert sample([PROMPTS[0]], [70]) != [first]
+
+
+def test_a_stop_token_ends_a_sample_and_is_part_of_it(case: Case) -> None:
+    (whole,) = case.engine.generate([PROMPTS[0]], temperature=0.0, max_tokens=NEW_TOKENS)[0]
+    stop = whole.token_ids[2]
+    (cut,) = case.engine.generate([PROMPTS[0]], temperature=0.0, max_tokens=NEW_TOKENS, stop_token_ids=[stop])[0]
+    assert cut.token_ids == whole.token_ids[: whole.token_ids.index(stop) + 1]
+    assert cut.finish_reason == "stop"
+    assert cut.logprobs is None
+
+
+def test_speed_is_measured_and_threads_are_given_back(case: Case) -> None:
+    torch.set_num_threads(2)
+    try:
+        time = case.engine.batch_time(batch=4, prompt_tokens=8, new_tokens=8)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert time.first_token_ms > 0
+    assert time.step_ms > 0
+
+
+def test_a_model_without_attention_is_refused_with_the_way_to_keep_some(tmp_path: Path) -> None:
+    save_model(tiny_models.heterogeneous(0, [("linear", 8), (None, "linear")]), tmp_path / "model", tokenizer=None)
+    with pytest.raises(CheckpointError, match=r"no layer of model has attention.*\n.*search\.layers"):
+        Engine(tmp_path / "model", max_model_len=8)
+
+
+def test_without_vllm_the_way_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("components.core.serving.settings.find_spec", lambda name: None)
+    with pytest.raises(MissingPackage, match="make install"):
+        Engine(tmp_path, max_model_len=8)

@@ -1,0 +1,227 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+pytest.importorskip("vllm")
+
+from components.core.base.errors import InputError, MissingPackage, TesseraError
+from components.core.base.ports import HOST, usable_port
+from components.core.model.checkpoint import save_model
+from components.core.serving.server import Launcher, Server
+from tests.components.core import tiny_models
+
+ON, OFF = "detailed thinking on", "detailed thinking off"
+GONE_WITHIN_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with Launcher() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two models of one architecture whose replies are known, and one of another architecture."""
+    root = tmp_path_factory.mktemp("models")
+    answers = {"first": "42", "second": "13"}
+    folders = {}
+    for name, answer in answers.items():
+        thinking = ["<on>", "<think>", "6", "*", "7", "</think>", answer[0]]
+        model = tiny_models.speaker(thinking, ["<off>", *answer, "<eos>"])
+        folders[name] = tiny_models.write(model, root / name)
+    save_model(tiny_models.heterogeneous(0), root / "other", tokenizer=folders["first"])
+    return {**folders, "other": root / "other"}
+
+
+@pytest.fixture(scope="module")
+def server(launcher: Launcher, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    waited: list[float] = []
+    with Server(
+        folders["first"], name="tiny", log=log, swappable=True, launcher=launcher, on_wait=waited.append
+    ) as running:
+        assert waited
+        assert waited == sorted(waited)
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url, api_key="-") as found:
+        yield found
+
+
+def chat(mode: str) -> Any:
+    """A question in one mode."""
+    return [{"role": "system", "content": mode}, {"role": "user", "content": "6*7="}]
+
+
+def ask(client: openai.OpenAI, mode: str, max_tokens: int = 16) -> tuple[str | None, str | None]:
+    """Reasoning and answer."""
+    reply = client.chat.completions.create(model="tiny", messages=chat(mode), max_tokens=max_tokens, temperature=0.0)
+    message = reply.choices[0].message
+    return message.reasoning, message.content  # type: ignore[attr-defined]  # a field of vLLM
+
+
+def ask_streaming(client: openai.OpenAI, mode: str, **options: Any) -> tuple[str, str]:
+    """Reasoning and answer, put together from the deltas."""
+    reasoning = content = ""
+    chunks = client.chat.completions.create(
+        model="tiny", messages=chat(mode), max_tokens=16, temperature=0.0, stream=True, **options
+    )
+    for chunk in chunks:
+        delta = chunk.choices[0].delta
+        reasoning += getattr(delta, "reasoning", None) or ""
+        content += delta.content or ""
+    return reasoning, content
+
+
+def test_reasoning_and_answer_have_fields_of_their_own(client: openai.OpenAI) -> None:
+    assert ask(client, ON) == ("6*7", "42")
+    assert ask(client, OFF) == (None, "42")
+
+
+def test_reasoning_that_is_cut_off_is_reasoning_so_far(client: openai.OpenAI) -> None:
+    assert ask(client, ON, max_tokens=3) == ("6*", None)
+
+
+def test_a_stream_gives_the_same_fields(client: openai.OpenAI) -> None:
+    assert ask_streaming(client, ON) == ("6*7", "42")
+    assert ask_streaming(client, OFF) == ("", "42")
+
+
+def test_a_stream_with_stop_strings_gives_the_same_fields(client: openai.OpenAI) -> None:
+    """Vllm lets the text lag behind the tokens then, so that tags come in pieces."""
+    assert ask_streaming(client, ON, stop=["nothing of the kind"]) == ("6*7", "42")
+
+
+def test_the_model_has_its_name(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_weights_of_the_same_architecture_are_swapped(
+    server: Server, client: openai.OpenAI, folders: dict[str, Path]
+) -> None:
+    server.swap_weights(folders["second"], version="second")
+    assert server.weight_version() == "second"
+    assert ask(client, ON) == ("6*7", "13")
+    server.swap_weights(folders["first"], version="first")
+    assert server.weight_version() == "first"
+    assert ask(client, ON) == ("6*7", "42")
+
+
+def test_weights_of_another_architecture_are_refused(server: Server, folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="differ in their architecture"):
+        server.swap_weights(folders["other"], version="other")
+
+
+def test_a_second_server_serves_a_heterogeneous_model_and_leaves_nothing_behind(
+    launcher: Launcher, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with Server(folders["other"], name="other", log=tmp_path / "log", launcher=launcher) as server:
+        with openai.OpenAI(base_url=server.url, api_key="-") as client:
+            assert client.completions.create(model="other", prompt="6*7=", max_tokens=4).usage
+        group = int(server.pid or 0)
+        assert group_members(group)
+        with pytest.raises(InputError, match="swappable"):
+            server.swap_weights(folders["other"], version="other")
+    wait_until_gone(group)
+    assert usable_port(server.port) == server.port
+
+
+def test_a_server_that_dies_says_why(launcher: Launcher, folders: dict[str, Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in folders["first"].iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(TesseraError, match=r"(?s)the server has ended.*log"):
+        Server(broken, name="broken", log=tmp_path / "log", launcher=launcher).start()
+
+
+def test_a_taken_port_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} cannot be used") as error:
+            Server(folders["first"], name="tiny", log=tmp_path / "log", port=port).start()
+    assert error.value.hint
+
+
+def test_without_vllm_the_way_to_install_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("components.core.serving.settings.find_spec", lambda name: None)
+    with pytest.raises(MissingPackage, match="make install"):
+        Server(folders["first"], name="tiny", log=tmp_path / "log").start()
+
+
+ORPHANING = """
+import sys, time
+from pathlib import Path
+from components.core.vllm_server import Server
+server = Server(Path(sys.argv[1]), name="tiny", log=Path(sys.argv[2]))
+server.start()
+print(server.pid, server.port, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("first", ["server", None])
+def test_a_killed_parent_leaves_no_process(folders: dict[str, Path], tmp_path: Path, first: str | None) -> None:
+    """Nor where the server was killed before, its engine was not."""
+    command = [sys.executable, "-c", ORPHANING, str(folders["first"]), str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        group, port = map(int, parent.stdout.readline().split())
+        assert len(group_members(group)) >= 2
+        if first is not None:
+            os.kill(group, signal.SIGKILL)
+        os.kill(parent.pid, signal.SIGKILL)
+    wait_until_gone(group)
+    wait_until_free(port)
+
+
+def group_members(group: int) -> list[int]:
+    """Processes of a process group that are no zombies."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, found = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(found) == group and state != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
+def wait_until_free(port: int) -> None:
+    """Fail if a port is still taken after a while: threads of a killed process may hold it longer than the process."""
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while True:
+        try:
+            usable_port(port)
+        except InputError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        else:
+            return
+
+
+def wait_until_gone(group: int) -> None:
+    """Fail if a process group is still there after a while."""
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while group_members(group):
+        assert time.monotonic() < deadline, f"left behind: {group_members(group)}"
+        time.sleep(0.1)

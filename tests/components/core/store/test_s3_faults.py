@@ -1,0 +1,432 @@
+"""An S3 server that goes away, is slow, spoils answers or refuses: bridged, or one error; never half an artifact."""
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import minio.time
+import pytest
+
+from components.core.base.errors import StoreError
+from components.core.store import garbage_collection as upkeep
+from components.core.store import s3, s3_http
+from components.core.store.artifact_store import blob_path
+from components.core.store.garbage_collection import collect_garbage
+from components.core.store.manifest import hash_file
+from components.core.store.store import Store, open_store
+from components.core.store.verification import find_faults
+from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.s3_server import BUCKET, S3Server, fresh_prefix, running_server
+
+SMALL = b'{"question": "1+1", "answer": "2"}\n' * 100
+STREAM_BYTES = 5 << 20
+"""The smallest that S3 takes."""
+LARGE = random.Random(1).randbytes(2 * STREAM_BYTES + 12345)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "STREAM_BYTES", STREAM_BYTES)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with a file that travels in one request, and one that travels in parts."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_bytes(SMALL)
+    (folder / "weights").write_bytes(LARGE)
+    return folder
+
+
+@pytest.fixture
+def proxy(s3_uri: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """What stands between the store and the server."""
+    with faulty_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("TESSERA_S3_ENDPOINT", proxy.endpoint)
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server that tests may kill."""
+    with running_server(lambda: tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up within a second."""
+    monkeypatch.setattr(s3_http, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(s3_http, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(s3, "PAUSE_S", 0.01)
+
+
+def opened(uri: str, tmp_path: Path, machine: str = "here") -> Store:
+    return open_store(uri, local=tmp_path / "local" / machine)
+
+
+def assert_whole(uri: str, digest: str, tmp_path: Path) -> None:
+    """Another machine gets every byte."""
+    copy = opened(uri, tmp_path, f"elsewhere-{random.random()}").fetch(digest)
+    assert (copy / "rows.jsonl").read_bytes() == SMALL
+    assert (copy / "weights").read_bytes() == LARGE
+
+
+def assert_nothing_half(uri: str, tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No artifact is visible, and what blobs there are are whole."""
+    monkeypatch.setenv("TESSERA_S3_ENDPOINT", server.endpoint)
+    seen = opened(uri, tmp_path, "onlooker")
+    assert seen.documents("artifacts/") == []
+    for path in seen.documents("blobs/"):
+        assert seen.backend.entry(path).sha256 == Path(path).name
+
+
+PASSING = {
+    "reset before the server hears": Fault("reset", "PUT", times=2),
+    "reset on the way to the first look": Fault("reset", "GET", "list-type", times=3),
+    "reset of a part": Fault("reset", "PUT", "partNumber=2"),
+    "reset when an upload begins": Fault("reset", "POST", "uploads="),
+    "answer of a part lost": Fault("lose answer", "PUT", "partNumber=1"),
+    "answer to the end of an upload lost": Fault("lose answer", "POST", "uploadId="),
+    "busy": Fault("answer", times=5, status=503, code="SlowDown"),
+    "busy, said by a web page": Fault("answer", "PUT", times=3, status=502),
+    "internal error": Fault("answer", "POST", times=2, status=500, code="InternalError"),
+    "good answer that ends with an error": Fault("answer", "POST", "uploadId=", status=200, code="InternalError"),
+    "slow": Fault("delay", times=8, after=0.15),
+    "answer to a manifest lost": Fault("lose answer", "PUT", "artifacts/"),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_what_passes_is_bridged_while_storing(
+    s3_uri: str, proxy: FaultyProxy, source: Path, tmp_path: Path, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.faults = [Fault(**vars(fault))]
+    digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
+    assert proxy.faults[0].times == 0
+    assert_whole(s3_uri, digest, tmp_path)
+    assert not caplog.records  # too short for a word
+    assert opened(s3_uri, tmp_path).documents("artifacts/") == [f"artifacts/{digest}.json"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("reset", "GET", "blobs/", times=3),
+        Fault("cut", "GET", "blobs/", times=4, after=2.5 * s3.CHUNK_BYTES),
+        Fault("cut", "GET", "blobs/", times=2),
+        Fault("cut", "GET", "artifacts/", times=2, after=17),
+        Fault("trickle", "GET", "blobs/", times=2, after=0.02),
+        Fault("answer", "GET", "blobs/", times=3, code="SlowDown"),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.path} {fault.after:.0f}",
+)
+def test_what_passes_is_bridged_while_reading(
+    s3_uri: str, proxy: FaultyProxy, source: Path, tmp_path: Path, fault: Fault
+) -> None:
+    digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
+    proxy.faults = [Fault(**vars(fault))]
+    assert_whole(s3_uri, digest, tmp_path)
+    assert proxy.faults[0].times == 0
+
+
+def test_a_download_that_breaks_off_asks_only_for_the_rest(
+    s3_uri: str, proxy: FaultyProxy, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "STREAM_BYTES", 1 << 30)
+    digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
+    asked: list[dict[str, int]] = []
+    store = opened(s3_uri, tmp_path, "elsewhere")
+    get = store.backend._client.get_object  # type: ignore[attr-defined]
+    store.backend._client.get_object = lambda *names, **how: asked.append(how) or get(*names, **how)  # type: ignore[attr-defined, func-returns-value]
+    proxy.faults = [Fault("cut", "GET", blob_path(hash_file(source / "weights").sha256), after=5 * s3.CHUNK_BYTES)]
+    assert (store.fetch(digest) / "weights").read_bytes() == LARGE
+    (offset,) = [how["offset"] for how in asked if how.get("offset")]
+    assert offset == 5 * s3.CHUNK_BYTES
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["answer lost", "never arrived"])
+def test_a_claim_whose_answer_was_lost_is_still_ours_and_only_ours(
+    s3_uri: str, proxy: FaultyProxy, tmp_path: Path, answered: bool
+) -> None:
+    proxy.faults = [Fault("lose answer" if answered else "reset", "PUT", "run.json")]
+    assert opened(s3_uri, tmp_path).claim("runs/a/run.json", {"by": "us"})
+    assert not opened(s3_uri, tmp_path, "elsewhere").claim("runs/a/run.json", {"by": "us"})
+    assert proxy.faults[0].times == 0
+
+
+def test_of_many_writers_of_one_key_one_wins_also_where_answers_are_lost(
+    s3_uri: str, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    proxy.faults = [Fault("lose answer", "PUT", "run.json", times=3), Fault("reset", "PUT", "run.json", times=3)]
+    stores, won = [opened(s3_uri, tmp_path, str(number)) for number in range(6)], []
+    threads = [
+        threading.Thread(target=lambda one=one: won.append(one.claim("runs/a/run.json", {"by": one.local.name})))
+        for one in stores
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == [False] * 5 + [True]
+
+
+def test_a_claim_that_met_another_under_way_is_made_again(s3_uri: str, proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.faults = [Fault("answer", "PUT", "run.json", times=2, status=409, code="ConditionalRequestConflict")]
+    assert opened(s3_uri, tmp_path).claim("runs/a/run.json", {"by": "us"})
+    assert not opened(s3_uri, tmp_path, "elsewhere").claim("runs/a/run.json", {"by": "them"})
+
+
+LASTING: dict[str, tuple[Fault, str]] = {
+    "busy": (
+        Fault("answer", times=999, code="SlowDown"),
+        r"answers 503 \(SlowDown: told so\)\n  hint: its log tells why",
+    ),
+    "gateway": (Fault("answer", "PUT", times=999, status=502), r"answers 502 \(<html>busy"),
+    "resets": (Fault("reset", times=999), "cannot be reached"),
+    "resets of parts": (Fault("reset", "PUT", "partNumber", times=999), "cannot be reached"),
+    "full, by quota": (Fault("answer", "PUT", times=9, status=403, code="QuotaExceeded"), "no space left in bucket"),
+    "full, by disk": (
+        Fault("answer", "PUT", times=9, status=507, code="XMinioStorageFull"),
+        r"no space left in bucket 'tessera': [\d,]+ bytes are needed \(XMinioStorageFull\)",
+    ),
+    "expired": (
+        Fault("answer", "PUT", times=9, status=400, code="ExpiredToken"),
+        r"refuses these credentials for bucket 'tessera' \(ExpiredToken\)(?s:.*)have not expired",
+    ),
+    "something new": (Fault("answer", "PUT", times=9, status=400, code="Strange"), "answers Strange: told so"),
+    "bucket gone meanwhile": (
+        Fault("answer", "PUT", times=9, status=404, code="NoSuchBucket"),
+        "there is no bucket 'tessera' at 127.0.0.1",
+    ),
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("fault", "words"), LASTING.values(), ids=LASTING)
+def test_what_lasts_is_one_error_and_a_later_run_heals_it(
+    s3_uri: str,
+    s3_server: S3Server,
+    proxy: FaultyProxy,
+    source: Path,
+    tmp_path: Path,
+    fault: Fault,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proxy.faults = [Fault(**vars(fault))]
+    started = time.monotonic()
+    with pytest.raises(StoreError, match=words) as caught:
+        opened(s3_uri, tmp_path).put_folder(source, "model")
+    assert time.monotonic() - started < 5
+    assert caught.value.hint or "Strange" in words
+    assert_nothing_half(s3_uri, tmp_path, s3_server, monkeypatch)
+    digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
+    assert_whole(s3_uri, digest, tmp_path)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("hang", times=99), "cannot be reached: .*[Tt]imed out"),
+        (Fault("hang", "GET", "blobs/", times=99), "cannot be reached: .*[Tt]imed out"),
+        (Fault("cut", "GET", "blobs/", times=99), "breaks off its answers"),
+        (Fault("answer", "GET", "list-type", status=200), "is no S3 server"),
+    ],
+    ids=["hangs", "hangs on large answers", "always cut off", "no listing"],
+)
+def test_a_server_that_hangs_or_babbles_is_one_error_while_reading(
+    s3_uri: str,
+    proxy: FaultyProxy,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    words: str,
+) -> None:
+    digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
+    monkeypatch.setattr(s3_http, "READ_S", 0.3)
+    proxy.faults = [Fault(**vars(fault))]
+    started = time.monotonic()
+    with pytest.raises(StoreError, match=words):
+        opened(s3_uri, tmp_path, "elsewhere").fetch(digest)
+    assert time.monotonic() - started < 5
+    assert not list((tmp_path / "local" / "elsewhere").rglob("weights"))
+    proxy.closing.set()
+    proxy.faults = []
+    assert_whole(s3_uri, digest, tmp_path)
+
+
+def test_a_server_killed_in_the_middle_of_an_upload_and_restarted_is_bridged(
+    mortal: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = fresh_prefix(mortal, monkeypatch)
+    with faulty_proxy(mortal.endpoint) as proxy:
+        monkeypatch.setenv("TESSERA_S3_ENDPOINT", proxy.endpoint)
+        proxy.faults = [Fault("delay", "PUT", "partNumber=3", after=0.5)]
+
+        def kill_and_restart() -> None:
+            _wait_for(proxy, "partNumber=3")
+            mortal.kill()
+            mortal.start()
+
+        killer = threading.Thread(target=kill_and_restart)
+        killer.start()
+        digest = opened(uri, tmp_path).put_folder(source, "model").digest
+        killer.join()
+    monkeypatch.setenv("TESSERA_S3_ENDPOINT", mortal.endpoint)
+    assert_whole(uri, digest, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_server_gone_for_ten_seconds_is_waited_for_and_spoken_of(
+    mortal: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = fresh_prefix(mortal, monkeypatch)
+    writer, reader = opened(uri, tmp_path), opened(uri, tmp_path, "elsewhere")
+    digest = writer.put_folder(source, "model").digest
+    mortal.kill()
+    back = threading.Timer(10, mortal.start)
+    back.start()
+    fetched: list[Path] = []
+    thread = threading.Thread(target=lambda: fetched.append(reader.fetch(digest)))
+    thread.start()
+    with caplog.at_level(logging.WARNING, "tessera"):
+        assert writer.claim("runs/a/run.json", {"while": "it is away"})
+    thread.join()
+    back.join()
+    assert (fetched[0] / "weights").read_bytes() == LARGE
+    words = [record.getMessage() for record in caplog.records]
+    assert any("cannot be reached" in text and "trying for 30 s" in text for text in words)
+    assert any("answers again, after 1" in text for text in words)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_really_full_is_an_error_and_with_more_room_the_same_works(
+    mortal: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = fresh_prefix(mortal, monkeypatch)
+    mortal.kill()
+    mortal.start(volume_max=1, master_volumeSizeLimitMB=1)
+    (source / "rows.jsonl").unlink()
+    written = 0
+
+    def fill() -> None:
+        nonlocal written
+        for number in range(99):
+            (source / "weights").write_bytes(LARGE + bytes([number]))
+            opened(uri, tmp_path).put_folder(source, "model")
+            written += 1
+
+    with pytest.raises(StoreError, match=r"answers 500 \(InternalError(?s:.*)out of space"):
+        fill()
+    assert find_faults(opened(uri, tmp_path)) == {}
+    assert len(opened(uri, tmp_path).documents("artifacts/")) == written
+    mortal.kill()
+    mortal.start()
+    digest = opened(uri, tmp_path).put_folder(source, "model").digest
+    opened(uri, tmp_path, "elsewhere").verify(digest)
+
+
+def test_an_upload_of_a_killed_writer_is_invisible_and_cleaned_up_after_a_grace(
+    s3_uri: str, s3_server: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = hash_file(source / "weights")
+    with faulty_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("TESSERA_S3_ENDPOINT", proxy.endpoint)
+        proxy.faults = [Fault("hang", "PUT", "partNumber=2", times=9)]
+        child = os.fork()
+        if not child:
+            opened(s3_uri, tmp_path).put_folder(source, "model")
+            os._exit(0)
+        _wait_for(proxy, "partNumber=2")
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    monkeypatch.setenv("TESSERA_S3_ENDPOINT", s3_server.endpoint)
+    client, prefix = s3_server.client(), s3_uri.rpartition("/")[2]
+
+    def uploads() -> list[str]:
+        return [one.object_name for one in client._list_multipart_uploads(BUCKET, prefix=prefix).uploads]
+
+    again = opened(s3_uri, tmp_path)
+    assert uploads() == [f"{prefix}/{blob_path(entry.sha256)}"]
+    assert blob_path(entry.sha256) not in again.documents("blobs/")
+    collect_garbage(again)
+    assert len(uploads()) == 1  # younger than the grace: its writer may be at it
+    monkeypatch.setattr(upkeep, "PARTIAL_S", -60.0)
+    collect_garbage(again, dry_run=True, grace_s=-60.0)
+    assert len(uploads()) == 1
+    collect_garbage(again, grace_s=-60.0)
+    assert uploads() == []
+    assert_whole(s3_uri, again.put_folder(source, "model").digest, tmp_path)
+
+
+def test_an_identity_that_may_only_read_reads_and_is_told_what_it_may_not(
+    s3_uri: str, s3_server: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
+    key, secret = s3_server.reader
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    assert_whole(s3_uri, digest, tmp_path)
+    reader = opened(s3_uri, tmp_path, "reader")
+    (source / "new").write_text("new")
+    uses: dict[str, Callable[[], Any]] = {
+        "write to": lambda: reader.put_folder(source, "model"),
+        "delete from": lambda: reader.backend.delete(f"artifacts/{digest}.json"),
+    }
+    for doing, use in uses.items():
+        with pytest.raises(StoreError, match=rf"these credentials may not {doing} bucket 'tessera' \(AccessDenied\)"):
+            use()
+    assert reader.documents("artifacts/") == [f"artifacts/{digest}.json"]
+
+
+USES: dict[str, Callable[[Store], Any]] = {
+    "put": lambda store: store.claim("runs/a/run.json", {}),
+    "head": lambda store: store.backend.stat("runs/a/run.json"),
+    "list": lambda store: store.documents("runs/"),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_is_off_by_an_hour_is_named(
+    s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int, use: Callable[[Store], Any]
+) -> None:
+    connected = opened(s3_uri, tmp_path)
+    connected.documents("runs/")
+    now = time.time
+    utcnow: Callable[[], datetime] = minio.time.utcnow
+    monkeypatch.setattr(minio.time, "utcnow", lambda: utcnow() + timedelta(hours=hours))
+    monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
+    words = rf"this machine's clock is 3,(60\d|59\d) s {'ahead of' if hours > 0 else 'behind'} the S3 server's"
+    for each in (connected, opened(s3_uri, tmp_path)):
+        with pytest.raises(StoreError, match=words):
+            use(each)
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_keys_that_are_withdrawn_while_a_run_goes_on_are_named_as_the_cause(
+    s3_uri: str, proxy: FaultyProxy, tmp_path: Path, use: Callable[[Store], Any]
+) -> None:
+    connected = opened(s3_uri, tmp_path)
+    connected.documents("runs/")
+    proxy.faults = [Fault("answer", times=9, status=403, code="InvalidAccessKeyId")]
+    with pytest.raises(StoreError, match=r"refuses these credentials .* \(InvalidAccessKeyId\)"):
+        use(connected)
+
+
+def _wait_for(proxy: FaultyProxy, request: str) -> None:
+    """Wait until a request has reached the proxy."""
+    deadline = time.monotonic() + 20
+    while not any(request in seen for seen in proxy.seen):
+        assert time.monotonic() < deadline, f"no {request}"
+        time.sleep(0.01)

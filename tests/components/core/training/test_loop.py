@@ -1,0 +1,178 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.core.base import fault_injection as faults
+from components.core.model.checkpoint import model_config
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import Interrupted, StageContext, quiet_context
+from components.core.runtime.events import NullReporter
+from components.core.runtime.placement import Placement
+from components.core.runtime.resume import Resume
+from components.core.text.example import Example
+from components.core.text.packing import PackedStream
+from components.core.training.loop import train
+from components.core.training.losses import counted, cross_entropy_sum
+from components.core.training.train_config import TrainConfig, learning_rate
+
+CONFIG = TrainConfig(num_steps=8, global_batch_size=4, micro_batch_size=1, seq_len=16, learning_rate=3e-3, seed=1)
+BLOCKS = [
+    {"attention": {"no_op": False, "n_heads_in_group": 2}, "ffn": {"no_op": False, "intermediate_size": 48}},
+    {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": {"no_op": False, "intermediate_size": 24}},
+    {"attention": {"no_op": False, "n_heads_in_group": 1}, "ffn": {"no_op": True, "intermediate_size": None}},
+]
+
+
+def tiny_model(seed: int = 0) -> TesseraForCausalLM:
+    torch.manual_seed(seed)
+    config = {
+        "model_type": "nemotron-nas",
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "block_configs": BLOCKS,
+        "max_position_embeddings": 64,
+        "rope_theta": 10000.0,
+    }
+    return TesseraForCausalLM(model_config(config))
+
+
+def stream() -> PackedStream:
+    numbers = torch.randint(1, 40, (40, 9), generator=torch.Generator().manual_seed(0)).tolist()
+    return PackedStream([Example(ids, [True] * 9) for ids in numbers], CONFIG.seq_len, seed=1)
+
+
+def next_token(model: TesseraForCausalLM, batch):
+    output = model.model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT)
+    hidden, labels = counted(output.last_hidden_state, batch.labels_BT)
+    return {"loss": cross_entropy_sum(hidden, labels, model.lm_head)}
+
+
+def plain_pytorch(steps: int) -> list[float]:
+    """The same training written out in plain PyTorch, one batch a step and no machinery."""
+    model, data = tiny_model(), stream()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=CONFIG.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(CONFIG, step)
+        batch = data.batch(4 * step, 4)
+        logits = model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_losses_equal_plain_pytorch(tmp_path):
+    losses = train(tiny_model(), stream(), next_token, CONFIG, quiet_context(tmp_path))
+
+    assert losses == pytest.approx(plain_pytorch(8), abs=1e-5)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    one = train(tiny_model(), stream(), next_token, CONFIG, quiet_context(tmp_path / "one"))
+    run_ranks(2, tmp_path / "two")
+    two = json.loads((tmp_path / "two" / "losses.json").read_text())
+
+    assert two == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.parametrize("stop_after", [1, 5])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, stop_after):
+    whole = tiny_model()
+    losses = train(whole, stream(), next_token, CONFIG, quiet_context(tmp_path / "whole"))
+    stopping = Stopping(stop_after)
+    context = StageContext(stopping, Resume(tmp_path / "resume"), tmp_path, Placement(threads=1), stopping=stopping)
+    with pytest.raises(Interrupted):
+        train(tiny_model(), stream(), next_token, CONFIG, context)
+    again = tiny_model(seed=5)
+    goes_on = StageContext(NullReporter(), Resume(tmp_path / "resume"), tmp_path, Placement(threads=1))
+
+    assert train(again, stream(), next_token, CONFIG, goes_on) == losses
+    for (name, first), second in zip(whole.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
+    whole = tiny_model()
+    losses = train(whole, stream(), next_token, CONFIG, quiet_context(tmp_path / "whole"))
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_ranks(1, tmp_path / "killed", {faults.VARIABLE: "point.named:3=kill"})
+    assert b"SIGKILL" in caught.value.stderr
+    again = tiny_model(seed=5)
+    goes_on = StageContext(NullReporter(), Resume(tmp_path / "killed" / "resume"), tmp_path, Placement(threads=1))
+    assert goes_on.resume.latest() == tmp_path / "killed" / "resume" / "000000003"
+
+    assert train(again, stream(), next_token, CONFIG, goes_on) == losses
+    for (name, first), second in zip(whole.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    one = train(tiny_model(), stream(), next_token, CONFIG, quiet_context(tmp_path / "one"))
+    stopping = Stopping(3)
+    (tmp_path / "two").mkdir()
+    context = StageContext(
+        stopping, Resume(tmp_path / "two" / "resume"), tmp_path, Placement(threads=1), stopping=stopping
+    )
+    with pytest.raises(Interrupted):
+        train(tiny_model(), stream(), next_token, CONFIG, context)
+    run_ranks(2, tmp_path / "two")
+    two = json.loads((tmp_path / "two" / "losses.json").read_text())
+
+    assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_schedule_climbs_then_falls_as_the_cosine():
+    config = TrainConfig(num_steps=110, learning_rate=1.0, final_learning_rate=0.1, warmup_fraction=10 / 110)
+
+    assert learning_rate(config, 0) == pytest.approx(0.1)
+    assert learning_rate(config, 9) == pytest.approx(1.0)
+    assert learning_rate(config, 60) == pytest.approx(0.55)
+    assert learning_rate(config, 110) == pytest.approx(0.1)
+
+
+class Stopping:
+    """Asks to stop once a number of steps were reported."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.seen = after, 0
+
+    def emit(self, event) -> None:
+        self.seen += event["type"] == "progress"
+
+    def __call__(self) -> bool:
+        return self.seen >= self.after
+
+
+def run_ranks(ranks: int, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    inherited = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    whole = {**inherited, **(environment or {})}
+    subprocess.run([*command, __file__, str(folder)], check=True, env=whole, capture_output=True, timeout=200)
+
+
+def main(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    context = StageContext(NullReporter(), Resume(folder / "resume"), folder, Placement(processes=2, threads=1), rank)
+    losses = train(tiny_model(), stream(), next_token, CONFIG.model_copy(update={"resume_interval_s": 1e-9}), context)
+    if rank == 0:
+        (folder / "losses.json").write_text(json.dumps(losses))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

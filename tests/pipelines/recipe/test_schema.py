@@ -1,0 +1,140 @@
+"""What the recipe says about mistakes, and what it makes of right values."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.core.base.errors import RecipeError
+from components.distill.config import DistillConfig
+from components.search.config import SearchConfig
+from pipelines.recipe.json_schema import SCHEMA_FILE, recipe_schema, schema_text
+from pipelines.recipe.schema import Recipe, load_recipe
+
+RECIPES = sorted(SCHEMA_FILE.parent.glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_ours_loads_and_names_its_schema(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+    assert path.read_text().startswith("# yaml-language-server: $schema=./schema.json\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("serch: null", "unknown key 'serch'", "did you mean 'search'?"),
+        ("rl: {lerning_rate: 1}", "unknown key 'rl.lerning_rate'", "did you mean 'learning_rate'?"),
+        ("sft: {seq_len: 1}", "sft.seq_len=1: Input should be greater than 1", None),
+        ("search: {limits: {latency_ms: fast}}", "search.limits.latency_ms='fast': ", None),
+        ("distill: {placement: {gpu: 1}}", "unknown key 'distill.placement.gpu'", "did you mean 'gpus'?"),
+        (
+            "parent_pretrain: {shape: {hidden_size: 100, num_attention_heads: 3}}",
+            "parent_pretrain.shape: hidden_size=100 does not divide by num_attention_heads=3",
+            None,
+        ),
+        ("search: {limits: {parameters: 0}}", "search.limits.parameters=0: a limit is a positive number", None),
+        ("name: My Recipe", "name='My Recipe': String should match pattern", None),
+        ("- a\n- b", "holds list, not a mapping of keys to values", None),
+        ("a: [", "is not valid YAML", None),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_the_nearest_right_key(
+    tmp_path: Path, text: str, message: str, hint: str | None
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert message in caught.value.message
+    assert caught.value.hint == hint
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"there is no file .*absent\.yaml"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_paths_are_relative_to_the_recipe_and_on_the_command_line_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = write(tmp_path, "parent: model\ncorpus: [a.txt, /b.txt]\nsft: chats.jsonl\nsearch: {costs: costs.json}")
+    recipe = load_recipe(path, ["rl=problems.jsonl"])
+    assert recipe.parent == str(tmp_path / "model")
+    assert recipe.corpus == (tmp_path / "a.txt", Path("/b.txt"))
+    assert recipe.sft is not None
+    assert recipe.sft.data == (tmp_path / "chats.jsonl",)
+    assert recipe.search is not None
+    assert recipe.search.costs == str(tmp_path / "costs.json")
+    assert recipe.rl is not None
+    assert recipe.rl.data == (tmp_path / "elsewhere" / "problems.jsonl",)
+
+
+def test_an_address_of_an_artifact_is_no_path(tmp_path: Path) -> None:
+    digest = "0" * 64
+    for address in (digest, f"s3://bucket/prefix#{digest}", "run://latest/child"):
+        assert load_recipe(write(tmp_path, f"parent: '{address}'")).parent == address
+        search = load_recipe(write(tmp_path, f"search: {{costs: '{address}', libraries: [lib, '{address}']}}")).search
+        assert search is not None
+        assert (search.costs, search.libraries) == (address, (str(tmp_path / "lib"), address))
+
+
+def test_null_and_false_leave_a_stage_out_and_true_takes_its_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "search: null\ndistill: false\nrl: true"))
+    assert recipe.search is None
+    assert recipe.distill is None
+    assert recipe.rl == Recipe(name="x").rl
+
+
+def test_an_override_goes_into_what_the_recipe_says(tmp_path: Path) -> None:
+    path = write(tmp_path, "search: {limits: {latency_ms: 60%, parameters: 1000}}\nsft: {num_steps: 7, data: a.jsonl}")
+    recipe = load_recipe(path, ["search.limits.latency_ms=55%", "sft=b.jsonl", "seed=3", "rl=null"])
+    assert recipe.search is not None
+    assert (recipe.search.limits.latency_ms, recipe.search.limits.parameters) == ("55%", 1000)
+    assert recipe.sft is not None
+    assert recipe.sft.num_steps == 7
+    assert [path.name for path in recipe.sft.data] == ["b.jsonl"]
+    assert recipe.seed == 3
+    assert recipe.rl is None
+
+
+@pytest.mark.parametrize("text", ["seed", "=1", "a..b=1"])
+def test_an_override_without_key_and_value_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecipeError, match="is not of the form key=value"):
+        load_recipe(write(tmp_path, "{}"), [text])
+
+
+def test_the_seed_of_the_recipe_reaches_stages_that_set_none() -> None:
+    recipe = Recipe.parse({"name": "x", "seed": 5, "distill": {"seed": 9}})
+    assert recipe.search is not None
+    assert recipe.config(recipe.search, SearchConfig).seed == 5
+    assert recipe.distill is not None
+    assert recipe.config(recipe.distill, DistillConfig).seed == 9
+
+
+def test_a_stage_overrides_single_settings_of_the_placement() -> None:
+    recipe = Recipe.parse({"name": "x", "placement": {"threads": 3, "gpus": 1}, "rl": {"placement": {"gpus": 4}}})
+    assert recipe.rl is not None
+    assert (recipe.place(recipe.rl).threads, recipe.place(recipe.rl).gpus) == (3, 4)
+
+
+def test_golden_schema_is_fresh(renew_golden: bool) -> None:
+    if renew_golden:
+        SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), "make golden"
+
+
+def test_the_schema_documents_every_field_and_allows_the_short_forms() -> None:
+    schema = recipe_schema()
+    assert all("description" in field for field in schema["properties"].values())
+    assert {"type": "boolean"} in schema["properties"]["search"]["anyOf"]
+    assert {"type": "string"} in schema["properties"]["sft"]["anyOf"]
+    json.dumps(yaml.safe_load(RECIPES[0].read_text()))

@@ -1,0 +1,101 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from components.core.store.store import Store, open_store
+from pipelines.report.summary import TARGETS, build_summary, print_summary
+from tests.pipelines.made_up_run import MEASURED, SECONDS, make_run
+
+MODEL_KEYS = {"digest", "parameters", "kv_bytes_per_token", "tokens_per_second", "accuracy", "interval", "format"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = open_store(tmp_path_factory.mktemp("store"))
+    make_run(store)
+    return store
+
+
+def test_the_summary_has_the_promised_shape(store: Store) -> None:
+    summary = build_summary(store, "demo-1")
+    assert set(summary) == {"run", "seconds", "models", "baselines", "stages", "targets"}
+    assert list(summary["models"]) == ["parent", "child", "distilled", "pretrained", "sft", "rl"]
+    assert list(summary["baselines"]) == ["random", "greedy"]
+    for model in [*summary["models"].values(), *summary["baselines"].values()]:
+        assert set(model) == MODEL_KEYS
+        for table in (model["accuracy"], model["interval"]):
+            assert {split: set(modes) for split, modes in table.items()} == {
+                "standard": {"on", "off"},
+                "hard": {"on", "off"},
+            }
+        assert set(model["format"]) == {"on", "off"}
+    assert all(set(stage) == {"seconds", "cached", "key"} for stage in summary["stages"].values())
+
+
+def test_sizes_come_from_the_configuration_of_each_model(store: Store) -> None:
+    parent = build_summary(store, "demo-1")["models"]["parent"]
+    attention, ffn, norms = 4 * 128 * 128, 3 * 128 * 512, 2 * 128
+    assert parent["parameters"] == 2 * 64 * 128 + 12 * (attention + ffn + norms) + 128
+    assert parent["kv_bytes_per_token"] == 12 * 2 * 4 * 32 * 2
+
+
+def test_measurements_come_from_the_evaluation(store: Store) -> None:
+    models = build_summary(store, "demo-1")["models"]
+    assert models["sft"]["tokens_per_second"] == MEASURED["sft"][0]
+    assert models["sft"]["accuracy"]["hard"] == {"on": 0.612, "off": 0.128}
+    assert models["parent"]["accuracy"]["hard"] == {"on": 0.604, "off": None}
+    assert models["parent"]["format"] == {"on": None, "off": None}
+
+
+def test_the_tasks_of_the_search_count_as_one_stage(store: Store) -> None:
+    stages = build_summary(store, "demo-1")["stages"]
+    assert "search/costs" not in stages
+    assert stages["search"]["seconds"] == pytest.approx(SECONDS["search/costs"] + 5 * 20.0 + SECONDS["search"])
+    assert stages["search"]["key"] == store.document("runs/demo-1/stages/search.json")["key"]
+    assert stages["search"]["cached"] is False
+
+
+def test_the_search_is_cached_only_if_all_its_tasks_were(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    make_run(store, cached=True)
+    assert build_summary(store, "demo-1")["stages"]["search"]["cached"] is True
+    path = "runs/demo-1/stages/search/library-1.json"
+    store.put_document(path, store.document(path) | {"cached": False})
+    assert build_summary(store, "demo-1")["stages"]["search"]["cached"] is False
+
+
+def test_targets_are_the_numbers_worked_out_by_hand(store: Store) -> None:
+    values = [target["value"] for target in build_summary(store, "demo-1")["targets"]]
+    assert values == pytest.approx([7104 / 3612, 0.972 / 0.988, 0.998, 0.612 - 0.128, 0.668 - 0.612, 0.996])
+    assert all(target["met"] for target in build_summary(store, "demo-1")["targets"])
+
+
+def test_a_difference_of_exactly_the_target_meets_it() -> None:
+    hard = {"sft": {"accuracy": {"hard": {"on": 0.80, "off": 0.60}}}, "rl": {"accuracy": {"hard": {"on": 0.83}}}}
+    gain, rl_gain = (
+        next(target for target in TARGETS if target.title == title) for title in ("Thinking gain", "RL gain")
+    )
+    assert 0.83 - 0.80 < rl_gain.target  # in floating point
+    assert round(rl_gain.value(hard) or 0.0, 9) >= rl_gain.target
+    assert round(gain.value(hard) or 0.0, 9) >= gain.target
+
+
+def test_a_run_without_evaluation_has_sizes_but_no_numbers(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    make_run(store)
+    store.backend.delete("runs/demo-1/stages/eval.json")
+    summary = build_summary(store, "demo-1")
+    assert summary["models"]["child"]["parameters"] > 0
+    assert summary["models"]["child"]["tokens_per_second"] is None
+    assert all(target["value"] is None and target["met"] is None for target in summary["targets"])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal_and_cuts_nothing_off(store: Store, width: int) -> None:
+    out = io.StringIO()
+    print_summary(build_summary(store, "demo-1"), Console(file=out, width=width))
+    assert "…" not in out.getvalue()
+    assert "pretrained" in out.getvalue()
+    assert ("±" in out.getvalue()) == (width == 120)

@@ -1,0 +1,63 @@
+"""Talking to a model: reasoning and answer arrive apart."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from components.core.base.errors import InputError
+from components.core.store.store import open_store
+from pipelines.recipe.schema import Recipe
+from pipelines.records.runs import begin_run
+from pipelines.run.chat import converse, served_model, stream_answer
+
+
+def chunk(**delta: str) -> SimpleNamespace:
+    return SimpleNamespace(choices=[SimpleNamespace(delta=SimpleNamespace(**{"content": None, **delta}))])
+
+
+class Client:
+    """Answers as a server of vLLM's does, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.chat = SimpleNamespace(completions=self)
+
+    def create(self, **options: Any) -> Iterator[SimpleNamespace]:
+        self.asked.append({**options, "messages": list(options["messages"])})
+        yield chunk(reasoning="3+4=")
+        yield chunk(reasoning="7")
+        yield chunk(content="7")
+        yield SimpleNamespace(choices=[])
+
+
+def test_reasoning_and_answer_stream_apart() -> None:
+    client: Any = Client()
+    assert list(stream_answer(client, "demo-1", [])) == [("reasoning", "3+4="), ("reasoning", "7"), ("content", "7")]
+
+
+def test_a_conversation_begins_with_the_toggle_and_remembers_answers_without_their_reasoning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client: Any = Client()
+    questions = iter(["3+4=", "and now?", ""])
+    console = Console(file=io.StringIO())
+    monkeypatch.setattr(console, "input", lambda _: next(questions))
+    converse(client, "demo-1", "on", console)
+    assert [message["content"] for message in client.asked[1]["messages"]] == [
+        "detailed thinking on",
+        "3+4=",
+        "7",
+        "and now?",
+    ]
+
+
+def test_a_run_without_a_model_has_nothing_to_serve(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    run = begin_run(store, Recipe(name="empty"), {})
+    with pytest.raises(InputError, match="has made no model yet"):
+        served_model(store, run)

@@ -1,0 +1,37 @@
+"""What the end of a run says of MLflow."""
+
+import io
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from components.core.store.store import Store, open_store
+from pipelines.run.finish_run import deliver_lineage
+from tests.components.core.lineage.test_mlflow_run import recorded_run
+
+
+def said(store: Store, run: str) -> str:
+    """What the user reads at the end of a run."""
+    screen = Console(file=io.StringIO(), width=300)
+    deliver_lineage(store, screen, run)
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+def test_a_run_says_that_mlflow_was_away_and_the_next_one_that_it_knows_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    recorded_run(store, "demo-1")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        assert "MLflow was not told: MLflow at http://127.0.0.1" in (away := said(store, "demo-1"))
+    assert "they stay in the store; the next run or `tessera ui` delivers them" in away
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    recorded_run(store, "demo-2", cached=True)
+    assert said(store, "demo-2") == "MLflow was told of earlier runs: demo-1\n"
+    assert said(store, "demo-2") == ""

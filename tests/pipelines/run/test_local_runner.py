@@ -1,0 +1,137 @@
+"""A run on this machine: recorded, cached, stopped as a whole, and honest about what failed."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from components.core.base import fault_injection as faults
+from components.core.base.errors import InputError
+from components.core.store.store import open_store
+from pipelines.recipe.schema import Recipe, load_recipe
+from pipelines.records.runs import artifacts, run_record, run_records, stage_documents
+from pipelines.run.local_runner import log_path, run_recipe
+from tests.chaos.processes import living_with
+
+PATIENCE_S = 60.0
+TINY = "data.arithmetic={num_train: 60, num_chats: 20, num_validation: 10, num_test: 10}"
+
+
+def run(recipe: Recipe, store: Path, name: str | None = None) -> tuple[str, str]:
+    """Run a recipe; returns the run's name and what was shown."""
+    screen = Console(file=io.StringIO(), width=200)
+    done = run_recipe(recipe, store_uri=str(store), name=name, console=screen)
+    assert isinstance(screen.file, io.StringIO)
+    return done, screen.file.getvalue()
+
+
+def test_a_run_is_recorded_and_a_second_one_is_cached(only_data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(only_data, [TINY])
+    first, shown = run(recipe, tmp_path / "store")
+    assert "data: done" in shown
+    store = open_store(str(tmp_path / "store"))
+    assert run_record(store, first)["status"] == "succeeded"
+    assert stage_documents(store, first)["data"]["cached"] is False
+    assert "Running pipeline" in log_path(store, first).read_text()
+
+    second, shown = run(recipe, tmp_path / "store")
+    assert "data: cached" in shown
+    assert (first, second) == ("only-data-1", "only-data-2")
+    assert stage_documents(store, second)["data"]["cached"] is True
+    assert artifacts(store, first) == artifacts(store, second)
+    assert not log_path(store, second).exists()  # nothing was left for KFP to do
+
+
+def test_a_stage_that_refuses_its_data_is_named_with_its_hint_and_log(only_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\nno json\n')
+    recipe = load_recipe(only_data, [f"corpus={tmp_path / 'bad.jsonl'}"])
+    with pytest.raises(InputError, match="stage data: ") as caught:
+        run(recipe, tmp_path / "store")
+    assert caught.value.hint is not None
+    assert "run.log" in caught.value.hint
+    store = open_store(str(tmp_path / "store"))
+    assert run_records(store)[-1]["status"] == "failed"
+
+
+def test_nothing_is_written_where_the_recipe_is_wrong(only_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        run(load_recipe(only_data, ["corpus=/absent.txt"]), tmp_path / "store")
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+def run_command_of(recipe: Path, store: Path, setting: str) -> list[str]:
+    """What a user types."""
+    return [sys.executable, "-m", "pipelines", "run", str(recipe), "--store", str(store), "--set", setting]
+
+
+@pytest.fixture
+def slow_run(only_data: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run in the middle of its stage; its processes are known by a marker."""
+    slow = "data.arithmetic={num_train: 300000, num_chats: 20, num_validation: 10, num_test: 10}"
+    command = run_command_of(only_data, tmp_path / "store", slow)
+    environment = {**os.environ, "MARKER": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    events = tmp_path / "store" / "local" / "runs" / "only-data-1" / "data.jsonl"
+    _wait(events.exists)
+    yield process
+    process.kill()
+    process.communicate()
+    _wait(lambda: not living_with("MARKER", str(tmp_path)))
+
+
+def test_sigterm_ends_every_process_and_says_how_to_go_on(slow_run: subprocess.Popen[str], tmp_path: Path) -> None:
+    slow_run.send_signal(signal.SIGTERM)
+    _, error = slow_run.communicate(timeout=PATIENCE_S)
+    assert slow_run.returncode == 130
+    assert "the same command goes on from here" in error
+    record = json.loads((tmp_path / "store" / "runs" / "only-data-1" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert living_with("MARKER", str(tmp_path)) == []
+
+
+def test_nothing_outlives_a_command_that_is_killed(slow_run: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert len(living_with("MARKER", str(tmp_path))) > 2
+    slow_run.kill()
+    _wait(lambda: not living_with("MARKER", str(tmp_path)))
+    assert list((tmp_path / "store" / "local" / "tmp").glob("*/*")) == []
+
+
+def test_an_executor_that_is_killed_is_told_of(slow_run: subprocess.Popen[str], tmp_path: Path) -> None:
+    os.kill(_executor_of(slow_run.pid), signal.SIGKILL)
+    _, error = slow_run.communicate(timeout=PATIENCE_S)
+    assert slow_run.returncode == 1
+    assert "stage data ended without a word" in error
+    assert living_with("MARKER", str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("point", ["run.begun", "run.ending"])
+def test_a_command_that_is_killed_at_either_end_is_given_again(only_data: Path, tmp_path: Path, point: str) -> None:
+    store = tmp_path / "store"
+    command = [*run_command_of(only_data, store, TINY), "--run", "one"]
+    killed = subprocess.run(command, env={**os.environ, faults.VARIABLE: f"{point}=kill"}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    done, _ = run(load_recipe(only_data, [TINY]), store, "one")
+    assert run_record(open_store(store), done)["status"] == "succeeded"
+    assert stage_documents(open_store(store), done)["data"]["cached"] is (point == "run.ending")
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _executor_of(parent: int) -> int:
+    """Process group of the child that runs the pipeline."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return int(children[0])

@@ -1,0 +1,176 @@
+"""A plan tells what is cached and what is wrong, quickly and without the heavy libraries."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.core.base.errors import RecipeError
+from components.core.runtime.code_digest import code_digest
+from components.core.runtime.runner import stage_key
+from components.core.store.manifest import Manifest
+from components.core.store.store import StageRecord, Store, open_store
+from pipelines.recipe.llama_nemotron import llama_nemotron
+from pipelines.recipe.schema import load_recipe
+from pipelines.run.plan import make_plan
+from tests.components.core import tiny_models
+from tests.pipelines.made_up_run import make_run
+
+RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
+PROBE = """
+import sys
+from pipelines.cli import run_command
+code = run_command(["plan", sys.argv[1], "--store", sys.argv[2], "--json"])
+heavy = {"torch", "transformers", "vllm", "kfp", "mlflow"}.intersection(sys.modules)
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+
+def test_a_plan_of_the_demo_takes_neither_torch_nor_kfp(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROBE, str(RECIPES / "demo.yaml"), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["faults"] == []
+    assert [stage["label"] for stage in plan["stages"]][:2] == ["data", "parent"]
+    assert [stage["cached"] for stage in plan["stages"]] == [False, *[None] * 14]
+
+
+def test_a_second_step_is_planned_from_what_the_first_made(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    make_run(store, "demo-1")
+    plan = make_plan(load_recipe(RECIPES / "two-step.yaml"), store)
+    assert plan.faults == []
+    after = {stage.label: stage.after for stage in plan.stages}
+    library = ["your parent", "data", "search/importance", "your search.libraries"]
+    assert after["search/library-0"] == after["search/library-1"] == library
+    first = plan.stages[0]
+    assert (first.label, first.after) == ("data", ["your parent"])
+    assert first.key is not None  # so the digest of the parent is known
+
+
+def finish(store: Store, recipe: Path, folder: Path) -> Manifest:
+    """Put a result of the data stage into the store, as a run would."""
+    task = llama_nemotron(load_recipe(recipe))["data"]
+    (folder / "rows").mkdir(parents=True)
+    (folder / "rows" / "train.jsonl").write_text("{}\n")
+    made = store.put_folder(folder / "rows", "data")
+    code, libraries = code_digest(task.stage.entry)
+    store.put_stage_record(
+        StageRecord(
+            key=stage_key(task.stage, task.config, {}),
+            stage="data",
+            config=task.config.canonical(),
+            code=code,
+            libraries=libraries,
+            inputs={},
+            outputs=dict.fromkeys(task.stage.outputs, made.digest),
+            result={},
+            seconds=1.0,
+        )
+    )
+    return made
+
+
+def test_a_finished_stage_is_cached_and_the_next_one_has_its_key(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\n")
+    store = open_store(str(tmp_path / "store"))
+    finish(store, recipe, tmp_path)
+    stages = {stage.label: stage for stage in make_plan(load_recipe(recipe), store).stages}
+    assert stages["data"].cached is True
+    assert stages["parent"].cached is False
+    assert stages["parent"].key is not None
+    assert stages["search"].cached is None
+
+
+def test_a_plan_says_what_vllm_keeps_out_of_the_space(tmp_path: Path) -> None:
+    recipe, store = tmp_path / "mine.yaml", open_store(str(tmp_path / "store"))
+    recipe.write_text("parent_pretrain: {shape: {num_hidden_layers: 3}}\n")
+    (note,) = make_plan(load_recipe(recipe), store).notes
+    assert "attention-0 in layer 0, attention-linear in every layer" in note
+    assert make_plan(load_recipe(recipe, ["search.allow_plugin_only_blocks=true"]), store).notes == []
+
+
+def test_rules_of_layers_are_checked_before_any_work(tmp_path: Path) -> None:
+    recipe, store = tmp_path / "mine.yaml", open_store(str(tmp_path / "store"))
+    recipe.write_text(
+        "parent_pretrain: {shape: {num_hidden_layers: 3}}\nsearch: {layers: {0-1: {ffn: own}, 3: {ffn: own}}}\n"
+    )
+    (fault,) = make_plan(load_recipe(recipe), store).faults
+    assert fault["message"] == "search.layers.3: the parent has 3 layers"
+    with pytest.raises(RecipeError, match="did you mean 'no_op_ffn'"):
+        load_recipe(recipe, ["search.layers={0: {no_op_fnn: false}}"])
+
+
+def test_a_bundle_for_servers_without_tessera_allows_nothing_that_only_tessera_runs(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("search: {allow_plugin_only_blocks: true}\ndeploy: {add_configuration_file: true}\n")
+    (fault,) = make_plan(load_recipe(recipe), open_store(str(tmp_path / "store"))).faults
+    assert "servers without it" in str(fault["message"])
+
+
+def test_another_seed_is_another_result(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\n")
+    store = open_store(str(tmp_path / "store"))
+    finish(store, recipe, tmp_path)
+    plan = make_plan(load_recipe(recipe, ["seed=1"]), store)
+    assert plan.stages[0].cached is False
+
+
+def test_a_training_stage_says_how_many_tokens_it_takes(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("distill: {num_steps: 100, global_batch_size: 10, seq_len: 1000}\n")
+    plan = make_plan(load_recipe(recipe), open_store(str(tmp_path / "store")))
+    assert "1.00 M tokens" in next(stage.needs for stage in plan.stages if stage.label == "distill")
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> Path:
+    """A recipe with a parent of one's own."""
+    tiny_models.write(tiny_models.llama(0), tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a text")
+    recipe = tmp_path / "own.yaml"
+    left_out = "".join(f"{stage}: null\n" for stage in ("search", "distill", "sft", "rl", "eval"))
+    recipe.write_text(f"parent: ./model\ncorpus: ./text.txt\n{left_out}")
+    return recipe
+
+
+SETTINGS, VOCABULARY = "tokenizer_config.json", "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told", "hint"),
+    [
+        (SETTINGS, "{}", "of model has no eos_token, which ends every answer", "set eos_token in"),
+        (SETTINGS, '{"eos_token": "</s>"}', "'</s>', which is not in its vocabulary", "set eos_token in"),
+        (SETTINGS, None, "of model has no tokenizer_config.json, which the toggle needs", "fast tokenizer"),
+        (VOCABULARY, "{", "the tokenizer.json of model is not JSON", "copy or download it again"),
+        (VOCABULARY, None, "model has no tokenizer.json", "save its tokenizer there"),
+    ],
+)
+def test_a_parent_whose_tokenizer_lacks_what_the_toggle_needs_is_said_once(
+    own_model: Path, name: str, content: str | None, told: str, hint: str
+) -> None:
+    file = own_model.parent / "model" / name
+    file.unlink() if content is None else file.write_text(content)
+    (fault,) = make_plan(load_recipe(own_model), open_store(str(own_model.parent / "store"))).faults
+    assert told in str(fault["message"])
+    assert hint in str(fault["hint"])
+
+
+def test_a_parents_tokenizer_is_looked_at_without_torch(own_model: Path) -> None:
+    command = [sys.executable, "-c", PROBE, str(own_model), str(own_model.parent / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["faults"] == []
+
+
+def test_without_the_data_stage_nobody_needs_a_tokenizer(own_model: Path) -> None:
+    (own_model.parent / "model" / SETTINGS).unlink()
+    alone = load_recipe(own_model, ["data=null", "corpus=[]", "pretrain=null", "deploy=null"])
+    assert make_plan(alone, open_store(str(own_model.parent / "store"))).faults == []
