@@ -45,7 +45,7 @@ fuzz: install ## Fuzz whatever reads a stranger's bytes, where atheris is instal
 	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(or $(SECONDS),120)
 
 bench-store: install ## Measure transfers, cache hits, upkeep: make bench-store OUT=file [STORE=folder of a demo run]
-	PYTHONPATH=. $(BIN)/python -m infra.bench.store --out $(or $(OUT),bench-store.json) --store $(or $(STORE),.tessera)
+	PYTHONPATH=. $(BIN)/python -m tests.bench.store --out $(or $(OUT),bench-store.json) --store $(or $(STORE),.tessera)
 
 format: install ## Bring the code into form
 	$(BIN)/ruff format .
@@ -58,7 +58,7 @@ golden: install ## Renew what is generated and kept: recipe schema, compiled pip
 	TESSERA_GOLDEN=renew $(BIN)/python -m pytest -q -k golden
 
 bench-search: install ## Measure the search's solver beside Puzzletron's; OUT=FILE takes the rows
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m infra.bench.search $(or $(OUT),bench-search.json)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.bench.search $(or $(OUT),bench-search.json)
 
 clean: ## Remove the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

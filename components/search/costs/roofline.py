@@ -5,7 +5,7 @@ A pass of a sub-block over some tokens takes
     weights / bandwidth + cache / bandwidth + operations / peak + all-reduce / link + starts
 
 with each peak at the share of it that is reached in practice. The terms are added: no part of one hides behind another,
-which is what fits published figures best (`infra/bench/roofline.py` compares). Under tensor parallelism every device
+which is what fits published figures best (`tests/bench/roofline.py` compares). Under tensor parallelism every device
 has an equal part of weights, cache and operations, and the outputs of a sub-block are summed over the devices.
 
 Prefill and decode differ in what counts: prefill multiplies all tokens of all prompts with every weight, and attends to

@@ -15,8 +15,8 @@ from components.search.costs.resources import Costs
 from components.search.costs.roofline import CACHED, COMPUTED, STREAMED, largest_batch, predicted, predicted_model
 from components.search.devices import DEVICES, Device, device_named
 from components.search.space.layer_space import layer_spaces, servable_spaces
-from infra.bench.published import SUPER_49B, ULTRA_253B
-from infra.bench.roofline import rows
+from tests.bench.published import SUPER_49B, ULTRA_253B
+from tests.bench.roofline import rows
 
 SLOW = Device(
     name="slow",

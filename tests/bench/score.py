@@ -1,4 +1,4 @@
-"""Replace-one-block scores beside Puzzletron's: `make bench-search`, or `python -m infra.bench.score OUT`.
+"""Replace-one-block scores beside Puzzletron's: `make bench-search`, or `python -m tests.bench.score OUT`.
 
 A small Llama is trained on sums for a few seconds. Both sides score the same variants of it on the same text, on one
 thread, in float32; `puzzletron_scoring.py` says how Puzzletron's code is made to run here. Then the floating-point
@@ -37,9 +37,9 @@ from components.search.space.layer_space import PARTS, Part, Size, Variant
 from components.search.space.library_files import BlockKey
 from components.search.space.subblock import Subblock
 from components.search.space.variant_weights import initialise, subblock_weights
-from infra.bench.environment import environment
-from infra.bench.growth import Growth, plot_growths
 from pipelines.run.progress import StageState
+from tests.bench.environment import environment
+from tests.bench.growth import Growth, plot_growths
 
 PEER = (
     "nvidia-modelopt==0.47.0",

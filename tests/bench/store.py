@@ -19,7 +19,7 @@ from unittest import mock
 
 from components.core.store.garbage_collection import collect_garbage
 from components.core.store.verification import find_faults
-from infra.bench.rows import Row, in_turn, write_rows
+from tests.bench.rows import Row, in_turn, write_rows
 
 CHECKPOINT_BYTES = 2 << 30
 NUM_FILES = 32

@@ -25,10 +25,10 @@ from components.search.solver.problem import Problem
 from components.search.solver.score_file import LayerTable
 from components.search.solver.solution_pool import pool
 from components.search.solver.solve import Solution, certify, solve_problem
-from infra.bench import library, quality, score
-from infra.bench.environment import environment
-from infra.bench.growth import Growth, plot_growths
-from infra.bench.instances import Limits, Table, independent, layered, with_scores_times
+from tests.bench import library, quality, score
+from tests.bench.environment import environment
+from tests.bench.growth import Growth, plot_growths
+from tests.bench.instances import Limits, Table, independent, layered, with_scores_times
 
 PEER = ("nvidia-modelopt==0.47.0", "pulp==3.3.2")
 SEEDS = range(5)

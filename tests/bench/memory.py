@@ -1,4 +1,4 @@
-"""Memory that a command takes with all processes that it starts: `python -m infra.bench.memory COMMAND …`.
+"""Memory that a command takes with all processes that it starts: `python -m tests.bench.memory COMMAND …`.
 
 Proportional set sizes are added up, so that pages that processes share count once. Processes are found by an entry in
 their environment, which all inherit, so that those in sessions of their own count too.

@@ -1,4 +1,4 @@
-"""The roofline model against published figures: `python -m infra.bench.roofline [OUT]`, a second, no GPU."""
+"""The roofline model against published figures: `python -m tests.bench.roofline [OUT]`, a second, no GPU."""
 
 import statistics
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 from components.search.config import Measurement
 from components.search.costs.roofline import largest_batch, predicted_model
 from components.search.devices import DEVICES
-from infra.bench.published import MOST, SPEEDUPS, Figure, figures, super_speedups
-from infra.bench.rows import Row, write_rows
+from tests.bench.published import MOST, SPEEDUPS, Figure, figures, super_speedups
+from tests.bench.rows import Row, write_rows
 
 
 def predict(figure: Figure) -> float:

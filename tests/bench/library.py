@@ -29,7 +29,7 @@ from components.search.space.layer_space import Part, Variant
 from components.search.space.library_files import BlockKey
 from components.search.space.subblock import Subblock
 from components.search.space.variant_weights import initialise, subblock_weights
-from infra.bench.growth import Growth, plot_growths
+from tests.bench.growth import Growth, plot_growths
 
 HEADS, VOCABULARY, STEPS, ROUNDS = 8, 256, 3, 3
 
