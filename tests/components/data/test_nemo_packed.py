@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_bytes(
 PROBE = """
 import sys
 from pathlib import Path
-from components.core.chat import system_message
+from components.core.text.chat import system_message
 from components.data.nemo_packed import write_packed
 turns = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
 write_packed([{"messages": [system_message("off"), *turns]}], Path(sys.argv[1]), Path(sys.argv[2]), 64, 0)

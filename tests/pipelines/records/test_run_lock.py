@@ -18,9 +18,9 @@ from pipelines.records.runs import begin_run, end_run, run_record
 RECIPE = Recipe(name="small")
 WORKER = """
 import sys, time
-from components.core.store import open_store
-from pipelines.alive import at_work
-with at_work(open_store(sys.argv[1]), sys.argv[2]):
+from components.core.store.store import open_store
+from pipelines.records.run_lock import hold_run_lock
+with hold_run_lock(open_store(sys.argv[1]), sys.argv[2]):
     print("at work", flush=True)
     time.sleep(600)
 """

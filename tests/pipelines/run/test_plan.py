@@ -18,7 +18,7 @@ from pipelines.run.plan import make_plan
 from tests.components.core import tiny_models
 from tests.pipelines.made_up_run import make_run
 
-RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
+RECIPES = Path(__file__).parents[3] / "pipelines" / "recipes"
 PROBE = """
 import sys
 from pipelines.cli import run_command

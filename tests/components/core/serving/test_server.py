@@ -170,7 +170,7 @@ def test_without_vllm_the_way_to_install_it_is_named(
 ORPHANING = """
 import sys, time
 from pathlib import Path
-from components.core.vllm_server import Server
+from components.core.serving.server import Server
 server = Server(Path(sys.argv[1]), name="tiny", log=Path(sys.argv[2]))
 server.start()
 print(server.pid, server.port, flush=True)

@@ -255,8 +255,8 @@ def test_a_cached_stage_and_its_report_read_no_byte_twice(tmp_path: Path, monkey
         return reading
 
     monkeypatch.setattr(backends, "_readable", counted(backends._readable))
-    for module in ("artifact_store", "sources"):
-        monkeypatch.setattr(f"components.core.{module}.hash_file", counted(hash_file))
+    for module in ("artifact_store", "source_file"):
+        monkeypatch.setattr(f"components.core.store.{module}.hash_file", counted(hash_file))
     assert once() == made
     blobs = {Path(path).name for path in open_store(uri).documents("blobs/")}
     assert sorted(name for name in opened if name in blobs) == sorted(blobs)
