@@ -1,4 +1,4 @@
-"""What the data stage needs, takes and makes."""
+"""Configuration and declaration of the data stage."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Self
@@ -10,25 +10,25 @@ from components.core.runtime.stage import Input, Output, Stage
 
 
 class ArithmeticConfig(Config):
-    """The demo's world: chains of one-digit operations modulo 10, worked from left to right."""
+    """Generated problems: chains of one-digit operations modulo 10, computed from left to right."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"hard_share": "hard_fraction"}
 
     standard_levels: tuple[int, int] = (1, 5)
     """Fewest and most operations of a standard problem."""
     hard_levels: tuple[int, int] = (8, 10)
-    """Fewest and most operations of a hard problem: the longest there are."""
+    """Fewest and most operations of a hard problem."""
     hard_fraction: float = Field(default=0.04, ge=0, le=1)
-    """Share of hard problems among those drawn for training. Short ones repeat, and repeats are dropped, so that the
-    share of those kept is larger: 0.056 with the defaults."""
+    """Fraction of hard problems among those drawn for training. Repeated problems, mostly short ones, are dropped, so
+    that the fraction that remains is larger: 0.056 with the defaults."""
     num_train: int = Field(default=36000, gt=0)
     """Training problems."""
     num_chats: int = Field(default=9000, gt=0)
-    """Training problems that are also told as chats, each in both modes."""
+    """Training problems that also become chats, each in both modes."""
     num_validation: int = Field(default=400, gt=0)
-    """Validation problems, hard ones in the training's share."""
+    """Validation problems, with the same fraction of hard ones."""
     num_test: int = Field(default=250, gt=0)
-    """Test problems, of the standard and of the hard split each."""
+    """Test problems in each of the two splits, standard and hard."""
 
     @model_validator(mode="after")
     def _levels_apart(self) -> Self:
@@ -40,7 +40,7 @@ class ArithmeticConfig(Config):
 
 
 class DataConfig(Config):
-    """Corpus, chats and problems, and the tokenizer they are read with."""
+    """Corpus, chats and problems, and their tokenizer."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "test_share": "test_fraction",
@@ -48,27 +48,27 @@ class DataConfig(Config):
     }
 
     arithmetic: ArithmeticConfig = ArithmeticConfig()
-    """The world that is made where the user gives no corpus."""
+    """Problems that are generated where the user gives no files."""
     vocab_size: int = Field(default=320, ge=280)
-    """Tokens of a tokenizer trained on the fly; a parent's own tokenizer keeps its size."""
+    """Size of the vocabulary of a new tokenizer; the tokenizer of a parent keeps its size."""
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of what a user's rows ask held out for validation, chosen by hash."""
+    """Fraction of the distinct questions in a user's rows that is held out for validation, chosen by hash."""
     test_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of a user's problems held out for the test, chosen by hash; those of the top third of levels, where rows
-    have a `level`, are the hard test."""
+    """Fraction of a user's problems held out for testing, chosen by hash; those of the top third of levels, where rows
+    have a `level`, form the hard split."""
     skip_bad: bool = False
-    """Leave malformed lines, and corpus files that are no text, out instead of refusing them."""
+    """Skip malformed lines and binary corpus files instead of refusing them."""
     nemo_packed: int = Field(default=0, ge=0)
-    """Also write the chats packed to this many tokens, in NeMo's packed-sequence form; 0 for not."""
+    """Also write the chats in NeMo's packed-sequence format, with packs of this many tokens; 0: do not."""
     seed: int | None = None
-    """Seed of everything made; the recipe's seed where not given."""
+    """Random seed; the recipe's seed by default."""
 
 
 STAGE = Stage(
     name="data",
     config=DataConfig,
     inputs={
-        "parent": Input("model", "a model whose tokenizer is taken over and given the toggle", optional=True),
+        "parent": Input("model", "a model whose tokenizer is used, with the toggle added", optional=True),
         "own_corpus": Input("data", "text files, or JSONL with rows {text}", optional=True),
         "own_chats": Input("data", "JSONL with rows {messages}, or {input, output, reasoning, …}", optional=True),
         "own_problems": Input("data", "JSONL with rows {question, answer}, or also {id, level}", optional=True),
@@ -82,6 +82,6 @@ STAGE = Stage(
         ),
     },
     entry="components.data.stage:run",
-    doc="Make the demo's world of arithmetic, or read a user's own files, and settle the tokenizer.",
+    doc="Generate arithmetic problems, or read a user's own files, and make the tokenizer.",
     source="arXiv 2505.00949, section 3",
 )

@@ -1,4 +1,4 @@
-"""A user's own files: text and JSONL to the rows that the stages read."""
+"""Converts text and JSONL files of a user to the rows that the stages read."""
 
 import hashlib
 import re
@@ -14,13 +14,13 @@ TOGGLE = re.compile(r"\s*detailed thinking (on|off)\b\s*")
 
 
 def corpus_rows(folder: Path, *, skip_bad: bool) -> tuple[list[Row], int]:
-    """Rows {text} or {prompt, completion}, one a text file or JSONL line.
+    """Rows {text} or {prompt, completion}, one for each text file or JSONL line.
 
     Returns:
-        The rows, and how many lines and files were left out.
+        The rows, and how many lines and files were skipped.
 
     Raises:
-        DataError: malformed lines, files that are no text, or no text at all.
+        DataError: malformed lines, binary files, or no text at all.
     """
     files = _files(folder)
     tables = [path for path in files if path.suffix.lower() == ".jsonl"]
@@ -36,29 +36,29 @@ def corpus_rows(folder: Path, *, skip_bad: bool) -> tuple[list[Row], int]:
     if bad and not skip_bad:
         raise DataError(
             f"{len(bad)} files of the corpus are no text: {first_few(bad)}",
-            hint="take them out or convert them to UTF-8, or go on without them: --skip-bad",
+            hint="remove them, convert them to UTF-8, or leave them out with --skip-bad",
         )
-    return _some(rows, "the corpus holds no text", "text files, or JSONL with rows {text}"), skipped + len(bad)
+    return _not_empty(rows, "the corpus holds no text", "text files, or JSONL with rows {text}"), skipped + len(bad)
 
 
 def chat_rows(folder: Path, *, skip_bad: bool) -> tuple[list[Row], int]:
-    """Rows {messages, reasoning}; the first message is the toggle. Also returns how many lines were left out.
+    """Rows {messages, reasoning}; the first message is the toggle. Also returns how many lines were skipped.
 
     Raises:
         DataError: malformed lines, or no chat at all.
     """
     rows, skipped = read_user_rows(_files(folder), chat_row, skip_bad=skip_bad)
-    return _some(rows, "there are no chats", "JSONL with rows {messages} or {input, output}"), skipped
+    return _not_empty(rows, "there are no chats", "JSONL with rows {messages} or {input, output}"), skipped
 
 
 def problem_rows(folder: Path, *, skip_bad: bool) -> tuple[list[Row], int]:
-    """Rows {id, question, prompt, answer, level}. Also returns how many lines were left out.
+    """Rows {id, question, prompt, answer, level}. Also returns how many lines were skipped.
 
     Raises:
         DataError: malformed lines, or no problem at all.
     """
     rows, skipped = read_user_rows(_files(folder), _problem_row, skip_bad=skip_bad)
-    return _some(rows, "there are no problems", "JSONL with rows {question, answer}"), skipped
+    return _not_empty(rows, "there are no problems", "JSONL with rows {question, answer}"), skipped
 
 
 def chat_row(row: Row) -> Row:
@@ -85,7 +85,7 @@ def chat_row(row: Row) -> Row:
 
 
 def questions(row: Row) -> list[str]:
-    """What a chat or a document of the corpus asks: its user's messages, its prompt, or else its text."""
+    """Questions of a chat or a document: the user messages, the prompt, or else the text."""
     messages = row.get("messages")
     if isinstance(messages, list):
         return [message["content"] for message in messages if message["role"] == "user"]
@@ -111,7 +111,7 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _mode(row: Mapping[str, Any], system: Sequence[str], answer: str) -> str:
-    """On or off: as the row and its system message say, else by whether the answer thinks."""
+    """`on` or `off`: from the row or its system message, else by whether the answer has thinking tags."""
     stated = [found[1] for text in system if (found := TOGGLE.match(text))]
     if row.get("reasoning") is not None:
         stated.append(row["reasoning"])
@@ -147,7 +147,7 @@ def _problem_row(row: Row) -> Row:
 
 
 def _level(value: object) -> int:
-    """How hard a problem is said to be: a whole number, or a text that ends with one ("Level 5"); else 0."""
+    """Difficulty of a problem: a whole number, or a text that ends with one ("Level 5"); else 0."""
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     found = re.search(r"(?<![.\d])\d+$", text.strip())
     return int(found[0]) if found else 0
@@ -160,8 +160,8 @@ def _text(row: Row, key: str) -> str:
     return value
 
 
-def _some(rows: list[Row], what: str, form: str) -> list[Row]:
-    """The rows, of which there has to be one."""
+def _not_empty(rows: list[Row], what: str, form: str) -> list[Row]:
+    """The rows; refuses an empty list."""
     if not rows:
         raise DataError(what, hint=f"give {form}")
     return rows

@@ -1,4 +1,4 @@
-"""Corpus, chats and problems, made or read, and the tokenizer that reads them."""
+"""The data stage: corpus, chats and problems, generated or from files of the user, and their tokenizer."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from components.core.text.tokenizer import add_toggle, train_tokenizer
 from components.data import arithmetic, own_files
 from components.data.config import ArithmeticConfig, DataConfig
 from components.data.nemo_packed import write_packed
-from components.data.splits import identity, split_problems, split_rows
+from components.data.splits import question_digest, split_problems, split_rows
 
 TOKENIZER_SAMPLE = 20000
-"""Rows that a tokenizer is trained on, at most."""
+"""Most rows that a tokenizer is trained on."""
 
 
 def run(
@@ -49,9 +49,9 @@ def run(
             tables["chats", "train"], out / "tokenizer", out / "chats", config.nemo_packed, config.seed or 0
         )
         if packed < len(tables["chats", "train"]):
-            left = len(tables["chats", "train"]) - packed
+            too_long = len(tables["chats", "train"]) - packed
             context.note(
-                f"{left} chats are longer than nemo_packed={config.nemo_packed} and were left out of NeMo's packs"
+                f"{too_long} chats are longer than nemo_packed={config.nemo_packed} and were left out of NeMo's packs"
             )
     if skipped:
         context.note(f"{skipped} malformed lines or files were left out")
@@ -63,35 +63,35 @@ Tables = dict[tuple[str, str], Sequence[Row]]
 
 
 def demo_tables(config: ArithmeticConfig, seed: int) -> Tables:
-    """The world of arithmetic."""
+    """Generated arithmetic problems, as documents, chats and problems."""
     rng = random.Random(seed)
     hard = (config.hard_levels, config.hard_fraction)
     train = arithmetic.sample("train", config.num_train, config.standard_levels, rng, hard)
     validation = arithmetic.sample("validation", config.num_validation, config.standard_levels, rng, hard)
     standard = arithmetic.sample("test", config.num_test, config.standard_levels, rng)
-    longest = arithmetic.sample("test", config.num_test, config.hard_levels, rng)
-    told = train[: config.num_chats]
+    hardest = arithmetic.sample("test", config.num_test, config.hard_levels, rng)
+    chats = train[: config.num_chats]
     return {
         ("corpus", "train"): [_document(problem) for problem in train],
         ("corpus", "validation"): [_document(problem) for problem in validation],
-        ("chats", "train"): [_chat(problem, mode) for problem in told for mode in ("on", "off")],
+        ("chats", "train"): [_chat(problem, mode) for problem in chats for mode in ("on", "off")],
         ("chats", "validation"): [_chat(problem, mode) for problem in validation for mode in ("on", "off")],
         ("problems", "train"): [_problem(problem) for problem in train],
         ("problems", "validation"): [_problem(problem) for problem in validation],
         ("problems", "test-standard"): [_problem(problem) for problem in standard],
-        ("problems", "test-hard"): [_problem(problem) for problem in longest],
+        ("problems", "test-hard"): [_problem(problem) for problem in hardest],
     }
 
 
 def own_tables(
     config: DataConfig, corpus: Path | None, chats: Path | None, problems: Path | None
 ) -> tuple[Tables, int]:
-    """The user's rows, split by what they ask; what the user does not give stays empty.
+    """The user's rows, split by question; tables that the user gives no file for are empty.
 
-    What a problem of the validation or of a test asks is in no chat or document for training.
+    No chat or document for training has the question of a validation or test problem.
 
     Returns:
-        The tables, and how many malformed lines and files were left out.
+        The tables, and how many malformed lines and files were skipped.
     """
     readers: dict[str, tuple[Path | None, Callable[..., tuple[list[Row], int]]]] = {
         "problems": (problems, own_files.problem_rows),
@@ -104,10 +104,10 @@ def own_tables(
         rows[output], bad = read(folder, skip_bad=config.skip_bad) if folder is not None else ([], 0)
         skipped += bad
     splits = {"problems": split_problems(rows["problems"], config.validation_fraction, config.test_fraction)}
-    away = (row for split, out in splits["problems"].items() if split != "train" for row in out)
-    held = {identity(str(row["question"])) for row in away}
+    excluded = (row for split, out in splits["problems"].items() if split != "train" for row in out)
+    held_out = {question_digest(str(row["question"])) for row in excluded}
     for output in ("chats", "corpus"):
-        splits[output] = split_rows(rows[output], own_files.questions, config.validation_fraction, held)
+        splits[output] = split_rows(rows[output], own_files.questions, config.validation_fraction, held_out)
     return {(output, split): out for output, tables in splits.items() for split, out in tables.items()}, skipped
 
 
@@ -135,7 +135,7 @@ def _problem(problem: arithmetic.Problem) -> Row:
 
 
 def _texts(tables: Tables) -> list[str]:
-    """What a tokenizer is trained on: corpus, chats and the system messages."""
+    """Texts that a tokenizer is trained on: corpus, chats and system messages."""
     texts = [system_message(mode)["content"] for mode in ("on", "off") for _ in range(1000)]
     for row in tables["corpus", "train"][:TOKENIZER_SAMPLE]:
         texts.append(str(row["text"]) if "text" in row else f"{row['prompt']}{row['completion']}")

@@ -1,4 +1,4 @@
-"""The base of every configuration: frozen, unknown keys refused with the nearest right one."""
+"""The base class of every configuration: frozen; an unknown key is refused with the most similar known one."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ class Config(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
-        """Check `values`, and say in one message everything that is wrong with them.
+        """Check `values`; the error lists everything that is wrong with them.
 
         Args:
             values: plain JSON-like values.
-            where: the dotted path of these values in what the user wrote, for the message.
+            where: dotted path of these values in the user's file, for the message.
 
         Raises:
-            RecipeError: unknown key (with the nearest right one), wrong type, or value out of range.
+            RecipeError: unknown key (the hint names the most similar one), wrong type, or value out of range.
         """
         try:
             return cls.model_validate(values)
@@ -53,7 +53,7 @@ def digest_of(value: object) -> str:
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> tuple[str, str | None]:
-    """One line a fault, and the nearest right key where one was misspelt."""
+    """One line for each fault, and a hint for each unknown key."""
     lines: list[str] = []
     hints: list[str] = []
     for fault in error.errors(include_url=False):
@@ -70,8 +70,8 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> tupl
             lines.append(f"missing key {path!r}")
         else:
             plain = isinstance(fault["input"], str | int | float | bool | None)
-            told = f"{path or 'value'}={fault['input']!r}" if plain else path
-            lines.append(": ".join(filter(None, [told, fault["msg"].removeprefix("Value error, ")])))
+            value = f"{path or 'value'}={fault['input']!r}" if plain else path
+            lines.append(": ".join(filter(None, [value, fault["msg"].removeprefix("Value error, ")])))
     return "; ".join(lines), "; ".join(hints) or None
 
 

@@ -8,10 +8,10 @@ HOST = "127.0.0.1"
 
 
 def usable_port(wanted: int | None) -> int:
-    """The wanted port, or any free one.
+    """The wanted port, or any free one where None is wanted.
 
     Raises:
-        InputError: it is taken, or needs rights that we do not have.
+        InputError: the port is in use, or opening it needs more rights.
     """
     try:
         return _bound_port(wanted or 0)
@@ -21,7 +21,7 @@ def usable_port(wanted: int | None) -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody has a port."""
+    """Whether no process listens on a port."""
     try:
         return _bound_port(port) == port
     except OSError:
@@ -29,7 +29,7 @@ def is_free(port: int) -> bool:
 
 
 def _bound_port(port: int) -> int:
-    """Take a port for a moment, any if 0; its number."""
+    """Bind a port for a moment (any free one if 0); returns its number."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((HOST, port))

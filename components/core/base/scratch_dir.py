@@ -1,4 +1,7 @@
-"""A folder to work in that one process at a time has; what killed processes left goes when the next one comes."""
+"""Scratch folders, each used by one process at a time.
+
+A folder that a killed process left behind is removed when the next scratch folder is made.
+"""
 
 import contextlib
 import fcntl
@@ -14,18 +17,18 @@ _LOCK = ".lock"
 
 @contextlib.contextmanager
 def workspace(parent: Path, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Have an empty folder for as long as the block lasts, and its name for oneself.
+    """Make an empty folder, lock its name, and remove the folder at the end of the block.
 
-    The kernel lets go of the name when its process ends, however that ends.
+    The kernel releases the lock when the process ends, also after `kill -9`.
 
     Args:
         parent: where the folder goes; leftovers in it are removed.
         name: of the folder.
-        on_wait: called about ten times a second while another process has the name; may raise to give up.
+        on_wait: called about ten times a second while another process holds the lock; may raise to give up.
     """
     parent.mkdir(parents=True, exist_ok=True)
     sweep(parent)
-    with _held(parent / f"{name}{_LOCK}", on_wait):
+    with _locked(parent / f"{name}{_LOCK}", on_wait):
         folder = parent / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -36,10 +39,10 @@ def workspace(parent: Path, name: str, on_wait: Callable[[], None] = lambda: Non
 
 
 def sweep(parent: Path, *, dry_run: bool = False) -> int:
-    """Remove folders whose process has ended without doing so; returns how many there are."""
+    """Remove the folders of processes that have ended; returns how many there are."""
     found = 0
     for lock in parent.glob(f"*{_LOCK}"):
-        with contextlib.suppress(_Taken), _held(lock, _give_up, keep=dry_run):
+        with contextlib.suppress(_Taken), _locked(lock, _give_up, keep=dry_run):
             folder = parent / lock.name.removesuffix(_LOCK)
             found += folder.exists()
             if not dry_run:
@@ -48,8 +51,8 @@ def sweep(parent: Path, *, dry_run: bool = False) -> int:
 
 
 @contextlib.contextmanager
-def _held(lock: Path, on_wait: Callable[[], None], *, keep: bool = False) -> Iterator[None]:
-    """Hold a lock file, which is removed afterwards if it is not to be kept."""
+def _locked(lock: Path, on_wait: Callable[[], None], *, keep: bool = False) -> Iterator[None]:
+    """Lock a file; it is removed at the end of the block unless `keep` is set."""
     while (handle := _try(lock)) is None:
         on_wait()
         time.sleep(POLL_S)
@@ -62,7 +65,7 @@ def _held(lock: Path, on_wait: Callable[[], None], *, keep: bool = False) -> Ite
 
 
 def _try(lock: Path) -> int | None:
-    """Lock a file; None where another process has it, or removed it in the meantime."""
+    """Lock a file; None where another process has locked it, or has removed it in the meantime."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,7 +76,7 @@ def _try(lock: Path) -> int | None:
 
 
 class _Taken(Exception):
-    """Another process has the name."""
+    """Another process holds the lock."""
 
 
 def _give_up() -> None:

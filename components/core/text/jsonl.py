@@ -1,4 +1,4 @@
-"""JSONL that users wrote: every malformed line is named, and nothing is used until the whole file was read."""
+"""JSONL files of users: the error names malformed lines, and no row is used before all files were read."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ from components.core.base.errors import DataError
 
 MAX_FAULTS_SHOWN = 5
 MAX_LINE_BYTES = 64 << 20
-"""Longest line that is read; a row is a text or a conversation."""
+"""Longest line that is accepted, bytes; a row is one text or one conversation."""
 
 Row = dict[str, object]
 T = TypeVar("T")
@@ -19,15 +19,15 @@ def read_user_rows(paths: Iterable[Path], parse: Callable[[Row], T], *, skip_bad
     """Parse every line of some JSONL files.
 
     Args:
-        paths: JSONL files, UTF-8; lines that are blank or no UTF-8 count as malformed.
-        parse: makes something of a row, or raises ValueError with the reason.
-        skip_bad: leave malformed lines out instead of refusing the files.
+        paths: JSONL files in UTF-8; blank lines and lines in another encoding count as malformed.
+        parse: converts a row, or raises ValueError with the reason why it cannot.
+        skip_bad: skip malformed lines instead of raising.
 
     Returns:
-        What was parsed, and how many lines were left out.
+        The parsed rows, and how many lines were skipped.
 
     Raises:
-        DataError: there are malformed lines; names file, count, first line numbers and reasons.
+        DataError: there are malformed lines; the message has their number, and file, line and reason of the first.
     """
     parsed: list[T] = []
     bad: list[str] = []
@@ -41,13 +41,13 @@ def read_user_rows(paths: Iterable[Path], parse: Callable[[Row], T], *, skip_bad
                     bad.append(f"{path.name} line {number}: {reason}")
     if bad and not skip_bad:
         raise DataError(
-            f"{len(bad)} malformed lines: {first_few(bad)}", hint="mend them, or go on without them: --skip-bad"
+            f"{len(bad)} malformed lines: {first_few(bad)}", hint="correct them, or leave them out with --skip-bad"
         )
     return parsed, len(bad)
 
 
 def first_few(faults: Sequence[str]) -> str:
-    """As many faults as a message shows."""
+    """The first faults, as many as one message shows."""
     return "; ".join(faults[:MAX_FAULTS_SHOWN]) + ("; …" if len(faults) > MAX_FAULTS_SHOWN else "")
 
 
@@ -62,10 +62,10 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
 
 
 def decode(content: bytes) -> str:
-    """Bytes as the text they are; a byte-order mark is no part of it.
+    """Decode UTF-8; a byte-order mark is removed.
 
     Raises:
-        ValueError: they are not UTF-8, or have a zero byte, which no text has.
+        ValueError: the bytes are not UTF-8, or contain a zero byte, as binary files do.
     """
     if b"\0" in content:
         raise ValueError("binary, not text")
@@ -76,7 +76,7 @@ def decode(content: bytes) -> str:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines, of those that are too long only as much as shows it."""
+    """Lines; one that is too long is cut just beyond the limit."""
     while line := stream.readline(MAX_LINE_BYTES + 1):
         yield line
         while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n") and (line := stream.readline(MAX_LINE_BYTES + 1)):
@@ -98,13 +98,13 @@ def _object(line: bytes) -> Row:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__}, not an object")
-    if "\\ud" in text.lower() and _half_characters(value):
-        raise ValueError("half of a surrogate pair, which is no character")
+    if "\\ud" in text.lower() and _has_lone_surrogate(value):
+        raise ValueError("half of a surrogate pair (\\ud8xx), which is no character")
     return value
 
 
-def _half_characters(value: Row) -> bool:
-    """Whether a text in the value cannot be written as UTF-8, which JSON's escapes can ask for."""
+def _has_lone_surrogate(value: Row) -> bool:
+    """Whether a string cannot be encoded as UTF-8, because a JSON escape wrote half of a surrogate pair."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

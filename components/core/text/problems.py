@@ -1,4 +1,4 @@
-"""Problems whose answers can be checked, and what counts as a right answer of a base model."""
+"""Problems with answers that can be verified."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ class Problem:
 
     split: str
     number: int
-    """Place in its split; decides the seed, so that every model meets the problem with the same one."""
+    """Index in its split; sampling takes its seed from it, so that every model gets the same seed."""
     id: str
     question: str
-    """What goes into a chat."""
+    """Text of the user message in a chat."""
     prompt: str
-    """What a base model is to complete."""
+    """Text that a base model completes."""
     answer: str
 
     def is_completed_by(self, text: str) -> bool:
-        """Whether a base model's completion of the prompt comes to the right answer."""
+        """Whether the completion by a base model ends with the right answer."""
         return verify(plain_answer(text), self.answer)
 
 

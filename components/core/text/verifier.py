@@ -1,4 +1,4 @@
-"""Is an answer right? Exactly for short answers, mathematically where they are formulas."""
+"""Checks an answer against the expected one: as text, as a number, or as mathematics."""
 
 import logging
 import re
@@ -9,17 +9,17 @@ _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?|\.\d+)(/\d+)?%?|[-+]?\\[dt]?frac(\{\d+\}\{\d+\}|\d\d)|\\sqrt\{\d+\}")
 _DECIMAL = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?|\.\d+)")
 _COSTLY = re.compile(r"[\^!].*[\^!]|!|\d{40}|\^\{?-?\d{4}")
-"""Towers of powers, factorials and huge numbers: working them out could take longer than the universe has."""
+"""Towers of powers, factorials and huge numbers: evaluating them could take practically forever."""
 MAX_FORMULA_CHARS = 300
 
 
 def verify(answer: str, expected: str) -> bool:
     r"""Whether `answer` equals `expected`, by text or as mathematics.
 
-    A number is expected as a number: a sum that comes to it, or a chain of equations that ends with it, is no answer.
+    Where a number is expected, only a number is right: neither a sum with that value nor a chain of equations is.
 
     Args:
-        answer: what the model gave; the last `\boxed{…}` of it counts where there is one.
+        answer: the answer of the model; where it has `\boxed{…}`, the content of the last one counts.
         expected: the right answer.
     """
     boxed = _BOXED.findall(answer)
@@ -37,7 +37,7 @@ def verify(answer: str, expected: str) -> bool:
 
 def _equal(given: str, wanted: str) -> bool:
     """Mathematical equality."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of every comparison that has no time limit
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns about every comparison without a time limit
     from math_verify import parse  # slow to import, and seldom needed
     from math_verify import verify as equal
 
@@ -46,5 +46,5 @@ def _equal(given: str, wanted: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    """Without dollar signs, outer space and full stop, inner space folded."""
+    """The text without dollar signs, outer space and full stop; inner space folded."""
     return _SPACE.sub(" ", text).strip().strip("$").strip().removesuffix(".")

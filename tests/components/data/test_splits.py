@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.core.text.jsonl import Row
-from components.data.splits import TEST, VALIDATION, hardest_levels, hold_out, identity, split_problems, split_rows
+from components.data.splits import (
+    TEST,
+    VALIDATION,
+    hardest_levels,
+    hold_out,
+    question_digest,
+    split_problems,
+    split_rows,
+)
 
 QUESTIONS = st.lists(st.text(alphabet="ab ", min_size=1, max_size=4), max_size=30)
 SHARES = st.floats(0.01, 0.49)
@@ -16,16 +24,16 @@ def problem(question: str, level: int = 0) -> Row:
 
 
 def names(rows: list[Row]) -> set[bytes]:
-    return {identity(str(row["question"])) for row in rows}
+    return {question_digest(str(row["question"])) for row in rows}
 
 
 def test_white_space_makes_no_other_question() -> None:
-    assert identity(" 7 +\n5 ") == identity("7 + 5") != identity("7+5")
+    assert question_digest(" 7 +\n5 ") == question_digest("7 + 5") != question_digest("7+5")
 
 
 @pytest.mark.parametrize("purpose", [VALIDATION, TEST])
 def test_about_the_share_is_held_out(purpose: int) -> None:
-    asked = {identity(str(number)) for number in range(10000)}
+    asked = {question_digest(str(number)) for number in range(10000)}
     held = hold_out(asked, 0.1, purpose)
     assert held < asked
     assert abs(len(held) - 1000) < 4 * 30
@@ -34,14 +42,14 @@ def test_about_the_share_is_held_out(purpose: int) -> None:
 @settings(deadline=None)
 @given(asked=QUESTIONS, share=SHARES)
 def test_at_least_one_and_never_all_are_held_out(asked: list[str], share: float) -> None:
-    distinct = set(map(identity, asked))
+    distinct = set(map(question_digest, asked))
     held = hold_out(distinct, share, TEST)
     assert held <= distinct
     assert (len(held) == 0) if len(distinct) < 2 else (0 < len(held) < len(distinct))
 
 
 def test_what_is_held_out_does_not_hang_on_order_or_repetition() -> None:
-    asked = [identity(str(number)) for number in range(100)]
+    asked = [question_digest(str(number)) for number in range(100)]
     assert hold_out(asked, 0.2, TEST) == hold_out([*reversed(asked), *asked], 0.2, TEST)
 
 
@@ -105,7 +113,7 @@ def test_no_row_for_training_asks_what_is_held_out_and_equal_first_questions_sta
     def questions(row: Row) -> list[str]:
         return row["asks"]  # type: ignore[return-value]
 
-    splits = split_rows(rows, questions, 0.2, set(map(identity, held)))
+    splits = split_rows(rows, questions, 0.2, set(map(question_digest, held)))
     assert len(splits["train"]) + len(splits["validation"]) == len(rows)
     assert not any(held & set(questions(row)) for row in splits["train"])
     trained = {questions(row)[0] for row in splits["train"]}
