@@ -6,11 +6,11 @@ import torch
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import LlamaConfig
 
 from components.core.base.errors import RecipeError
 from components.core.model.checkpoint import load_model, model_config, save_model
 from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.hugging_face import LlamaConfig
 from components.core.runtime.context import StageContext
 from components.core.text.packing import Batch, PackedStream, eos_token_id, load_corpus
 from components.core.training.loop import train, unsharded

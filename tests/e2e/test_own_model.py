@@ -263,7 +263,7 @@ def test_a_qwen2_with_biases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "qwen3"}, "norms on its queries and keys"),
+        ({"model_type": "qwen3"}, "no norms on queries and keys"),
         ({"model_type": "qwen2_moe", "num_experts": 4}, "mixtures of experts"),
         ({"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 0}, "sliding-window attention"),
     ],

@@ -1,4 +1,4 @@
-"""Models in and out: Hugging Face folders of safetensors, dense or heterogeneous."""
+"""Reads and writes models: Hugging Face folders of safetensors, dense or heterogeneous."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from components.core.base.errors import CheckpointError
 from components.core.model.architecture import Architecture
 from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 from components.core.model.families import HETEROGENEOUS_FAMILY, refuse_unsupported
-from components.core.model.hugging_face import PretrainedConfig
 from components.core.model.inspection import (
     INDEX,
     PICKLED_SUFFIXES,
@@ -47,36 +47,38 @@ KEPT_KEYS = (
     "pad_token_id",
     "parent_layers",
 )
-"""What our configuration takes over as it is; everything about the blocks comes from the architecture."""
+"""Keys that are copied unchanged; everything about the blocks comes from the architecture."""
 DERIVED_KEYS = ("num_hidden_layers", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
-"""What else every configuration says of the decoder."""
+"""Further keys of every configuration, derived from the architecture."""
 HETEROGENEOUS_KEYS = ("block_configs", "qkv_bias", "source_family")
-"""What a dense configuration has no use for."""
+"""Keys that a dense configuration does not have."""
 DEFAULT_RMS_NORM_EPS = 1e-6
-"""Of all three dense families, where a configuration does not name it."""
+"""Default of all three dense families."""
 MAX_SHARD_SIZE = "5GB"
 NOT_TOKENIZER = ("config.json", "generation_config.json", INDEX)
 
 
 def model_config(values: dict[str, Any]) -> TesseraConfig:
-    """Our configuration for a supported `config.json`, the family it came from kept as `source_family`.
+    """The decoder's configuration for a supported `config.json`; `source_family` says which family it came from.
 
     Raises:
-        CheckpointError: the decoder cannot stand for this model.
+        CheckpointError: the decoder cannot represent this model.
     """
     refuse_unsupported(values)
     architecture = Architecture.from_config(values)
     family = (
         values.get("source_family", "llama") if architecture.family == HETEROGENEOUS_FAMILY else architecture.family
     )
-    kept = {key: values[key] for key in KEPT_KEYS if key in values}
-    behind = kept.get("parent_layers")
-    if architecture.numbers is not None and behind is not None:
-        if not isinstance(behind, list) or len(behind) != values["num_hidden_layers"]:
-            raise CheckpointError("config.json makes no sense: parent_layers is no list of a number for each layer")
-        kept["parent_layers"] = [behind[number] for number in architecture.numbers]
+    copied = {key: values[key] for key in KEPT_KEYS if key in values}
+    depths = copied.get("parent_layers")
+    if architecture.numbers is not None and depths is not None:
+        if not isinstance(depths, list) or len(depths) != values["num_hidden_layers"]:
+            raise CheckpointError(
+                "config.json makes no sense: parent_layers has to be a list with one number for each layer"
+            )
+        copied["parent_layers"] = [depths[number] for number in architecture.numbers]
     return TesseraConfig(
-        **kept,
+        **copied,
         rms_norm_eps=values.get("rms_norm_eps", DEFAULT_RMS_NORM_EPS),
         num_hidden_layers=len(architecture.blocks),
         block_configs=architecture.block_configs(),
@@ -100,9 +102,9 @@ def load_model(
 
     Args:
         folder: dense Llama, Mistral or Qwen2, or nemotron-nas.
-        dtype: of the weights in memory; as stored where None.
-        computes_in: precision of activations and arithmetic; the weights' own where None.
-        paged: hold one decoder layer at a time, read from the folder when it is needed; not for training.
+        dtype: dtype of the weights in memory; None: as stored.
+        computes_in: dtype of activations and arithmetic; None: that of the weights.
+        paged: keep one decoder layer in memory at a time, read from the folder on use; not for training.
 
     Returns:
         The model in evaluation mode, on the CPU.
@@ -128,18 +130,18 @@ def load_model(
 
 
 def take_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, strict: bool = True) -> None:
-    """Give a model that was made on the meta device these very tensors; a tied head need not be among them.
+    """Assign tensors to a model on the meta device, without a copy; a tied head may be missing.
 
     Args:
-        model: what to fill.
+        model: a model on the meta device.
         state: tensors by name.
-        strict: whether none may be missing.
+        strict: raise where one is missing.
     """
     if model.config.tie_word_embeddings:
         state = {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
     model.load_state_dict(state, assign=True, strict=strict)
     model.tie_weights()
-    # Frequencies are computed, not stored: the ones on the meta device have no values.
+    # The frequencies of RoPE are computed, not stored; those on the meta device have no values.
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
 
 
@@ -173,13 +175,11 @@ def save_model(
         model: its weights are written in their own dtype.
         folder: created; where it exists, it has to be empty.
         tokenizer: a folder whose tokenizer files are copied beside the weights.
-        by_block: a file for each sub-block, for models that share some with others; a paged model stays paged.
-        numbers: with `by_block`, what each layer is called in those files, in rising order, so that they are the files
-            that it has in another model; None calls them 0, 1, 2 and so on. With gaps, a layer that does nothing is no
-            layer.
+        by_block: write one file for each sub-block, for models that share sub-blocks; a paged model stays paged.
+        numbers: with `by_block`, number of each layer in the files, ascending, see `layer_numbering`; None: 0, 1, 2, ….
 
     Raises:
-        CheckpointError: the folder has something in it.
+        CheckpointError: the folder is not empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty", hint="give a folder that does not exist yet")
@@ -204,10 +204,10 @@ def _write(
     """Fill a folder: tokenizer, configurations, weights."""
     if tokenizer is not None:
         copy_tokenizer(tokenizer, folder)
-    own = list(range(model.config.num_hidden_layers))
-    numbers = own if numbers is None else list(numbers)
-    assert by_block or numbers == own
-    config = written_config(model) if numbers == own else with_gaps(_heterogeneous_config(model), numbers)
+    consecutive = list(range(model.config.num_hidden_layers))
+    numbers = consecutive if numbers is None else list(numbers)
+    assert by_block or numbers == consecutive
+    config = written_config(model) if numbers == consecutive else with_gaps(_heterogeneous_config(model), numbers)
     _write_json(folder / "config.json", config)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     _write_json(folder / "generation_config.json", {name: getattr(model.config, name, None) for name in ids})
@@ -250,7 +250,7 @@ def _heterogeneous_config(model: TesseraForCausalLM) -> dict[str, Any]:
 
 
 def _expressible(config: PretrainedConfig, family: str) -> bool:
-    """Whether the family's own configuration can say which projections have biases, and how large a head is."""
+    """Whether the family's configuration can express which projections have biases, and the size of a head."""
     biases = (config.qkv_bias, config.attention_bias, config.mlp_bias)
     if family == "qwen2":
         return biases == (True, False, False) and config.head_dim * config.num_attention_heads == config.hidden_size

@@ -10,17 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from components.core.model.hugging_face import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    DynamicCache,
-    GenerationMixin,
-    LlamaRotaryEmbedding,
-    PretrainedConfig,
-    PreTrainedModel,
-    apply_rotary_pos_emb,
-)
 from components.core.model.mixed_precision import Embedding, Linear
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints the decoder can stand for, told from their configuration alone, and why others are refused."""
+"""Checks from `config.json` alone whether the decoder can represent a checkpoint; refuses others with the reason."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +10,9 @@ HETEROGENEOUS_FAMILY = "nemotron-nas"
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 NONSENSE = (TypeError, AttributeError, ValueError, ArithmeticError, LookupError)
-"""What reading a configuration raises where its values are of other types than they should be."""
+"""Errors that reading a configuration raises where its values have the wrong types."""
 MISTRAL_WINDOW = 4096
-"""Sliding window of a Mistral configuration that does not name one."""
+"""Default sliding window of Mistral configurations, tokens."""
 
 
 def refuse_unknown_family(config: Mapping[str, Any]) -> None:
@@ -24,11 +24,9 @@ def refuse_unknown_family(config: Mapping[str, Any]) -> None:
     family = str(config.get("model_type"))
     experts = next((key for key in EXPERT_KEYS if config.get(key)), None)
     if experts or "moe" in family or family == "mixtral":
-        reason = "mixtures of experts have no place in the decoder" + (
-            f" ({experts}={config[experts]})" if experts else ""
-        )
+        reason = "the decoder has no mixtures of experts" + (f" ({experts}={config[experts]})" if experts else "")
     elif family.startswith("qwen3"):
-        reason = "the norms on its queries and keys have no place in the decoder"
+        reason = "the decoder has no norms on queries and keys"
     elif family in (*DENSE_FAMILIES, HETEROGENEOUS_FAMILY):
         return
     else:
@@ -40,7 +38,7 @@ def refuse_unknown_family(config: Mapping[str, Any]) -> None:
 
 
 def refuse_unsupported(config: Mapping[str, Any]) -> None:
-    """Refuse what the decoder would compute differently from the model that the checkpoint describes.
+    """Refuse a checkpoint whose model the decoder would compute differently.
 
     Raises:
         CheckpointError: with the reason, and the way out where there is one.
@@ -72,7 +70,7 @@ def _refuse_remote_code(config: Mapping[str, Any]) -> None:
 
 
 def _refuse_sliding_window(config: Mapping[str, Any]) -> None:
-    """A window counts where some layer uses it and a sequence can outgrow it."""
+    """Refuse a sliding window that some layer uses and that is shorter than the longest sequence."""
     layers = config.get("num_hidden_layers", 0)
     if config["model_type"] == "mistral":
         window = config.get("sliding_window", MISTRAL_WINDOW)
@@ -92,11 +90,11 @@ def _refuse_sliding_window(config: Mapping[str, Any]) -> None:
 
 
 def _refuse_rope(config: Mapping[str, Any]) -> None:
-    """Rotary positions turn the whole head, scaled in one of the known ways."""
+    """Refuse unknown RoPE scaling, and RoPE on a part of the head."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise CheckpointError(f"rope_type {kind!r} is not supported", hint=f"known types: {', '.join(ROPE_TYPES)}")
-    share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if share not in (None, 1.0):
-        raise CheckpointError(f"partial_rotary_factor={share} is not supported: rotary positions turn the whole head")
+    fraction = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if fraction not in (None, 1.0):
+        raise CheckpointError(f"partial_rotary_factor={fraction} is not supported: RoPE has to rotate the whole head")

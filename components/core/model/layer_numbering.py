@@ -1,8 +1,9 @@
-"""Layers that keep the numbers which they had in another model, so that their files are that model's, to the byte.
+"""Layer numbers in files and in memory.
 
-Names of weights have the layer's number, and names are in the files. A child that lacks layers of its parent therefore
-leaves gaps in the numbers; its `config.json` has an empty layer in each, for whoever knows no gaps, and says so under
-`SKIPS_LAYERS`. In memory a model has no gaps: names are translated where files are read. Light: no torch.
+A child keeps the layer numbers of its parent in its files, so that the file of a layer that did not change is equal to
+the parent's file, byte for byte, and is stored once. Layers that the child does not have are gaps in these numbers: its
+`config.json` describes each gap as a layer without attention and FFN, and has the key `SKIPS_LAYERS`. In memory a model
+has no gaps: the names of weights are translated where files are read. Light: no torch.
 """
 
 from bisect import bisect_right
@@ -10,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SKIPS_LAYERS = "skips_layers"
-"""Key of a `config.json`: a layer with neither attention nor FFN is a gap, and no layer of the model."""
+"""Key of `config.json`. Where it is set, a layer without attention and FFN is a gap and not a layer of the model."""
 LAYERS = "model.layers."
-"""Beginning of the names of what is in a decoder layer."""
+"""Prefix of the names of weights in a decoder layer."""
 GAP: dict[str, Any] = {
     "attention": {"no_op": True, "n_heads_in_group": None},
     "ffn": {"no_op": True, "intermediate_size": None},
@@ -21,41 +22,41 @@ GAP: dict[str, Any] = {
 
 
 def name_in_model(name: str, numbers: Sequence[int]) -> str:
-    """The name that a weight has in memory.
+    """Name of a weight in memory.
 
     Args:
-        name: in the files.
-        numbers: of each layer in the files, rising.
+        name: name in the files.
+        numbers: number of each layer in the files, ascending.
     """
     number, rest = _parts(name)
     return name if number not in numbers else f"{LAYERS}{numbers.index(number)}.{rest}"
 
 
 def name_in_files(name: str, numbers: Sequence[int]) -> str:
-    """The name that a weight has in the files; the inverse of `name_in_model`."""
+    """Name of a weight in the files; the inverse of `name_in_model`."""
     place, rest = _parts(name)
     return name if place is None else f"{LAYERS}{numbers[place]}.{rest}"
 
 
 def _parts(name: str) -> tuple[int | None, str]:
-    """Layer and rest of a name; no layer where it is of none."""
+    """Layer number and rest of a name; the number is None outside the layers."""
     number, _, rest = name.removeprefix(LAYERS).partition(".")
     return (int(number), rest) if name.startswith(LAYERS) and number.isdecimal() else (None, name)
 
 
 def with_gaps(config: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
-    """The `config.json` of a heterogeneous model whose layers have these numbers.
+    """The `config.json` of a heterogeneous model, with gaps between its layer numbers.
 
     Args:
-        config: of the model without gaps.
-        numbers: of each of its layers, rising.
+        config: configuration without gaps.
+        numbers: number of each layer in the files, ascending.
     """
     layers = range(numbers[-1] + 1)
     blocks = dict(zip(numbers, config["block_configs"], strict=True))
     values = {**config, "num_hidden_layers": len(layers), SKIPS_LAYERS: True}
     values["block_configs"] = [blocks.get(number, GAP) for number in layers]
     if "parent_layers" in config:
-        # A gap passes on what the layer before it gives, and so stands where that one ends.
-        behind = [0, *config["parent_layers"]]
-        values["parent_layers"] = [behind[bisect_right(numbers, number)] for number in layers]
+        # The output of a gap is that of the layer before it, and so is its depth in the parent.
+        depths = [0, *config["parent_layers"]]
+        values["parent_layers"] = [depths[bisect_right(numbers, number)] for number in layers]
     return values

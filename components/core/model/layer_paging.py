@@ -1,7 +1,7 @@
-"""A model larger than memory: one decoder layer is held at a time, and the next is read in its place when it is needed.
+"""Models larger than memory: only one decoder layer is in memory at a time.
 
-Nobody has to know: to run a module of a layer, or to ask for its state, brings the layer in place of the one before.
-Whoever goes through the layers in order, with as much as possible at each, reads each once.
+A layer is loaded when one of its modules runs or its state is read, and evicts the layer that was loaded before. Code
+that visits the layers in order, and does all of its work at a layer before the next, reads each layer once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from components.core.model.layer_numbering import LAYERS
 State = Mapping[str, Tensor]
 """Tensors by name."""
 ReadLayer = Callable[[int], State]
-"""The tensors of a layer by their names within it, for its number."""
+"""Function from a layer number to the tensors of the layer, by their names within it."""
 
 
 class LayerFiles:
@@ -28,9 +28,9 @@ class LayerFiles:
         """Find the files of each layer.
 
         Args:
-            folder: its files have been checked, and stay.
-            dtype: of the weights in memory; as stored where None.
-            numbers: of each layer in the files.
+            folder: a checked model folder; it must stay until the last layer was read.
+            dtype: dtype of the weights in memory; None: as stored.
+            numbers: number of each layer in the files.
         """
         self._dtype, self._numbers = dtype, numbers
         self._files: dict[int, set[Path]] = {}
@@ -42,7 +42,7 @@ class LayerFiles:
                         self._files.setdefault(number, set()).add(file)
 
     def read(self, layer: int) -> dict[str, Tensor]:
-        """One layer."""
+        """The tensors of one layer."""
         number = self._numbers[layer]
         prefix, state = f"{LAYERS}{number}.", {}
         for file in sorted(self._files[number]):
@@ -55,61 +55,63 @@ class LayerFiles:
 
 
 class _Pager:
-    """Keeps one layer in memory."""
+    """Keeps one layer in memory and evicts it when another is loaded."""
 
     def __init__(self, layers: nn.ModuleList, read: ReadLayer) -> None:
         self._layers, self._read = layers, read
-        self._here: int | None = None
+        self._loaded: int | None = None
 
-    def bring(self, number: int) -> None:
-        """Read a layer, unless it is here, in place of the one that is."""
-        if number == self._here:
+    def load(self, number: int) -> None:
+        """Load a layer and evict the one before, unless it is loaded already."""
+        if number == self._loaded:
             return
-        if self._here is not None:
-            self._layers[self._here].to("meta")
+        if self._loaded is not None:
+            self._layers[self._loaded].to("meta")
         self._layers[number].load_state_dict(self._read(number), assign=True)
-        self._here = number
+        self._loaded = number
 
 
 def page_layers(layers: nn.ModuleList, read: ReadLayer) -> None:
-    """Read these layers when they are needed, one at a time.
+    """Load these layers on first use, one at a time.
 
     Args:
-        layers: decoder layers without weights, on the meta device.
-        read: where a layer comes from.
+        layers: decoder layers on the meta device.
+        read: reads the tensors of a layer.
     """
     pager = _Pager(layers, read)
     for number, layer in enumerate(layers):
         for module in layer.modules():
             if any(True for _ in module.parameters(recurse=False)):
-                _bring_before_use(pager, number, module)
+                _load_before_use(pager, number, module)
 
 
-def _bring_before_use(pager: _Pager, number: int, module: nn.Module) -> None:
+def _load_before_use(pager: _Pager, number: int, module: nn.Module) -> None:
     def before(*_: Any) -> None:
-        pager.bring(number)
+        pager.load(number)
 
     module.register_forward_pre_hook(before)
     module.register_state_dict_pre_hook(before)
 
 
 def is_paged(layers: nn.ModuleList) -> bool:
-    """Whether some of the layers are elsewhere."""
+    """Whether some of the layers are not in memory."""
     return any(parameter.is_meta for parameter in layers.parameters())
 
 
 def state_outside_layers(model: nn.Module) -> dict[str, Tensor]:
-    """What a model has beside its layers: embeddings, final norm, and a head that is not tied."""
+    """Weights outside the layers: embeddings, final norm, and the head where it is not tied."""
     return {name: weight.detach() for name, weight in model.named_parameters() if not name.startswith(LAYERS)}
 
 
 def state_in_pieces(model: nn.Module, layers: nn.ModuleList, numbers: Sequence[int]) -> Iterator[State]:
-    """The state of a model in pieces, of which a paged one holds a single layer: what is outside, then each layer.
+    """The state of a model piece by piece: the weights outside the layers, then each layer.
+
+    A paged model has one layer in memory at a time.
 
     Args:
-        model: what the layers are of.
+        model: the model.
         layers: its decoder layers.
-        numbers: what each is called.
+        numbers: number of each layer in the names of the weights.
     """
     yield state_outside_layers(model)
     for number, layer in zip(numbers, layers, strict=True):

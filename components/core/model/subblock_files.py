@@ -1,6 +1,6 @@
-"""Weights in a file for each sub-block, so that models which share a sub-block share its bytes in a store.
+"""Writes one safetensors file for each sub-block, so that models which share a sub-block share its file in a store.
 
-A file has the name of its layer and part, and tensors as the whole model names them; equal tensors make equal files.
+A file is named by layer and part; its tensors have their names in the whole model. Equal tensors give equal files.
 """
 
 import json
@@ -24,7 +24,7 @@ PARTS = {
 
 
 def file_of(name: str) -> str:
-    """The file that a tensor of a model is in: of its sub-block, or its own outside the layers."""
+    """Name of the file of a tensor: the file of its sub-block, or one of its own outside the layers."""
     found = LAYER.match(name)
     if found is None:
         return f"{name.removesuffix('.weight').removeprefix('model.')}.safetensors"
@@ -32,16 +32,16 @@ def file_of(name: str) -> str:
 
 
 def write_block(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write one file, the same bytes for the same tensors."""
+    """Write one file; equal tensors give equal bytes."""
     save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path, {"format": "pt"})
 
 
 def write_blocks(pieces: Iterable[Mapping[str, Tensor]], folder: Path) -> None:
-    """Write all files of a model, and the index by which others find a tensor.
+    """Write all files of a model, and the index of its tensors.
 
     Args:
-        pieces: the model's state, whole sub-blocks at a time; only one piece is held.
-        folder: takes the files.
+        pieces: the state of the model, in pieces of whole sub-blocks; one piece is in memory at a time.
+        folder: where the files are written.
     """
     size, weight_map = 0, {}
     for piece in pieces:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 
 from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.hugging_face import GenerationMixin
 
 ROWS = 64
 """Completions at a time."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import DynamicCache
 
 from components.core.model.checkpoint import save_model
 from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.hugging_face import DynamicCache
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import Workload
 from components.core.serving.timing import measure_step_ms

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from components.core.base.errors import InputError
 from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.hugging_face import PretrainedConfig
 from components.core.runtime.context import StageContext
 from components.core.text.packing import Batch
 from components.search.library.activations import SubblockIO, iterate_layers

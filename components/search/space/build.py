@@ -3,11 +3,11 @@
 from itertools import starmap
 
 import torch
+from transformers import PretrainedConfig
 
 from components.core.model.architecture import Architecture
 from components.core.model.checkpoint import model_config, take_weights
 from components.core.model.decoder import DecoderLayer, TesseraConfig, TesseraForCausalLM
-from components.core.model.hugging_face import PretrainedConfig
 from components.core.model.layer_numbering import LAYERS
 from components.search.space.layer_space import Shape, Variant, block_of
 from components.search.space.layer_space import shape_of as shape_of_architecture
