@@ -1,4 +1,4 @@
-"""Chats to tokens and back: the template with the toggle, and what counts as an answer in either mode.
+"""Encodes chats with the template and its toggle, and parses replies in both modes.
 
 Source: arXiv 2505.00949, section 4, and the model cards' chat template.
 """
@@ -32,15 +32,15 @@ def system_message(mode: str) -> dict[str, str]:
 
 
 def render(messages: Sequence[Mapping[str, str]], *, eos: str, add_generation_prompt: bool = False) -> str:
-    """The text of a chat, as `apply_chat_template` of a tokenizer that carries our template gives it."""
+    """The text of a chat, equal to that of `apply_chat_template` for a tokenizer with our template."""
     return _template().render(messages=messages, eos_token=eos, add_generation_prompt=add_generation_prompt)
 
 
 def check_turns(messages: Sequence[Mapping[str, str]]) -> None:
-    """Refuse a chat that the template would tell otherwise than it was meant.
+    """Refuse a chat that the template would render wrongly.
 
     Raises:
-        ValueError: not at most one system message, then user and assistant in turn, the assistant last.
+        ValueError: the order is not an optional system message, then user and assistant alternately, assistant last.
     """
     roles = [message["role"] for message in messages]
     start = 1 if roles[:1] == ["system"] else 0
@@ -53,10 +53,10 @@ def check_turns(messages: Sequence[Mapping[str, str]]) -> None:
 
 
 def encode_chats(rows: Iterable[Mapping[str, Any]], tokenizer_folder: Path) -> list[Example]:
-    """Chat rows to examples: of each row the last answer counts, with its end token; nothing else does.
+    """Convert chat rows to examples. Only the last answer of a row counts in the loss, with its end token.
 
     Raises:
-        DataError: a chat whose turns are out of order; names the row.
+        DataError: the messages of a chat are out of order; the message names the row.
     """
     tokenizer, eos = _load(tokenizer_folder)
     heads, tails = [], []
@@ -77,7 +77,7 @@ def encode_chats(rows: Iterable[Mapping[str, Any]], tokenizer_folder: Path) -> l
 
 
 def prompt_ids(tokenizer_folder: Path, questions: Sequence[str], mode: str) -> list[list[int]]:
-    """Token ids of each question as a chat in one mode, up to where the answer begins."""
+    """Token ids of the prompt of each question: a chat in one mode, up to the beginning of the answer."""
     tokenizer, eos = _load(tokenizer_folder)
     texts = [
         render([system_message(mode), {"role": "user", "content": question}], eos=eos, add_generation_prompt=True)
@@ -87,13 +87,13 @@ def prompt_ids(tokenizer_folder: Path, questions: Sequence[str], mode: str) -> l
 
 
 def parse_answer(text: str) -> tuple[str | None, str]:
-    """Reasoning and answer of a reply; no reasoning where there is no closed `<think>…</think>`."""
+    """Reasoning and answer of a reply; reasoning is None where the reply has no complete `<think>…</think>`."""
     match = _WITH_REASONING.fullmatch(text)
     return (match[1].strip(), match[2].strip()) if match else (None, text.strip())
 
 
 def format_ok(text: str, mode: str) -> bool:
-    """Whether a reply keeps its mode's format.
+    """Whether a reply has the format of its mode.
 
     On: one non-empty `<think>…</think>` first, then a non-empty answer without tags. Off: a non-empty answer without
     tags.
@@ -105,12 +105,12 @@ def format_ok(text: str, mode: str) -> bool:
 
 
 def plain_answer(text: str) -> str:
-    """The answer of a base model: what follows the last colon of its completion, or all of it where there is none."""
+    """The answer of a base model: the text after the last colon of its completion; all of it without a colon."""
     return text.rsplit(":", 1)[-1].strip()
 
 
 def has_toggle(tokenizer_folder: Path) -> bool:
-    """Whether a folder's tokenizer has both tags as single tokens and carries a chat template."""
+    """Whether the tokenizer of a folder has both tags as single tokens, and a chat template."""
     if not (tokenizer_folder / "tokenizer.json").is_file():
         return False
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
@@ -125,7 +125,7 @@ def _template() -> Template:
 
 @functools.lru_cache(maxsize=4)
 def _load(folder: Path) -> tuple[Tokenizer, str]:
-    """Tokenizer and end-of-sequence text of a folder."""
+    """The tokenizer of a folder, and its end-of-sequence token as text."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     return Tokenizer.from_file(str(folder / "tokenizer.json")), token_text(config["eos_token"])
 

@@ -1,4 +1,4 @@
-"""Tokenizers: trained on the fly for new models, and given the toggle where a user's model brings its own."""
+"""Trains a tokenizer for a new model, or adds the toggle to the tokenizer of a user's model."""
 
 import json
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ from components.core.text.tokenizer_files import SETTINGS, VOCABULARY, read_sett
 
 PAD, EOS = "<|pad|>", "<|end|>"
 PIECES = r"\d|[-+*/=]| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
-"""What merges never cross: digits, signs of arithmetic, words and runs of signs with the space before, white space."""
+"""Pre-tokens, which merges never cross: digits, operators, words and runs of signs with the space before, spaces."""
 TAGS = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_THINK)]
-"""Not special, so that decoding never hides them: the reasoning parser has to see them."""
+"""Not special tokens: decoding must not remove them, since the reasoning parser needs them."""
 
 SPECIAL_LISTS = {"additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"}
-"""Where settings name special tokens beside those with a role of their own."""
+"""Settings that name further special tokens."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
@@ -61,7 +61,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
 
 
 def add_toggle(source: Path, out: Path) -> int:
-    """Give a user's tokenizer the tags and roles as single tokens, and our chat template in place of its own.
+    """Add the tags and roles to a user's tokenizer as single tokens, and replace its chat template by ours.
 
     Its tokens stay as they are, and those that it lacks come after them. Tags that it has as special tokens become
     plain ones. Only `tokenizer.json`, `tokenizer_config.json` and the template are written: what older forms of the
@@ -79,7 +79,7 @@ def add_toggle(source: Path, out: Path) -> int:
 
 
 def _write_toggled(source: Path, settings: dict[str, Any], out: Path) -> int:
-    """The same, with the settings at hand."""
+    """The same for settings that were read already."""
     tokenizer = _with_toggle(_load(source))
     ids = tokenizer.get_vocab().values()
     if max(ids) >= tokenizer.get_vocab_size() or len(set(ids)) < len(ids):
@@ -101,7 +101,7 @@ def _write_toggled(source: Path, settings: dict[str, Any], out: Path) -> int:
 
 
 def _without_tags(tokens: Any) -> Any:
-    """Special tokens, listed or by name, without those that transformers would make special again."""
+    """Special tokens, as a list or by name, without the tags, which transformers would make special again."""
     if isinstance(tokens, dict):
         return {name: token for name, token in tokens.items() if token_text(token) not in (THINK, END_THINK)}
     return [token for token in tokens or () if token_text(token) not in (THINK, END_THINK)]
@@ -122,7 +122,7 @@ def _load(folder: Path) -> Tokenizer:
 
 
 def _with_toggle(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer with tags and roles, which neither cuts nor pads what it reads."""
+    """The same tokenizer with tags and roles added, without truncation and padding."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.add_special_tokens([AddedToken(role, special=True, normalized=False) for role in ROLE_TOKENS])

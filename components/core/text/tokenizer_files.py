@@ -1,4 +1,4 @@
-"""What a tokenizer folder says of itself, read without the tokenizers library: a plan looks at it too."""
+"""Reads the files of a tokenizer folder without the tokenizers library. Light: `tessera plan` uses it."""
 
 import contextlib
 import json
@@ -9,13 +9,13 @@ from typing import Any
 from components.core.base.errors import CheckpointError, TesseraError
 
 MAX_BYTES = 256 << 20
-"""What is parsed at once; the largest vocabularies take a tenth."""
+"""Largest file that is parsed, bytes; the largest known vocabularies take a tenth of it."""
 VOCABULARY, SETTINGS, NAMED_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Say that a tokenizer is damaged, whatever reading it comes upon.
+    """Turn any error of reading a tokenizer into one that says which file is damaged.
 
     Raises:
         CheckpointError: the values make no sense, or the tokenizers library gave up, which it does by a panic.
@@ -33,7 +33,7 @@ def readable(folder: Path) -> Iterator[None]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a tokenizer, with the tokens that older folders name in a file of their own.
+    """The settings of a tokenizer; tokens that older folders have in a file of their own are added.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the end-of-sequence token is not named or not in the
@@ -68,12 +68,12 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def token_text(token: Any) -> str:
-    """The text of a token, written as such or as an object with its properties."""
+    """The text of a token that is given as text or as an object."""
     return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
 def _tokens(folder: Path) -> Iterator[str]:
-    """The vocabulary, and the tokens added to it."""
+    """The vocabulary and the added tokens."""
     described = _read_object(folder, VOCABULARY)
     try:
         yield from (token["content"] for token in described.get("added_tokens", ()))
@@ -87,7 +87,7 @@ def _tokens(folder: Path) -> Iterator[str]:
 
 
 def _read_object(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object that the toggle needs."""
+    """A JSON object that adding the toggle needs."""
     if not (folder / name).is_file():
         raise CheckpointError(
             f"the tokenizer of {folder.name} has no {name}, which the toggle needs",
