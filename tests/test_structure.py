@@ -77,3 +77,17 @@ def test_the_plug_in_that_vllm_loads_exists() -> None:
     assert entry is not None
     assert defines(entry[1], entry[2])
     assert importlib.util.find_spec(entry[1]) is not None
+
+
+PATH = re.compile(r"(?:components|pipelines|infra|tests|helm|dashboards)/[\w./-]+\.\w+")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [path for path in sorted(ROOT.rglob("*.md")) if not {".venv", "node_modules"} & set(path.relative_to(ROOT).parts)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    if page.name != "CHANGELOG.md":
+        named = {name.rstrip(".") for name in PATH.findall(page.read_text(encoding="utf-8")) if "<" not in name}
+        assert {name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()} == set()
