@@ -72,7 +72,6 @@ def search_scores(
     parent: Input[Model] = None,  # type: ignore[assignment]
     corpus: Input[Dataset] = None,  # type: ignore[assignment]
     library: Input[Artifact] = None,  # type: ignore[assignment]
-    costs: Input[Artifact] = None,  # type: ignore[assignment]
     problems: Input[Dataset] = None,  # type: ignore[assignment]
 ) -> None:
     """Score the alternative sub-blocks of a share of the layers."""

@@ -181,8 +181,6 @@ class Distillation(Config):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "small_error": "skip_below_error",
-        "stop_gain": "early_stop_min_improvement",
-        "stop_window": "early_stop_window",
     }
 
     num_steps: int = Field(default=40, ge=0)
@@ -198,20 +196,6 @@ class Distillation(Config):
     """Seconds between resume points."""
     skip_below_error: float = Field(default=1e-3, ge=0)
     """Normalised error below which a variant stays as it was initialised."""
-    early_stop_window: int | None = Field(default=None, gt=0)
-    """Steps over which a variant's error is averaged to tell whether it still falls; all steps are taken without it."""
-    early_stop_min_improvement: float = Field(default=0.01, ge=0, lt=1)
-    """Share by which a variant's error has to fall from one window to the next; where it does not, it is taught no
-    more."""
-
-
-class Coupled(Config):
-    """A second distillation, of the attention and the FFN of one layer together, where the child replaces both."""
-
-    num_steps: int = Field(default=0, ge=0)
-    """Optimizer steps; 0 leaves the child with its decoupled sub-blocks."""
-    learning_rate: float = Field(default=5e-4, gt=0)
-    """Peak of AdamW's cosine schedule."""
 
 
 class Fusion(Config):
@@ -221,14 +205,10 @@ class Fusion(Config):
     """Whether to fuse at all."""
     keep_last: bool = True
     """Leave the last FFN of each run as it is: the paper found it sensitive."""
-    max_layers: int | None = Field(default=None, ge=2)
-    """FFNs that become one at most; a longer run becomes several."""
     max_channels: int | None = Field(default=None, ge=1)
     """Width of a fused FFN at most, channels: what fits one device."""
     max_dependency: float | None = Field(default=None, ge=0, le=2)
     """How much an FFN may change when an earlier one of its group is removed, as cosine distance of its output."""
-    keep_empty_layers: bool = False
-    """Keep the parent's depth: layers that hold nothing stay as padding, so that pipeline stages split as before."""
     timing: Literal["decoder", "vllm"] | None = None
     """Where a decode step before and after fusion is timed, for the report; not at all by default."""
 
@@ -314,20 +294,8 @@ class Scored(Space, Calibration):
 
     scoring_batches: int = Field(default=2, gt=0)
     """Batches of held-out text that replace-one-block scores are averaged over."""
-    scoring_seconds: float | None = Field(default=None, gt=0)
-    """Time for scoring; text that does not fit in is left out, and standard errors say what that costs. Without it, all
-    batches."""
-    drop_dominated: bool = False
-    """Score a sub-block no further once another one, which costs no more of anything, is sure to be better: the best
-    choice within any limits on these costs can do without it. For `score: kl`, over all batches."""
     task: TaskSet = TaskSet()
     """A task set that accuracy is measured on."""
-
-    @model_validator(mode="after")
-    def _dropped_for_sure(self) -> Self:
-        if self.drop_dominated and self.scoring_seconds is not None:
-            raise ValueError("drop_dominated knows what is sure over all batches: leave scoring_seconds out")
-        return self
 
 
 class LibraryConfig(Trained, Sharded):
@@ -352,8 +320,6 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     """What the solver minimises the sum of: KL(parent || child), growth of the next-token loss, 1 - cos of the last
     hidden states, share of tokens whose likeliest successor changes, or `accuracy`, share of the task set's problems
     that are lost."""
-    coupled: Coupled = Coupled()
-    """Training of the child's pairs of attention and FFN."""
     fusion: Fusion = Fusion()
     """FFN Fusion of the child and of the two baselines."""
     latency_feedback: LatencyFeedback = LatencyFeedback()
@@ -367,17 +333,6 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     def _score_is_measured(self) -> Self:
         if self.score == "accuracy" and not self.task.num_problems:
             raise ValueError("score: accuracy needs a task set: set task.num_problems")
-        return self
-
-    @model_validator(mode="after")
-    def _dropped_is_not_needed(self) -> Self:
-        if self.drop_dominated and self.score != "kl":
-            raise ValueError(f"drop_dominated goes by KL, which is never negative: score is {self.score}")
-        if self.drop_dominated and (self.latency_feedback.max_rounds or self.candidates.count > 1):
-            raise ValueError(
-                "drop_dominated is for the best choice at the costs as they are: "
-                "leave it out, or latency_feedback.max_rounds and candidates"
-            )
         return self
 
     @model_validator(mode="after")

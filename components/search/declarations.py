@@ -65,7 +65,6 @@ SCORES = Stage(
         "parent": PARENT,
         "corpus": CORPUS,
         "library": Input("library", "trained sub-blocks of the same layers, from search-library"),
-        "costs": Input("table", "from search-costs, where drop_dominated asks for it", optional=True),
         "problems": PROBLEMS,
     },
     outputs={"scores": Output("table", "scores.json: replace-one-block KL of every sub-block of this shard's layers")},

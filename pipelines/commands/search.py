@@ -43,8 +43,8 @@ def solve(
     import time
 
     from components.search.solver.score_file import LayerTable
-    from components.search.solver.solution_pool import pool as find_pool
     from components.search.solver.solve import certify
+    from components.search.solver.solve import pool as find_pool
 
     started = time.monotonic()
     layers = LayerTable.read(table)

@@ -120,8 +120,8 @@ class _Pipeline:
         made |= add(COSTS, config.part(CostsConfig), {"parent": parent, "own_costs": own})
         taught = {**watched, "importance": made["importance"], "earlier": earlier}
         made |= add(LIBRARY, config.part(LibraryConfig), taught, shards)
-        priced = {"costs": made["costs"] if config.drop_dominated else None, "library": made["library"]}
-        made |= add(SCORES, config.part(ScoresConfig), {**watched, **asked, **priced}, shards)
+        scored = {**watched, **asked, "library": made["library"]}
+        made |= add(SCORES, config.part(ScoresConfig), scored, shards)
         whole = {name: made[name] for name in ("importance", "scores", "costs")} | {"libraries": made["library"]}
         found = add(SEARCH, config, {**watched, **asked, **whole})
         return {

@@ -31,7 +31,6 @@ def export_search(search: Mapping[str, Any], costs: Mapping[str, Any] | None, fo
         "candidates": _records(search.get("candidates", ())),
         "rounds": _records(search.get("latency_feedback", ())),
         "importance": _records(search["importance"]),
-        "coupled": _records(search.get("coupled", ())),
     }
     if costs is not None:
         written.append(_json(folder / "costs.json", costs))

@@ -22,6 +22,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from components.core.model.architecture import LINEAR
@@ -30,9 +32,8 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import quiet_context
 from components.core.text.packing import Batch
 from components.search.config import MEASURES
-from components.search.scoring.flops import naive_flops, subblock_flops
 from components.search.scoring.replace_one_block import Replacements, Scores, score_replacements
-from components.search.space.build import build_subblock
+from components.search.space.build import build_subblock, with_replaced
 from components.search.space.layer_space import PARTS, Part, Size, Variant
 from components.search.space.library_files import BlockKey
 from components.search.space.subblock import Subblock
@@ -106,7 +107,12 @@ def beside_puzzletron(folder: Path) -> list[Row]:
             statistics.median(theirs["losses_seconds"]),
         ),
         row(f"{name}: largest difference of KL to Puzzletron's", apart, "nats", 0.0),
-        row(f"{name}: share of naive operations", scores.flops.share, "share", TARGET_SHARE),
+        row(
+            f"{name}: share of naive operations",
+            scoring_flops(parent, variants, batch) / naive_flops(parent, variants, batch),
+            "share",
+            TARGET_SHARE,
+        ),
     ]
 
 
@@ -115,14 +121,14 @@ def operations() -> list[Row]:
     parent = untrained(num_layers=12, hidden=256, heads=8, width=800, vocabulary=1024)
     variants = variants_of(parent, kv_heads=(4, 2, 1), widths=(0.87, 0.75, 0.5, 0.25, 0.2, 0.1), linear=True)
     batch = random_text(1, TOKENS // 2, vocabulary=1024)
-    scores = scored(parent, variants, batch)
-    pairs = naive_pairs(parent, variants, batch)
+    spent, naive = scoring_flops(parent, variants, batch), naive_flops(parent, variants, batch)
+    pairs = naive_pair_flops(parent, variants, batch)
     name = "score/12 layers, hidden 256, 5 other attentions and 8 other FFNs a layer"
     return [
-        row(f"{name}: share of one forward pass for each scored variant", scores.flops.share, "share", TARGET_SHARE),
+        row(f"{name}: share of one forward pass for each scored variant", spent / naive, "share", TARGET_SHARE),
         row(
             f"{name}: share of one forward pass for each pair of them, as Puzzletron scores them",
-            scores.flops.spent / pairs,
+            spent / pairs,
             "share",
             TARGET_SHARE,
         ),
@@ -287,24 +293,36 @@ def scored(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> 
         return score_replacements(parent, variants, [batch], quiet_context(Path(folder)))
 
 
-def naive_pairs(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> int:
-    """Operations of a forward pass for each pair of an attention and an FFN of a layer, but for the parent's own."""
-    own = {(n, part): Subblock.of(layer, part) for n, layer in enumerate(parent.model.layers) for part in PARTS}
-    rows, tokens = batch.input_ids_BT.shape
-    flops: dict[tuple[int, Part, Variant | None], int] = {
-        (layer, part, None): subblock_flops(block, rows, tokens) for (layer, part), block in own.items()
-    }
-    flops |= {(layer, v.part, v): subblock_flops(block, rows, tokens) for (layer, v), block in variants.items()}
-    (first, _), *_ = variants.items()
-    one = {first: own[first[0], first[1].part]}
-    whole = naive_flops(own, one, parent.lm_head, batch)
+def scoring_flops(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> int:
+    """Operations of scoring, as torch counts them; its unfused attention is the one that it counts."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        scored(parent, variants, batch)
+    return int(counter.get_total_flops())
+
+
+def forward_flops(model: TesseraForCausalLM, batch: Batch) -> int:
+    """Operations of one forward pass, head included."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(batch.input_ids_BT, segment_ids=batch.segment_ids_BT)
+    return int(counter.get_total_flops())
+
+
+def naive_flops(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> int:
+    """Operations of a forward pass of a whole model for each variant."""
+    return sum(forward_flops(with_replaced(parent, key, block), batch) for key, block in variants.items())
+
+
+def naive_pair_flops(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> int:
+    """Operations of a forward pass for each pair of an attention and an FFN of a layer, but the parent's own."""
+    whole = forward_flops(parent, batch)
+    changes = {key: forward_flops(with_replaced(parent, key, block), batch) - whole for key, block in variants.items()}
     total = 0
     for layer in range(len(parent.model.layers)):
         attentions, ffns = (
-            [count for (number, of, _), count in flops.items() if (number, of) == (layer, part)] for part in PARTS
+            [0, *(change for (of, variant), change in changes.items() if (of, variant.part) == (layer, part))]
+            for part in PARTS
         )
-        pairs = [(a, f) for a in attentions for f in ffns][1:]
-        total += sum(whole - attentions[0] - ffns[0] + a + f for a, f in pairs)
+        total += sum(whole + a + f for a in attentions for f in ffns) - whole
     return total
 
 

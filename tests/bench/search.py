@@ -23,8 +23,7 @@ import highspy  # noqa: F401  loaded here, so that its loading is not timed
 from components.search.solver.certificate import check
 from components.search.solver.problem import Problem
 from components.search.solver.score_file import LayerTable
-from components.search.solver.solution_pool import pool
-from components.search.solver.solve import Solution, certify, solve_problem
+from components.search.solver.solve import Solution, certify, pool, solve_problem
 from tests.bench import library, quality, score
 from tests.bench.environment import environment
 from tests.bench.growth import Growth, plot_growths

@@ -13,19 +13,19 @@ from components.core.runtime.events import Events
 from components.core.runtime.runner import events_path, select_shard_inputs
 from components.core.store.manifest import Kind
 from components.core.store.store import StageRecord, Store, key_of
-from components.search.child.child_model import picked
-from components.search.child.records import Chosen, FfnRun, FusionEffect, LayerShape
+from components.search.child.child_model import choice_record
+from components.search.child.records import ChildRecord, FfnRun, FusionEffect, LayerShape
 from components.search.config import Measurement
 from components.search.costs.records import CostTable, Machine, MeasuredModel
 from components.search.costs.resources import Costs
 from components.search.refine.records import CandidateTrial, FeedbackRound
 from components.search.scoring.records import BlockScore, ShardScores
 from components.search.solver.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
+from components.search.solver.fronts import pareto_front
 from components.search.solver.margins import margins
 from components.search.solver.option_table import Option, OptionTable, Slot
 from components.search.solver.records import FrontPoint, ParetoPoint, Proof
-from components.search.solver.solution_pool import pool
-from components.search.solver.solve import fits, pareto_front, solve
+from components.search.solver.solve import fits, pool, solve
 from components.search.space.layer_space import Part
 from components.search.stages.records import SearchTable
 from pipelines.recipe.graph import Source, Task
@@ -247,7 +247,7 @@ def _search() -> SearchTable:
         parent=parent,
         **chosen,
         baselines={
-            name: picked(table, choice, limits)
+            name: choice_record(table, choice, limits)
             for name, choice in (
                 ("most parameters", most_parameters(table, limits, solution.choice)),
                 ("uniform", uniform_choice(table, limits)),
@@ -323,7 +323,7 @@ def _round(choice: tuple[int, ...], score: float, latency_ms: float) -> Feedback
     )
 
 
-def _fusion(child: Chosen) -> FusionEffect:
+def _fusion(child: ChildRecord) -> FusionEffect:
     """Runs as the child has them, FFNs that depend on their neighbours."""
     runs = []
     for layer in child.fused_layers:
@@ -365,9 +365,9 @@ def _costs() -> CostTable:
     )
 
 
-def _chosen(table: OptionTable, choice: tuple[int, ...], limits: Mapping[str, float]) -> Chosen:
+def _chosen(table: OptionTable, choice: tuple[int, ...], limits: Mapping[str, float]) -> ChildRecord:
     layers = _layers(table, choice)
-    return Chosen(
+    return ChildRecord(
         choice=choice,
         score=table.score(choice),
         costs=table.costs(choice),

@@ -1,4 +1,4 @@
-"""A choice as a model: its layers, fused, between the parent's embeddings and head."""
+"""The model of a choice: its layers, fused, between the parent's embeddings and head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from components.core.text.packing import Batch
 from components.search.child.assemble import assemble, child_layers
 from components.search.child.ffn_dependency import ffn_dependencies
 from components.search.child.ffn_fusion import ChildLayer, Dependencies, drop_empty, fuse_layers
-from components.search.child.records import Chosen, LayerShape, Picked
+from components.search.child.records import ChildRecord, ChoiceRecord, LayerShape
 from components.search.config import Fusion
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Choice
@@ -24,8 +24,8 @@ class Child:
     Attributes:
         layers: one for each of the parent's.
         fused: the layers of the model as written.
-        dependencies: of its FFNs on each other, where they were measured.
-        unfused: a model of the layers that hold something.
+        dependencies: of its FFNs on each other; empty where they were not measured.
+        unfused: a model of the layers that are not empty.
         model: the model as written.
     """
 
@@ -37,7 +37,10 @@ class Child:
 
     @property
     def numbers(self) -> list[int]:
-        """Of each layer as written, the parent's that it begins at, whose number keeps its files the parent's."""
+        """For each layer as written, the number of the first parent layer that it replaces.
+
+        Files are named by it, so that a store recognises the parent's files.
+        """
         return [layer.parent_layers[0] for layer in self.fused]
 
 
@@ -45,10 +48,10 @@ def make_child(parent: TesseraForCausalLM, layers: list[ChildLayer], config: Fus
     """Fuse and assemble.
 
     Args:
-        parent: has what no choice changes.
+        parent: the embeddings and the head come from it.
         layers: one for each of the parent's.
         config: what to fuse.
-        batches: text that the dependency of FFNs is measured on; none where it is not needed.
+        batches: text that the dependency of FFNs is measured on; empty where it is not needed.
     """
     left = drop_empty(layers)
     unfused = assemble(parent, left)
@@ -59,10 +62,10 @@ def make_child(parent: TesseraForCausalLM, layers: list[ChildLayer], config: Fus
 
 @dataclass(frozen=True)
 class ChildFactory:
-    """What all children are made of.
+    """Makes the child of any choice.
 
     Attributes:
-        parent: has what no choice changes.
+        parent: the embeddings and the head come from it, and every sub-block that stays.
         spaces: options of each layer.
         libraries: folders with the trained variants.
         fusion: what to fuse.
@@ -75,29 +78,28 @@ class ChildFactory:
     fusion: Fusion
     batches: Sequence[Batch]
 
-    def child(self, variants: Sequence[tuple[Variant, Variant]], *better: Path, measured: bool = False) -> Child:
+    def child(self, variants: Sequence[tuple[Variant, Variant]], *, with_dependencies: bool = False) -> Child:
         """The child of a choice.
 
         Args:
             variants: chosen attention and FFN of each layer.
-            better: libraries that come before the others.
-            measured: whether to measure dependencies also where fusion does not need them.
+            with_dependencies: measure dependencies even if fusion does not need them.
         """
-        layers = child_layers(self.parent, self.spaces, [*better, *self.libraries], variants)
-        needed = measured or self.fusion.max_dependency is not None
+        layers = child_layers(self.parent, self.spaces, self.libraries, variants)
+        needed = with_dependencies or self.fusion.max_dependency is not None
         return make_child(self.parent, layers, self.fusion, self.batches if needed else ())
 
 
-def picked(table: OptionTable, choice: Choice, limits: Mapping[str, float]) -> Picked:
-    """A choice as numbers."""
+def choice_record(table: OptionTable, choice: Choice, limits: Mapping[str, float]) -> ChoiceRecord:
+    """Score and costs of a choice."""
     costs = table.costs(choice)
-    return Picked(choice=choice, score=table.score(choice), costs=costs, within_limits=fits(costs, limits))
+    return ChoiceRecord(choice=choice, score=table.score(choice), costs=costs, within_limits=fits(costs, limits))
 
 
-def chosen(table: OptionTable, choice: Choice, limits: Mapping[str, float], child: Child) -> Chosen:
-    """A choice that became a model, as numbers."""
-    return Chosen(
-        **picked(table, choice, limits).model_dump(),
+def child_record(table: OptionTable, choice: Choice, limits: Mapping[str, float], child: Child) -> ChildRecord:
+    """Score, costs and layers of a child."""
+    return ChildRecord(
+        **choice_record(table, choice, limits).model_dump(),
         layers=_shapes(child.layers),
         fused_layers=_shapes(child.fused),
         parameters=child.model.num_parameters(),
@@ -105,7 +107,7 @@ def chosen(table: OptionTable, choice: Choice, limits: Mapping[str, float], chil
 
 
 def _shapes(layers: Sequence[ChildLayer]) -> tuple[LayerShape, ...]:
-    """Layers without their weights."""
+    """Shapes of layers."""
     return tuple(
         LayerShape(
             num_key_value_heads=layer.num_key_value_heads,

@@ -56,25 +56,19 @@ def fuse_layers(
 
     Args:
         layers: one for each of the parent's.
-        config: what to fuse, and whether places that hold nothing stay.
+        config: what to fuse.
         dependencies: needed where `config.max_dependency` is set.
     """
     left = drop_empty(layers)
     if config.enabled:
         groups = (group for run in split_runs(left) for group in choose_groups(run, config, dependencies or {}))
         left = [fuse(group) if len(group) > 1 else group[0] for group in groups]
-    return pad(left, len(layers)) if config.keep_empty_layers else left
+    return left
 
 
 def drop_empty(layers: Sequence[ChildLayer]) -> list[ChildLayer]:
     """The layers that do anything."""
     return [layer for layer in layers if not layer.is_empty]
-
-
-def pad(layers: Sequence[ChildLayer], depth: int) -> list[ChildLayer]:
-    """Give a child the parent's depth again: a place that no layer begins at gets one that passes its input on."""
-    by_place = {layer.parent_layers[0]: layer for layer in layers}
-    return [by_place.get(place, ChildLayer(0, 0, dict, (place,))) for place in range(depth)]
 
 
 def split_runs(layers: Sequence[ChildLayer]) -> list[list[ChildLayer]]:
@@ -126,10 +120,8 @@ def _within_limits(group: Sequence[ChildLayer], within: Sequence[float], config:
     """Whether layers may become one; a single layer always stays what it is."""
     if len(group) == 1:
         return True
-    return (
-        (config.max_layers is None or len(group) <= config.max_layers)
-        and (config.max_channels is None or _channels(group) <= config.max_channels)
-        and (config.max_dependency is None or max(within) <= config.max_dependency)
+    return (config.max_channels is None or _channels(group) <= config.max_channels) and (
+        config.max_dependency is None or max(within) <= config.max_dependency
     )
 
 

@@ -1,7 +1,4 @@
-"""What the stages of the search write: `costs.json`, a shard's `library.json` and `scores.json`, `search.json`.
-
-Light: no torch.
-"""
+"""Records of children and of FFN Fusion in `search.json`. Light: no torch."""
 
 from typing import Literal
 
@@ -18,10 +15,10 @@ class LayerShape(Config):
     intermediate_size: Size
     """0 where there is no FFN, `linear` where it is one matrix."""
     parent_layers: tuple[int, ...]
-    """The parent's layers that it stands for; several where FFNs were fused."""
+    """The parent's layers that it replaces; several where FFNs were fused."""
 
 
-class Picked(Config):
+class ChoiceRecord(Config):
     """A choice of one option a slot."""
 
     choice: tuple[int, ...]
@@ -34,8 +31,8 @@ class Picked(Config):
     """Whether the prediction meets the limits."""
 
 
-class Chosen(Picked):
-    """A choice, and the model it makes."""
+class ChildRecord(ChoiceRecord):
+    """A choice that was made into a model."""
 
     layers: tuple[LayerShape, ...]
     """One a layer of the parent, before fusion."""

@@ -15,6 +15,7 @@ from components.core.model.decoder import Mlp, TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.text.packing import Batch
 from components.search.library.activations import iterate_layers
+from components.search.library.records import LayerImportance
 
 FILE = "importance.safetensors"
 
@@ -25,8 +26,8 @@ def channel_contributions(
 ) -> dict[int, Tensor]:
     """Mean contribution of every FFN channel over calibration tokens, by layer.
 
-    C_i = |X_i| * ||W_down[:, i]||: the distance between the FFN's output with the channel and without it, X being what
-    enters the down projection.
+    C_i = |X_i| * ||W_down[:, i]|| is the distance between the FFN's outputs with and without the channel; X is the
+    input of the down projection.
 
     Source: arXiv 2411.19146, appendix A.
     """
@@ -35,11 +36,11 @@ def channel_contributions(
     tokens = sum(int(mask_BT.sum()) for mask_BT in masks_BT)
     found: dict[int, Tensor] = {}
     with ExitStack() as hooks:
-        entered = {i: hooks.enter_context(_watching(down)) for i, down in downs.items()}
+        inputs = {i: hooks.enter_context(_recorded_inputs(down)) for i, down in downs.items()}
         for i, number, _ in iterate_layers(parent, batches, len(parent.model.layers), context):
             if i not in downs:
                 continue
-            sum_I = entered[i].pop()[masks_BT[number]].abs().sum(dim=0, dtype=torch.float64)
+            sum_I = inputs[i].pop()[masks_BT[number]].abs().sum(dim=0, dtype=torch.float64)
             found[i] = found[i] + sum_I if i in found else sum_I
             if number == len(batches) - 1:
                 found[i] = (found[i] / tokens * downs[i].weight.double().norm(dim=0)).float()
@@ -58,19 +59,27 @@ def load_importance(folder: Path) -> dict[int, Tensor]:
     return {int(name.removeprefix("layer-")): tensor for name, tensor in load_file(folder / FILE).items()}
 
 
+def spread_of_importance(contributions: dict[int, Tensor]) -> tuple[LayerImportance, ...]:
+    """How contribution spreads over the channels of each layer."""
+    return tuple(
+        LayerImportance(layer=layer, mean=float(values_I.mean()), top_half_share=share_of_top(values_I, 0.5))
+        for layer, values_I in sorted(contributions.items())
+    )
+
+
 def share_of_top(contributions_I: Tensor, fraction: float) -> float:
-    """Which share of all contribution the most important `fraction` of the channels holds."""
+    """Share of all contribution that comes from the most important `fraction` of the channels."""
     ranked_I = contributions_I.sort(descending=True).values
     return float(ranked_I[: round(fraction * len(ranked_I))].sum() / ranked_I.sum())
 
 
 @contextmanager
-def _watching(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While in scope, put what enters a module into the list."""
-    entered: list[Tensor] = []
+def _recorded_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """While in scope, a hook appends each input of a module to the list."""
+    inputs: list[Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[Tensor]) -> None:
-        entered.append(args[0])
+    def record(_: nn.Module, args: tuple[Tensor]) -> None:
+        inputs.append(args[0])
 
-    with module.register_forward_pre_hook(keep):
-        yield entered
+    with module.register_forward_pre_hook(record):
+        yield inputs

@@ -1,8 +1,8 @@
-"""The block library: every variant of every sub-block, trained alone to do what the parent's own does.
+"""The block library: every variant of every sub-block, trained on its own to reproduce the parent's sub-block.
 
-Decoupled blockwise local distillation: a variant is fed the parent's own activations and learns the output of the
-parent's sub-block, while everything around it stays the parent's. No gradient passes from one variant to another, so
-one forward pass of the parent feeds them all. The parent's own sub-blocks and the no-ops need no training.
+Decoupled blockwise local distillation: the input of a variant is the parent's activations, its target is the output of
+the parent's sub-block. No gradient passes from one variant to another, so one forward pass of the parent serves them
+all. The parent's own sub-blocks and the no-ops need no training.
 
 Source: arXiv 2411.19146, section 3.
 """
@@ -25,7 +25,7 @@ WHAT = "block library"
 
 
 def shard_layers(num_layers: int, index: int, count: int) -> range:
-    """The layers of shard `index` of `count`: every `count`-th, so that shards are alike."""
+    """The layers of shard `index` of `count`: every `count`-th, so that shards take equally long."""
     return range(index, num_layers, count)
 
 
@@ -48,42 +48,42 @@ def distil(
     config: Distillation,
     context: StageContext,
 ) -> dict[BlockKey, list[float]]:
-    """Train variants side by side, and write them.
+    """Train variants in one pass over the text, and write them.
 
-    A parent in memory takes one batch at a time through all layers. A paged one takes all batches through each layer
-    before the next is read, and only the variants of that layer are in memory; what comes out is the same.
+    A parent in memory takes one batch at a time through all layers. A paged parent takes all batches through a layer
+    before the next layer is read, and only the variants of that layer are in memory. The results are the same.
 
     Args:
-        parent: frozen; feeds and teaches them.
+        parent: frozen; the teacher.
         keys: the variants.
-        make: initialises one.
-        folder: takes the weights.
+        make: initialises a variant.
+        folder: the weights are written there.
         stream: packed training text.
         batch_size: packed rows a step.
-        config: steps, learning rate, when to stop.
-        context: takes progress, keeps resume points, says when to stop.
+        config: steps, learning rate, and the error below which a variant is not trained.
+        context: takes progress, stores resume points, and tells when the stage must stop.
 
     Returns:
-        The normalised error of each variant, one for each step that it was taught in.
+        The normalised error of each variant, one for each training step.
 
     Raises:
         Interrupted: the stage was asked to stop; a checkpoint was saved.
     """
-    lessons = BlockTrainer(keys, make, folder, config, context)
+    trainer = BlockTrainer(keys, make, folder, config, context)
     paged = is_paged(parent.model.layers)
-    at_once = config.num_steps if paged else 1
-    for first in range(0, config.num_steps if keys else 0, at_once):
-        if not lessons.has_before(first + at_once):
+    steps_at_once = config.num_steps if paged else 1
+    for first in range(0, config.num_steps if keys else 0, steps_at_once):
+        if not trainer.is_behind(first + steps_at_once):
             continue
-        batches = [stream.batch(step * batch_size, batch_size) for step in range(first, first + at_once)]
-        for layer, number, seen in iterate_layers(parent, batches, lessons.layers[-1] + 1, context):
-            if lessons.has(layer, first + number):
-                lessons.teach(layer, first + number, seen, batches[number].segment_ids_BT > 0)
-            if paged and layer in lessons.layers and number == len(batches) - 1:
-                lessons.end(layer)
-                context.progress(len(lessons.ended), len(lessons.layers), WHAT, error=lessons.mean_error())
+        batches = [stream.batch(step * batch_size, batch_size) for step in range(first, first + steps_at_once)]
+        for layer, number, ios in iterate_layers(parent, batches, trainer.layers[-1] + 1, context):
+            if trainer.is_next(layer, first + number):
+                trainer.train_step(layer, first + number, ios, batches[number].segment_ids_BT > 0)
+            if paged and layer in trainer.layers and number == len(batches) - 1:
+                trainer.finish_layer(layer)
+                context.progress(len(trainer.finished), len(trainer.layers), WHAT, error=trainer.mean_error())
         if not paged:
-            context.progress(first + 1, config.num_steps, WHAT, error=lessons.mean_error())
-    for layer in lessons.layers:
-        lessons.end(layer)
-    return lessons.errors
+            context.progress(first + 1, config.num_steps, WHAT, error=trainer.mean_error())
+    for layer in trainer.layers:
+        trainer.finish_layer(layer)
+    return trainer.errors

@@ -8,21 +8,6 @@ from components.search.space.records import TrainedBlock
 LIBRARY_FILE = "library.json"
 
 
-class CoupledPair(Config):
-    """An attention and an FFN that were trained together."""
-
-    layer: int
-    """Layer of the parent."""
-    attention: str
-    """Name of the variant."""
-    ffn: str
-    """Name of the variant."""
-    first_error: float
-    """Normalised error of what both add to the residual stream, at the first step; 1 is as good as nothing."""
-    last_error: float
-    """The same at the last step."""
-
-
 class ShardLibrary(Config):
     """`library.json` of one shard."""
 

@@ -1,8 +1,8 @@
-"""An earlier library as the beginning of a new one: what a child's parent left to a search from the child.
+"""Warm start of a block library: a search from a distilled child begins with the library of its parent's search.
 
-A variant whose teacher is to the bit the one that it was trained against is reused as it is. A distilled child differs
-from its parent everywhere, so there an earlier variant is a start: it is taken where it errs less than what is made
-from the new parent's own weights, and may err so little that it needs no training.
+A variant is reused without training if its teacher (the parent's own sub-block) is the same to the bit. A distilled
+child differs from its parent everywhere, so there the earlier variant is only a starting point: it is taken where its
+error is smaller than that of a variant made from the new parent's weights.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from components.core.text.packing import Batch
 from components.search.library.activations import SubblockIO, iterate_layers
 from components.search.library.block_trainer import normalised_mse
 from components.search.library.records import LIBRARY_FILE, ShardLibrary
-from components.search.space.layer_space import Variant
+from components.search.space.layer_space import Part, Variant
 from components.search.space.library_files import BlockKey, load_block
 from components.search.space.records import TrainedBlock
 from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import Weights
+from components.search.space.variant_weights import Weights, subblock_weights
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class EarlierBlock:
     Attributes:
         folder: the library.
         key: the variant in it.
-        told: what is told of its training.
-        teacher: digest of the sub-block that taught it; None where the library does not tell.
-        num_steps: of its distillation.
+        record: its entry in `library.json`.
+        teacher: digest of the sub-block that it was trained against; None where the library does not record it.
+        num_steps: steps of its distillation.
     """
 
     folder: Path
     key: BlockKey
-    told: TrainedBlock
+    record: TrainedBlock
     teacher: str | None
     num_steps: int
 
@@ -52,18 +52,37 @@ class EarlierBlock:
         return load_block([self.folder], self.key)
 
 
+def teacher_digests(parent: TesseraForCausalLM, keys: Sequence[BlockKey]) -> dict[tuple[int, Part], str]:
+    """Digest of the parent's own sub-block for each layer and part that has variants."""
+    return {
+        (layer, part): digest_of_weights(subblock_weights(parent.model.layers[layer].state_dict(), part))
+        for layer, part in dict.fromkeys((layer, variant.part) for layer, variant in keys)
+    }
+
+
+def reusable_blocks(
+    earlier: Mapping[BlockKey, EarlierBlock], teachers: Mapping[tuple[int, Part], str], num_steps: int
+) -> dict[BlockKey, EarlierBlock]:
+    """The earlier variants that need no training: same teacher, at least as many steps."""
+    return {
+        (layer, variant): block
+        for (layer, variant), block in earlier.items()
+        if block.teacher == teachers[layer, variant.part] and block.num_steps >= num_steps
+    }
+
+
 def digest_of_weights(weights: Weights) -> str:
     """SHA-256 of tensors with their names, shapes and precision, 64 hex digits."""
     return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in weights.items()})).hexdigest()
 
 
 def earlier_blocks(folder: Path, config: PretrainedConfig, keys: Sequence[BlockKey]) -> dict[BlockKey, EarlierBlock]:
-    """What an earlier library has of these variants, by their key in the parent at hand.
+    """The variants that an earlier library has, by their key in the new parent.
 
     Args:
         folder: the library, or several below it: shards, or libraries of several searches, of which the last counts.
-        config: of the parent at hand; `parent_layers` tells which layers of its own parent it comes from.
-        keys: variants.
+        config: of the new parent; its `parent_layers` maps its layers to those of its own parent.
+        keys: variants that are wanted.
 
     Raises:
         InputError: there is no library.
@@ -75,22 +94,22 @@ def earlier_blocks(folder: Path, config: PretrainedConfig, keys: Sequence[BlockK
     for path in paths:
         library = ShardLibrary.model_validate_json(path.read_bytes())
         layers = layers_before(getattr(config, "parent_layers", None), config.num_hidden_layers, library.num_layers)
-        told = {(block.layer, Variant(block.part, block.size)): block for block in library.blocks}
+        records = {(block.layer, Variant(block.part, block.size)): block for block in library.blocks}
         for layer, variant in keys:
             key = (layers.get(layer, -1), variant)
-            if key in told:
+            if key in records:
                 teacher = library.teachers.get(f"{key[0]}/{variant.part}")
-                found[layer, variant] = EarlierBlock(path.parent, key, told[key], teacher, library.num_steps)
+                found[layer, variant] = EarlierBlock(path.parent, key, records[key], teacher, library.num_steps)
     return found
 
 
 def layers_before(behind: Sequence[int] | None, depth: int, depth_before: int) -> dict[int, int]:
-    """For each layer of a model, the layer that it was in the model which an earlier library is of.
+    """For each layer of a model, its number in the model that an earlier library was made for.
 
     Args:
-        behind: for each layer, how many of the model's own parent are behind its output; None where it has no parent.
+        behind: for each layer, how many layers of the model's own parent lead to its output; None without a parent.
         depth: layers of the model.
-        depth_before: layers of the model of the earlier library: this one itself, or its parent.
+        depth_before: layers of the model of the earlier library: the model itself, or its parent.
     """
     if depth_before == depth:
         return {layer: layer for layer in range(depth)}
@@ -106,37 +125,37 @@ def better_starts(
     batch: Batch,
     context: StageContext,
 ) -> set[BlockKey]:
-    """The variants that err less as the earlier library has them than as they would be made.
+    """The variants whose error is smaller with the weights of the earlier library than as `make` initialises them.
 
     Args:
-        parent: teaches them.
-        make: initialises one without the earlier library.
-        earlier: what that has.
-        batch: the first that they will be taught with.
-        context: has room for hidden states.
+        parent: the teacher.
+        make: initialises a variant without the earlier library.
+        earlier: variants of the earlier library.
+        batch: the first training batch.
+        context: gives scratch space for hidden states.
     """
     last = max((layer for layer, _ in earlier), default=-1)
     mask_BT = batch.segment_ids_BT > 0
     return {
         key
-        for layer, _, seen in (iterate_layers(parent, [batch], last + 1, context) if earlier else ())
+        for layer, _, ios in (iterate_layers(parent, [batch], last + 1, context) if earlier else ())
         for key in [key for key in earlier if key[0] == layer]
-        if _errs_less(make(key), earlier[key].weights(), seen[key[1].part], mask_BT)
+        if _has_smaller_error(make(key), earlier[key].weights(), ios[key[1].part], mask_BT)
     }
 
 
-def begin_from(block: Subblock, weights: Weights) -> Subblock:
+def start_from(block: Subblock, weights: Weights) -> Subblock:
     """Give a variant in training other weights; its precision stays."""
-    block.load_weights({name: tensor.to(block.kept_in) for name, tensor in weights.items()}, training=True)
+    block.load_weights({name: tensor.to(block.storage_dtype) for name, tensor in weights.items()}, training=True)
     return block
 
 
 @torch.no_grad()
-def _errs_less(block: Subblock, weights: Weights, lesson: SubblockIO, mask_BT: Tensor) -> bool:
-    """Whether a variant errs less with these weights than with its own; not where they do not fit."""
+def _has_smaller_error(block: Subblock, weights: Weights, io: SubblockIO, mask_BT: Tensor) -> bool:
+    """Whether these weights give a smaller error than the variant's own; False where their shapes differ."""
     if {name: own.shape for name, own in block.weights().items()} != {name: new.shape for name, new in weights.items()}:
         return False
-    wanted_ND = lesson.output_BTD[mask_BT]
-    own = normalised_mse(wanted_ND, block(lesson.hidden_BTD, lesson.context)[mask_BT])
-    begin_from(block, weights)
-    return bool(normalised_mse(wanted_ND, block(lesson.hidden_BTD, lesson.context)[mask_BT]) < own)
+    target_ND = io.output_BTD[mask_BT]
+    own = normalised_mse(target_ND, block(io.hidden_BTD, io.context)[mask_BT])
+    start_from(block, weights)
+    return bool(normalised_mse(target_ND, block(io.hidden_BTD, io.context)[mask_BT]) < own)

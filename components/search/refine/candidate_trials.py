@@ -1,4 +1,4 @@
-"""Ranking can flip after distillation: the best children by their scores, each distilled for a short while, compared.
+"""Trials of candidates: the best choices by score, each distilled for a short while, since ranking can change then.
 
 Source: arXiv 2411.19146, section 4.3 (loss), appendix B (several solutions).
 """
@@ -19,11 +19,10 @@ from components.search.config import Candidates
 from components.search.refine.records import CandidateTrial
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Choice
-from components.search.solver.solution_pool import pool
-from components.search.solver.solve import Solution
+from components.search.solver.solve import Solution, pool
 
 SIGNIFICANT = 2.0
-"""Standard errors that a candidate has to be ahead of the best by score; what is closer is noise."""
+"""Standard errors by which a candidate must beat the best one by score; a smaller difference is noise."""
 
 
 def compare_candidates(
@@ -35,20 +34,18 @@ def compare_candidates(
     config: Candidates,
     *,
     batch_size: int,
-    seed: int,
     context: StageContext,
 ) -> tuple[CandidateTrial, ...]:
     """Distil every candidate alike, and choose by held-out KL.
 
     Args:
-        parent: teaches, and says what is right; not paged, since a child in training is in memory.
+        parent: the teacher, and the reference of the KL; not paged, since a child in training is in memory.
         choices: with their scores, the best first.
-        make: a child of a choice, as it would be written.
+        make: makes the child of a choice, as it would be written.
         stream: packed training text.
         batches: held-out text.
-        config: how long.
+        config: steps and learning rate.
         batch_size: packed rows a step.
-        seed: of the order of the text.
         context: takes progress, keeps resume points, says when to stop.
 
     Returns:
@@ -65,7 +62,7 @@ def compare_candidates(
         global_batch_size=batch_size,
         micro_batch_size=batch_size,
         seq_len=stream.seq_len,
-        seed=seed,
+        seed=stream.seed,
     )
     for number, (choice, _) in enumerate(choices):
         child = trainable(make(choice))
@@ -90,7 +87,7 @@ def best_choices(
 def judge(
     choices: Sequence[tuple[Choice, float]], before: Sequence[HeldOut], after: Sequence[HeldOut]
 ) -> tuple[CandidateTrial, ...]:
-    """The lowest KL of those that are ahead of the first beyond the noise; else the first, whose score is the best."""
+    """Choose the candidate with the lowest KL among those that beat the first by more than noise, else the first."""
     differences = [trial.minus(after[0]) for trial in after]
     ahead = [number for number, (mean, error) in enumerate(differences) if number and mean < -SIGNIFICANT * error]
     winner = min(ahead, key=lambda number: differences[number][0], default=0)

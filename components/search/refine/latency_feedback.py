@@ -1,9 +1,8 @@
-"""Latency feedback: children are measured themselves, and costs corrected, until sums and measurements agree.
+"""Latency feedback: children are measured, and costs corrected, until predicted and measured times agree.
 
-That times of sub-blocks add up is an assumption. A child that was chosen by sums is therefore assembled and measured in
-vLLM, with the parent in turns, so that a machine that is busy slows both; where its sum was wrong, the cost of every
-sub-block is changed by as small a share as explains all children that were measured, the parent's own sum staying what
-it is, and the problem is solved again.
+The search assumes that times of sub-blocks add up. So the chosen child is assembled and measured in vLLM, in turns with
+the parent: a busy machine slows both. If the prediction was wrong, the costs of the sub-blocks are changed by the
+smallest shares that explain all measured children, while the parent's sum stays, and the problem is solved again.
 """
 
 import statistics
@@ -26,15 +25,15 @@ from components.search.solver.solve import Solution, solve
 
 LEAST_LEFT = 0.1
 """A correction leaves at least this share of a cost."""
-HELD = 1000.0
-"""Weight of the parent's own time among those that corrected costs explain."""
+PARENT_WEIGHT = 1000.0
+"""Weight of the parent's time in the least squares that correct the costs: limits are shares of it."""
 SOLVED_FOR = ("latency_ms", "time_to_first_token_ms")
 """Times that are measured; the third, of whole requests, follows from them."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A child beside its parent, medians of measurements in turns.
+class MeasuredChild:
+    """Times of a child and of its parent, medians of measurements in turns.
 
     Attributes:
         parent: times of the parent.
@@ -48,13 +47,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What the loop comes to.
+class FeedbackResult:
+    """Result of the latency feedback.
 
     Attributes:
         table: the options with corrected costs.
         solution: the best choice by those.
-        rounds: what was measured.
+        rounds: the children that were measured.
     """
 
     table: OptionTable
@@ -65,21 +64,21 @@ class Settled:
 def calibrate_latency(
     table: OptionTable,
     limits: Mapping[str, float],
-    measure: Callable[[Choice], Measured],
+    measure: Callable[[Choice], MeasuredChild],
     loop: LatencyFeedback,
     new_tokens: int,
-) -> Settled:
-    """Solve, measure, correct, until the sum of the best choice is right or enough was measured.
+) -> FeedbackResult:
+    """Solve, measure, correct, until the predicted time of the best choice is right or the rounds are used up.
 
     Args:
-        table: options with costs from sums.
+        table: options with uncorrected costs.
         limits: absolute.
-        measure: assembles the child of a choice, and measures it beside the parent.
-        loop: how often at most, and what agreement is.
+        measure: assembles the child of a choice, and measures it in turns with the parent.
+        loop: number of rounds, and the tolerance.
         new_tokens: of a request of the measured batch.
 
     Raises:
-        InfeasibleBudget: by costs as corrected no choice is within the limits.
+        InfeasibleBudget: with the corrected costs no choice is within the limits.
     """
     corrected, solution = table, solve(table, limits)
     times = [name for name in TIMES if name in limits] or ["latency_ms"]
@@ -92,7 +91,7 @@ def calibrate_latency(
         if not again:
             measured = measure(solution.choice)
             pace, spread = measured.parent.latency_ms / parent.latency_ms, measured.spread
-            found[solution.choice] = _at_the_pace_of(parent, measured, new_tokens)
+            found[solution.choice] = _without_drift(parent, measured, new_tokens)
         predicted, true = corrected.costs(solution.choice), found[solution.choice]
         error = max(abs(predicted.of(name) / true.of(name) - 1) for name in times)
         rounds.append(
@@ -111,10 +110,10 @@ def calibrate_latency(
             break
         corrected = correct(table, found, new_tokens)
         solution = solve(corrected, limits)
-    return Settled(corrected, solution, tuple(rounds))
+    return FeedbackResult(corrected, solution, tuple(rounds))
 
 
-def measure_child(parent: Path, child: Path, deployment: LoadProfile, threads: int) -> Measured:
+def measure_child(parent: Path, child: Path, deployment: LoadProfile, threads: int) -> MeasuredChild:
     """Measure a child and its parent in vLLM, in turns.
 
     Raises:
@@ -125,18 +124,18 @@ def measure_child(parent: Path, child: Path, deployment: LoadProfile, threads: i
     both = measure_times([parent, child], deployment, threads)
     steps = [time.step_ms for time in both[1]]
     spread = (max(steps) - min(steps)) / statistics.median(steps)
-    return Measured(_medians(both[0], new_tokens), _medians(both[1], new_tokens), spread)
+    return MeasuredChild(_medians(both[0], new_tokens), _medians(both[1], new_tokens), spread)
 
 
 def correct(table: OptionTable, measured: Mapping[Choice, Costs], new_tokens: int) -> OptionTable:
-    """The options with times that add up to what was measured of these choices, and of the parent to what they did.
+    """The options with times that add up to the measured times of these choices, and to the parent's former time.
 
-    Of all such times the nearest: the sum of squares of the relative changes is the least.
+    Of all such times those are taken whose relative changes have the smallest sum of squares.
     """
     targets = {table.parent_choice: table.costs(table.parent_choice), **measured}
     choices, counts_ON, names = list(targets), _counts(table, list(targets)), _names(table)
     new = {
-        resource: _nearest(
+        resource: _smallest_change(
             counts_ON, _times(table, names, resource), [targets[choice].of(resource) for choice in choices]
         )
         for resource in SOLVED_FOR
@@ -152,38 +151,38 @@ def correct(table: OptionTable, measured: Mapping[Choice, Costs], new_tokens: in
 
 
 FIXED = ""
-"""Stands for the fixed part among the names of variants."""
+"""Name of the fixed part among those of variants."""
 
 
 def _names(table: OptionTable) -> list[str]:
-    """The fixed part and the variants that there are."""
+    """Names of the fixed part and of all variants."""
     return [FIXED, *sorted({option.name for slot in table.slots for option in slot.options})]
 
 
 def _counts(table: OptionTable, choices: Sequence[Choice]) -> NDArray[np.float64]:
-    """How often each choice has the fixed part and each variant."""
+    """Number of occurrences of the fixed part and of each variant in each choice."""
     names = _names(table)
     chosen = [[slot.options[pick].name for slot, pick in zip(table.slots, choice, strict=True)] for choice in choices]
     return np.array([[1.0 if name == FIXED else row.count(name) for name in names] for row in chosen])
 
 
 def _times(table: OptionTable, names: Sequence[str], resource: str) -> NDArray[np.float64]:
-    """What each of them takes; a variant takes the same in every layer."""
+    """Time of the fixed part and of each variant; a variant takes the same time in every layer."""
     each = {option.name: option.costs.of(resource) for slot in table.slots for option in slot.options}
     return np.array([table.fixed.of(resource) if name == FIXED else each[name] for name in names])
 
 
-def _nearest(
+def _smallest_change(
     counts_ON: NDArray[np.float64], times_N: NDArray[np.float64], targets: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Times whose sums are the targets and that differ from these the least, in shares of themselves.
+    """Times whose sums are the targets, with the smallest relative changes.
 
-    The first target, the parent's, is held where noise makes them contradict each other: limits are shares of it.
+    Where noise makes the targets contradict each other, the first one, the parent's, wins: limits are shares of it.
     """
     target_O = np.array(targets)
     if not target_O.all():  # costs from elsewhere may not know this time
         return times_N
-    weight_O = np.where(np.arange(len(target_O)) == 0, HELD, 1.0)
+    weight_O = np.where(np.arange(len(target_O)) == 0, PARENT_WEIGHT, 1.0)
     shares_ON = weight_O[:, None] * counts_ON * times_N / target_O[:, None]
     factor_N, free_N = np.ones(len(times_N)), np.ones(len(times_N), dtype=bool)
     while free_N.any():
@@ -197,8 +196,8 @@ def _nearest(
     return np.asarray(times_N * factor_N)
 
 
-def _at_the_pace_of(parent: Costs, measured: Measured, new_tokens: int) -> Costs:
-    """The child's times as they would be on a machine as fast as that which the costs are of."""
+def _without_drift(parent: Costs, measured: MeasuredChild, new_tokens: int) -> Costs:
+    """The child's times, divided by the drift of the parent's time since the costs were measured."""
     latency, prefill = (
         measured.child.of(resource) * parent.of(resource) / measured.parent.of(resource) for resource in SOLVED_FOR
     )

@@ -14,7 +14,7 @@ class BlockScore(TrainedBlock):
     """One alternative sub-block."""
 
     kl: float
-    """KL(parent || parent with this one sub-block replaced), nats a token; at least this where it was dropped."""
+    """KL(parent || parent with this one sub-block replaced), nats a token."""
     lm_loss: float | None = None
     """What the next-token loss grows by, nats a token; below 0 where it falls. None where it was not measured."""
     cosine: float | None = None
@@ -27,8 +27,6 @@ class BlockScore(TrainedBlock):
     """Standard error of each measure, rows of text and problems being what was sampled; none from a single one."""
     row_sums: dict[Measure, tuple[float, ...]] = Field(default_factory=dict)
     """Each measure summed over the tokens of each row, `accuracy` of each problem; left out of `search.json`."""
-    dropped: bool = False
-    """Whether scoring stopped early because no solver would choose it."""
 
     def of(self, measure: Measure) -> float:
         """One of the measures.
@@ -56,9 +54,5 @@ class ShardScores(Config):
     """Those of each row."""
     parent_accuracy: float | None = None
     """Share of the task set's problems that the parent solves; None without a task set."""
-    flops: int = 0
-    """Floating-point operations of matrix products and attention that scoring took."""
-    naive_flops: int = 0
-    """What a forward pass of a whole model for each variant would have taken."""
     blocks: tuple[BlockScore, ...]
     """Every alternative sub-block of the shard's layers."""

@@ -10,9 +10,8 @@ Shape letters: V hidden states in flight (the parent's come first), B rows, T to
 R rows so far.
 """
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from components.core.model.layer_paging import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import Batch
 from components.search.config import MEASURES
-from components.search.scoring.flops import Flops, Slot, linear_flops, naive_flops, subblock_flops
 from components.search.scoring.measures import Counted, measure_sums
-from components.search.space.layer_space import PARTS
+from components.search.space.layer_space import PARTS, Part
 from components.search.space.library_files import BlockKey
 from components.search.space.subblock import Subblock
 
@@ -42,6 +40,8 @@ MAX_VALUES_IN_FLIGHT = 1 << 28
 POINT = "scores.safetensors"
 WHAT = "replace-one-block scores"
 
+Slot = tuple[int, Part]
+"""The attention or the FFN of a layer."""
 Replacements = Mapping[BlockKey, Subblock | None]
 """What to put in place of the parent's sub-block of that layer and part; None is the no-op."""
 
@@ -52,15 +52,11 @@ class Scores:
 
     Attributes:
         tokens_R: positions of each row that count.
-        sums: of each variant (R, M), float64, over those positions; of a variant that was dropped, the rows until then.
-        flops: spent, and what one forward pass a variant would have taken.
-        seconds: spent.
+        sums: of each variant (R, M), float64, over those positions.
     """
 
     tokens_R: Tensor
     sums: dict[BlockKey, Tensor]
-    flops: Flops = field(default_factory=Flops)
-    seconds: float = 0.0
 
 
 @torch.no_grad()
@@ -69,9 +65,6 @@ def score_replacements(
     replacements: Replacements,
     batches: Sequence[Batch],
     context: StageContext,
-    *,
-    seconds: float | None = None,
-    ceilings: Mapping[BlockKey, float] | None = None,
 ) -> Scores:
     """Measure the parent with one sub-block replaced against the parent, for every variant.
 
@@ -83,9 +76,6 @@ def score_replacements(
         replacements: all variants.
         batches: held-out text.
         context: takes progress, keeps resume points, says when to stop.
-        seconds: stop before the text is through where it would take longer, though not before two rows are.
-        ceilings: KL in nats, summed over all text; a variant is dropped once its own sum is above. KL is never
-            negative, so that the sum over all text would be above too. See `dominance`.
 
     Raises:
         Interrupted: the stage was asked to stop; a checkpoint was saved.
@@ -96,20 +86,15 @@ def score_replacements(
     parts = [part for batch in batches for part in _few_rows(batch, 1 + len(replacements), at_least=rows)]
     own = {(n, part): Subblock.of(layer, part) for n, layer in enumerate(parent.model.layers) for part in PARTS}
     done, scores = _resumed(context, list(replacements))
-    began = time.monotonic() - scores.seconds
     context.progress(done, len(parts), WHAT)
     while done < len(parts):
-        kept = {key: block for key, block in replacements.items() if not _is_above(key, scores, ceilings or {})}
-        _add_rows(scores, parent, own, kept, parts[done])
-        scores.flops.naive += naive_flops(own, replacements, parent.lm_head, parts[done])
-        done, scores.seconds = done + 1, time.monotonic() - began
-        context.progress(done, len(parts), WHAT, flop_share=scores.flops.share)
+        _add_rows(scores, parent, own, replacements, parts[done])
+        done += 1
+        context.progress(done, len(parts), WHAT)
         if done < len(parts) and (context.stopping() or context.resume.due()):
             context.resume.save(done, lambda folder: _save(folder, scores))
             if context.stopping():
                 raise Interrupted
-        if seconds is not None and scores.seconds * (done + 1) / done > seconds and len(scores.tokens_R) >= 2:
-            break
     return scores
 
 
@@ -120,10 +105,6 @@ def _few_rows(batch: Batch, in_flight: int, at_least: int) -> list[Batch]:
     return [batch.rows(start, start + size) for start in range(0, rows, size)]
 
 
-def _is_above(key: BlockKey, scores: Scores, ceilings: Mapping[BlockKey, float]) -> bool:
-    return key in ceilings and float(scores.sums[key][:, MEASURES.index("kl")].sum()) > ceilings[key]
-
-
 def _add_rows(
     scores: Scores,
     parent: TesseraForCausalLM,
@@ -132,7 +113,7 @@ def _add_rows(
     batch: Batch,
 ) -> None:
     """Score a few rows more."""
-    iterate_layers = _Walk(parent, own, batch, scores.flops)
+    iterate_layers = _Walk(parent, own, batch)
     fit = max(1, MAX_VALUES_IN_FLIGHT // (batch.input_ids_BT.numel() * parent.config.hidden_size) - 1)
     order = {slot: number for number, slot in enumerate(own)}
     keys = iter(sorted(replacements, key=lambda key: order[key[0], key[1].part]))
@@ -145,10 +126,8 @@ def _add_rows(
 class _Walk:
     """A few rows on their way through the parent, once for each group of variants."""
 
-    def __init__(
-        self, parent: TesseraForCausalLM, own: Mapping[Slot, Subblock | None], batch: Batch, flops: Flops
-    ) -> None:
-        self.norm, self.lm_head, self.flops = parent.model.norm, parent.lm_head, flops
+    def __init__(self, parent: TesseraForCausalLM, own: Mapping[Slot, Subblock | None], batch: Batch) -> None:
+        self.norm, self.lm_head = parent.model.norm, parent.lm_head
         self.own = dict(own)
         self.counted = Counted.of(batch.labels_BT)
         self.hidden_BTD = parent.model.embed_tokens(batch.input_ids_BT)
@@ -176,7 +155,6 @@ class _Walk:
             if states_VBTD.dim() == 4 and not any(_is_attention(block) for block in left.values()):
                 states_VBTD = states_VBTD[:, self.counted.mask_BT]
         parent_ND, *_ = states_VND = self.norm(states_VBTD)
-        self.flops.spent += linear_flops(self.lm_head, states_VND[..., 0].numel())
         sums_VBM = measure_sums(parent_ND, states_VND[1:], self.lm_head, self.counted)
         return dict(zip(branched, sums_VBM, strict=True))
 
@@ -188,8 +166,6 @@ class _Walk:
         for start in range(0, len(states_VBTD), size):
             chunk = states_VBTD[start : start + size]
             chunk += block(chunk.flatten(0, -3), self._context(block, len(chunk))).view_as(chunk)
-        B, T = states_VBTD.shape[-3:-1]
-        self.flops.spent += subblock_flops(block, len(states_VBTD) * (B if states_VBTD.dim() == 4 else 1), T)
 
     def _context(self, block: Subblock, copies: int) -> tuple[Any, ...]:
         """What a module is given beside the hidden states of so many copies of the rows."""
@@ -206,9 +182,8 @@ def _is_attention(block: Subblock | None) -> bool:
 
 def _save(folder: Path, scores: Scores) -> None:
     """Write a resume point."""
-    spent = torch.tensor([scores.flops.spent, scores.flops.naive, scores.seconds], dtype=torch.float64)
     sums = {_name(key): sums_RM for key, sums_RM in scores.sums.items()}
-    save_file({"tokens": scores.tokens_R, "spent": spent, **sums}, folder / POINT)
+    save_file({"tokens": scores.tokens_R, **sums}, folder / POINT)
 
 
 def _resumed(context: StageContext, keys: Sequence[BlockKey]) -> tuple[int, Scores]:
@@ -219,12 +194,11 @@ def _resumed(context: StageContext, keys: Sequence[BlockKey]) -> tuple[int, Scor
     if point is None or not (point / POINT).exists():
         return 0, scores
     saved = load_file(point / POINT)
-    if saved.keys() != {"tokens", "spent", *map(_name, keys)}:
+    if saved.keys() != {"tokens", *map(_name, keys)}:
         return 0, scores
-    spent, naive, seconds = saved["spent"].tolist()
     sums = {key: saved[_name(key)] for key in keys}
     context.note(f"goes on with the scores of {len(saved['tokens'])} rows")
-    return int(point.name), Scores(saved["tokens"], sums, Flops(int(spent), int(naive)), seconds)
+    return int(point.name), Scores(saved["tokens"], sums)
 
 
 def _name(key: BlockKey) -> str:

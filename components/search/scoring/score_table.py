@@ -23,21 +23,16 @@ def shard_scores(scores: Scores, solved: Solved | None = None) -> ShardScores:
         row_tokens=tuple(scores.tokens_R.tolist()),
         parent_accuracy=None if solved is None else float(np.mean(solved.parent)),
         blocks=tuple(blocks),
-        flops=scores.flops.spent,
-        naive_flops=scores.flops.naive,
     )
 
 
 def _block_score(scores: Scores, key: BlockKey) -> BlockScore:
-    """One variant; the KL of one that was dropped is what it is at least, over all rows."""
+    """Means, standard errors and row sums of one variant."""
     layer, variant = key
     sums_RM = scores.sums[key].numpy()
-    tokens_R = scores.tokens_R[: len(sums_RM)].numpy().astype(np.float64)
-    dropped = len(sums_RM) < len(scores.tokens_R)
+    tokens_R = scores.tokens_R.numpy().astype(np.float64)
     means_M = sums_RM.sum(axis=0) / tokens_R.sum()
     means: dict[TextMeasure, float] = dict(zip(MEASURES, means_M.tolist(), strict=True))
-    if dropped:
-        means["kl"] *= float(tokens_R.sum() / scores.tokens_R.sum())
     errors = {measure: standard_error(sums_RM[:, index], tokens_R) for index, measure in enumerate(MEASURES)}
     return BlockScore(
         layer=layer,
@@ -49,7 +44,6 @@ def _block_score(scores: Scores, key: BlockKey) -> BlockScore:
             measure: tuple(round(value, DIGITS) for value in sums_RM[:, index].tolist())
             for index, measure in enumerate(MEASURES)
         },
-        dropped=dropped,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the exact choice is compared with, at the same limits and from the same library."""
+"""Baselines of the exact choice: other choices at the same limits, from the same library."""
 
 import itertools
 import random
@@ -13,11 +13,11 @@ from components.search.solver.problem import Choice
 from components.search.solver.solve import fits, minimise, solve_problem
 
 NODES = 20_000
-"""Where the proof of a baseline is given up, seconds: layers that are all alike have no end of equal choices."""
+"""Nodes after which a baseline is not searched any further: layers that are all alike have many equal choices."""
 
 
 def random_choice(table: OptionTable, limits: Mapping[str, float], seed: int) -> tuple[int, ...]:
-    """A choice within the limits that knows nothing of quality: the solver's, for random scores.
+    """A choice within the limits that ignores quality: the best one for random scores.
 
     Raises:
         InfeasibleBudget: no choice meets the limits.
@@ -33,7 +33,7 @@ def random_choice(table: OptionTable, limits: Mapping[str, float], seed: int) ->
 
 
 def most_parameters(table: OptionTable, limits: Mapping[str, float], known: Choice) -> Choice:
-    """The choice with the most parameters within the limits, or one with all but as many: size stands for quality.
+    """The choice with the most parameters within the limits, or nearly so; its rule is that size is quality.
 
     Args:
         table: options of all slots.
@@ -51,14 +51,14 @@ def most_parameters(table: OptionTable, limits: Mapping[str, float], known: Choi
 def uniform_choice(table: OptionTable, limits: Mapping[str, float]) -> tuple[int, ...] | None:
     """The same attention and the same FFN in every layer that offers them, the best pair within the limits.
 
-    A layer that does not, or that has to hold an option, goes its own way: the parent's, or the one it has to hold.
-    None where no pair is within the limits.
+    A layer that does not offer one has the parent's sub-block, and a layer with a fixed option has that. None where no
+    pair is within the limits.
     """
     names = [[option.name for option in slot.options] for slot in table.slots]
     offered = [list(dict.fromkeys(itertools.chain.from_iterable(names[part::2]))) for part in range(min(2, len(names)))]
     choices = [
         tuple(
-            table.held.get(slot, row.index(pair[slot % 2]) if pair[slot % 2] in row else 0)
+            table.fixed_options.get(slot, row.index(pair[slot % 2]) if pair[slot % 2] in row else 0)
             for slot, row in enumerate(names)
         )
         for pair in itertools.product(*offered)
@@ -71,7 +71,7 @@ def uniform_choice(table: OptionTable, limits: Mapping[str, float]) -> tuple[int
 class Candidate:
     """One way to build a whole layer: an option for each of its slots."""
 
-    picks: tuple[int, ...]
+    options: tuple[int, ...]
     score: float
     costs: Costs
 
@@ -79,9 +79,9 @@ class Candidate:
 def greedy_choice(table: OptionTable, limits: Mapping[str, float]) -> tuple[int, ...]:
     """Layer by layer, easiest first, the best candidate that the layer's share of the budget allows.
 
-    The budget is split evenly over layers; what a layer leaves goes to the next. A layer also leaves what later layers
-    need at the least, so that the result is within the limits wherever one candidate of each layer is the cheapest in
-    everything.
+    The budget is split evenly over layers; what a layer does not use goes to the next. What later layers need at least
+    is reserved for them. So the result is within the limits if each layer has one candidate that is cheapest in
+    every cost.
 
     Source: arXiv 2411.19146, appendix F.2.2.
     """
@@ -90,33 +90,33 @@ def greedy_choice(table: OptionTable, limits: Mapping[str, float]) -> tuple[int,
     }
     order = sorted(layers, key=lambda layer: statistics.fmean(candidate.score for candidate in layers[layer]))
     cheapest = {layer: _cheapest(candidates, limits) for layer, candidates in layers.items()}
-    room = {resource: limit - table.fixed.of(resource) for resource, limit in limits.items()}
+    available = {resource: limit - table.fixed.of(resource) for resource, limit in limits.items()}
     spent, chosen = Costs(), {}
     for done, layer in enumerate(order, 1):
-        budget = {resource: whole * done / len(order) for resource, whole in room.items()}
+        budget = {resource: whole * done / len(order) for resource, whole in available.items()}
         reserved = sum((cheapest[later].costs for later in order[done:]), start=Costs())
         allowed = [
             candidate
             for candidate in layers[layer]
-            if fits(spent + candidate.costs, budget) and fits(spent + candidate.costs + reserved, room)
+            if fits(spent + candidate.costs, budget) and fits(spent + candidate.costs + reserved, available)
         ]
         chosen[layer] = min(allowed, key=lambda candidate: candidate.score, default=cheapest[layer])
         spent += chosen[layer].costs
-    return tuple(itertools.chain.from_iterable(chosen[layer].picks for layer in layers))
+    return tuple(itertools.chain.from_iterable(chosen[layer].options for layer in layers))
 
 
 def _candidates(slots: Sequence[Slot]) -> list[Candidate]:
     """Every combination of the options of a layer's slots; scores and costs add up."""
     return [
         Candidate(
-            picks=picks,
-            score=sum(slot.options[pick].score for slot, pick in zip(slots, picks, strict=True)),
-            costs=sum((slot.options[pick].costs for slot, pick in zip(slots, picks, strict=True)), start=Costs()),
+            options=options,
+            score=sum(slot.options[option].score for slot, option in zip(slots, options, strict=True)),
+            costs=sum((slot.options[option].costs for slot, option in zip(slots, options, strict=True)), start=Costs()),
         )
-        for picks in itertools.product(*(slot.allowed_options for slot in slots))
+        for options in itertools.product(*(slot.allowed_options for slot in slots))
     ]
 
 
 def _cheapest(candidates: Sequence[Candidate], limits: Mapping[str, float]) -> Candidate:
-    """The candidate that takes the least, summed over limited resources as shares of their limits."""
+    """The candidate with the lowest costs, summed over limited resources as shares of their limits."""
     return min(candidates, key=lambda candidate: sum(candidate.costs.of(r) / limit for r, limit in limits.items()))

@@ -1,4 +1,4 @@
-"""Why a layer of the child is as it is: what the best choice would be if it held another sub-block."""
+"""Why a layer of the child has its sub-blocks: the best choice that has another option there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class SlotReason:
-    """Why a slot holds what it holds.
+    """Why a slot has its option.
 
     Attributes:
         part: attention or FFN.
@@ -61,14 +61,14 @@ class SlotReason:
 def explain_layer(
     table: OptionTable, limits: Mapping[str, float], choice: Choice, layer: int, margins: Sequence[Margin] = ()
 ) -> list[SlotReason]:
-    """Why the attention and the FFN of a layer are what they are.
+    """Why a layer has its attention and its FFN.
 
     Args:
         table: options of all layers.
         limits: absolute limits.
         choice: the best choice within them.
         layer: of the parent, from 0.
-        margins: how well it is known that the next best of each slot is worse than this choice.
+        margins: for each slot, the difference to the next best choice and its standard error.
     """
     known = {(margin.layer, margin.part): margin for margin in margins}
     return [
@@ -91,7 +91,7 @@ def _reason(
         part=slot.part,
         chosen=chosen.option,
         reason=f"{chosen.option} is what the recipe fixes here"
-        if slot.held is not None
+        if slot.fixed_option is not None
         else _sentence(chosen, [alternative for alternative in found if not alternative.chosen]),
         alternatives=tuple(found),
     )
@@ -100,13 +100,13 @@ def _reason(
 def _alternative(
     table: OptionTable, limits: Mapping[str, float], choice: Choice, number: int, index: int
 ) -> Alternative:
-    """The best child in which a slot holds one of its options."""
+    """The best child in which a slot has this option."""
     problem = table.problem(table.scores, limits)
     chosen = choice[number] == index
     slot = table.slots[number]
-    held = problem.with_fixed({number: index})
+    with_option = problem.with_fixed({number: index})
     known = [choice] if chosen else []
-    solution = solve_problem(held, known=known, max_nodes=MAX_NODES) if index in slot.allowed_options else None
+    solution = solve_problem(with_option, known=known, max_nodes=MAX_NODES) if index in slot.allowed_options else None
     option = slot.options[index]
     if solution is None:
         return Alternative(option.name, chosen, option.score, option.costs, None, None, None, None)
@@ -123,7 +123,7 @@ def _alternative(
 
 
 def _with_noise(alternative: Alternative, margin: Margin | None) -> Alternative:
-    """An option with the noise of its difference, where it is the one that this is known of."""
+    """Add the standard error if the margin is about this option."""
     if margin is None or alternative.option != margin.following or alternative.difference is None:
         return alternative
     return replace(alternative, error=margin.error, within_noise=margin.within_noise)

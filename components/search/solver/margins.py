@@ -37,7 +37,7 @@ def margins(
         shards: what scores were made from.
         measure: what the scores of the table are.
     """
-    problem = table.problem(table.scores, limits).with_fixed(table.held)
+    problem = table.problem(table.scores, limits).with_fixed(table.fixed_options)
     sums, tokens_R = _row_sums(table, shards, measure)
     found = []
     for number, slot in enumerate(table.slots):
@@ -68,12 +68,8 @@ def margins(
 def _row_sums(table: OptionTable, shards: Sequence[ShardScores], measure: Measure) -> tuple[list[list[Rows]], Rows]:
     """Of each option of each slot, the sums over the rows that all variants were scored on; and the tokens of those."""
     blocks = [block for shard in shards for block in shard.blocks]
-    rows = min((len(block.row_sums.get(measure, ())) for block in blocks if not block.dropped), default=0)
-    known = {
-        (block.layer, block.part, block.size): np.array(block.row_sums[measure][:rows])
-        for block in blocks
-        if not block.dropped
-    }
+    rows = min((len(block.row_sums.get(measure, ())) for block in blocks), default=0)
+    known = {(block.layer, block.part, block.size): np.array(block.row_sums[measure][:rows]) for block in blocks}
     nothing = np.zeros(rows)
     sums = [
         [known.get((slot.layer, slot.part, option.size), nothing) for option in slot.options] for slot in table.slots

@@ -23,21 +23,21 @@ class Option(Config):
 
 
 class Slot(Config):
-    """A place that holds exactly one sub-block: the attention or the FFN of a layer."""
+    """The attention or the FFN of a layer; a choice has exactly one option for it."""
 
     layer: int
     """Layer of the parent, from 0."""
     part: Part
     """Attention or FFN."""
     options: tuple[Option, ...]
-    """What it may hold, the parent's own first."""
-    held: int | None = None
-    """Number of the one that it has to hold; None where it may be any."""
+    """Its options, the parent's own first."""
+    fixed_option: int | None = None
+    """Number of the option that the recipe fixes; None where it fixes none."""
 
     @property
     def allowed_options(self) -> tuple[int, ...]:
         """Numbers of the options that a choice may take."""
-        return tuple(range(len(self.options))) if self.held is None else (self.held,)
+        return tuple(range(len(self.options))) if self.fixed_option is None else (self.fixed_option,)
 
 
 class OptionTable(Config):
@@ -51,7 +51,7 @@ class OptionTable(Config):
     """New tokens of the batch that `request_ms` is the time of; 0 where it is not known."""
 
     def costs(self, choice: Sequence[int]) -> Costs:
-        """Cost of the model in which slot k holds its option `choice[k]`."""
+        """Cost of the model in which slot k has its option `choice[k]`."""
         return sum((slot.options[pick].costs for slot, pick in zip(self.slots, choice, strict=True)), start=self.fixed)
 
     def score(self, choice: Sequence[int]) -> float:
@@ -64,9 +64,9 @@ class OptionTable(Config):
         return (0,) * len(self.slots)
 
     @property
-    def held(self) -> dict[int, int]:
-        """Slots that have to hold one of their options, and its number."""
-        return {number: slot.held for number, slot in enumerate(self.slots) if slot.held is not None}
+    def fixed_options(self) -> dict[int, int]:
+        """The option of each slot whose option is fixed, by number of the slot."""
+        return {number: slot.fixed_option for number, slot in enumerate(self.slots) if slot.fixed_option is not None}
 
     @property
     def scores(self) -> list[list[float]]:
@@ -96,7 +96,7 @@ class OptionTable(Config):
         """
         fixed = {resource: self.fixed.of(resource) for resource in limits}
         costs = {resource: self.costs_of(resource) for resource in limits}
-        return Problem.of(scores, costs, limits, fixed).with_fixed(self.held)
+        return Problem.of(scores, costs, limits, fixed).with_fixed(self.fixed_options)
 
     def variants(self, choice: Sequence[int]) -> list[tuple[Variant, Variant]]:
         """The attention and the FFN of each layer of a choice."""
@@ -129,6 +129,8 @@ def option_table(
                 Option(name=variant.name, size=variant.size, score=kl, costs=blocks[variant.name])
                 for variant, kl in kls.items()
             )
-            held = [number for number, variant in enumerate(kls) if variant in space.fixed]
-            slots.append(Slot(layer=layer, part=part, options=options, held=held[0] if held else None))
+            fixed_numbers = [number for number, variant in enumerate(kls) if variant in space.fixed]
+            slots.append(
+                Slot(layer=layer, part=part, options=options, fixed_option=fixed_numbers[0] if fixed_numbers else None)
+            )
     return OptionTable(fixed=fixed, slots=tuple(slots), batch_tokens=batch_tokens)

@@ -1,9 +1,10 @@
-"""The best choice of one sub-block a slot within limits, exactly; and the best at each of several limits.
+"""What is asked of the solver: the best choice within limits, several that differ, and the proof of the best.
 
 Source: arXiv 2411.19146, appendix B.
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +17,7 @@ from components.search.config import Limits
 from components.search.costs.resources import RESOURCES, Costs
 from components.search.solver.branch_and_bound import Outcome, search
 from components.search.solver.certificate import Certificate, ProofNode, WholeNumbers, relative_gap
+from components.search.solver.incumbents import far_apart
 from components.search.solver.infeasibility import find_conflict
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import ROUNDING, Choice, Problem
@@ -25,6 +27,9 @@ MAX_PROOF_NODES = 20_000
 
 MAX_NODES = 1_000_000
 """Where a search gives up the proof, some minutes: counted in nodes, so that equal searches give equal answers."""
+
+CLOSE = 2
+"""Up to this distance one search collects all choices that may be in the pool; beyond, they would be too many."""
 
 Status = Literal["optimal", "feasible"]
 
@@ -98,6 +103,45 @@ def _solution(choice: Choice, objective: Fraction, bound: Fraction) -> Solution:
     )
 
 
+def pool(problem: Problem, count: int, *, distance: int = 1, time_limit_s: float = math.inf) -> list[Solution]:
+    """The best choices, best first.
+
+    Args:
+        problem: options and limits.
+        count: how many; fewer come back where there are no more, or time is over.
+        distance: slots in which any two differ at least; 1 gives the `count` best.
+        time_limit_s: for all of them.
+
+    Raises:
+        TimeIsOver: not even one was found.
+
+    Source: arXiv 2411.19146, appendix B (there at most a share alpha of the layers may agree).
+    """
+    deadline = time.monotonic() + time_limit_s
+    rough = _one_by_one(problem, count, distance, deadline, None if distance > CLOSE else 1)
+    if distance > CLOSE:
+        return rough
+    known = [solution.choice for solution in rough]
+    time_left_s = deadline - time.monotonic()
+    outcome = search(problem, known=known, count=count, distance=distance, time_limit_s=time_left_s)
+    outcome.found = far_apart(outcome.found, count, distance)
+    return solutions_of(outcome)
+
+
+def _one_by_one(problem: Problem, count: int, distance: int, deadline: float, max_nodes: int | None) -> list[Solution]:
+    """Each under a limit on what may agree with every earlier one; with few nodes good ones rather than the best."""
+    found: list[Solution] = []
+    while len(found) < count:
+        outcome = search(problem, time_limit_s=deadline - time.monotonic(), max_nodes=max_nodes if found else None)
+        if not outcome.found:
+            if not found:
+                return solutions_of(outcome)
+            break
+        found += solutions_of(outcome)
+        problem = problem.with_no_good_cut(found[-1].choice, distance)
+    return found
+
+
 def certify(
     problem: Problem, choice: Choice, *, fixed: Mapping[int, int] | None = None, max_nodes: int = MAX_PROOF_NODES
 ) -> Certificate:
@@ -106,12 +150,12 @@ def certify(
     Args:
         problem: options and limits, with nothing fixed.
         choice: the best one.
-        fixed: options that slots were told to hold.
+        fixed: option of each slot whose option is fixed.
         max_nodes: the largest proof to keep.
     """
     fixed = dict(fixed or {})
-    held = problem.with_fixed(fixed)
-    outcome = search(held, known=[choice], max_nodes=max_nodes, record=True)
+    restricted = problem.with_fixed(fixed)
+    outcome = search(restricted, known=[choice], max_nodes=max_nodes, record=True)
     objective = problem.objective(choice)
     proven = outcome.complete and outcome.found[0][0] == choice
     return Certificate(
@@ -119,7 +163,7 @@ def certify(
         fixed=fixed,
         choice=choice,
         objective=str(objective),
-        bound=str(objective if proven else min(objective, _root_bound(held, outcome))),
+        bound=str(objective if proven else min(objective, _root_bound(restricted, outcome))),
         nodes=tuple(outcome.nodes) if proven else (ProofNode(multipliers=outcome.multipliers),),
     )
 
@@ -191,26 +235,6 @@ def solve_table(table: Mapping[str, JsonValue], limits: Limits) -> tuple[OptionT
 def minimise(table: OptionTable, objective: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Solution | None:
     """The choice with the lowest sum of `objective[slot][option]` within limits, or None if there is none."""
     return solve_problem(table.problem(objective, limits), max_nodes=MAX_NODES)
-
-
-def pareto_front(
-    table: OptionTable, limits: Mapping[str, float], num_points: int, resource: str = "latency_ms"
-) -> list[tuple[float, Solution]]:
-    """The best choice at each of several limits of one resource, under the other limits as they are.
-
-    Returns:
-        Limit and solution, from the least that the other limits allow to the parent's own; a single limit where that
-        least is not below the parent's.
-    """
-    others = {name: limit for name, limit in limits.items() if name != resource}
-    cheapest = minimise(table, table.costs_of(resource), others)
-    if cheapest is None:
-        return []
-    least, most = (table.costs(choice).of(resource) for choice in (cheapest.choice, table.parent_choice))
-    if least >= most:  # measured: what the other limits leave may be no faster than the parent
-        num_points, most = 1, least
-    steps = [least + (most - least) * k / max(1, num_points - 1) for k in range(num_points)]
-    return [(limit, solve(table, {**others, resource: limit})) for limit in steps]
 
 
 def _infeasible(table: OptionTable, limits: Mapping[str, float]) -> InfeasibleBudget:

@@ -14,13 +14,13 @@ class Subblock(nn.Module):
 
     Attributes:
         part: which of the two.
-        kept_in: precision of the weights that it gives away; its own where None.
+        storage_dtype: precision of the weights that `weights` returns; that of the module where None.
     """
 
     def __init__(self, part: Part, norm: nn.Module, module: nn.Module) -> None:
         super().__init__()
         self.part = part
-        self.kept_in: torch.dtype | None = None
+        self.storage_dtype: torch.dtype | None = None
         self.norm, self.module = norm, module
 
     @classmethod
@@ -42,14 +42,15 @@ class Subblock(nn.Module):
     def weights(self) -> Weights:
         """Tensors by their name within a layer, at the precision that they came with."""
         return {
-            self._outside(name): tensor.to(self.kept_in or tensor.dtype) for name, tensor in self.state_dict().items()
+            self._outside(name): tensor.to(self.storage_dtype or tensor.dtype)
+            for name, tensor in self.state_dict().items()
         }
 
     def load_weights(self, weights: Weights, *, training: bool) -> None:
         """Take tensors that are named as within a layer: copies in float32 to be trained, or the very tensors."""
         state = {name: weights[self._outside(name)].detach() for name in self.state_dict()}
         if training:
-            self.kept_in = next(iter(state.values())).dtype
+            self.storage_dtype = next(iter(state.values())).dtype
             state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
         self.load_state_dict(state, assign=True)
         self.requires_grad_(training)

@@ -1,12 +1,13 @@
 """The stage that trains the block library of a share of the layers."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
+from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.text.packing import PackedStream, load_corpus
 from components.search.config import LibraryConfig
@@ -17,17 +18,18 @@ from components.search.library.local_distillation import distil, shard_layers, v
 from components.search.library.records import LIBRARY_FILE, ShardLibrary
 from components.search.library.warm_start import (
     EarlierBlock,
-    begin_from,
     better_starts,
-    digest_of_weights,
     earlier_blocks,
+    reusable_blocks,
+    start_from,
+    teacher_digests,
 )
 from components.search.space.build import build_subblock, shape_of
-from components.search.space.layer_space import Part, layer_spaces
+from components.search.space.layer_space import layer_spaces
 from components.search.space.library_files import BlockKey, load_block, save_block
 from components.search.space.records import Start, TrainedBlock, write_record
 from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import Weights, initialise, subblock_weights
+from components.search.space.variant_weights import initialise, subblock_weights
 
 
 def library(
@@ -42,63 +44,34 @@ def library(
 ) -> dict[str, JsonValue]:
     """Blockwise local distillation of a share of the layers. Source: arXiv 2411.19146, section 3.
 
-    What an earlier library has trained against the same sub-block is reused, and else begun from where that errs less.
+    A variant that an earlier library trained against the same sub-block is reused. Any other starts from the earlier
+    library where its error is smaller there, else from the parent.
     """
     model = load_parent(parent, context, config.dtype)
     spaces = layer_spaces(config, shape_of(model.config))
-    contributions = load_importance(importance)
     keys = variants_to_train(spaces, shard_layers(len(spaces), *config.shard_index))
-
-    def own(layer: int, part: Part) -> Weights:
-        return subblock_weights(model.model.layers[layer].state_dict(), part)
-
-    teachers = {place: digest_of_weights(own(*place)) for place in dict.fromkeys((k, v.part) for k, v in keys)}
+    teachers = teacher_digests(model, keys)
     known = earlier_blocks(earlier, model.config, keys) if earlier is not None else {}
-    reused = {
-        (layer, variant): block
-        for (layer, variant), block in known.items()
-        if block.teacher == teachers[layer, variant.part] and block.num_steps >= config.distillation.num_steps
-    }
-    left = [key for key in keys if key not in reused]
+    reused = reusable_blocks(known, teachers, config.distillation.num_steps)
+    to_train = [key for key in keys if key not in reused]
 
     stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0)
-    fitted = context.scratch / "linear"
-    num_batches = config.distillation.linear_batches if any(variant.is_linear for _, variant in left) else 0
-    firsts = range(0, num_batches * config.batch_size, config.batch_size)
-    fit_linear(model, left, [stream.batch(first, config.batch_size) for first in firsts], fitted, context)
-
-    def make(key: BlockKey) -> Subblock:
-        layer, variant = key
-        if variant.is_linear and config.distillation.linear_batches:
-            return build_subblock(model, layer, variant, load_block([fitted], key))
-        weights = initialise(
-            own(layer, variant.part),
-            variant,
-            importance_I=contributions.get(layer),
-            head_dim=model.config.head_dim,
-        )
-        return build_subblock(model, layer, variant, weights)
-
+    make = _initialiser(config, model, to_train, stream, importance, context)
     starts = {key: block for key, block in known.items() if key not in reused}
     warm = better_starts(model, make, starts, stream.batch(0, config.batch_size), context)
-
-    def begin(key: BlockKey) -> Subblock:
-        return begin_from(make(key), starts[key].weights()) if key in warm else make(key)
-
     if earlier is not None:
         context.note(
             f"{len(reused)} of {len(keys)} variants are reused from an earlier library, {len(warm)} begin from it, "
-            f"{len(left) - len(warm)} from the parent"
+            f"{len(to_train) - len(warm)} from the parent"
         )
-    errors = distil(model, left, begin, out / "library", stream, config.batch_size, config.distillation, context)
+
+    def begin(key: BlockKey) -> Subblock:
+        return start_from(make(key), starts[key].weights()) if key in warm else make(key)
+
+    errors = distil(model, to_train, begin, out / "library", stream, config.batch_size, config.distillation, context)
     for key, block in reused.items():
         save_block(out / "library", key, block.weights())
-    blocks = tuple(
-        _reused(key, reused[key])
-        if key in reused
-        else _trained(key, errors[key], "earlier" if key in warm else "parent")
-        for key in keys
-    )
+    blocks = _block_records(keys, reused, warm, errors)
     record = ShardLibrary(
         blocks=blocks,
         num_layers=len(spaces),
@@ -108,22 +81,65 @@ def library(
     write_record(out / "library" / LIBRARY_FILE, record)
     last = [block.last_error for block in blocks if block.last_error is not None]
     counts: dict[str, JsonValue] = {"reused": len(reused), "begun_from_earlier": len(warm)} if earlier else {}
-    return {"trained": len(left), **counts, "mean_error": statistics.fmean(last) if last else None}
+    return {"trained": len(to_train), **counts, "mean_error": statistics.fmean(last) if last else None}
 
 
-def _reused(key: BlockKey, block: EarlierBlock) -> TrainedBlock:
-    """What is told of a variant that an earlier library has trained."""
-    return block.told.model_copy(update={"layer": key[0], "start": "reused"})
+def _initialiser(
+    config: LibraryConfig,
+    parent: TesseraForCausalLM,
+    keys: Sequence[BlockKey],
+    stream: PackedStream,
+    importance: Path,
+    context: StageContext,
+) -> Callable[[BlockKey], Subblock]:
+    """A function that makes a variant before training; linear variants are fitted here, all in one pass.
+
+    Args:
+        config: settings of the stage.
+        parent: the weights come from it.
+        keys: the variants that will be asked for.
+        stream: packed training text.
+        importance: contribution of every FFN channel.
+        context: gives scratch space for the fitted weights.
+    """
+    fitted = context.scratch / "linear"
+    num_batches = config.distillation.linear_batches if any(variant.is_linear for _, variant in keys) else 0
+    firsts = range(0, num_batches * config.batch_size, config.batch_size)
+    fit_linear(parent, keys, [stream.batch(first, config.batch_size) for first in firsts], fitted, context)
+    contributions = load_importance(importance)
+
+    def make(key: BlockKey) -> Subblock:
+        layer, variant = key
+        if variant.is_linear and config.distillation.linear_batches:
+            return build_subblock(parent, layer, variant, load_block([fitted], key))
+        own = subblock_weights(parent.model.layers[layer].state_dict(), variant.part)
+        importance_I = contributions.get(layer)
+        weights = initialise(own, variant, importance_I=importance_I, head_dim=parent.config.head_dim)
+        return build_subblock(parent, layer, variant, weights)
+
+    return make
 
 
-def _trained(key: BlockKey, history: Sequence[float], start: Start) -> TrainedBlock:
-    """What is told of a variant that was trained here."""
-    layer, variant = key
-    return TrainedBlock(layer=layer, part=variant.part, size=variant.size, start=start, **_errors(history))
+def _block_records(
+    keys: Sequence[BlockKey],
+    reused: Mapping[BlockKey, EarlierBlock],
+    warm: set[BlockKey],
+    errors: Mapping[BlockKey, Sequence[float]],
+) -> tuple[TrainedBlock, ...]:
+    """One record a variant: how it started, and its errors in training."""
+
+    def record(key: BlockKey) -> TrainedBlock:
+        layer, variant = key
+        if key in reused:
+            return reused[key].record.model_copy(update={"layer": layer, "start": "reused"})
+        start: Start = "earlier" if key in warm else "parent"
+        return TrainedBlock(layer=layer, part=variant.part, size=variant.size, start=start, **_errors(errors[key]))
+
+    return tuple(record(key) for key in keys)
 
 
 def _errors(history: Sequence[float]) -> dict[str, Any]:
-    """What is told of the training of a block; nothing of one that was not trained."""
+    """First and last error of a training, and its steps; empty without training."""
     if not history:
         return {}
     last = statistics.fmean(history[-max(1, len(history) // 10) :])

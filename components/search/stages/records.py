@@ -3,11 +3,11 @@
 from pydantic import Field
 
 from components.core.model.architecture import Architecture
-from components.search.child.records import Chosen, FusionEffect, Picked
+from components.search.child.records import ChildRecord, ChoiceRecord, FusionEffect
 from components.search.config import Measurement
 from components.search.costs.records import Machine
 from components.search.costs.resources import Costs
-from components.search.library.records import CoupledPair, LayerImportance
+from components.search.library.records import LayerImportance
 from components.search.refine.records import CandidateTrial, FeedbackRound
 from components.search.scoring.records import BlockScore
 from components.search.solver.certificate import Certificate
@@ -24,7 +24,7 @@ class SearchTable(OptionTable):
     """The limits that were set, absolute."""
     parent: Costs
     """Predicted cost of the parent."""
-    child: Chosen
+    child: ChildRecord
     """The best choice."""
     proof: Proof
     """Evidence that it is the best."""
@@ -32,11 +32,11 @@ class SearchTable(OptionTable):
     """How far each slot is from another choice, and how well that is known."""
     certificate: Certificate | None = None
     """The evidence in full, which `tessera search check` verifies from the options alone."""
-    random_child: Chosen
+    random_child: ChildRecord
     """A random choice at the same limits."""
-    greedy_child: Chosen
+    greedy_child: ChildRecord
     """A greedy choice at the same limits."""
-    baselines: dict[str, Picked] = Field(default_factory=dict)
+    baselines: dict[str, ChoiceRecord] = Field(default_factory=dict)
     """Other choices at the same limits, of which no model is made: `most parameters`, and `uniform` where one fits."""
     fusion: FusionEffect | None = None
     """Dependency of the child's FFNs on each other, and what fusing them did."""
@@ -56,8 +56,6 @@ class SearchTable(OptionTable):
     """Rounds of the latency feedback; costs are as corrected by them."""
     blocks: tuple[BlockScore, ...]
     """Scores and training errors of all alternative sub-blocks."""
-    coupled: tuple[CoupledPair, ...] = ()
-    """Pairs of the child that were trained together."""
     machine: Machine
     """Where latency was measured."""
 

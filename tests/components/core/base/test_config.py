@@ -17,7 +17,7 @@ from components.search.config import SearchConfig
         (SearchConfig, {"truth": {}}, "truth is called latency_feedback now"),
         (SearchConfig, {"latency_feedback": {"rounds": 3}}, "rounds is called max_rounds now"),
         (SearchConfig, {"allow_unserved": True}, "allow_unserved is called allow_plugin_only_blocks now"),
-        (SearchConfig, {"distillation": {"stop_gain": 1}}, "stop_gain is called early_stop_min_improvement now"),
+        (SearchConfig, {"distillation": {"small_error": 1}}, "small_error is called skip_below_error now"),
     ],
 )
 def test_an_old_key_is_refused_with_the_new_one(config, values, hint):

@@ -46,7 +46,7 @@ def library(parent: TesseraForCausalLM, tmp_path: Path) -> Path:
 
 
 def child_of(parent: TesseraForCausalLM, library: Path, batches: list[Batch], fusion: Fusion) -> Child:
-    return ChildFactory(parent, SPACES, [library], fusion, batches).child(CHOICE, measured=True)
+    return ChildFactory(parent, SPACES, [library], fusion, batches).child(CHOICE, with_dependencies=True)
 
 
 def files_of(child: Child, folder: Path) -> dict[str, bytes]:
@@ -54,19 +54,17 @@ def files_of(child: Child, folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("padded", [False, True])
 def test_a_child_of_a_paged_parent_is_the_same_with_a_layer_in_memory(
     parent: TesseraForCausalLM,
     parent_folder: Path,
     library: Path,
     batches: list[Batch],
     tmp_path: Path,
-    padded: bool,
 ) -> None:
-    fusion = Fusion(keep_last=False, keep_empty_layers=padded)
+    fusion = Fusion(keep_last=False)
     paged_parent = load_model(parent_folder, paged=True)
     resident, paged = (child_of(one, library, batches, fusion) for one in (parent, paged_parent))
-    assert [layer.parent_layers for layer in paged.fused] == [(0,), (1, 3), *([(2,), (3,)] if padded else [])]
+    assert [layer.parent_layers for layer in paged.fused] == [(0,), (1, 3)]
     assert paged.dependencies == resident.dependencies != {}
     kls = [
         held_out_kl(one, (child.unfused, child.model), batches)

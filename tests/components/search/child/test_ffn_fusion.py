@@ -88,19 +88,9 @@ def test_a_linear_ffn_ends_a_run() -> None:
     assert [block.parent_layers for block in fuse_layers(layers, Fusion(keep_last=False))] == [(0, 1), (2,), (3, 4)]
 
 
-def test_empty_layers_can_stay_as_padding() -> None:
-    layers = [layer(0, heads=1), layer(1), layer(2, width=0), layer(3), layer(4), layer(5, heads=1)]
-    kept = fuse_layers(layers, Fusion(keep_last=False, keep_empty_layers=True))
-    assert [block.parent_layers for block in kept] == [(0,), (1, 3, 4), (2,), (3,), (4,), (5,)]
-    assert [bool(block.read()) for block in kept] == [True, True, False, False, False, True]
-    assert [block.is_empty for block in kept] == [False, False, True, True, True, False]
-    assert len(fuse_layers(layers, Fusion(enabled=False, keep_empty_layers=True))) == len(layers)
-
-
 LIMITS = st.builds(
     Fusion,
     keep_last=st.booleans(),
-    max_layers=st.none() | st.integers(2, 4),
     max_channels=st.none() | st.integers(1, 12),
     max_dependency=st.none() | st.floats(0, 1),
 )
@@ -124,9 +114,8 @@ def test_groups_are_the_fewest_within_the_limits_and_then_the_least_dependent(
             within = [dependencies[pair] for pair in itertools.combinations(group, 2)]
             total += sum(within)
             too_wide = config.max_channels and sum(widths[n] for n in group) > config.max_channels
-            too_long = config.max_layers and len(group) > config.max_layers
             too_close = config.max_dependency is not None and max(within, default=0) > config.max_dependency
-            if len(group) > 1 and (too_wide or too_long or too_close):
+            if len(group) > 1 and (too_wide or too_close):
                 return None
         return len(groups), total
 
@@ -174,15 +163,3 @@ def test_dependency_is_what_removing_an_earlier_ffn_changes(parent: TesseraForCa
             expected = 1 - torch.nn.functional.cosine_similarity(whole, without, dim=-1).mean()
             assert distance == pytest.approx(float(expected), abs=1e-4)
             assert distance > 0.01
-
-
-def test_padding_changes_nothing_that_the_model_computes(parent: TesseraForCausalLM, batches: list[Batch]) -> None:
-    layers = without_attention(parent, 1)
-    config = Fusion(keep_last=False)
-    dropped = assemble(parent, fuse_layers(layers, config))
-    padded = assemble(parent, fuse_layers(layers, config.model_copy(update={"keep_empty_layers": True})))
-    ids = batches[0].input_ids_BT
-    with torch.no_grad():
-        assert torch.equal(dropped(ids).logits, padded(ids).logits)
-    assert dropped.config.parent_layers == [1, 4]
-    assert padded.config.parent_layers == [1, 4, 4, 4]

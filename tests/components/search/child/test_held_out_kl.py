@@ -95,7 +95,6 @@ def test_candidates_are_distilled_alike_and_again_to_the_same_numbers(
             batches,
             Candidates(count=2, num_steps=12, learning_rate=2e-3),
             batch_size=4,
-            seed=0,
             context=own,
         )
         assert sum(trial.chosen for trial in found) == 1

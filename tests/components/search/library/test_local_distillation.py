@@ -13,7 +13,7 @@ from components.core.text.packing import Batch, PackedStream, load_corpus
 from components.search.child.assemble import child_layers
 from components.search.config import Distillation, Space
 from components.search.library.activations import observe
-from components.search.library.block_trainer import is_settled, normalised_mse
+from components.search.library.block_trainer import normalised_mse
 from components.search.library.local_distillation import distil, shard_layers, variants_to_train
 from components.search.space.build import build_subblock
 from components.search.space.layer_space import Variant, layer_spaces
@@ -159,31 +159,6 @@ def test_variants_that_are_good_enough_stay_as_they_were(
     assert len(errors[half]) == 3
     own = parent.model.layers[1].state_dict()
     assert torch.equal(load_block([tmp_path], whole)["mlp.up_proj.weight"], own["mlp.up_proj.weight"])
-
-
-def test_a_variant_is_taught_until_its_error_no_longer_falls() -> None:
-    config = Distillation(skip_below_error=0.01, early_stop_window=2, early_stop_min_improvement=0.1)
-    assert is_settled([0.009], config)
-    assert not is_settled([0.5, 0.5, 0.5], config)
-    assert is_settled([0.5, 0.5, 0.46, 0.46], config)
-    assert not is_settled([0.5, 0.5, 0.44, 0.44], config)
-    assert not is_settled([0.5] * 9, Distillation())
-
-
-def test_a_settled_variant_changes_no_more_and_the_others_go_on(
-    parent: TesseraForCausalLM, stream: PackedStream, tmp_path: Path
-) -> None:
-    keys, config = [(1, Variant("attention", 2)), (1, Variant("ffn", 32))], Distillation(num_steps=12)
-    whole, early = (
-        distil(parent, keys, untrained(parent), tmp_path / name, stream, 4, settings, quiet_context(tmp_path / name))
-        for name, settings in (
-            ("a", config),
-            ("b", config.model_copy(update={"early_stop_window": 1, "early_stop_min_improvement": 0.5})),
-        )
-    )
-    for key, errors in early.items():
-        assert errors == whole[key][: len(errors)]
-        assert len(errors) < 12
 
 
 def test_a_child_has_the_librarys_weights_and_elsewhere_the_parents(

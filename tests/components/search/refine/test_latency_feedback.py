@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from components.search.config import LatencyFeedback
 from components.search.costs.resources import Costs
-from components.search.refine.latency_feedback import Measured, calibrate_latency, correct
+from components.search.refine.latency_feedback import MeasuredChild, calibrate_latency, correct
 from components.search.solver.option_table import Option, OptionTable, Slot
 from components.search.solver.problem import Choice
 from components.search.solver.solve import solve
@@ -42,14 +42,14 @@ TABLE = table_of(SUMS, 1.0, SCORES)
 PARENT = TABLE.costs(TABLE.parent_choice)
 
 
-def truth_of(choice: Choice, *, pace: float = 1.0, fused: float = 0.05) -> Measured:
+def truth_of(choice: Choice, *, pace: float = 1.0, fused: float = 0.05) -> MeasuredChild:
     """A machine on which attention costs more than measured, FFNs less, and layers without attention save something."""
     wrong = {"attention-4": 0.66, "attention-2": 0.5, "ffn-64": 0.24, "ffn-32": 0.15}
     real = table_of(wrong, 1.2, SCORES)
     saved = fused * sum(pick == 2 for pick in choice[::2])
     parent, child = real.costs(TABLE.parent_choice), real.costs(choice)
     shorter = costs(pace * (child.latency_ms - saved), pace * (child.time_to_first_token_ms - saved))
-    return Measured(costs(pace * parent.latency_ms, pace * parent.time_to_first_token_ms), shorter, 0.01)
+    return MeasuredChild(costs(pace * parent.latency_ms, pace * parent.time_to_first_token_ms), shorter, 0.01)
 
 
 @pytest.mark.parametrize("resource", ["latency_ms", "time_to_first_token_ms", "request_ms"])
@@ -82,7 +82,7 @@ def test_without_rounds_nothing_is_measured_and_sums_that_are_right_stay() -> No
     plain = calibrate_latency(TABLE, limits, lambda choice: pytest.fail("measured"), LatencyFeedback(), NEW_TOKENS)
     assert (plain.table, plain.rounds, plain.solution) == (TABLE, (), solve(TABLE, limits))
     right = calibrate_latency(
-        TABLE, limits, lambda choice: Measured(PARENT, TABLE.costs(choice), 0.0), LOOP, NEW_TOKENS
+        TABLE, limits, lambda choice: MeasuredChild(PARENT, TABLE.costs(choice), 0.0), LOOP, NEW_TOKENS
     )
     assert (right.table, len(right.rounds)) == (TABLE, 1)
     assert right.rounds[0].error < 1e-12

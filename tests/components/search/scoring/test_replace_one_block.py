@@ -18,7 +18,6 @@ from components.search.child.ffn_fusion import ChildLayer
 from components.search.config import MEASURES
 from components.search.scoring import replace_one_block as scoring
 from components.search.scoring.replace_one_block import Replacements, Scores, score_replacements
-from components.search.scoring.score_table import shard_scores
 from components.search.space.build import build_subblock, shape_of
 from components.search.space.layer_space import Part, Size, Variant
 from components.search.space.library_files import BlockKey
@@ -118,40 +117,17 @@ def test_the_parents_own_block_scores_zero(
     assert means(scores, key) == pytest.approx(dict.fromkeys(MEASURES, 0), abs=1e-6)
 
 
-def test_operations_are_counted_as_torch_counts_them(
+def test_scoring_takes_less_than_a_forward_pass_a_variant(
     parent: TesseraForCausalLM, replacements: Replacements, batches: list[Batch], context: StageContext
 ) -> None:
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as spent:
-            scores = score_replacements(parent, replacements, batches[:1], context)
+            score_replacements(parent, replacements, batches[:1], context)
         with FlopCounterMode(display=False) as naive, torch.no_grad():
             for key, replacement in replacements.items():
                 child = whole_child(parent, key, replacement)
                 child(batches[0].input_ids_BT, segment_ids=batches[0].segment_ids_BT)
-    uncounted = parent_head_flops(parent, batches[0])
-    assert scores.flops.naive == naive.get_total_flops()
-    assert scores.flops.spent == pytest.approx(spent.get_total_flops(), abs=uncounted)
-    assert 0.3 < scores.flops.share < 0.6
-
-
-def parent_head_flops(parent: TesseraForCausalLM, batch: Batch) -> int:
-    """One head on all positions: the most that sums over rows, and measures, may add."""
-    return 2 * batch.input_ids_BT.numel() * int(parent.config.hidden_size * parent.config.vocab_size)
-
-
-def test_a_budget_of_time_leaves_every_variant_with_as_many_rows(
-    parent: TesseraForCausalLM,
-    replacements: Replacements,
-    batches: list[Batch],
-    context: StageContext,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(scoring, "TOKENS_IN_FLIGHT", 1)
-    whole = score_replacements(parent, replacements, batches, context)
-    cut = score_replacements(parent, replacements, batches, context, seconds=1e-9)
-    assert len(cut.tokens_R) == 2 < len(whole.tokens_R)
-    for key in replacements:
-        assert torch.equal(cut.sums[key], whole.sums[key][:2])
+    assert 0.3 < spent.get_total_flops() / naive.get_total_flops() < 0.6
 
 
 def test_an_interrupted_scoring_goes_on_to_the_same_bits(
@@ -172,30 +148,6 @@ def test_an_interrupted_scoring_goes_on_to_the_same_bits(
     resumed = score_replacements(parent, replacements, batches, context)
     assert torch.equal(resumed.tokens_R, whole.tokens_R)
     assert all(torch.equal(resumed.sums[key], whole.sums[key]) for key in replacements)
-    assert (resumed.flops.spent, resumed.flops.naive) == (whole.flops.spent, whole.flops.naive)
-
-
-def test_a_variant_above_its_ceiling_is_dropped_with_a_score_that_is_still_above(
-    parent: TesseraForCausalLM,
-    replacements: Replacements,
-    batches: list[Batch],
-    context: StageContext,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(scoring, "TOKENS_IN_FLIGHT", 1)
-    whole = score_replacements(parent, replacements, batches, context)
-    kl = {key: float(sums[:, MEASURES.index("kl")].sum()) for key, sums in whole.sums.items()}
-    key = max(kl, key=lambda key: kl[key])
-    cut = score_replacements(parent, replacements, batches, context, ceilings={key: kl[key] / 3})
-    block = next(
-        block
-        for block in shard_scores(cut).blocks
-        if (block.layer, block.part, block.size) == (key[0], key[1].part, key[1].size)
-    )
-    assert block.dropped
-    assert kl[key] / 3 < block.kl * int(whole.tokens_R.sum()) < kl[key]
-    assert cut.flops.spent < whole.flops.spent
-    assert all(torch.equal(cut.sums[other], whole.sums[other]) for other in replacements if other != key)
 
 
 def test_a_parent_read_layer_by_layer_scores_the_same(

@@ -1,31 +1,16 @@
-"""Standard errors against resampling, margins against all choices, dropping against the solver's answer."""
+"""Standard errors against resampling, margins against all choices."""
 
 import itertools
-from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from components.core.model.decoder import TesseraForCausalLM
-from components.core.runtime.context import quiet_context
-from components.core.text.packing import Batch
 from components.search.costs.resources import Costs
-from components.search.scoring import replace_one_block as scoring
-from components.search.scoring.dominance import score_undominated
 from components.search.scoring.records import BlockScore, ShardScores
-from components.search.scoring.replace_one_block import score_replacements
-from components.search.scoring.score_table import shard_scores
 from components.search.scoring.uncertainty import standard_error
 from components.search.solver.margins import margins
 from components.search.solver.option_table import Option, OptionTable, Slot
 from components.search.solver.solve import solve_problem
-from components.search.space.build import build_subblock
-from components.search.space.layer_space import Variant
-from components.search.space.library_files import BlockKey
-from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import initialise, subblock_weights
 
 
 def test_standard_error_is_the_spread_of_means_of_other_text() -> None:
@@ -91,61 +76,3 @@ def test_no_margin_where_nothing_else_is_within_the_limits() -> None:
     table, shard = made_up(0)
     found = margins(table, {"parameters": 0.0}, (2, 2, 2, 2), [shard], "kl")
     assert all(margin.following is None and margin.within_noise is None for margin in found)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_best_choice_is_the_same_with_dominated_variants_dropped(
-    parent: TesseraForCausalLM,
-    batches: list[Batch],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    seed: int,
-) -> None:
-    monkeypatch.setattr(scoring, "TOKENS_IN_FLIGHT", 1)
-    generator = np.random.default_rng(seed)
-    variants: dict[BlockKey, Subblock | None] = {}
-    for layer in range(2):
-        own = subblock_weights(parent.model.layers[layer].state_dict(), "ffn")
-        variants[layer, Variant("ffn", 0)] = None
-        for width in (8, 32, 48):
-            weights = initialise(own, Variant("ffn", width), importance_I=torch.rand(64), head_dim=32)
-            spoilt = {
-                name: tensor * (3.0 if width == 48 else float(generator.choice([1.0, 3.0])))
-                for name, tensor in weights.items()
-            }
-            variants[layer, Variant("ffn", width)] = build_subblock(parent, layer, Variant("ffn", width), spoilt)
-    costs = {key: (float(key[1].count), float(generator.integers(1, 4)) if key[1].size else 1.0) for key in variants}
-    own_costs: dict[BlockKey, tuple[float, float]] = {(layer, Variant("ffn", 64)): (64, 3.0) for layer in range(2)}
-
-    whole = shard_scores(score_replacements(parent, variants, batches, quiet_context(tmp_path / "a")))
-    found = score_undominated(
-        parent,
-        variants,
-        batches,
-        quiet_context(tmp_path / "b"),
-        costs=costs | own_costs,
-    )
-    cut = shard_scores(found)
-    assert any(block.dropped for block in cut.blocks)
-
-    def best(scores: ShardScores, limit: float) -> Fraction:
-        """By all choices; the score of the chosen ones as the whole text has it."""
-        kl = {(b.layer, b.size): b.kl for b in scores.blocks} | {(layer, 64): 0.0 for layer in range(2)}
-        true = {(b.layer, b.size): b.kl for b in whole.blocks} | {(layer, 64): 0.0 for layer in range(2)}
-        sizes = (64, 48, 32, 8, 0)
-        weight = {
-            (layer, size): (64, 3.0) if size == 64 else costs[layer, Variant("ffn", size)]
-            for layer in range(2)
-            for size in sizes
-        }
-        within = [
-            c
-            for c in itertools.product(sizes, repeat=2)
-            if sum(weight[n, s][0] for n, s in enumerate(c)) <= limit
-            and sum(weight[n, s][1] for n, s in enumerate(c)) <= 5
-        ]
-        chosen = min(within, key=lambda c: sum(kl[n, s] for n, s in enumerate(c)))
-        return Fraction(sum(true[n, s] for n, s in enumerate(chosen)))
-
-    for limit in (0, 8, 16, 40, 64, 96, 128):
-        assert best(cut, limit) == best(whole, limit)

@@ -67,7 +67,7 @@ def test_the_best_uniform_choice(seed: int, layers: int, share: float) -> None:
 def test_a_uniform_choice_leaves_a_layer_what_it_has_to_hold() -> None:
     table = make_table(0, 3)
     slots = tuple(
-        slot.model_copy(update={"held": 0}) if number == 3 else slot for number, slot in enumerate(table.slots)
+        slot.model_copy(update={"fixed_option": 0}) if number == 3 else slot for number, slot in enumerate(table.slots)
     )
     found = uniform_choice(table.model_copy(update={"slots": slots}), {"latency_ms": 2.0})
     assert found is not None

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from components.search.solver.certificate import Certificate, WrongCertificate, check
 from components.search.solver.infeasibility import find_conflict
 from components.search.solver.problem import Choice, Problem
-from components.search.solver.solution_pool import pool
-from components.search.solver.solve import certify, solve_problem
+from components.search.solver.solve import certify, pool, solve_problem
 
 Rows = list[list[float]]
 Table = tuple[Rows, dict[str, Rows]]

@@ -12,8 +12,9 @@ from components.search.costs.resources import Costs
 from components.search.solver.baselines import greedy_choice, random_choice
 from components.search.solver.certificate import check
 from components.search.solver.explain import explain_layer
+from components.search.solver.fronts import pareto_front
 from components.search.solver.option_table import Option, OptionTable, Slot
-from components.search.solver.solve import absolute_limits, certify, fits, pareto_front, solve, solve_table
+from components.search.solver.solve import absolute_limits, certify, fits, solve, solve_table
 
 
 def option(size: int, score: float, parameters: int, kv: int, latency_ms: float) -> Option:
@@ -52,7 +53,7 @@ def brute_force(table: OptionTable, limits: dict[str, float]) -> float | None:
 def held_tables(draw: st.DrawFn) -> OptionTable:
     """The same, some slots of which have to hold one of their options."""
     table = draw(tables())
-    slots = [slot.model_copy(update={"held": draw(st.sampled_from([None, 0, 1, 2]))}) for slot in table.slots]
+    slots = [slot.model_copy(update={"fixed_option": draw(st.sampled_from([None, 0, 1, 2]))}) for slot in table.slots]
     return table.model_copy(update={"slots": tuple(slots)})
 
 
@@ -118,15 +119,15 @@ def test_slots_hold_what_they_have_to_in_every_choice_and_in_the_proof(
     solution = solve(table, limits)
     assert table.score(solution.choice) == pytest.approx(best, abs=1e-8)
     for choice in (solution.choice, greedy_choice(table, limits), random_choice(table, limits, seed)):
-        assert {slot: choice[slot] for slot in table.held} == table.held
-    proof = certify(table.problem(table.scores, limits), solution.choice, fixed=table.held)
+        assert {slot: choice[slot] for slot in table.fixed_options} == table.fixed_options
+    proof = certify(table.problem(table.scores, limits), solution.choice, fixed=table.fixed_options)
     costs = {name: table.costs_of(name) for name in limits}
     assert check(table.scores, costs, proof, table.fixed.model_dump()) == 0
 
 
 def test_the_recipe_is_the_reason_where_it_fixes_an_option() -> None:
     table = table_of([full(0), half(0.1)], [full(0), half(0.2), none(0.9)])
-    table = table.model_copy(update={"slots": (table.slots[0].model_copy(update={"held": 1}), table.slots[1])})
+    table = table.model_copy(update={"slots": (table.slots[0].model_copy(update={"fixed_option": 1}), table.slots[1])})
     limits = {"latency_ms": 3.0}
     attention, ffn = explain_layer(table, limits, solve(table, limits).choice, 0)
     assert attention.reason == "option-1 is what the recipe fixes here"

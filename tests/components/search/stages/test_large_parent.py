@@ -64,7 +64,7 @@ CONFIG = {
     "scoring_batches": 2,
     "distillation": {"num_steps": 2},
     "limits": {"latency_ms": "60%"},
-    "fusion": {"max_layers": 3, "max_dependency": 2.0, "keep_last": False},
+    "fusion": {"max_channels": 3072, "max_dependency": 2.0, "keep_last": False},
     "pareto_points": 2,
 }
 

@@ -11,11 +11,10 @@ from components.core.base.errors import InfeasibleBudget, InputError, RecipeErro
 from components.core.model.checkpoint import load_model, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
-from components.search.child.records import Chosen
+from components.search.child.records import ChildRecord
 from components.search.config import (
     Candidates,
     CostsConfig,
-    Coupled,
     Distillation,
     Fusion,
     ImportanceConfig,
@@ -230,26 +229,13 @@ def test_sub_blocks_are_scored_on_problems(
     assert all(margin.error is not None for margin in table.margins if margin.following)
 
 
-def test_dropping_what_is_dominated_leaves_the_choice(
-    searched: Path, tmp_path: Path, parent_folder: Path, corpus: Path, given_costs: Path
-) -> None:
-    config = CONFIG.model_copy(update={"drop_dominated": True})
-    inputs: dict[str, Any] = {"parent": parent_folder, "corpus": corpus, "costs": given_costs}
-    search(config, context=quiet_context(tmp_path), out=tmp_path, **inputs)
-    found, whole = (
-        SearchTable.model_validate_json((folder / "search_table" / "search.json").read_bytes())
-        for folder in (tmp_path, searched)
-    )
-    assert (found.child.choice, found.child.score) == (whole.child.choice, whole.child.score)
-
-
 def test_children_share_the_bytes_of_what_they_share(searched: Path, parent: TesseraForCausalLM) -> None:
     """With each other, with the library and with a parent that is written alike: all but fused FFNs are theirs."""
     save_model(parent, searched / "parent-by-block", tokenizer=None, by_block=True)
     table = SearchTable.model_validate_json((searched / "search_table" / "search.json").read_text())
     written = {}
     for name in ("child", "random_child", "greedy_child"):
-        chosen: Chosen = getattr(table, name)
+        chosen: ChildRecord = getattr(table, name)
         kept = {layer.parent_layers[0]: layer for layer in chosen.fused_layers if len(layer.parent_layers) == 1}
         fused = {layer.parent_layers[0] for layer in chosen.fused_layers} - kept.keys()
         assert kept
@@ -370,24 +356,3 @@ def test_a_parent_whose_layers_differ_is_searched(
     child = load_model(tmp_path / "child")
     assert len(child.model.layers) == len(table.child.fused_layers)
     assert child.num_parameters() < grown.num_parameters()
-
-
-def test_coupled_pairs_are_the_childs_alone(
-    tmp_path: Path, searched: Path, parent_folder: Path, corpus: Path, given_costs: Path
-) -> None:
-    config = CONFIG.model_copy(update={"coupled": Coupled(num_steps=2)})
-    search(
-        config, context=quiet_context(tmp_path), out=tmp_path, parent=parent_folder, corpus=corpus, costs=given_costs
-    )
-    before, after = (json.loads((out / "search_table" / "search.json").read_text()) for out in (searched, tmp_path))
-    assert (after["child"]["choice"], before["coupled"]) == (before["child"]["choice"], [])
-    assert all({"first_error", "last_error", "layer"} <= pair.keys() for pair in after["coupled"])
-    changed = {
-        name: not same_weights(tmp_path / name, searched / name) for name in ("child", "random_child", "greedy_child")
-    }
-    assert changed == {"child": bool(after["coupled"]), "random_child": False, "greedy_child": False}
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    states = [load_model(folder).state_dict() for folder in (one, other)]
-    return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
