@@ -20,7 +20,7 @@ TIMEOUT_S, MEMORY_MIB = 10, 2048
 
 def safetensors(data: bytes, folder: Path) -> None:
     """A header, its length as said or as is."""
-    from components.core.model.safetensors_header import read_shapes
+    from components.core.model.inspection import read_shapes
 
     header = data[1:]
     length = struct.pack("<Q", len(header)) if data[:1] < b"\x80" else b""
@@ -111,7 +111,6 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
 
     with atheris.instrument_imports(include=["components", "json"]):
         import components.core.model.inspection
-        import components.core.model.safetensors_header
         import components.core.store.store
         import components.core.text.tokenizer_files
         import components.data.own_files  # noqa: F401

@@ -1,24 +1,30 @@
 """What a checkpoint is, and whether it may be read, from its configuration and file headers alone. Light: no torch."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from components.core.base.errors import CheckpointError
 from components.core.model.architecture import WEIGHT_BYTES, Architecture
 from components.core.model.families import refuse_unsupported
-from components.core.model.safetensors_header import read_shapes
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
 """What is parsed at once; configurations and indexes are far smaller."""
+MAX_HEADER_BYTES = 16 << 20
+"""Header of a safetensors file at most: a hundred thousand tensors. Parsing takes several times as much memory."""
+WEIGHT_DTYPES = ("F64", "F32", "BF16", "F16")
+"""What unquantised weights are stored as."""
 RECOMPUTED = ".rotary_emb.inv_freq"
 """Ending of names that old checkpoints carry and nobody reads."""
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
-    """Tell of a checkpoint folder or a `config.json`, also where weights are absent.
+    """Facts about a checkpoint folder or a `config.json`; the weights need not be there.
 
     Raises:
         CheckpointError: there is no readable configuration, or its family is not supported.
@@ -110,6 +116,36 @@ def check_weights(folder: Path, shape: Architecture) -> list[Path]:
         if found[name] != size:
             raise CheckpointError(f"{name} has shape {list(found[name])}, and config.json asks for {list(size)}")
     return files
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a safetensors file, from its header.
+
+    Raises:
+        CheckpointError: the header is damaged or does not match the size of the file, or the weights are quantised.
+    """
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+    if len(prefix) < 8 or struct.unpack("<Q", prefix)[0] > MAX_HEADER_BYTES:
+        raise _damaged(file, f"it begins with no header of at most {MAX_HEADER_BYTES:,} bytes")
+    try:
+        with safe_open(file, "numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            dtypes = {name: str(tensor.get_dtype()) for name, tensor in slices.items()}
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+    except SafetensorError as error:
+        raise _damaged(file, str(error)[:200]) from None
+    for name, dtype in dtypes.items():
+        if dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(
+                f"{file.name}: {name[:80]} is stored as {dtype}",
+                hint=f"start from unquantised weights: {', '.join(WEIGHT_DTYPES)}",
+            )
+    return shapes
+
+
+def _damaged(file: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{file.name} is damaged: {reason}", hint="copy or download it again")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
@@ -13,16 +15,15 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
-import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import components
 import pipelines
 from components.core.base.config import canonical_json
 from components.core.base.errors import CheckpointError, CorruptArtifact, DataError, StoreError, TesseraError
-from components.core.model.inspection import check_checkpoint, inspect_checkpoint
-from components.core.model.safetensors_header import read_shapes
+from components.core.model.inspection import check_checkpoint, inspect_checkpoint, read_shapes
 from components.core.store import backends
 from components.core.store.checksummed_json import seal, unseal
 from components.core.store.garbage_collection import collect_garbage
@@ -109,13 +110,12 @@ def tensor_file(path: Path, header: bytes, data: bytes = b"", length: int | None
 
 
 def accepts(path: Path) -> bool:
-    """Whether a file is taken; where it is, the format's own library takes it too."""
+    """Whether a file is accepted; if it is, loading it gives tensors of the same names and shapes."""
     try:
         shapes = read_shapes(path)
     except CheckpointError:
         return False
-    with safetensors.safe_open(path, "numpy") as opened:
-        assert set(opened.keys()) == set(shapes)
+    assert {name: tuple(tensor.shape) for name, tensor in load_file(path).items()} == shapes
     return True
 
 
@@ -150,6 +150,12 @@ def test_safetensors_files_with_a_changed_byte(tmp_path: Path, place: int, mask:
     assert not accepts(path)
 
 
+def test_a_header_that_names_a_weight_twice_is_read_as_the_loader_reads_it(tmp_path: Path) -> None:
+    entries = [json.dumps({**ENTRY, "shape": shape, "data_offsets": [0, 24]}) for shape in ([2, 3], [6])]
+    header = ",".join(f'"a":{entry}' for entry in entries)
+    assert accepts(tensor_file(tmp_path / "w.safetensors", f"{{{header}}}".encode(), bytes(24)))
+
+
 SIZE = 2 << 20
 BOMBS = {
     "a list": b"[]",
@@ -167,6 +173,26 @@ def test_a_header_takes_memory_and_time_within_a_bound(tmp_path: Path, name: str
     path = tensor_file(tmp_path / "w.safetensors", BOMBS[name])
     assert peak_bytes(lambda: accepts(path)) < BOUND * SIZE
     assert not accepts(path)
+
+
+LARGEST = """
+import resource, struct, sys
+from pathlib import Path
+from components.core.model.inspection import MAX_HEADER_BYTES, read_shapes
+
+entry = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+header = b",".join(entry % number for number in range(MAX_HEADER_BYTES // 60))
+path = Path(sys.argv[1])
+path.write_bytes(struct.pack("<Q", len(header) + 2) + b"{" + header + b"}")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert len(read_shapes(path)) > 100_000
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * MAX_HEADER_BYTES / 1024
+"""
+
+
+def test_the_largest_header_takes_memory_within_a_bound(tmp_path: Path) -> None:
+    """In a process of its own: the library's memory is not Python's."""
+    subprocess.run([sys.executable, "-c", LARGEST, str(tmp_path / "w.safetensors")], check=True)
 
 
 def test_a_header_of_any_length_is_not_read(tmp_path: Path) -> None:

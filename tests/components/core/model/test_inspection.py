@@ -211,7 +211,7 @@ def test_truncated_weights_are_refused_wherever_they_end(folder: Path, share: fl
 def test_weights_with_more_behind_them_are_refused(folder: Path) -> None:
     with (folder / "model.safetensors").open("ab") as stream:
         stream.write(b"more")
-    assert "announces" in refusal(folder).message
+    assert "not fully covered" in refusal(folder).message
 
 
 def tampered(folder: Path, change: Callable[[dict[str, Any]], object]) -> CheckpointError:
@@ -246,12 +246,6 @@ def test_a_tampered_header_is_refused(folder: Path, change: Callable[[dict[str, 
 def test_quantised_weights_are_refused(folder: Path) -> None:
     error = tampered(folder, lambda header: header["model.norm.weight"].update(dtype="I32", shape=[48]))
     assert error.message == "model.safetensors: model.norm.weight is stored as I32"
-
-
-def test_a_header_that_names_a_weight_twice_is_refused(folder: Path) -> None:
-    text = b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}'
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
-    assert "model.safetensors is damaged" in refusal(folder).message
 
 
 def test_a_weight_of_the_wrong_shape_is_named_with_both_shapes(folder: Path) -> None:
