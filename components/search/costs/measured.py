@@ -20,7 +20,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from components.core.base.errors import RecipeError
 from components.core.model.architecture import LINEAR, Architecture
@@ -93,7 +93,7 @@ def measure_costs(
     firsts = [[time.first_token_ms for time in model] for model in times]
     if any(max(rounds) > NOISY * statistics.median(rounds) for rounds in steps):
         context.note("the machine was busy while block costs were measured: times are rough, costs.json has the spread")
-    step, first = Explained.of(shapes, steps), Explained.of(shapes, firsts)
+    step, first = TimeSplit.of(shapes, steps), TimeSplit.of(shapes, firsts)
 
     def timed(costs: Costs, variant: Variant | None) -> Costs:
         latency, prefill = step.parts.get(variant, 0.0), first.parts.get(variant, 0.0)
@@ -218,7 +218,7 @@ def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[
 
 
 @dataclass(frozen=True)
-class Explained:
+class TimeSplit:
     """Times of models as a fixed part (None) and a part for each sub-block.
 
     Attributes:
@@ -237,8 +237,8 @@ class Explained:
     def of(cls, shapes: Sequence[Shape], times_ms: Sequence[Sequence[float]]) -> Self:
         """Explain the measurements of models, equally many of each, those of all but the first at the first's pace."""
         medians = [statistics.median(model) for model in times_ms]
-        fixed, parts, totals = explain(shapes, medians)
-        each = [explain(shapes, [medians[0], *others]) for others in zip(*times_ms[1:], strict=True)]
+        fixed, parts, totals = split_times(shapes, medians)
+        each = [split_times(shapes, [medians[0], *others]) for others in zip(*times_ms[1:], strict=True)]
         spread: dict[Variant | None, float] = {None: _range([fixed for fixed, _, _ in each])}
         spread |= {variant: _range([parts[variant] for _, parts, _ in each]) for variant in parts}
         return cls(dict[Variant | None, float]([(None, fixed), *parts.items()]), spread, medians, totals)
@@ -249,11 +249,10 @@ def _range(values: Sequence[float]) -> float:
     return max(values) - min(values)
 
 
-def explain(shapes: Sequence[Shape], step_ms: Sequence[float]) -> tuple[float, dict[Variant, float], list[float]]:
+def split_times(shapes: Sequence[Shape], step_ms: Sequence[float]) -> tuple[float, dict[Variant, float], list[float]]:
     """Split the time of models into a fixed part and a part for each sub-block, none below 0.
 
-    Least squares of relative errors, so that fast models count as much as slow ones; what would come out negative is
-    noise, and set to 0.
+    Non-negative least squares of relative errors, so that fast models count as much as slow ones.
 
     Returns:
         The fixed part, the part of each variant, and what they add up to for each model, milliseconds.
@@ -262,22 +261,9 @@ def explain(shapes: Sequence[Shape], step_ms: Sequence[float]) -> tuple[float, d
     variants = sorted({variant for row in rows for variant in row if not variant.is_no_op})
     counts = np.array([[1.0, *(row.count(variant) for variant in variants)] for row in rows])
     times = np.array(step_ms)
-    costs = _non_negative_least_squares(counts / times[:, None], np.ones(len(times)))
+    costs, _ = nnls(counts / times[:, None], np.ones(len(times)))
     explained: list[float] = (counts @ costs).tolist()
     return float(costs[0]), dict(zip(variants, costs[1:].tolist(), strict=True)), explained
-
-
-def _non_negative_least_squares(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least squares, again without what came out negative, until nothing does."""
-    solution = np.zeros(a.shape[1])
-    kept = np.arange(a.shape[1])
-    while len(kept):
-        found = np.linalg.lstsq(a[:, kept], b, rcond=None)[0]
-        if (found >= 0).all():
-            solution[kept] = found
-            break
-        kept = kept[found > 0]
-    return solution
 
 
 def device_name() -> str:

@@ -1,10 +1,12 @@
 """Costs: counted against the architecture's own formulas, times split by hand, and measured once for real."""
 
+import itertools
 import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from components.core.base.errors import RecipeError
@@ -13,18 +15,18 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext, quiet_context
 from components.search.config import Measurement, Space
 from components.search.costs.measured import (
-    Explained,
+    TimeSplit,
     counted_costs,
-    explain,
     measure_costs,
     own_costs_of,
     read_costs,
     shapes_to_measure,
+    split_times,
 )
 from components.search.costs.memory import activation_bytes
 from components.search.costs.resources import Costs
 from components.search.space.build import heterogeneous_model, reshaped
-from components.search.space.layer_space import Shape, Variant, layer_spaces
+from components.search.space.layer_space import PARTS, Shape, Variant, layer_spaces
 
 SPACE = Space(ffn_fractions=(0.5,), num_key_value_heads=(2,))
 SPACES = layer_spaces(SPACE, ((4, 64),) * 4)
@@ -96,7 +98,7 @@ def test_times_are_split_as_they_were_put_together(parent: TesseraForCausalLM) -
     milliseconds = {4: 0.8, 2: 0.5, 0: 0.0}, {64: 0.3, 32: 0.2, 0: 0.0}
     heads, widths = milliseconds
     times = [1.5 + sum(heads[int(h)] + widths[int(w)] for h, w in shape) for shape in shapes]
-    fixed, parts, explained = explain(shapes, times)
+    fixed, parts, explained = split_times(shapes, times)
     assert fixed == pytest.approx(1.5)
     expected = {("attention", 4): 0.8, ("attention", 2): 0.5, ("ffn", 64): 0.3, ("ffn", 32): 0.2}
     assert {(v.part, v.size): ms for v, ms in parts.items()} == pytest.approx(expected)
@@ -115,7 +117,7 @@ def test_the_spread_of_a_part_is_that_of_its_measurements(parent: TesseraForCaus
             for shape in shapes
         ]
 
-    explained = Explained.of(shapes, list(zip(*(milliseconds(ms) for ms in (0.5, 0.6, 0.9)), strict=True)))
+    explained = TimeSplit.of(shapes, list(zip(*(milliseconds(ms) for ms in (0.5, 0.6, 0.9)), strict=True)))
     assert explained.parts[half] == pytest.approx(0.6)
     assert explained.spread[half] == pytest.approx(0.4)
     assert explained.spread[narrow] == pytest.approx(0, abs=1e-9)
@@ -123,7 +125,7 @@ def test_the_spread_of_a_part_is_that_of_its_measurements(parent: TesseraForCaus
 
 def test_no_part_of_a_time_is_negative(parent: TesseraForCausalLM) -> None:
     _, blocks = counted_costs(parent, SPACES)
-    fixed, parts, _ = explain(shapes_to_measure(blocks, 4), [10.0, 9.0, 1.0, 10.5, 2.0, 3.0])
+    fixed, parts, _ = split_times(shapes_to_measure(blocks, 4), [10.0, 9.0, 1.0, 10.5, 2.0, 3.0])
     assert fixed >= 0
     assert all(ms >= 0 for ms in parts.values())
 
@@ -168,3 +170,26 @@ def test_costs_are_measured_in_vllm(parent: TesseraForCausalLM, tmp_path: Path) 
     # On a busy machine all of so small a model's time may go to the fixed part.
     assert table.fixed.latency_ms + table.blocks["attention-4"].latency_ms + table.blocks["ffn-64"].latency_ms > 0
     assert table.machine.versions["torch"] == version("torch")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_times_are_split_with_the_least_error_of_all_that_are_not_negative(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    blocks = {Variant(part, size): Costs() for part in PARTS for size in (4, 3, 2, 1)}
+    shapes = shapes_to_measure(blocks, 2)
+    times = generator.uniform(1.0, 3.0, len(shapes))
+    fixed, parts, totals = split_times(shapes, times.tolist())
+    assert min(fixed, *parts.values()) >= 0
+
+    variants = list(parts)
+    counts = np.array(
+        [[1.0, *(sum(layer[PARTS.index(v.part)] == v.size for layer in s) for v in variants)] for s in shapes]
+    )
+    relative = counts / times[:, None]
+    least = min(
+        float(((relative[:, columns] @ found - 1) ** 2).sum())
+        for size in range(1, counts.shape[1] + 1)
+        for columns in map(list, itertools.combinations(range(counts.shape[1]), size))
+        if (found := np.linalg.lstsq(relative[:, columns], np.ones(len(times)), rcond=None)[0]).min() >= 0
+    )
+    assert float(((np.array(totals) / times - 1) ** 2).sum()) == pytest.approx(least)
