@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -21,6 +22,20 @@ def end_with_parent(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_INTERVAL_S)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_owner(owner: int) -> None:
+    """Kill this process group as soon as the process `owner` has ended; it need not be our parent."""
+    try:
+        end_of_owner = os.pidfd_open(owner)
+    except ProcessLookupError:
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    def watch() -> None:
+        select.select([end_of_owner], [], [])
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

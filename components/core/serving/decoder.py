@@ -1,6 +1,6 @@
-"""The heterogeneous decoder in vLLM, with linear parts too, which vLLM's own class cannot build.
+"""The heterogeneous decoder in vLLM.
 
-Wherever no layer has a linear part, and the first one has attention, this is that very class.
+It adds two things to vLLM's own class: linear replacements of attention or FFN, and a first layer without attention.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from vllm.model_executor.models.nemotron_nas import DeciLMDecoderLayer, DeciLMFo
 from components.core.model.decoder import is_linear
 
 
-class LinearPart(nn.Module):
-    """One matrix, whole on every device."""
+class LinearReplacement(nn.Module):
+    """One matrix in place of attention or FFN, replicated on every device."""
 
     def __init__(self, name: str, size: int, prefix: str, quant_config: Any) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class LinearPart(nn.Module):
         return output
 
 
-class ServedLayer(DeciLMDecoderLayer):  # type: ignore[misc]  # vLLM has no types for us
-    """A layer whose attention or FFN may be one matrix, and which may be the first without having attention."""
+class ServedLayer(DeciLMDecoderLayer):  # type: ignore[misc]  # vLLM has no type hints
+    """A layer whose attention or FFN may be a linear replacement, and which may be the first without attention."""
 
     def __init__(
         self, config: Any, layer_idx: int, cache_config: Any = None, quant_config: Any = None, prefix: str = ""
@@ -37,29 +37,30 @@ class ServedLayer(DeciLMDecoderLayer):  # type: ignore[misc]  # vLLM has no type
         super().__init__(config, layer_idx, cache_config, quant_config, prefix)
         size, block = config.hidden_size, config.block_configs[layer_idx]
         self.linear_attention, self.linear_ffn = is_linear(block.attention), is_linear(block.ffn)
+        self.has_attention, self.has_ffn = not block.attention.no_op, not block.ffn.no_op
         if self.linear_attention:
-            self.self_attn = LinearPart("linear_attn", size, f"{prefix}.self_attn", quant_config)
+            self.self_attn = LinearReplacement("linear_attn", size, f"{prefix}.self_attn", quant_config)
             self.input_layernorm = RMSNorm(size, eps=config.rms_norm_eps)
         if self.linear_ffn:
-            self.mlp = LinearPart("linear_mlp", size, f"{prefix}.mlp", quant_config)
+            self.mlp = LinearReplacement("linear_mlp", size, f"{prefix}.mlp", quant_config)
             self.post_attention_layernorm = RMSNorm(size, eps=config.rms_norm_eps)
 
     def forward(self, positions: Tensor, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The new output of the last part, and the stream that it is still to be added to."""
+        """Output of the layer's last sub-block, and the residual stream that it is to be added to."""
         if self.linear_attention:
             hidden, residual = _normed(self.input_layernorm, hidden, residual)
             hidden = self.self_attn(hidden)
-        elif not self._is_no_op_attention:
+        elif self.has_attention:
             hidden, residual = _normed(self.input_layernorm, hidden, residual)
             hidden = self.self_attn(positions=positions, hidden_states=hidden)
-        if self.linear_ffn or not self._is_no_op_ffn:
+        if self.linear_ffn or self.has_ffn:
             hidden, residual = _normed(self.post_attention_layernorm, hidden, residual)
             hidden = self.mlp(hidden)
         return hidden, residual
 
 
 class ServedDecoder(DeciLMForCausalLM):  # type: ignore[misc]
-    """vLLM's class with our layers."""
+    """vLLM's class with `ServedLayer`."""
 
     def _init_model(self, vllm_config: Any, prefix: str = "") -> nn.Module:
         model: nn.Module = DeciModel(vllm_config=vllm_config, prefix=prefix, layer_type=ServedLayer)
@@ -67,7 +68,7 @@ class ServedDecoder(DeciLMForCausalLM):  # type: ignore[misc]
 
 
 def _normed(norm: nn.Module, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The stream, normed and as it is; before the first part the stream is `hidden` alone."""
+    """The residual stream after the norm, and before it; `residual` is None before the first sub-block."""
     if residual is None:
         return norm(hidden), hidden
     normed, stream = norm(hidden, residual)

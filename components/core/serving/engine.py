@@ -1,17 +1,15 @@
-"""vLLM inside the process of its caller: rollouts of Reinforcement Learning, and measured generation speed."""
+"""vLLM in the calling process: rollouts for reinforcement learning, and measurements of generation speed."""
 
 import gc
 import os
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from components.core.serving.settings import (
@@ -33,10 +31,10 @@ class Sample:
     """One generated continuation.
 
     Attributes:
-        token_ids: generated tokens, with the stop token where one ended the sample.
-        logprobs: log-probability of each token under the model itself (temperature 1), nats; None where not asked for.
-        finish_reason: whether a stop token or the limit on tokens ended it.
-        weight_version: version of the weights that made it.
+        token_ids: generated tokens, including the stop token that ended the sample.
+        logprobs: log-probability of each token under the model at temperature 1, nats; None if not requested.
+        finish_reason: whether a stop token or the limit on tokens ended the sample.
+        weight_version: version of the weights that generated it.
     """
 
     token_ids: tuple[int, ...]
@@ -47,11 +45,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class BatchTime:
-    """How long a batch of requests took, all of them answered together.
+    """Duration of one batch of requests that are generated together.
 
     Attributes:
-        first_token_ms: from the prompts to the first token of every request, milliseconds.
-        step_ms: mean of the decode steps that followed, milliseconds.
+        first_token_ms: time until every request has its first token, milliseconds.
+        step_ms: mean time of the decode steps after that, milliseconds.
     """
 
     first_token_ms: float
@@ -61,8 +59,9 @@ class BatchTime:
 class Engine:
     """A vLLM engine in this process, for any model folder that vLLM can read.
 
-    One engine at a time: close it before opening the next. A caller that uses `torch.distributed` sets it up first
-    (vLLM would otherwise set it up for itself alone) and closes the engine last. Each rank then has its own engine.
+    On a CPU vLLM fixes the number of threads of the process: `torch.set_num_threads` does nothing after the first
+    engine was opened. To close an engine ends `torch.distributed` in this process. A caller that uses
+    `torch.distributed` therefore sets it up before it opens the engine, and closes the engine last.
     """
 
     def __init__(
@@ -73,20 +72,18 @@ class Engine:
         max_num_seqs: int = 256,
         seed: int = 0,
         dtype: str = "float32",
-        threads: int = 1,
         gpu_memory_utilization: float = 0.4,
         tensor_parallel: int = 1,
     ) -> None:
         """Load a model folder.
 
         Args:
-            folder: a Hugging Face folder, dense or heterogeneous; a tokenizer is not needed.
-            max_model_len: most tokens of a prompt and its continuation together.
-            max_num_seqs: most sequences generated at the same time.
-            seed: seed of the engine; requests may have their own.
-            dtype: of weights, computation and KV cache; `float8` quantises what is stored in bfloat16.
-            threads: CPU threads while the engine works; the caller's own number is restored afterwards.
-            gpu_memory_utilization: share of a GPU's memory for weights and cache; the caller's training needs the rest.
+            folder: a Hugging Face model folder, dense or heterogeneous, with or without a tokenizer.
+            max_model_len: maximum length of a prompt and its continuation together, tokens.
+            max_num_seqs: maximum number of sequences that are generated at the same time.
+            seed: seed of the engine; a request may have its own.
+            dtype: of weights, computation and KV cache; `float8` quantises weights that are stored in bfloat16.
+            gpu_memory_utilization: fraction of a GPU's memory for weights and cache; training needs the rest.
             tensor_parallel: devices that share every layer.
 
         Raises:
@@ -96,25 +93,25 @@ class Engine:
         require_vllm()
         require_attention(folder)
         self.weight_version = 0
-        self._threads = threads
-        with _starting(threads):
-            from vllm import LLM
+        os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR")
 
-            self._llm = LLM(
-                str(folder),
-                skip_tokenizer_init=True,
-                generation_config="vllm",  # the caller's sampling settings alone
-                **_precision(dtype),
-                seed=seed,
-                tensor_parallel_size=tensor_parallel,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                enable_chunked_prefill=False,
-                max_num_batched_tokens=max(BATCHED_TOKENS, max_model_len),
-                weight_transfer_config={"backend": PLUGIN},
-                use_tqdm_on_load=False,
-                **_memory(folder, dtype, max_model_len, max_num_seqs, gpu_memory_utilization),
-            )
+        from vllm import LLM
+
+        self._llm = LLM(
+            str(folder),
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # sampling settings come from requests alone
+            **_precision(dtype),
+            seed=seed,
+            tensor_parallel_size=tensor_parallel,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(BATCHED_TOKENS, max_model_len),
+            weight_transfer_config={"backend": PLUGIN},
+            use_tqdm_on_load=False,
+            **_memory(folder, dtype, max_model_len, max_num_seqs, gpu_memory_utilization),
+        )
         self._llm.init_weight_transfer_engine({"init_info": {}})
 
     def generate(
@@ -133,16 +130,16 @@ class Engine:
 
         Args:
             prompts: token ids.
-            n: samples a prompt.
+            n: samples per prompt.
             temperature: 0 is greedy.
             top_p: nucleus of the distribution to sample from.
-            max_tokens: most new tokens a sample.
-            seeds: one a prompt; sample i of a prompt uses seed + i. Equal seed, prompt and weights give equal samples.
-            stop_token_ids: tokens that end a sample, beside the model's own end of text.
+            max_tokens: maximum number of new tokens per sample.
+            seeds: one per prompt; sample i uses seed + i. Equal seed, prompt and weights give equal samples.
+            stop_token_ids: tokens that end a sample, in addition to the model's own end of text.
             logprobs: whether to return the log-probabilities of the sampled tokens.
 
         Returns:
-            For each prompt its `n` samples.
+            `n` samples for each prompt.
         """
         options = {
             "n": n,
@@ -150,43 +147,42 @@ class Engine:
             "top_p": top_p,
             "max_tokens": max_tokens,
             "stop_token_ids": list(stop_token_ids),
-            "logprobs": 0 if logprobs else None,  # 0 beside the sampled token's own
+            "logprobs": 0 if logprobs else None,  # 0: the sampled token alone
         }
         each = [options] * len(prompts) if seeds is None else [{**options, "seed": seed} for seed in seeds]
         return [[self._sample(completion) for completion in result.outputs] for result in self._run(prompts, each)]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over all weights of a model of the same architecture, in memory.
+        """Replace all weights by those of a model of the same architecture, in memory.
 
         Args:
-            weights: tensors under their Hugging Face names, as `named_parameters` gives them.
-            version: what the samples made with them will carry.
+            weights: tensors under their Hugging Face names, as `named_parameters` returns them.
+            version: `weight_version` of the samples generated from now on.
         """
-        with self._working(), torch.no_grad():
+        with torch.no_grad():
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"tensors": weights}})
             self._llm.finish_weight_update(str(version))
-            # else what the old weights computed for a prompt's prefix would be used again
-            self._llm.reset_prefix_cache()
+            self._llm.reset_prefix_cache()  # vLLM keeps the keys and values of the old weights
         self.weight_version = version
 
     def batch_time(self, batch: int, prompt_tokens: int, new_tokens: int) -> BatchTime:
-        """Time generation, after a few steps to warm up: what ran before has used the caches.
+        """Measure generation, after a few warm-up steps that fill the processor's caches.
 
         Args:
             batch: sequences generated at the same time.
-            prompt_tokens: length of each prompt; all prompts differ, so that none profits from another's cache.
-            new_tokens: tokens generated a sequence, whatever they are; at least 2.
+            prompt_tokens: length of each prompt; all prompts differ, so that the prefix cache is of no use.
+            new_tokens: tokens generated per sequence, at least 2; an end of text is ignored.
         """
         generator = torch.Generator().manual_seed(0)
         self._moments(batch, prompt_tokens, min(new_tokens, WARM_UP_TOKENS), generator)
         moments = self._moments(batch, prompt_tokens, new_tokens, generator)
-        first = moments[-new_tokens]  # the last steps give one token each: what comes before is prefill
-        whole_ms, first_ms = (1000 * (moment - moments[0]) for moment in (moments[-1], first))
-        return BatchTime(first_ms, (whole_ms - first_ms) / (new_tokens - 1))
+        first = moments[-new_tokens]  # each of the last steps yields one token; the steps before are prefill
+        total_ms, first_ms = (1000 * (moment - moments[0]) for moment in (moments[-1], first))
+        return BatchTime(first_ms, (total_ms - first_ms) / (new_tokens - 1))
 
     def _moments(self, batch: int, prompt_tokens: int, new_tokens: int, generator: torch.Generator) -> list[float]:
-        """When generation began and when each of its steps ended, by the clock, s."""
+        """Clock readings at the start of generation and at the end of each step, seconds."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -199,7 +195,7 @@ class Engine:
         )
         vocab_size = self._llm.model_config.get_vocab_size()
         prompts = torch.randint(vocab_size, (batch, prompt_tokens), generator=generator).tolist()
-        with self._working():
+        with _eager():
             moments = [time.perf_counter()]
             for number, prompt in enumerate(prompts):
                 self._llm.llm_engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
@@ -209,10 +205,7 @@ class Engine:
         return moments
 
     def close(self) -> None:
-        """Free the model and its cache; another engine may be opened afterwards.
-
-        With it vLLM ends `torch.distributed` in this process, also where the caller had set it up.
-        """
+        """Free the model and its cache, and end `torch.distributed` in this process."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
@@ -224,72 +217,38 @@ class Engine:
         self.close()
 
     def _run(self, prompts: Sequence[Sequence[int]], options: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """Generate; results as vLLM gives them, in the order of the prompts."""
+        """VLLM's results in the order of the prompts."""
         from vllm import SamplingParams
 
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         params = [SamplingParams(detokenize=False, **option) for option in options]
-        with self._working():
+        with _eager():
             results: list[Any] = self._llm.generate(requests, params, use_tqdm=False)
         return results
 
     def _sample(self, completion: Any) -> Sample:
-        """Take over one of vLLM's completions."""
+        """Convert one of vLLM's completions."""
         ids, logprobs = tuple(completion.token_ids), None
         if completion.logprobs is not None:
             logprobs = tuple(step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True))
         return Sample(ids, logprobs, completion.finish_reason, self.weight_version)
 
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Compute with the engine's threads, then with as many as before."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
-            with _uncompiled():
-                yield
-        finally:
-            torch.set_num_threads(before)
-
 
 def _precision(dtype: str) -> dict[str, Any]:
-    """Settings of vLLM for a served precision."""
+    """VLLM's arguments for a precision."""
     if dtype == "float8":
         return {"dtype": "bfloat16", "quantization": "fp8", "kv_cache_dtype": "fp8"}
     return {"dtype": dtype}
 
 
-def _memory(folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, share: float) -> dict[str, Any]:
-    """Settings of vLLM that differ between CPU and GPU."""
+def _memory(folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, gpu_fraction: float) -> dict[str, Any]:
+    """VLLM's arguments that differ between CPU and GPU."""
     if vllm_uses_gpu():
-        return {"gpu_memory_utilization": share}
+        return {"gpu_memory_utilization": gpu_fraction}
     cache = kv_cache_bytes(folder, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
     return {"enforce_eager": True, "kv_cache_memory_bytes": cache}
 
 
-@contextmanager
-def _starting(threads: int) -> Iterator[None]:
-    """Let vLLM start as it must inside another program, and undo what it does to that program's torch.
-
-    Weights are packed for the kernels by as many threads as new ones will be later: the packing depends on that number,
-    and kernels that were made for the first one read any other wrongly.
-    """
-    set_num_threads, before = torch.set_num_threads, torch.get_num_threads()
-    torch.set_num_threads(threads)
-    os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR")
-    collecting = gc.isenabled()
-    gc.disable()  # collections while importing find nothing, and take a fifth of the time
-    try:
-        with warnings.catch_warnings(action="ignore"), _uncompiled():
-            yield
-    finally:
-        if collecting:
-            gc.enable()
-        torch.set_num_threads = set_num_threads  # on a CPU vLLM replaces it by a function that does nothing
-        torch.set_num_threads(before)
-
-
-def _uncompiled() -> AbstractContextManager[None]:
-    """Leave vLLM's small kernels uncompiled on a CPU: the first log-probabilities would wait 15 s for a compiler."""
-    patch: AbstractContextManager[None] = torch._dynamo.config.patch(disable=True)
-    return nullcontext() if vllm_uses_gpu() else patch
+def _eager() -> AbstractContextManager[Any]:
+    """On a CPU, run vLLM's small kernels without compiling them: the first log-probabilities would wait 15 s."""
+    return nullcontext() if vllm_uses_gpu() else torch.compiler.set_stance("force_eager")

@@ -1,4 +1,4 @@
-"""The load that generation speed is stated for; light, so that a recipe is checked without torch."""
+"""The load that generation speed is measured under. Imports no torch."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Dtype = Literal["float32", "bfloat16", "float8"]
 
 
 class Workload(Config):
-    """A batch of requests that vLLM answers at once."""
+    """A batch of requests that vLLM processes together."""
 
     batch_size: int = Field(default=32, gt=0)
     """Requests decoded together."""
@@ -23,12 +23,12 @@ class Workload(Config):
 
     @property
     def batch_tokens(self) -> int:
-        """New tokens of the whole batch."""
+        """New tokens of the batch."""
         return self.batch_size * self.new_tokens
 
 
 class LoadProfile(Workload):
-    """A load, and how the model that answers it is held."""
+    """A load, and how the model is deployed under it."""
 
     dtype: Dtype = "float32"
     """Precision of weights, activations and KV cache; `float8` needs a GPU that computes in it."""

@@ -1,80 +1,50 @@
-"""Reasoning and answer of a reply, each in its own field, for models that think when told to and otherwise do not.
+"""The reasoning parser for models with a toggle: `<think>` and `</think>` enclose the reasoning of a reply.
 
-A text without `<think>` is answer throughout. What stands between the first `<think>` and the next `</think>` is
-reasoning; reasoning that was cut off is reasoning so far.
+A reply without `<think>` is an answer, which vLLM's own parsers take for reasoning.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from vllm.entrypoints.generate.base.protocol import DeltaMessage
-from vllm.reasoning import ReasoningParser
+from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
 from components.core.text.chat import END_THINK, THINK
 
 
-class Split(NamedTuple):
-    """A reply, or as much of it as has come in."""
-
-    reasoning: str
-    content: str
-
-
-def split_reply(text: str) -> Split:
-    """Reasoning and answer of a whole reply."""
+def split_reply(text: str) -> tuple[str, str]:
+    """Reasoning and answer of a reply, or of its beginning."""
     before, _, inside = text.partition(THINK)
     reasoning, _, after = inside.partition(END_THINK)
-    return Split(reasoning, before + after)
+    return reasoning, before + after
 
 
-class TesseraReasoningParser(ReasoningParser):  # type: ignore[misc]  # vLLM has no types for us
-    """Serves both modes, whole and streaming.
+class TesseraReasoningParser(BaseThinkingReasoningParser):  # type: ignore[misc]  # vLLM has no type hints
+    """Splits replies of both modes, complete or streamed.
 
-    Streaming gives the same split as the whole text, however the stream was cut: a delta is the difference between what
-    two prefixes show. Where a client asked for stop strings, vLLM lets the text lag behind the tokens, so that a tag
-    can come in pieces; the tokens then tell that it is one.
+    A streamed delta is the difference between the splits of two prefixes of the text. If a request has stop strings,
+    the text lags behind the tokens, and a tag may arrive in pieces: the token tells that the pieces are a tag.
     """
 
+    start_token, end_token = THINK, END_THINK
+    _tag_is_partial = False
+
     def __init__(self, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(tokenizer, *args, **kwargs)
-        missing = {THINK, END_THINK} - self.vocab.keys()
+        missing = {THINK, END_THINK} - tokenizer.get_vocab().keys()
         if missing:
             raise ValueError(f"the tokenizer has no single token for {', '.join(sorted(missing))}")
-        self._think, self._end_think = self.vocab[THINK], self.vocab[END_THINK]
-        self._text_lags = False
-
-    @property
-    def reasoning_start_str(self) -> str:
-        """The tag that opens reasoning."""
-        return THINK
-
-    @property
-    def reasoning_end_str(self) -> str:
-        """The tag that closes reasoning."""
-        return END_THINK
+        super().__init__(tokenizer, *args, **kwargs)
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-        """Whether a prompt leaves nothing to think about: its template closed the reasoning itself.
-
-        vLLM asks this of prompts alone; reasoning of earlier turns says nothing about the turn to come.
-        """
-        return bool(input_ids) and input_ids[-1] == self._end_think
+        """Whether a prompt ends with finished reasoning. Reasoning of earlier turns does not count."""
+        return bool(input_ids) and input_ids[-1] == self.end_token_id
 
     def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
-        """Whether reasoning has ended, so that all that follows is answer."""
-        return self._end_think in self._inside(input_ids) and not self._text_lags
-
-    def extract_content_ids(self, input_ids: list[int]) -> list[int]:
-        """The tokens after the end of reasoning; all of them where there is none."""
-        return input_ids[input_ids.index(self._end_think) + 1 :] if self._end_think in input_ids else input_ids
-
-    def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
-        """Tokens between the tags, for the usage that a client is shown."""
-        inside = self._inside(token_ids)
-        return inside.index(self._end_think) if self._end_think in inside else len(inside)
+        """Whether the rest of the reply is answer."""
+        return self.end_token_id in self._after_start(input_ids) and not self._tag_is_partial
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """Reasoning and answer of a whole reply, `None` where there is none."""
+        """Reasoning and answer of a complete reply, each None if empty."""
         reasoning, content = split_reply(model_output)
         return reasoning or None, content or None
 
@@ -87,28 +57,26 @@ class TesseraReasoningParser(ReasoningParser):  # type: ignore[misc]  # vLLM has
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """What the delta adds to reasoning and to the answer, or `None` where that is nothing."""
-        self._text_lags = self._coming(current_text, current_token_ids) is not None
-        shown = split_reply(self._without_partial_tag(previous_text, previous_token_ids))
+        """What the delta adds to the reasoning and to the answer; None if nothing."""
+        self._tag_is_partial = self._expected_tag(current_text, current_token_ids) != ""
+        before = split_reply(self._without_partial_tag(previous_text, previous_token_ids))
         now = split_reply(self._without_partial_tag(current_text, current_token_ids))
-        reasoning, content = now.reasoning[len(shown.reasoning) :], now.content[len(shown.content) :]
-        if not reasoning and not content:
-            return None
-        return DeltaMessage(reasoning=reasoning or None, content=content or None)
+        reasoning, content = (text[len(old) :] or None for old, text in zip(before, now, strict=True))
+        return DeltaMessage(reasoning=reasoning, content=content) if reasoning or content else None
 
-    def _inside(self, ids: Sequence[int]) -> Sequence[int]:
-        """What follows the token that opens reasoning."""
-        return ids[ids.index(self._think) + 1 :] if self._think in ids else []
+    def _after_start(self, ids: Sequence[int]) -> Sequence[int]:
+        """The tokens after the first `<think>`."""
+        return ids[ids.index(self.start_token_id) + 1 :] if self.start_token_id in ids else []
 
-    def _coming(self, text: str, ids: Sequence[int]) -> str | None:
-        """The tag that is among the tokens, but not yet in the text."""
-        opened, closed = self._think in ids, self._end_think in self._inside(ids)
-        if opened and THINK not in text:
+    def _expected_tag(self, text: str, ids: Sequence[int]) -> str:
+        """The tag whose token is there but whose text is not, or nothing."""
+        if self.start_token_id in ids and THINK not in text:
             return THINK
-        return END_THINK if closed and END_THINK not in text.partition(THINK)[2] else None
+        ended = self.end_token_id in self._after_start(ids)
+        return END_THINK if ended and END_THINK not in text.partition(THINK)[2] else ""
 
     def _without_partial_tag(self, text: str, ids: Sequence[int]) -> str:
-        """The text up to a tag whose beginning alone is there."""
-        tag = self._coming(text, ids) or ""
-        partial = next((size for size in range(len(tag) - 1, 0, -1) if text.endswith(tag[:size])), 0)
-        return text[: len(text) - partial]
+        """The text up to the beginning of an expected tag."""
+        tag = self._expected_tag(text, ids)
+        beginnings = (tag[:size] for size in range(len(tag) - 1, 0, -1))
+        return text.removesuffix(next((beginning for beginning in beginnings if text.endswith(beginning)), ""))

@@ -1,4 +1,4 @@
-"""The configuration of the heterogeneous decoder as vLLM reads it."""
+"""The configuration class that vLLM uses for the heterogeneous decoder."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from components.core.model.decoder import TesseraConfig, is_linear
 
 
 class ServedConfig(TesseraConfig):
-    """Linear parts are no-ops to vLLM's own code, which would look for heads and widths there; our layer adds them."""
+    """Marks linear replacements as no-ops: vLLM would look for heads and widths there. `ServedLayer` adds them."""
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        for part in (part for block in self.block_configs for part in (block.attention, block.ffn)):
-            part.no_op = part.no_op or is_linear(part)
+        for subblock in (subblock for block in self.block_configs for subblock in (block.attention, block.ffn)):
+            subblock.no_op = subblock.no_op or is_linear(subblock)

@@ -1,5 +1,6 @@
-"""What an engine in this process and a server need alike: environment, memory for the KV cache. Light: no torch."""
+"""Settings that engines and servers share: environment variables, memory for the KV cache. Imports no torch."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,12 @@ ENVIRONMENT = {
 }
 """Our plug-in alone (others that are installed can take half a minute to import), no worker process, no network."""
 
+OWNER_VARIABLE = "TESSERA_VLLM_OWNER"
+"""Environment variable with the id of the process that a vLLM server ends with."""
+
 BATCHED_TOKENS = 8192
-"""Tokens that the engine takes in at a time, prompts whole: without a GPU vLLM cannot sample with a request's own seed
-from a prompt that it took in parts ("CPU Generator does not use offset")."""
+"""Most tokens that the engine processes in one step. A prompt is processed whole: on a CPU vLLM cannot sample with a
+seed of the request from a prompt that was split ("CPU Generator does not use offset")."""
 
 SMALL_CACHE_BYTES, LARGE_CACHE_BYTES = 64 << 20, 512 << 20
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
@@ -37,7 +41,7 @@ def require_vllm() -> None:
 
 
 def require_attention(folder: Path) -> None:
-    """Raise CheckpointError for a model without any attention: vLLM cannot run it, with our plug-in or without."""
+    """Raise CheckpointError for a model without any attention, which vLLM cannot run."""
     if not any(block.attends for block in read_architecture(folder).blocks):
         raise CheckpointError(
             f"no layer of {folder.name} has attention, and vLLM cannot run such a model",
@@ -46,7 +50,7 @@ def require_attention(folder: Path) -> None:
 
 
 def vllm_uses_gpu() -> bool:
-    """Whether the vLLM that is installed is its build for GPUs."""
+    """Whether the installed vLLM is the build for GPUs."""
     try:
         version("vllm")
     except PackageNotFoundError:
@@ -54,8 +58,17 @@ def vllm_uses_gpu() -> bool:
     return True
 
 
+def process_environment(threads: int) -> dict[str, str]:
+    """Environment variables for a vLLM process that computes on `threads` CPU threads: ours and the settings.
+
+    On a CPU compiling takes longer than it saves: the first log-probabilities would wait 15 s.
+    """
+    compiler = {} if vllm_uses_gpu() else {"TORCH_COMPILE_DISABLE": "1"}
+    return {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **compiler}
+
+
 def kv_cache_bytes(folder: Path, *, dtype: str, max_model_len: int | None, max_num_seqs: int) -> int:
-    """Memory for keys and values on a CPU, where vLLM would otherwise take most of what the machine has.
+    """Memory for the KV cache on a CPU, where vLLM would otherwise take most of the machine's memory.
 
     Enough for `max_num_seqs` sequences of full length between 64 and 512 MiB, and always enough for two.
     """

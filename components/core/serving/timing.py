@@ -1,158 +1,83 @@
-"""Prefill and decode of several models, timed in vLLM side by side; a program of its own: vLLM's settings stay in it.
+"""Prefill and decode time of several models in vLLM, measured in turn.
 
-All models are held at once, an engine a process, and measured in turn, each right after the first of them: shared
-machines change their speed within seconds, and only a time beside another one tells which model is the faster, and by
-how much. Importing vLLM takes longer than all else, so it is done once, in a server that the processes fork from.
+A shared machine changes its speed within seconds. Every model is therefore measured right after the first one, and what
+counts is its share of the first one's time. All engines live in one process of its own, because importing vLLM takes
+longer than everything else, and because vLLM's settings are those of a process.
 """
 
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import astuple
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from components.core.base.errors import StageFailed
 from components.core.base.processes import end_with_parent
 from components.core.serving.engine import BatchTime, Engine
 from components.core.serving.load_profile import LoadProfile, Workload
-from components.core.serving.settings import ENVIRONMENT, require_vllm, vllm_uses_gpu
+from components.core.serving.settings import process_environment, require_vllm, vllm_uses_gpu
 
-HELD_WEIGHT_BYTES = 2 << 30
-"""Models whose weights together exceed this are measured one after another instead of side by side."""
-
-PRELOADED_MODULES = (
-    "components.core.model.decoder",
-    "components.core.serving.decoder",
-    "components.core.serving.engine",
-    "components.core.serving.weight_transfer",
-    "vllm",
-    "vllm.v1.engine.llm_engine",
-    "vllm.v1.worker.gpu_worker",
-)
-"""What every process would import after the fork, each anew."""
+MAX_WEIGHT_BYTES = 2 << 30
+"""Models whose files exceed this together are measured one after the other, not in turn."""
 
 
 def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> list[list[float]]:
-    """What `measure_times` measures in one number: time of a decode step of a batch, prefill spread over its steps."""
-    deployment, new = LoadProfile(**workload.model_dump(include=set(Workload.model_fields))), workload.new_tokens
+    """Mean time of a decode step of a batch in each round, the prefill spread over the steps, milliseconds."""
+    profile, new = LoadProfile(**workload.model_dump(include=set(Workload.model_fields))), workload.new_tokens
     return [
         [(time.first_token_ms + (new - 1) * time.step_ms) / new for time in times]
-        for times in measure_times(folders, deployment, threads)
+        for times in measure_times(folders, profile, threads)
     ]
 
 
-def measure_times(folders: list[Path], deployment: LoadProfile, threads: int) -> list[list[BatchTime]]:
-    """Time the prefill of a batch and the decode steps that follow, for each model folder.
+def measure_times(folders: list[Path], profile: LoadProfile, threads: int) -> list[list[BatchTime]]:
+    """Measure the prefill of a batch and the decode steps after it, for each model folder.
 
     Args:
-        folders: models, without tokenizer.
-        deployment: batch, lengths, rounds and precision.
-        threads: CPU threads of each engine.
+        folders: models, with or without a tokenizer.
+        profile: batch, lengths, rounds and precision.
+        threads: CPU threads of the engines.
 
     Returns:
-        For each folder a time a round: of the first as it was, of those held beside it at its pace (`at_one_pace`).
+        The time of each model in each round. The first model's is raw; the others are divided by the first model's
+        drift in that round (`without_drift`).
 
     Raises:
         MissingPackage: vLLM is not installed.
         StageFailed: vLLM could not run one of the models.
     """
     require_vllm()
-    order = {
-        "folders": [str(folder) for folder in folders],
-        "deployment": deployment.model_dump(include=set(LoadProfile.model_fields)),
-        "threads": threads,
-    }
-    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
-    if deployment.tensor_parallel > 1:  # on a CPU each would want a memory node of its own
-        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    command = [sys.executable, "-W", "ignore", "-m", "components.core.serving.timing"]
-    done = subprocess.run(
-        command,
-        input=json.dumps(order),
-        capture_output=True,
-        text=True,
-        env=environment,
-        start_new_session=True,  # so that it can end as a whole, with us
-        check=False,
-    )
-    if done.returncode:
-        raise StageFailed(f"vLLM could not run the models to be measured:\n{done.stderr[-2000:]}")
-    return [[BatchTime(*pair) for pair in pairs] for pairs in json.loads(done.stdout.splitlines()[-1])]
+    weight_bytes = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    in_turn = weight_bytes <= MAX_WEIGHT_BYTES and not vllm_uses_gpu()  # on a GPU an engine takes its share of memory
+    groups = [folders] if in_turn else [[folder] for folder in folders]
+    return [times for group in groups for times in _measure_in_process(group, profile, threads)]
 
 
-def main() -> None:
-    """Read the order from standard input, and write the times to standard output."""
-    end_with_parent(os.getppid())
-    order = json.loads(sys.stdin.read())
-    folders, deployment, threads = order["folders"], LoadProfile.parse(order["deployment"]), order["threads"]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED_MODULES))
-    weight_bytes = sum(file.stat().st_size for folder in folders for file in Path(folder).glob("*.safetensors"))
-    together = weight_bytes <= HELD_WEIGHT_BYTES and not vllm_uses_gpu()  # there an engine takes its share of memory
-    held = len(folders) if together else 1
-    measured: list[list[BatchTime]] = []
-    for start in range(0, len(folders), held):
-        measured += _measure_together(context, folders[start : start + held], deployment, threads)
-    sys.stdout.write(json.dumps([[astuple(time) for time in times] for times in measured]) + "\n")
-
-
-def _measure_together(
-    context: ForkServerContext, folders: list[str], deployment: LoadProfile, threads: int
-) -> list[list[BatchTime]]:
-    """Hold these models at once, and measure them in turn."""
-    pipes, processes = [], []
-    for folder in folders:
-        ours, theirs = context.Pipe()
-        alone = deployment.tensor_parallel == 1  # daemons may not have the processes that share a layer
-        process = context.Process(target=_serve, args=(theirs, folder, deployment, threads), daemon=alone)
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
-    for pipe in pipes:
-        pipe.recv()  # the engine is ready
-    times = _in_turn(pipes, deployment.rounds)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(False)
-        process.join()
-    return times
-
-
-def _in_turn(pipes: Sequence[Connection], rounds: int) -> list[list[BatchTime]]:
-    """Ask each engine once a round, the first one before every other."""
-    first, *others = pipes
-    if not others:
-        return [[_ask(first) for _ in range(rounds)]]
-    return at_one_pace([[(_ask(first), _ask(pipe)) for pipe in others] for _ in range(rounds)])
-
-
-def at_one_pace(pairs: Sequence[Sequence[tuple[BatchTime, BatchTime]]]) -> list[list[BatchTime]]:
-    """Times of models as they would be, had the machine always been as fast as in the median round.
+def without_drift(rounds: Sequence[Sequence[tuple[BatchTime, BatchTime]]]) -> list[list[BatchTime]]:
+    """Times that the models would have had on a machine that is always as fast as in the median round.
 
     Args:
-        pairs: for each round, for each other model, the time of the first model and that of the other right after it.
+        rounds: for each round and each model but the first, the time of the first model and that of the model.
 
     Returns:
-        For each model a time a round. Those of the first tell how the machine's speed changed: medians within a round.
-        Those of the others are their share of the first model's time beside them, times its median.
+        The time of each model in each round. The first model's are medians within the round. Those of the others are
+        their share of the first model's time right before, times the median of the first model's.
     """
-    first = [_median([beside for beside, _ in found]) for found in pairs]
-    pace = _median(first)
+    first = [_median([reference for reference, _ in pairs]) for pairs in rounds]
+    usual = _median(first)
     others = [
         [
             BatchTime(
-                pace.first_token_ms * time.first_token_ms / beside.first_token_ms,
-                pace.step_ms * time.step_ms / beside.step_ms,
+                usual.first_token_ms * time.first_token_ms / reference.first_token_ms,
+                usual.step_ms * time.step_ms / reference.step_ms,
             )
-            for beside, time in model
+            for reference, time in model
         ]
-        for model in zip(*pairs, strict=True)
+        for model in zip(*rounds, strict=True)
     ]
     return [first, *others]
 
@@ -161,27 +86,61 @@ def _median(times: Sequence[BatchTime]) -> BatchTime:
     return BatchTime(*(statistics.median(values) for values in zip(*map(astuple, times), strict=True)))
 
 
-def _ask(pipe: Connection) -> BatchTime:
-    """Have an engine measured."""
-    pipe.send(True)
-    time: BatchTime = pipe.recv()
-    return time
+def _measure_in_process(folders: list[Path], profile: LoadProfile, threads: int) -> list[list[BatchTime]]:
+    """Run this module as a program: the request goes to its standard input, the times come from its standard output."""
+    request = {
+        "folders": [str(folder) for folder in folders],
+        "profile": profile.model_dump(include=set(LoadProfile.model_fields)),
+    }
+    environment = process_environment(threads)
+    if profile.tensor_parallel > 1:  # else vLLM wants a memory node for each of them on a CPU
+        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "components.core.serving.timing"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        start_new_session=True,  # `end_with_parent` kills the process group
+        check=False,
+    )
+    if done.returncode:
+        raise StageFailed(f"vLLM could not run the models to be measured:\n{done.stderr[-2000:]}")
+    return [[BatchTime(*pair) for pair in pairs] for pairs in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _serve(pipe: Connection, folder: str, deployment: LoadProfile, threads: int) -> None:
-    """Hold one engine, and measure it whenever asked."""
-    batch, prompt, new = deployment.batch_size, deployment.prompt_tokens, deployment.new_tokens
-    with Engine(
+def main() -> None:
+    """Read a request from standard input, and write the times to standard output."""
+    end_with_parent(os.getppid())
+    request = json.loads(sys.stdin.read())
+    profile = LoadProfile.parse(request["profile"])
+    with ExitStack() as open_engines:
+        engines = [open_engines.enter_context(_engine(folder, profile)) for folder in request["folders"]]
+        times = _measure_in_turn(engines, profile)
+    sys.stdout.write(json.dumps([[astuple(time) for time in model] for model in times]) + "\n")
+
+
+def _engine(folder: str, profile: LoadProfile) -> Engine:
+    """An engine for the load."""
+    return Engine(
         Path(folder),
-        max_model_len=prompt + new,
-        max_num_seqs=batch,
-        dtype=deployment.dtype,
-        threads=threads,
-        tensor_parallel=deployment.tensor_parallel,
-    ) as engine:
-        pipe.send(True)
-        while pipe.recv():
-            pipe.send(engine.batch_time(batch, prompt, new))
+        max_model_len=profile.prompt_tokens + profile.new_tokens,
+        max_num_seqs=profile.batch_size,
+        dtype=profile.dtype,
+        tensor_parallel=profile.tensor_parallel,
+    )
+
+
+def _measure_in_turn(engines: Sequence[Engine], profile: LoadProfile) -> list[list[BatchTime]]:
+    """Measure each engine once a round, the first one before every other."""
+
+    def measure(engine: Engine) -> BatchTime:
+        return engine.batch_time(profile.batch_size, profile.prompt_tokens, profile.new_tokens)
+
+    first, *others = engines
+    if not others:
+        return [[measure(first) for _ in range(profile.rounds)]]
+    return without_drift([[(measure(first), measure(other)) for other in others] for _ in range(profile.rounds)])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """New weights for a running vLLM, through its weight-transfer API.
 
-The trainer of a Reinforcement Learning run lives in the process of the engine and hands over its tensors as they are;
-a server is given the folder of another checkpoint of the same architecture. Both go through vLLM's layer-wise reload,
-which repacks weights for the kernels in use and keeps their storage.
+In reinforcement learning the trainer is in the engine's process and passes its tensors. A server receives the path of
+another checkpoint of the same architecture. Both use vLLM's layer-wise reload, which repacks the weights for the
+kernels and keeps their storage.
 """
 
 from collections.abc import Iterable
@@ -25,13 +25,13 @@ NamedTensors = Iterable[tuple[str, Tensor]]
 
 
 @dataclass
-class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM has no types for us
-    """Nothing to agree on beforehand."""
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM has no type hints
+    """Empty: no connection is opened."""
 
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Where the weights are: tensors of this very process, or a folder of safetensors files."""
+    """Source of the weights: tensors of this process, or a folder of safetensors files."""
 
     tensors: NamedTensors | None = None
     folder: str | None = None
@@ -44,7 +44,7 @@ class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type
     update_info_cls = UpdateInfo
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Do nothing: there is no connection to open."""
+        """Do nothing, because there is no connection to open."""
 
     def start_weight_update(self) -> None:
         """Prepare every layer to receive weights."""
@@ -58,17 +58,17 @@ class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type
             self._load(read_weights(Path(update_info.folder)))
 
     def _load(self, weights: NamedTensors) -> None:
-        """Load weights under the names that the model here has, whose folder may have gaps in its numbers."""
+        """Load weights under the layer numbers of the served folder, which may have gaps."""
         numbers = read_architecture(Path(self.model_config.model)).layer_numbers
         self.model.load_weights((name_in_files(name, numbers), tensor) for name, tensor in weights)
 
     def finish_weight_update(self) -> None:
-        """Repack what was received for the kernels."""
+        """Repack the received weights for the kernels."""
         finalize_layerwise_reload(self.model, self.model_config)
         if self.model_config.hf_config.tie_word_embeddings:
-            # the reload fills the embedding alone, but on a CPU the head keeps a packed copy of its own
+            # the reload fills the embedding; on a CPU the head has a packed copy of it
             head = self.model.lm_head
             head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
-        """Do nothing: there is no connection to close."""
+        """Do nothing, because there is no connection to close."""

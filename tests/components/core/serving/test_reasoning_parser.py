@@ -1,14 +1,17 @@
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 pytest.importorskip("vllm")
 
 from components.core.serving.plugin import register
-from components.core.serving.reasoning_parser import Split, TesseraReasoningParser, split_reply
+from components.core.serving.reasoning_parser import TesseraReasoningParser, split_reply
 from components.core.serving.served_config import ServedConfig
 from components.core.serving.settings import PLUGIN
 
@@ -17,16 +20,16 @@ TOKENS = [THINK, END_THINK, "<", "</", ">", "th", "42", " ", "é", "\n\n"]
 
 
 class Vocabulary:
-    """What the parser asks of a tokenizer."""
+    """The part of a tokenizer that the parser reads."""
 
     def get_vocab(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(TOKENS)}
 
 
 def stream(ids: list[int], cuts: list[int], lag: int) -> Iterator[tuple[str, str]]:
-    """Reasoning and answer of each delta, as vLLM's server asks for them: until reasoning has ended, then no more.
+    """Reasoning and answer of each delta. Like vLLM's server, calls the parser until reasoning has ended.
 
-    The text comes `lag` characters late, as it does where a client gave stop strings, except at the very end.
+    The text comes `lag` characters late, as it does if a request has stop strings, except at the end.
     """
     parser = TesseraReasoningParser(Vocabulary())
     ended, before_text, before_ids = False, "", list[int]()
@@ -46,20 +49,20 @@ def stream(ids: list[int], cuts: list[int], lag: int) -> Iterator[tuple[str, str
         before_text, before_ids = now_text, now_ids
 
 
-def spelt(ids: list[int]) -> bool:
-    """Whether the text has a tag that is not a token of its own."""
+def spells_a_tag(ids: list[int]) -> bool:
+    """Whether several tokens together spell a tag."""
     text = "".join(TOKENS[token] for token in ids)
     return text.count(THINK) > ids.count(0) or text.count(END_THINK) > ids.count(1)
 
 
-tokens = st.lists(st.integers(0, len(TOKENS) - 1), max_size=12).filter(lambda ids: not spelt(ids))
+tokens = st.lists(st.integers(0, len(TOKENS) - 1), max_size=12).filter(lambda ids: not spells_a_tag(ids))
 
 
 @given(ids=tokens, data=st.data(), lag=st.sampled_from([0, 1, 3, 9]))
 def test_a_stream_cut_anywhere_gives_the_split_of_the_whole_text(ids: list[int], data: st.DataObject, lag: int) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=6))
     reasoning, content = zip(*stream(ids, cuts, lag), strict=True)
-    assert Split("".join(reasoning), "".join(content)) == split_reply("".join(TOKENS[token] for token in ids))
+    assert ("".join(reasoning), "".join(content)) == split_reply("".join(TOKENS[token] for token in ids))
 
 
 @pytest.mark.parametrize(
@@ -101,13 +104,19 @@ def test_a_tokenizer_without_the_tags_is_refused() -> None:
 
 def test_the_plug_in_registers_parser_weight_transfer_and_configuration_and_may_be_called_twice() -> None:
     from transformers import AutoConfig
+    from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
     from vllm.reasoning import ReasoningParserManager
+
+    from components.core.serving.weight_transfer import TesseraWeightTransfer
 
     register()
     register()
     assert ReasoningParserManager.get_reasoning_parser(PLUGIN) is TesseraReasoningParser
-    assert PLUGIN in WeightTransferEngineFactory._registry
+    transfer = WeightTransferEngineFactory.create_engine(
+        WeightTransferConfig(backend=PLUGIN), MagicMock(), torch.device("cpu"), nn.Identity()
+    )
+    assert type(transfer) is TesseraWeightTransfer
     assert type(AutoConfig.for_model("nemotron-nas")) is ServedConfig
 
 
