@@ -1,4 +1,4 @@
-"""The folder that a vLLM server serves: weights, tokenizer, chat template, and how to sample unless told otherwise."""
+"""The folder that a vLLM server serves: weights, tokenizer, chat template and default sampling settings."""
 
 import json
 import shutil
@@ -9,12 +9,12 @@ from components.deploy.standalone import add_configuration_file
 
 
 def write_bundle(model: Path, bundle: Path, config: DeployConfig) -> None:
-    """Copy a model folder, and add what serving it takes.
+    """Copy a model folder, and add the sampling settings.
 
     Args:
         model: a model folder with its tokenizer.
         bundle: an empty folder.
-        config: sampling settings, and whether servers without Tessera are to read the bundle.
+        config: sampling settings, and whether the bundle is to be readable by servers without Tessera.
     """
     shutil.copytree(model, bundle, dirs_exist_ok=True, copy_function=shutil.copyfile)
     generation = bundle / "generation_config.json"

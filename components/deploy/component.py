@@ -17,7 +17,7 @@ def deploy(
     model: Input[Model] = None,  # type: ignore[assignment]
     metrics: Input[Artifact] = None,  # type: ignore[assignment]
 ) -> None:
-    """Hold the model to its gate, smoke-test it in a server, and bundle it."""
+    """Check the model against its gate, bundle it, and smoke-test it in a running vLLM server."""
     from components.core.runtime.kfp_task import execute
 
     execute("components.deploy.config:STAGE", locals())

@@ -1,4 +1,4 @@
-"""What the deployment needs, takes and makes."""
+"""Settings, inputs and outputs of the deployment."""
 
 from pydantic import Field
 
@@ -7,14 +7,14 @@ from components.core.runtime.stage import Input, Output, Stage
 
 
 class Gate(Config):
-    """What a model has to show before it becomes the champion; null asks for nothing."""
+    """Conditions for a model to become the champion; null means no condition."""
 
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Accuracy with thinking on, standard split."""
     min_format: float | None = Field(default=None, ge=0, le=1)
-    """Share of answers that keep their format, in either mode."""
+    """Fraction of answers with the format of their mode, in the worse of the two modes."""
     min_thinking_gain: float | None = Field(default=None, ge=-1, le=1)
-    """Accuracy with thinking on minus that with thinking off, hard split where there is one."""
+    """Accuracy with thinking on minus that with thinking off, on the hard split if there is one."""
 
 
 class DeployConfig(Config):
@@ -23,21 +23,21 @@ class DeployConfig(Config):
     name: str = "tessera"
     """Name of the registered model."""
     role: str = "rl"
-    """The evaluated model that the gate looks at; the last one evaluated where that is absent."""
+    """Role of the evaluated model that the gate checks; the last evaluated one if that is absent."""
     gate: Gate = Gate()
     """Checks that decide between `champion` and `candidate`."""
     fail_on_gate: bool = False
-    """Stop with an error where a check fails, instead of registering a candidate."""
+    """Fail the stage if a check fails, instead of registering a candidate."""
     questions: tuple[str, ...] = ("7+5*3-2=",)
-    """What the smoke test asks, in both modes, whole and streamed."""
+    """Questions of the smoke test, asked in both modes, with and without streaming."""
     max_tokens: int = Field(default=128, gt=0)
-    """Longest answer of the smoke test, tokens."""
+    """Maximum length of an answer in the smoke test, tokens."""
     temperature: float = Field(default=0.6, ge=0)
-    """What the bundle tells servers to sample with where a request does not say; 0 is greedy."""
+    """Default sampling temperature in the bundle, for requests that set none; 0 is greedy."""
     top_p: float = Field(default=0.95, gt=0, le=1)
-    """Nucleus of the distribution, likewise."""
+    """Default nucleus of the distribution in the bundle."""
     add_configuration_file: bool = False
-    """Put a configuration class into the bundle, for vLLM servers without Tessera that allow remote code."""
+    """Add a configuration class to the bundle, for vLLM servers without Tessera that allow remote code."""
 
 
 STAGE = Stage(
@@ -49,6 +49,6 @@ STAGE = Stage(
     },
     outputs={"bundle": Output("model", "the folder that vLLM serves")},
     entry="components.deploy.stage:run",
-    doc="Hold the model to its gate, bundle it, and speak to it in a running vLLM server.",
+    doc="Check the model against its gate, bundle it, and smoke-test it in a running vLLM server.",
     source="arXiv 2505.00949, section 7; the model cards' serving notes",
 )

@@ -9,14 +9,14 @@ ROUNDING = 1e-9
 
 
 def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each check that the gate asks for, with what was measured; a number that is missing does not pass.
+    """The result of each check of the gate; a missing number fails its check.
 
     Args:
-        gate: thresholds; None asks for nothing.
-        measured: the model's entry in metrics.json: `accuracy`, `format`; empty where nothing was measured.
+        gate: thresholds; None means no check.
+        measured: the model's entry in metrics.json: `accuracy`, `format`; empty if it was not measured.
 
     Returns:
-        For each check `check`, `threshold`, `value` and `passed`.
+        `check`, `threshold`, `value` and `passed` of each check.
     """
     found = {
         "min_accuracy": _number(measured, "accuracy", "standard", "on"),
@@ -31,20 +31,20 @@ def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _lowest_format(measured: Mapping[str, Any]) -> float | None:
-    """Format kept in the worse mode."""
+    """Fraction of answers with the right format, in the worse mode."""
     on, off = (_number(measured, "format", mode) for mode in ("on", "off"))
     return None if on is None or off is None else min(on, off)
 
 
 def _thinking_gain(measured: Mapping[str, Any]) -> float | None:
-    """What thinking adds to accuracy, on hard problems where there are some."""
+    """Accuracy with thinking on minus that with thinking off, on hard problems if there are any."""
     split = "standard" if _number(measured, "accuracy", "hard", "on") is None else "hard"
     on, off = (_number(measured, "accuracy", split, mode) for mode in ("on", "off"))
     return None if on is None or off is None else on - off
 
 
 def _number(measured: Mapping[str, Any], *path: str) -> float | None:
-    """A number below `measured`; None where any step towards it is missing."""
+    """The number under a path of keys in `measured`; None if a key is missing."""
     value: Any = measured
     for part in path:
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -52,5 +52,5 @@ def _number(measured: Mapping[str, Any], *path: str) -> float | None:
 
 
 def _at_least(value: float | None, threshold: float) -> bool:
-    """Whether a number reaches its threshold; a difference of just the threshold does, however it was rounded."""
+    """Whether a number reaches its threshold; an error of rounding does not fail it."""
     return value is not None and value >= threshold - ROUNDING

@@ -1,6 +1,6 @@
 """A bundle for vLLM servers without Tessera: a configuration class that transformers loads as remote code.
 
-Off unless asked for: our own servers never run code from a model folder.
+Off by default: Tessera's own servers never run code from a model folder.
 """
 
 import json
@@ -37,7 +37,7 @@ class DeciLMConfig(PretrainedConfig):
 
 
 def add_configuration_file(bundle: Path) -> None:
-    """Write the class, and name it in `config.json`; a dense model needs none and stays as it is.
+    """Write the class, and name it in `config.json`; a dense model needs none and is not changed.
 
     Raises:
         CheckpointError: vLLM cannot run the model without Tessera.

@@ -1,4 +1,4 @@
-"""Every answer of an evaluation, a row for each problem and way of asking, so that anyone can count again."""
+"""The answers of an evaluation, one row per problem and prompt mode, from which all scores can be computed again."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,37 +7,37 @@ from typing import Literal
 from components.core.base.config import Config
 
 PromptMode = Literal["on", "off", "plain"]
-"""Thinking on, thinking off, or a base model's own way: a completion of the plain prompt."""
+"""A chat with thinking on or off; for a base model, a completion of the plain prompt."""
 
 
-class Answered(Config):
-    """All answers of one model to one problem, asked in one way."""
+class AnswerRow(Config):
+    """All answers of one model to one problem in one prompt mode."""
 
     model: str
     """Role of the model."""
     split: str
-    """Which test the problem is from."""
+    """Test split of the problem."""
     mode: PromptMode
-    """How it was asked."""
+    """Prompt mode."""
     id: str
-    """The problem's own id."""
+    """Id of the problem."""
     question: str
-    """What was asked, without the chat around it."""
+    """The question, without the chat template."""
     expected: str
-    """The right answer."""
+    """The correct answer."""
     samples: tuple[str, ...]
-    """Answers as they came, reasoning between its tags."""
+    """The answers, with the reasoning between its tags."""
     correct: tuple[bool, ...]
-    """Whether each is right."""
-    kept_format: tuple[bool, ...] | None
-    """Whether each keeps the format of its mode; None for a base model, which has no format to keep."""
+    """Whether each answer is correct."""
+    format_ok: tuple[bool, ...] | None
+    """Whether each answer has the format of its mode; None for a base model, which has no format."""
 
 
-def write_answers(path: Path, rows: Iterable[Answered]) -> None:
+def write_answers(path: Path, rows: Iterable[AnswerRow]) -> None:
     """Write rows as JSONL."""
     path.write_text("".join(row.model_dump_json() + "\n" for row in rows), encoding="utf-8")
 
 
-def read_answers(path: Path) -> list[Answered]:
+def read_answers(path: Path) -> list[AnswerRow]:
     """Read what `write_answers` wrote."""
-    return [Answered.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [AnswerRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]

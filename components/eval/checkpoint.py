@@ -1,4 +1,4 @@
-"""What an evaluation has finished, kept so that an interrupted one goes on from there."""
+"""The finished part of an evaluation, from which an interrupted one resumes."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Self
 
 from components.core.runtime.resume import Resume
-from components.eval.answers import Answered, read_answers, write_answers
+from components.eval.answers import AnswerRow, read_answers, write_answers
 
 
 @dataclass
 class EvalCheckpoint:
-    """Speeds once they are all measured, and the answers of models that were asked everything."""
+    """Speeds, once all are measured, and the answers of models that have answered every problem."""
 
     speeds: dict[str, float] = field(default_factory=dict)
     """Tokens per second by role."""
-    answers: dict[str, list[Answered]] = field(default_factory=dict)
+    answers: dict[str, list[AnswerRow]] = field(default_factory=dict)
     """Answers by role."""
 
     @classmethod
     def latest(cls, resume: Resume) -> Self:
-        """What the newest resume point has; nothing where there is none."""
+        """Read the newest resume point; empty if there is none."""
         checkpoint, point = cls(), resume.latest()
         if point is not None:
             checkpoint.speeds = json.loads((point / "speeds.json").read_text(encoding="utf-8"))

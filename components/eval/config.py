@@ -1,4 +1,4 @@
-"""What the evaluation needs, takes and makes."""
+"""Settings, inputs and outputs of the evaluation."""
 
 from pydantic import Field
 
@@ -9,28 +9,28 @@ from components.core.serving.load_profile import Workload
 ROLES = ("parent", "child", "random_child", "greedy_child", "distilled", "pretrained", "sft", "rl")
 """Inputs that are models, in the order of the recipe."""
 WITH_TOGGLE = ("sft", "rl")
-"""Models that have both modes; the others answer in their own way, from a plain prompt."""
+"""Models that have both modes. The others are base models, which complete a plain prompt."""
 
 
 class EvalConfig(Config):
-    """How models are asked, how often, and how fast they are measured to be."""
+    """Sampling, limits, and the load for measuring speed."""
 
     num_problems: int = Field(default=250, gt=0)
-    """Problems of each split, at most."""
+    """Maximum number of problems of each split."""
     num_samples: int = Field(default=4, gt=0)
-    """Answers to each problem where they are sampled; a greedy answer would only repeat itself."""
+    """Sampled answers per problem. Greedy answers to a problem are all the same, so there is one."""
     temperature: float = Field(default=0.6, ge=0)
     """Sampling temperature with thinking on; with thinking off, and for base models, answers are greedy."""
     top_p: float = Field(default=0.95, gt=0, le=1)
-    """Nucleus of the distribution with thinking on."""
+    """Nucleus of the distribution to sample from, with thinking on."""
     max_tokens: int = Field(default=128, gt=0)
-    """Longest answer, tokens."""
+    """Maximum length of an answer, tokens."""
     concurrency: int = Field(default=64, gt=0)
-    """Answers that a server generates at a time; more requests wait in it."""
+    """Requests that a server processes at the same time."""
     workload: Workload = Workload(new_tokens=64)
-    """The load that tokens per second are measured under."""
+    """Load for measuring tokens per second."""
     seed: int | None = None
-    """Seed of all sampling; the recipe's seed where not given."""
+    """Seed of all sampling; the recipe's seed if null."""
 
 
 STAGE = Stage(
@@ -46,6 +46,6 @@ STAGE = Stage(
         "metrics": Output("table", "metrics.json: accuracy, interval, format and speed; answers.jsonl: every answer")
     },
     entry="components.eval.stage:run",
-    doc="Ask every model so far in both modes through a vLLM server, and measure how fast each architecture generates.",
+    doc="Ask every model so far in both modes through a vLLM server, and measure the speed of each architecture.",
     source="arXiv 2505.00949, section 7",
 )

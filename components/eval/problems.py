@@ -1,4 +1,4 @@
-"""The problems that models are asked."""
+"""The test problems."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SPLITS = ("standard", "hard")
 
 
 def load_problems(folder: Path, limit: int) -> list[Problem]:
-    """The first `limit` problems of each split that is there.
+    """Read the first `limit` problems of each split that exists.
 
     Raises:
         DataError: there are none, or a row lacks a field.

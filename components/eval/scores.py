@@ -1,51 +1,53 @@
-"""Accuracy with its interval, and format, from the answers of one model."""
+"""Accuracy with its confidence interval, and format, from the answers of one model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from components.eval.answers import Answered
+from components.eval.answers import AnswerRow
 from components.eval.problems import SPLITS
 from components.eval.statistics import interval, pass_at_1
 
-WAYS = {"on": ("on", "plain"), "off": ("off",)}
-"""What counts under which mode in reports: a base model writes its steps out, so its own way counts as thinking."""
+PROMPT_MODES = {"on": ("on", "plain"), "off": ("off",)}
+"""Prompt modes that count as thinking on or off in reports. A base model writes its steps out, which is thinking."""
 
 
-def scores(rows: Sequence[Answered]) -> dict[str, Any]:
-    """Accuracy and interval by split and mode, format by mode, and answers counted; None where there are none.
+def scores(rows: Sequence[AnswerRow]) -> dict[str, Any]:
+    """Accuracy, interval and number of answers by split and mode, and format by mode; None without answers.
 
     Args:
         rows: all answers of one model.
     """
 
-    def by_split(number: Callable[[Sequence[Answered]], Any]) -> dict[str, Any]:
-        chosen = {split: [row for row in rows if row.split == split] for split in SPLITS}
-        return {split: {mode: number(_of(found, mode)) for mode in WAYS} for split, found in chosen.items()}
+    def by_split(number: Callable[[Sequence[AnswerRow]], Any]) -> dict[str, Any]:
+        rows_of = {split: [row for row in rows if row.split == split] for split in SPLITS}
+        return {
+            split: {mode: number(_in_mode(found, mode)) for mode in PROMPT_MODES} for split, found in rows_of.items()
+        }
 
     return {
         "accuracy": by_split(_accuracy),
         "interval": by_split(_interval),
-        "format": {mode: _format(_of(rows, mode)) for mode in WAYS},
+        "format": {mode: _format(_in_mode(rows, mode)) for mode in PROMPT_MODES},
         "answers": by_split(_count),
     }
 
 
-def _of(rows: Sequence[Answered], mode: str) -> list[Answered]:
-    return [row for row in rows if row.mode in WAYS[mode]]
+def _in_mode(rows: Sequence[AnswerRow], mode: str) -> list[AnswerRow]:
+    return [row for row in rows if row.mode in PROMPT_MODES[mode]]
 
 
-def _accuracy(rows: Sequence[Answered]) -> float | None:
+def _accuracy(rows: Sequence[AnswerRow]) -> float | None:
     return pass_at_1([row.correct for row in rows]) if rows else None
 
 
-def _interval(rows: Sequence[Answered]) -> list[float] | None:
+def _interval(rows: Sequence[AnswerRow]) -> list[float] | None:
     return list(interval([row.correct for row in rows])) if rows else None
 
 
-def _format(rows: Sequence[Answered]) -> float | None:
-    checkpoint = [ok for row in rows for ok in row.kept_format or ()]
-    return sum(checkpoint) / len(checkpoint) if checkpoint else None
+def _format(rows: Sequence[AnswerRow]) -> float | None:
+    checks = [ok for row in rows for ok in row.format_ok or ()]
+    return sum(checks) / len(checks) if checks else None
 
 
-def _count(rows: Sequence[Answered]) -> int | None:
+def _count(rows: Sequence[AnswerRow]) -> int | None:
     return sum(len(row.samples) for row in rows) or None

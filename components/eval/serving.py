@@ -1,4 +1,4 @@
-"""Which models take turns in one server, and the servers that they are asked in."""
+"""Groups models that one server can serve in turn, and asks them."""
 
 import asyncio
 import hashlib
@@ -15,28 +15,28 @@ from components.core.base.errors import StageFailed
 from components.core.model.architecture import Architecture
 from components.core.model.inspection import read_architecture
 from components.core.runtime.context import Interrupted, StageContext
-from components.core.serving.server import Launcher, Server, max_position_embeddings, tail
+from components.core.serving.server import Server, max_position_embeddings, tail
 from components.core.serving.settings import vllm_uses_gpu
 from components.core.text.problems import Problem
-from components.eval.answers import Answered, PromptMode
+from components.eval.answers import AnswerRow, PromptMode
 from components.eval.checkpoint import EvalCheckpoint
 from components.eval.client import SERVED_NAME, ask
 from components.eval.config import WITH_TOGGLE, EvalConfig
 
-SERVERS_AT_A_TIME = 2
-"""On a CPU, where a server computes on one thread; on a GPU a server takes the memory of the device."""
-PROMPT_ROOM_TOKENS = 256
-"""What a chat template adds to a prompt beyond a token a byte."""
+CPU_SERVERS = 2
+"""Servers that run at the same time on a CPU, each on one thread. On a GPU a server takes the memory of the device."""
+CHAT_TEMPLATE_TOKENS = 256
+"""Upper limit of what a chat template adds to a prompt, whose own length is at most one token per byte."""
 PROGRESS_EVERY = 20
 
 
 @dataclass(frozen=True)
-class Served:
-    """What a server reads once, when it starts; everything else about a model is in its weights."""
+class ServerKey:
+    """Everything that a server reads only when it starts. Models with equal keys differ in their weights alone."""
 
     architecture: Architecture
     tokenizer: tuple[str, ...]
-    """Digests of the files that make tokens of a chat, and end an answer."""
+    """Digests of the files that tokenize a chat and define the end of an answer."""
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -48,20 +48,20 @@ class Served:
 
 
 def group_by_architecture(models: Mapping[str, Path]) -> list[list[str]]:
-    """Groups of roles that one server can serve in turn by swapping weights; the group with most to do first."""
-    groups: dict[Served, list[str]] = {}
+    """Groups of roles that one server can serve in turn by swapping weights, the group with most requests first."""
+    groups: dict[ServerKey, list[str]] = {}
     for role, folder in models.items():
-        groups.setdefault(Served.of(folder), []).append(role)
-    return sorted(groups.values(), key=lambda roles: sum(len(ways(role)) for role in roles), reverse=True)
+        groups.setdefault(ServerKey.of(folder), []).append(role)
+    return sorted(groups.values(), key=lambda roles: sum(len(prompt_modes(role)) for role in roles), reverse=True)
 
 
-def ways(role: str) -> tuple[PromptMode, ...]:
-    """How a model is asked."""
+def prompt_modes(role: str) -> tuple[PromptMode, ...]:
+    """The modes in which a model is asked."""
     return ("on", "off") if role in WITH_TOGGLE else ("plain",)
 
 
 class EvalRunner:
-    """Asks all models, and keeps the answers of each as soon as it has all of them."""
+    """Asks all models, and saves the answers of each model once they are complete."""
 
     def __init__(
         self, config: EvalConfig, problems: Sequence[Problem], context: StageContext, checkpoint: EvalCheckpoint
@@ -69,35 +69,32 @@ class EvalRunner:
         self._config, self._problems, self._context, self._checkpoint = config, problems, context, checkpoint
         self._lock = Lock()
         self._done = self._total = 0
-        self._given_up = False
+        self._cancelled = False
 
     def ask(self, models: Mapping[str, Path]) -> None:
-        """Ask every model whose answers are not kept yet.
+        """Ask every model whose answers are not in the checkpoint yet.
 
         Raises:
             DataError: a problem is too long for a model.
-            Interrupted: the stage was asked to stop; models that were done are kept.
+            Interrupted: the stage was asked to stop; the answers of finished models are in the checkpoint.
         """
-        waiting = {role: folder for role, folder in models.items() if role not in self._checkpoint.answers}
-        self._total = len(self._problems) * sum(len(ways(role)) for role in waiting)
-        if not waiting:
+        remaining = {role: folder for role, folder in models.items() if role not in self._checkpoint.answers}
+        self._total = len(self._problems) * sum(len(prompt_modes(role)) for role in remaining)
+        if not remaining:
             return
-        at_a_time = 1 if vllm_uses_gpu() else SERVERS_AT_A_TIME
-        with Launcher() as launcher, ThreadPoolExecutor(at_a_time) as pool:
-            groups = [
-                pool.submit(self._ask_group, launcher, roles, waiting) for roles in group_by_architecture(waiting)
-            ]
+        with ThreadPoolExecutor(1 if vllm_uses_gpu() else CPU_SERVERS) as pool:
+            groups = [pool.submit(self._ask_group, roles, remaining) for roles in group_by_architecture(remaining)]
             try:
                 for group in as_completed(groups):
                     group.result()
             except BaseException:
-                self._given_up = True
+                self._cancelled = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _ask_group(self, launcher: Launcher, roles: Sequence[str], models: Mapping[str, Path]) -> None:
-        """Ask models one after the other in the same server."""
-        with self._server(launcher, roles, models) as server:
+    def _ask_group(self, roles: Sequence[str], models: Mapping[str, Path]) -> None:
+        """Ask models one after the other on the same server."""
+        with self._server(roles, models) as server:
             for role in roles:
                 if role != roles[0]:
                     server.swap_weights(models[role], version=role)
@@ -106,23 +103,24 @@ class EvalRunner:
                     self._checkpoint.answers[role] = answers
                     self._checkpoint.save(self._context.resume)
 
-    def _server(self, launcher: Launcher, roles: Sequence[str], models: Mapping[str, Path]) -> Server:
-        """The server of a group, not started yet."""
+    def _server(self, roles: Sequence[str], models: Mapping[str, Path]) -> Server:
+        """The server of a group, before it is started."""
         folder = models[roles[0]]
-        longest = max(len(text.encode()) for each in self._problems for text in (each.question, each.prompt))
+        longest = max(len(text.encode()) for problem in self._problems for text in (problem.question, problem.prompt))
         return Server(
             folder,
             name=SERVED_NAME,
             log=self._context.scratch / f"server-{roles[0]}.log",
             swappable=len(roles) > 1,
-            max_model_len=min(max_position_embeddings(folder), longest + PROMPT_ROOM_TOKENS + self._config.max_tokens),
+            max_model_len=min(
+                max_position_embeddings(folder), longest + CHAT_TEMPLATE_TOKENS + self._config.max_tokens
+            ),
             max_num_seqs=self._config.concurrency,
-            launcher=launcher,
             on_wait=lambda _: self._stop_if_asked(),
         )
 
-    def _ask_model(self, server: Server, role: str) -> list[Answered]:
-        """All problems, in all ways of one model."""
+    def _ask_model(self, server: Server, role: str) -> list[AnswerRow]:
+        """Ask a model all problems in all its modes."""
 
         def tick() -> None:
             self._stop_if_asked()
@@ -132,11 +130,11 @@ class EvalRunner:
                     self._context.progress(self._done, self._total, what=role)
 
         try:
-            return asyncio.run(ask(server.url, role, self._problems, ways(role), self._config, tick))
+            return asyncio.run(ask(server.url, role, self._problems, prompt_modes(role), self._config, tick))
         except APIError as error:
             raise StageFailed(f"the server of {role} failed: {error}\n{tail(server.log)}") from error
 
     def _stop_if_asked(self) -> None:
-        """Leave where the stage was asked to, or where the other server has failed."""
-        if self._given_up or self._context.stopping():
+        """Raise Interrupted if the stage was asked to stop, or if another server has failed."""
+        if self._cancelled or self._context.stopping():
             raise Interrupted

@@ -1,4 +1,4 @@
-"""Every model so far, both modes. Source: arXiv 2505.00949, section 7."""
+"""Accuracy, format and speed of every model so far, in both modes. Source: arXiv 2505.00949, section 7."""
 
 import json
 import statistics
@@ -26,71 +26,71 @@ from components.eval.serving import EvalRunner
 def run(
     config: EvalConfig, *, context: StageContext, out: Path, problems: Path, **models: Path | None
 ) -> dict[str, JsonValue]:
-    """Measure speed with nothing else running, then ask; write `metrics.json` and `answers.jsonl`."""
-    given = {role: folder for role in ROLES if (folder := models.get(role)) is not None}
-    check_models(given)
-    asked = load_problems(problems, config.num_problems)
+    """Measure speed while nothing else runs, then ask the models; write `metrics.json` and `answers.jsonl`."""
+    evaluated = {role: folder for role in ROLES if (folder := models.get(role)) is not None}
+    check_models(evaluated)
+    test_problems = load_problems(problems, config.num_problems)
     checkpoint = EvalCheckpoint.latest(context.resume)
     if not checkpoint.speeds:
-        checkpoint.speeds = measure_speeds(given, config.workload)
+        checkpoint.speeds = measure_speeds(evaluated, config.workload)
         checkpoint.save(context.resume)
-    EvalRunner(config, asked, context, checkpoint).ask(given)
+    EvalRunner(config, test_problems, context, checkpoint).ask(evaluated)
     rows = {
-        reported(role): {
-            **facts(folder),
+        report_name(role): {
+            **size(folder),
             "tokens_per_second": checkpoint.speeds[role],
             **scores(checkpoint.answers[role]),
         }
-        for role, folder in given.items()
+        for role, folder in evaluated.items()
     }
     metrics = {"models": rows, "settings": config.canonical()}
     (out / "metrics" / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     write_answers(
         out / "metrics" / "answers.jsonl",
-        (row.model_copy(update={"model": reported(role)}) for role in given for row in checkpoint.answers[role]),
+        (row.model_copy(update={"model": report_name(role)}) for role in evaluated for row in checkpoint.answers[role]),
     )
     return {"models": {role: row["accuracy"] for role, row in rows.items()}}
 
 
 def check_models(models: Mapping[str, Path]) -> None:
-    """Refuse to start without models, or with one that cannot be told to think.
+    """Check that there is a model, and that models which should have both modes have the toggle.
 
     Raises:
         InputError: there is no model.
-        CheckpointError: a model that should have both modes has a tokenizer without the toggle.
+        CheckpointError: the chat template of a model from sft or rl has no toggle.
     """
     if not models:
         raise InputError("there is no model to evaluate", hint=f"give at least one of {', '.join(ROLES)}")
     for role in WITH_TOGGLE:
         if role in models and not has_toggle(models[role]):
             raise CheckpointError(
-                f"the tokenizer of {role} has no toggle: it cannot be told to think",
+                f"the tokenizer of {role} has no toggle between thinking on and off",
                 hint="give a model from the stage sft or rl, or evaluate it as `pretrained`",
             )
 
 
 def measure_speeds(models: Mapping[str, Path], workload: Workload) -> dict[str, float]:
-    """Tokens per second of each model; models of one architecture are measured as one, all in turn in one go."""
-    shapes = {role: read_architecture(folder).without_gaps() for role, folder in models.items()}
+    """Tokens per second of each model. Of models with the same architecture only the first one is measured."""
+    architectures = {role: read_architecture(folder).without_gaps() for role, folder in models.items()}
     first: dict[Architecture, Path] = {}
     for role, folder in models.items():
-        first.setdefault(shapes[role], folder)
+        first.setdefault(architectures[role], folder)
     steps_ms = measure_step_ms(list(first.values()), workload, threads=1)
     speeds = dict(zip(first, (_tokens_per_second(times, workload) for times in steps_ms), strict=True))
-    return {role: speeds[shape] for role, shape in shapes.items()}
+    return {role: speeds[architecture] for role, architecture in architectures.items()}
 
 
-def facts(folder: Path) -> dict[str, Any]:
-    """What a model's configuration tells."""
-    shape = read_architecture(folder)
-    return {"parameters": shape.parameters, "kv_bytes_per_token": shape.kv_bytes_per_token}
+def size(folder: Path) -> dict[str, Any]:
+    """Size of a model and of its KV cache, from its configuration."""
+    architecture = read_architecture(folder)
+    return {"parameters": architecture.parameters, "kv_bytes_per_token": architecture.kv_bytes_per_token}
 
 
-def reported(role: str) -> str:
+def report_name(role: str) -> str:
     """The name of a role in reports."""
     return role.removesuffix("_child")
 
 
 def _tokens_per_second(steps_ms: Sequence[float], workload: Workload) -> float:
-    """A step gives one token to each request of the batch."""
+    """Each step generates one token for each request of the batch."""
     return 1000 * workload.batch_size / statistics.median(steps_ms)

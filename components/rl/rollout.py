@@ -1,4 +1,4 @@
-"""Rollouts: vLLM answers problems, the environment judges the answers."""
+"""Rollouts: vLLM samples answers, the environment scores them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from components.rl.reward import Environment, Reward
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem in one mode, as the model is asked it."""
+    """A problem as a prompt in one mode."""
 
     id: str
     prompt_ids: list[int]
@@ -22,14 +22,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer and what it earned."""
+    """One sampled answer and its reward."""
 
     problem: Problem
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Of the sampled tokens under the weights that sampled them, nats."""
+    """Log-probability of each token under the weights that sampled it, nats."""
     version: int
-    """Of those weights."""
+    """Version of those weights."""
     reward: Reward
 
 
@@ -45,12 +45,12 @@ def roll_out(
     eos: int,
     seed: int,
 ) -> list[list[Answer]]:
-    """Sample a group of answers to each problem and judge them.
+    """Sample a group of answers to each problem, and score them.
 
-    Each request has a seed of its own, so that the same weights give the same answers in another process.
+    Each request has its own seed, so that equal weights give equal answers in another process.
 
     Returns:
-        A list a problem; problems on which the judge failed are left out.
+        One list per problem, without the problems whose scoring failed.
     """
     results = engine.generate(
         [problem.prompt_ids for problem in problems],
@@ -82,14 +82,14 @@ def answer_text(tokenizer: Tokenizer, token_ids: Sequence[int], eos: int) -> str
 
 
 def refuse_stale(groups: Sequence[Sequence[Answer]], version: int, max_staleness: int) -> None:
-    """Refuse answers that too old weights made.
+    """Raise if weights that are too old sampled an answer.
 
     Raises:
-        StageFailed: an answer lies more than `max_staleness` versions behind the learner.
+        StageFailed: an answer is more than `max_staleness` versions older than the learner.
     """
     oldest = min((answer.version for group in groups for answer in group), default=version)
     if version - oldest > max_staleness:
         raise StageFailed(
             f"a rollout of weights {oldest} met a learner at {version}; max_staleness={max_staleness}",
-            hint="raise rl.max_staleness, or make the engine take new weights more often",
+            hint="raise rl.max_staleness",
         )

@@ -61,7 +61,7 @@ def test_the_bundle_is_served_in_both_modes_whole_and_streamed_alike(
             "answer": "42",
             "streamed": {"reasoning": reasoning, "answer": "42"},
             "same_when_streamed": True,
-            "kept_format": True,
+            "format_ok": True,
         }
         for question in CONFIG.questions
         for mode, reasoning in (("on", "6*7"), ("off", ""))
@@ -164,7 +164,7 @@ def test_pieces_of_a_reply_are_put_together(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert talk["streamed"] == {"reasoning": "6*7", "answer": "42"}
     assert talk["same_when_streamed"]
-    assert talk["kept_format"]
+    assert talk["format_ok"]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_reply_without_the_format_of_its_mode_is_told(
     reply = Reply(reasoning, answer)
     talk = talk_with(monkeypatch, reply, [reply], mode)
 
-    assert not talk["kept_format"]
+    assert not talk["format_ok"]
     assert talk["same_when_streamed"]
 
 

@@ -1,30 +1,30 @@
-"""What is counted, from answers that are made up."""
+"""Scores of invented answers."""
 
 import pytest
 
 from components.core.base.errors import DataError
 from components.core.text.chat import plain_answer
 from components.core.text.problems import Problem
-from components.eval.answers import Answered, PromptMode, read_answers, write_answers
+from components.eval.answers import AnswerRow, PromptMode, read_answers, write_answers
 from components.eval.client import grade, joined
 from components.eval.problems import load_problems
 from components.eval.scores import scores
 from tests.components.conftest import write_rows
 
 
-def answered(split: str, mode: PromptMode, *correct: bool, checkpoint: tuple[bool, ...] | None = None) -> Answered:
-    facts = {"model": "sft", "id": "p", "question": "2+2=", "expected": "4", "samples": ("x",) * len(correct)}
-    return Answered(split=split, mode=mode, correct=correct, kept_format=checkpoint, **facts)
+def answer_row(split: str, mode: PromptMode, *correct: bool, format_ok: tuple[bool, ...] | None = None) -> AnswerRow:
+    common = {"model": "sft", "id": "p", "question": "2+2=", "expected": "4", "samples": ("x",) * len(correct)}
+    return AnswerRow(split=split, mode=mode, correct=correct, format_ok=format_ok, **common)
 
 
 def test_both_modes_are_counted_apart():
     rows = [
-        answered("standard", "on", True, False, checkpoint=(True, True)),
-        answered("standard", "on", True, True, checkpoint=(True, False)),
-        answered("standard", "off", False, checkpoint=(True,)),
-        answered("standard", "off", True, checkpoint=(False,)),
-        answered("hard", "on", True, False, checkpoint=(True, True)),
-        answered("hard", "off", False, checkpoint=(True,)),
+        answer_row("standard", "on", True, False, format_ok=(True, True)),
+        answer_row("standard", "on", True, True, format_ok=(True, False)),
+        answer_row("standard", "off", False, format_ok=(True,)),
+        answer_row("standard", "off", True, format_ok=(False,)),
+        answer_row("hard", "on", True, False, format_ok=(True, True)),
+        answer_row("hard", "off", False, format_ok=(True,)),
     ]
     found = scores(rows)
 
@@ -36,7 +36,7 @@ def test_both_modes_are_counted_apart():
 
 
 def test_a_base_model_has_one_way_and_no_format():
-    found = scores([answered("standard", "plain", True), answered("standard", "plain", False)])
+    found = scores([answer_row("standard", "plain", True), answer_row("standard", "plain", False)])
 
     assert found["accuracy"] == {"standard": {"on": 0.5, "off": None}, "hard": {"on": None, "off": None}}
     assert found["interval"]["standard"]["off"] is None
@@ -44,7 +44,7 @@ def test_a_base_model_has_one_way_and_no_format():
 
 
 @pytest.mark.parametrize(
-    ("reasoning", "content", "way", "correct", "kept"),
+    ("reasoning", "content", "mode", "correct", "kept"),
     [
         ("2+2=4", "4", "on", True, True),
         ("2+2=5", "5", "on", False, True),
@@ -58,16 +58,16 @@ def test_a_base_model_has_one_way_and_no_format():
         ("", " ", "off", False, False),
     ],
 )
-def test_a_tuned_model_is_right_by_its_answer_and_keeps_the_format_of_its_mode(reasoning, content, way, correct, kept):
-    row = grade("sft", Problem("standard", 0, "p", "2+2=", "2+2=", "4"), way, [joined(reasoning, content)])
+def test_a_tuned_model_is_right_by_its_answer_and_keeps_the_format_of_its_mode(reasoning, content, mode, correct, kept):
+    row = grade("sft", Problem("standard", 0, "p", "2+2=", "2+2=", "4"), mode, [joined(reasoning, content)])
 
-    assert (row.correct, row.kept_format) == ((correct,), (kept,))
+    assert (row.correct, row.format_ok) == ((correct,), (kept,))
 
 
 def test_a_base_model_is_right_by_what_follows_its_last_colon():
     row = grade("parent", Problem("hard", 0, "p", "2+2=", "2+2=", "4"), "plain", ["+24:4", "+25:5", "4: 5", "4"])
 
-    assert (row.correct, row.kept_format) == ((True, False, False, True), None)
+    assert (row.correct, row.format_ok) == ((True, False, False, True), None)
 
 
 @pytest.mark.parametrize(("text", "answer"), [("7+5=2 2*3=6: 6", "6"), (" 6 \n", "6"), ("a: b: 7", "7"), ("", "")])
@@ -76,7 +76,7 @@ def test_the_answer_of_a_base_model_follows_its_last_colon(text, answer):
 
 
 def test_answers_are_read_as_they_were_written(tmp_path):
-    rows = [answered("hard", "on", True, False, checkpoint=(True, False)), answered("hard", "plain", True)]
+    rows = [answer_row("hard", "on", True, False, format_ok=(True, False)), answer_row("hard", "plain", True)]
     write_answers(tmp_path / "answers.jsonl", rows)
 
     assert read_answers(tmp_path / "answers.jsonl") == rows
