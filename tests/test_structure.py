@@ -17,6 +17,12 @@ SOURCE = ("components", "pipelines", "infra", "dashboards")
 MAX_FILES = 15
 MODULE = re.compile(r"(components|pipelines)(\.[a-z_]\w*)+")
 ENTRY = re.compile(rf"({MODULE.pattern}):(\w+)")
+IMPORT_SYSTEM = ("sys.modules", "sys.meta_path", "sys.path_hooks")
+MUTATORS = {"append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
+PATCHES_ALLOWED = {
+    "pipelines/run/executor.py": "sets `tempfile.tempdir`, which tempfile documents as a variable to set"
+}
+"""Files that may assign into a foreign module, each with the reason."""
 
 
 def sources(*folders: str) -> list[Path]:
@@ -91,3 +97,109 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     if page.name != "CHANGELOG.md":
         named = {name.rstrip(".") for name in PATH.findall(page.read_text(encoding="utf-8")) if "<" not in name}
         assert {name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()} == set()
+
+
+def imported_names(tree: ast.AST) -> dict[str, str]:
+    """Names that stand for foreign modules, or for what they define, and the full name of each."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                found[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    own = ("components", "pipelines", "infra", "dashboards", "tests")
+    return {name: full for name, full in found.items() if full.partition(".")[0] not in own}
+
+
+def full_name(node: ast.AST, names: dict[str, str]) -> str:
+    """Dotted name of what an expression stands for, if that is foreign; else nothing."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id, "")
+    if isinstance(node, ast.Attribute):
+        owner = full_name(node.value, names)
+        return owner and f"{owner}.{node.attr}"
+    if isinstance(node, ast.Call) and full_name(node.func, names) == "importlib.import_module":
+        return "imported"
+    if isinstance(node, ast.Subscript) and full_name(node.value, names) == "sys.modules":
+        return "imported"
+    return ""
+
+
+def foreign_patches(source: str) -> list[str]:
+    """Expressions that assign into a foreign module or class, or change Python's import system."""
+    tree = ast.parse(source)
+    names = imported_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and full_name(node.value, names) == "imported":
+            names |= {target.id: "imported" for target in node.targets if isinstance(target, ast.Name)}
+    return [ast.unparse(node) for node in ast.walk(tree) if is_patch(node, names)]
+
+
+def is_patch(node: ast.AST, names: dict[str, str]) -> bool:
+    if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+        return full_name(node, names) not in ("", "os.environ")  # `os.environ |= {...}` sets variables
+    if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        return full_name(node.value, names).startswith(IMPORT_SYSTEM) or "__dict__" in full_name(node.value, names)
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr"):
+        return full_name(node.args[0], names) != ""
+    owner, _, method = full_name(node.func, names).rpartition(".")
+    return owner in IMPORT_SYSTEM and method in MUTATORS
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.set_num_threads = print",
+        "from vllm.v1.engine import utils\nutils.get_mp_context = print",
+        "from a.b import Class as Other\nOther.method = print",
+        "import a\nsetattr(a.b, 'c', 1)",
+        "import a\ndel a.b",
+        "import a\na.b, c = 1, 2",
+        "import a\nwith open('x') as a.b: pass",
+        "import a\na.b += 1",
+        "import a\na.__dict__['b'] = 1",
+        "import importlib\nimportlib.import_module('a').b = 1",
+        "from importlib import import_module as load\nmodule = load('a')\nmodule.b = 1",
+        "import sys\nsys.modules['scipy'] = None",
+        "import sys\nsys.modules['scipy'].stats = None",
+        "from sys import modules\ndel modules['scipy']",
+        "import sys\nsys.modules.update(scipy=None)",
+        "import sys\nsys.modules.setdefault('scipy', None)",
+        "import sys\nsys.meta_path.insert(0, print)",
+        "import sys\nsys.meta_path = []",
+    ],
+)
+def test_a_patch_is_found(source: str) -> None:
+    assert len(foreign_patches(source)) == 1
+
+
+def test_what_is_no_patch_is_not_taken_for_one() -> None:
+    harmless = """
+import os, sys
+from components.core import base
+from foreign import Class
+os.environ["A"] = "1"
+os.environ.update(B="2")
+os.environ |= {"C": "3"}
+value = Class()
+value.attribute = sys.modules.get("os")
+setattr(value, "attribute", 1)
+base.own = 1
+class Own(Class):
+    attribute = 1
+    def method(self):
+        self.attribute = 2
+"""
+    assert foreign_patches(harmless) == []
+
+
+def test_nothing_is_assigned_into_a_foreign_module() -> None:
+    found = {
+        str(path.relative_to(ROOT)): foreign_patches(path.read_text()) for path in sources("components", "pipelines")
+    }
+    assert {name: patches for name, patches in found.items() if patches and name not in PATCHES_ALLOWED} == {}
+    assert [name for name in PATCHES_ALLOWED if not found.get(name)] == []  # an exception that is no longer needed
