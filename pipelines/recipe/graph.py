@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from components.core.base.config import Config
 from components.core.runtime.placement import Placement
-from components.core.runtime.stage import Stage
+from components.core.runtime.stage import Stage, item_label
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Made:
 
 Binding = Source | Made
 
+Digests = dict[str, str | list[str]]
+"""Digest of each artifact by name; a list where there is one for each item of a fan-out."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -33,34 +36,48 @@ class Task:
     Attributes:
         label: the role, unique in the graph: `parent` and `pretrain` are one stage in two roles.
         stage: what runs.
-        component: `module:name` of its KFP component.
         config: its checked configuration.
         placement: where it runs.
-        inputs: what it reads.
+        inputs: what it reads; several artifacts where a fan-out made them.
         shards: items of a fan-out, values of the configuration's `shard`; empty for a single task.
     """
 
     label: str
     stage: Stage
-    component: str
     config: Config
     placement: Placement
-    inputs: Mapping[str, Binding]
+    inputs: Mapping[str, Binding | tuple[Binding, ...]]
     shards: tuple[str, ...] = ()
 
-    def items(self) -> list["Task"]:
-        """The single tasks that run: this one, or one a shard."""
-        if not self.shards:
-            return [self]
-        return [
-            replace(
-                self,
-                label=f"{self.label}-{index}",
-                config=self.config.model_copy(update={"shard": shard}),
-                shards=(),
-            )
-            for index, shard in enumerate(self.shards)
-        ]
+    @property
+    def upstream(self) -> list[Binding]:
+        """All artifacts that the task reads, each once."""
+        spread = (b if isinstance(b, tuple) else (b,) for b in self.inputs.values())
+        return list(dict.fromkeys(binding for several in spread for binding in several))
+
+    def digests(self, sources: Mapping[str, str | list[str]], made: Mapping[str, Mapping[str, str]]) -> Digests | None:
+        """Digests of what the task reads; an optional input that nothing made is left out.
+
+        Args:
+            sources: digests of the user's own artifacts.
+            made: outputs of finished tasks by label.
+
+        Returns:
+            None as long as a source or a task before this one is missing.
+        """
+        if any(b.name not in sources if isinstance(b, Source) else b.task not in made for b in self.upstream):
+            return None
+
+        def digest(binding: Binding) -> str | list[str] | None:
+            return sources[binding.name] if isinstance(binding, Source) else made[binding.task].get(binding.output)
+
+        digests: Digests = {}
+        for name, binding in self.inputs.items():
+            if isinstance(binding, tuple):
+                digests[name] = [found for one in binding if isinstance(found := digest(one), str)]
+            elif found := digest(binding):
+                digests[name] = found
+        return digests
 
 
 @dataclass
@@ -73,9 +90,26 @@ class Graph:
     roles: dict[str, Binding] = field(default_factory=dict)
 
     def items(self) -> Iterator[Task]:
-        """The single tasks, fan-outs expanded."""
+        """The single tasks, fan-outs expanded: a task that reads a whole fan-out reads each of its items."""
         for task in self.tasks:
-            yield from task.items()
+            for index, shard in enumerate(task.shards or (None,)):
+                inputs = {name: self._of_item(task, name, binding, index) for name, binding in task.inputs.items()}
+                if shard is None:
+                    yield replace(task, inputs=inputs)
+                else:
+                    config = task.config.model_copy(update={"shard": shard})
+                    yield replace(
+                        task, label=item_label(task.label, index), config=config, inputs=inputs, shards=(shard,)
+                    )
+
+    def _of_item(
+        self, task: Task, name: str, binding: Binding | tuple[Binding, ...], index: int
+    ) -> Binding | tuple[Binding, ...]:
+        """What an item reads of a fan-out: the artifact of its own shard, or all where the input takes a list."""
+        if not isinstance(binding, Made) or not (shards := self[binding.task].shards):
+            return binding
+        items = tuple(Made(item_label(binding.task, number), binding.output) for number in range(len(shards)))
+        return items if task.stage.inputs[name].many else items[index]
 
     def __getitem__(self, label: str) -> Task:
         """The task in a role."""

@@ -6,7 +6,7 @@ Source: arXiv 2505.00949; the search of arXiv 2411.19146.
 from collections.abc import Mapping
 
 from components.core.base.config import Config
-from components.core.runtime.stage import Stage
+from components.core.runtime.stage import Stage, item_label
 from components.data.config import STAGE as DATA
 from components.deploy.config import STAGE as DEPLOY
 from components.distill.config import STAGE as DISTILL
@@ -95,9 +95,9 @@ class _Pipeline:
         self.graph = Graph(recipe.name, recipe.digest)
 
     def add(self, label: str, stage: Stage, section: Placed, **inputs: Binding | None) -> dict[str, Made]:
-        """Add the task of a stage that is a component of its own; returns its outputs."""
+        """Add the task of a stage with a section of its own; returns its outputs."""
         config = self.recipe.config(section, stage.config)
-        return self._add(label, stage, f"components.{stage.name}.component:{stage.name}", config, section, inputs)
+        return self._add(label, stage, config, section, inputs)
 
     def search(
         self, section: SearchSection, parent: Binding | None, corpus: Binding | None, problems: Binding | None
@@ -113,8 +113,7 @@ class _Pipeline:
         def add(
             stage: Stage, step: Config, inputs: Mapping[str, Binding | None], shards: tuple[str, ...] = ()
         ) -> dict[str, Made]:
-            component = f"components.search.component:{stage.name.replace('-', '_')}"
-            return self._add(stage.name.replace("-", "/"), stage, component, step, section, inputs, shards)
+            return self._add(stage.name.replace("-", "/"), stage, step, section, inputs, shards)
 
         made = add(IMPORTANCE, config.part(ImportanceConfig), watched)
         made |= add(COSTS, config.part(CostsConfig), {"parent": parent, "own_costs": own})
@@ -126,7 +125,10 @@ class _Pipeline:
         found = add(SEARCH, config, {**watched, **asked, **whole})
         return {
             "costs": made["costs"],
-            **{f"library-{index}": Made(f"search/library-{index}", "library") for index in range(section.shards)},
+            **{
+                f"library-{index}": Made(item_label("search/library", index), "library")
+                for index in range(section.shards)
+            },
             "child": found["child"],
             "random": found["random_child"],
             "greedy": found["greedy_child"],
@@ -137,12 +139,11 @@ class _Pipeline:
         self,
         label: str,
         stage: Stage,
-        component: str,
         config: Config,
         section: Placed,
         inputs: Mapping[str, Binding | None],
         shards: tuple[str, ...] = (),
     ) -> dict[str, Made]:
         bound = {name: binding for name, binding in inputs.items() if binding is not None}
-        self.graph.tasks.append(Task(label, stage, component, config, self.recipe.place(section), bound, shards))
+        self.graph.tasks.append(Task(label, stage, config, self.recipe.place(section), bound, shards))
         return {name: Made(label, name) for name in stage.outputs}

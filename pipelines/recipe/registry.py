@@ -1,11 +1,11 @@
 """The declaration of every stage by name."""
 
-import importlib
 from collections.abc import Mapping
 
 from components.core.base.errors import InputError
 from components.core.base.suggestions import nearest
 from components.core.runtime.stage import Stage
+from components.core.runtime.stage_command import load_declaration
 from components.core.store.manifest import Kind
 
 STAGES: Mapping[str, str] = {
@@ -19,7 +19,7 @@ STAGES: Mapping[str, str] = {
     "search-scores": "components.search.declarations:SCORES",
     "search": "components.search.declarations:SEARCH",
 }
-"""Where each stage is declared."""
+"""Where each stage is declared: `module:name`."""
 
 
 def find_stage(name: str) -> Stage:
@@ -30,9 +30,12 @@ def find_stage(name: str) -> Stage:
     """
     if name not in STAGES:
         raise InputError(f"no stage {name!r}", hint=nearest(name, list(STAGES)))
-    module, _, attribute = STAGES[name].partition(":")
-    stage: Stage = getattr(importlib.import_module(module), attribute)
-    return stage
+    return load_declaration(STAGES[name])
+
+
+def stage_folder(name: str) -> str:
+    """The folder below `components` that holds a stage, which is also the name of its image."""
+    return STAGES[name].split(".")[1]
 
 
 def output_kinds() -> dict[str, dict[str, Kind]]:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from components.core.base.config import canonical_json
 from components.core.runtime.stage import Input, Output, Stage
-from pipelines.recipe.registry import STAGES, find_stage
+from pipelines.recipe.registry import STAGES, find_stage, stage_folder
 
 ROOT = Path(__file__).parents[2]
 BEGIN = "<!-- generated from the code: `make golden` renews what follows -->"
@@ -17,8 +17,8 @@ END = "<!-- end of what is generated -->"
 def stages_by_folder() -> dict[str, list[Stage]]:
     """The stages that each folder below `components` declares, in order."""
     folders: dict[str, list[Stage]] = {}
-    for name, spec in STAGES.items():
-        folders.setdefault(spec.split(".")[1], []).append(find_stage(name))
+    for name in STAGES:
+        folders.setdefault(stage_folder(name), []).append(find_stage(name))
     return folders
 
 

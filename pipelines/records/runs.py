@@ -5,14 +5,12 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from components.core.base.config import Config, digest_of
 from components.core.base.errors import InputError
 from components.core.base.suggestions import nearest
 from components.core.lineage.mlflow_entities import git_commit
 from components.core.runtime.runner import Digests
-from components.core.runtime.stage import Stage
 from components.core.store.store import Store
-from pipelines.recipe.graph import Binding, Graph, Made
+from pipelines.recipe.graph import Graph
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.schema import Recipe
 
@@ -42,11 +40,9 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
     return name
 
 
-def begin_stage(store: Store, stage: Stage, config: Config, sources: dict[str, str]) -> str:
-    """The same for a stage that runs alone: its outputs are the roles, its settings stand for the recipe."""
-    roles: dict[str, Binding] = {name: Made(stage.name, name) for name in stage.outputs}
-    graph = Graph(stage.name, digest_of(config.canonical()), roles=roles)
-    return _claim_number(store, stage.name, _new_record({stage.name: config.canonical()}, graph, sources))
+def begin_stage(store: Store, graph: Graph, settings: dict[str, JsonValue], sources: dict[str, str]) -> str:
+    """Claim a name and write the record for a graph of one stage; its settings stand for the recipe."""
+    return _claim_number(store, graph.name, _new_record(settings, graph, sources))
 
 
 def flat(inputs: Digests) -> dict[str, str]:

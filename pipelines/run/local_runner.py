@@ -1,51 +1,49 @@
-"""Runs a recipe on this machine: the same pipeline as on a cluster, executed by kfp.local.
+"""Runs a recipe on this machine: each stage is a process with the command line that its container has on a cluster.
 
-Finished stages are looked up and verified here, in one process, before KFP starts, and only what remains becomes a KFP
-pipeline: a Python start and an import of KFP for each finished task would cost far more than the look-up. The result is
-the same, because the look-up is the very one that the task would begin with (`runner.recall`: same key, same
-verification of every byte), and because a finished task's digests reach the tasks that follow in both cases: through
-the metadata of KFP's artifacts, or through `sources`.
+Finished stages are looked up and verified in this process, so that they cost no start of Python. A stage runs alone, as
+costs are measured on this machine; only the items of fan-outs run side by side.
 """
 
 import contextlib
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from getpass import getuser
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
+from components.core.base.config import canonical_json
 from components.core.base.errors import InputError, RunStopped, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
-from components.core.base.processes import group_pids
-from components.core.runtime.kfp_task import GRACE_S
+from components.core.base.processes import end_tree
+from components.core.base.scratch_dir import workspace
 from components.core.runtime.runner import events_path, lookup_cached_stage
+from components.core.runtime.stage_command import GRACE_S, RUNNER_PID, command_line
 from components.core.store.store import Store, open_store
 from pipelines.recipe.checks import check
-from pipelines.recipe.graph import Graph, Source, Task
+from pipelines.recipe.graph import Digests, Graph, Made, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
+from pipelines.recipe.registry import STAGES
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.source_files import KINDS
 from pipelines.records.run_lock import hold_run_lock
 from pipelines.records.runs import Outcome, begin_run, end_run
 from pipelines.run.ingest import ingest
 from pipelines.run.progress import Follower, StageState
-from pipelines.run.terminal_view import open_view
+from pipelines.run.terminal_view import View, open_view
 from pipelines.run.trust import demand_sources
 
 POLL_S = 0.2
-TASK_ERROR = re.compile(r"^    [\w.]+: ")
-"""The line that ends a traceback in the output of a task, which KFP indents by four spaces."""
-
-Outputs = dict[str, str | list[str]]
+MAX_PARALLEL_ITEMS = 2
+"""Items of a fan-out that run at once."""
 
 
 def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Console) -> str:
@@ -63,10 +61,37 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
     run = begin_run(store, recipe, sources, name)
     fault_point("run.begun")
     console.print(f"run {run}", style="bold", highlight=False)
+    run_graph(store, run, llama_nemotron(recipe), sources, console)
+    return run
+
+
+def run_graph(
+    store: Store, run: str, graph: Graph, sources: Mapping[str, str | list[str]], console: Console
+) -> dict[str, dict[str, str]]:
+    """Run all tasks of a graph as a run that has begun, and record how it ended.
+
+    Args:
+        store: holds the artifacts and the record of the run.
+        run: name of the run.
+        graph: what to run.
+        sources: digests of the user's own artifacts.
+        console: shows the progress.
+
+    Returns:
+        Outputs of every task by its label, those of a fan-out by item.
+
+    Raises:
+        InputError: a stage refused its input or settings.
+        StageFailed: a stage failed; the message names it and its log.
+        RunStopped: the run was stopped.
+    """
     outcome: Outcome = "failed"
     try:
-        with _stoppable(), hold_run_lock(store, run):
-            _execute(_Run(store, run, recipe, llama_nemotron(recipe), sources), console)
+        with _stoppable(), hold_run_lock(store, run), _temporary_folder() as folder:
+            items = list(graph.items())
+            follower = Follower({item.label: events_path(store, run, item.label) for item in items})
+            with open_view(follower.stages, console) as view:
+                made = _Walk(store, run, items, sources, folder, follower, view).to_end()
         outcome = "succeeded"
     except KeyboardInterrupt:
         outcome = "interrupted"
@@ -74,110 +99,148 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
     finally:
         fault_point("run.ending")
         end_run(store, run, outcome)
-    return run
+    return made
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run under way."""
+def log_path(store: Store, run: str, label: str) -> Path:
+    """What a stage of a run has printed, on this machine."""
+    return events_path(store, run, label).with_suffix(".log")
+
+
+@dataclass
+class _Walk:
+    """The tasks of a run on their way from waiting to done."""
 
     store: Store
-    name: str
-    recipe: Recipe
-    graph: Graph
-    sources: dict[str, str]
+    run: str
+    items: list[Task]
+    sources: Mapping[str, str | list[str]]
+    folder: Path
+    """Takes temporary files of the stages and the digests that they write."""
+    follower: Follower
+    view: View
+    made: dict[str, dict[str, str]] = field(default_factory=dict)
+    running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
-    @property
-    def folder(self) -> Path:
-        """Where logs and events of the run are on this machine."""
-        return self.store.local / "runs" / self.name
+    def to_end(self) -> dict[str, dict[str, str]]:
+        """Run every task after those that it reads from; returns the outputs of each."""
+        upstream = {item.label: [b.task for b in item.upstream if isinstance(b, Made)] for item in self.items}
+        by_label = {item.label: item for item in self.items}
+        order: TopologicalSorter[str] = TopologicalSorter(upstream)
+        order.prepare()
+        waiting: list[tuple[Task, Digests]] = []
+        try:
+            while order.is_active():
+                for label in order.get_ready():
+                    inputs = by_label[label].digests(self.sources, self.made) or {}
+                    if self._is_cached(by_label[label], inputs):
+                        order.done(label)
+                    else:
+                        waiting.append((by_label[label], inputs))
+                waiting = [(item, inputs) for item, inputs in waiting if not self._start(item, inputs)]
+                for label in self._finished():
+                    order.done(label)
+                self._show()
+                if self.running:
+                    time.sleep(POLL_S)
+        finally:
+            for process in self.running.values():
+                process.send_signal(signal.SIGTERM)  # to all first, so that they save at the same time
+            for process in self.running.values():
+                end_tree(process, GRACE_S)
+            self._show()
+        return self.made
 
+    def _is_cached(self, item: Task, inputs: Digests) -> bool:
+        """Whether the store has a task's verified result, which is then taken."""
+        record = lookup_cached_stage(item.stage, item.config, inputs, store=self.store, label=item.label, run=self.run)
+        if record is not None:
+            self.made[item.label] = record.outputs
+        self._show()
+        return record is not None
 
-def _execute(run: _Run, console: Console) -> None:
-    """Look up what is finished, run what is not, and show both."""
-    follower = Follower({task.label: events_path(run.store, run.name, task.label) for task in run.graph.items()})
-    with open_view(follower.stages, console) as view:
+    def _start(self, item: Task, inputs: Digests) -> bool:
+        """Start a task if what runs allows it; returns whether it was started."""
+        fan_out = bool(item.shards) and all(by.shards for by in self.items if by.label in self.running)
+        if len(self.running) >= (MAX_PARALLEL_ITEMS if fan_out else 1):
+            return False
+        values = {
+            "config": canonical_json(item.config.canonical()),
+            "placement": canonical_json(item.placement.canonical()),
+            "store": self.store.uri,
+            "run": self.run,
+            "label": item.label,
+        }
+        digests = {name: canonical_json(v) if isinstance(v, list) else v for name, v in inputs.items()}
+        outputs = {name: str(self._digest_file(item, name)) for name in item.stage.outputs}
+        command = [sys.executable, *command_line(STAGES[item.stage.name], values, digests, outputs)]
+        # Sockets are among the temporary files, so their path is short; what torch has compiled stays for the next run.
+        compiled = f"{tempfile.gettempdir()}/torchinductor_{getuser()}"
+        environment = {"TORCHINDUCTOR_CACHE_DIR": compiled, **os.environ}
+        environment |= {"TMPDIR": str(self.folder), RUNNER_PID: str(os.getpid())}
+        log = log_path(self.store, self.run, item.label)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self.running[item.label] = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return True
 
-        def show() -> None:
-            for stage, event in follower.poll():
-                view.event(stage, event)
+    def _finished(self) -> list[str]:
+        """Labels of the tasks that have ended well by now.
 
-        known: dict[str, Outputs] = {}
-        for task in run.graph.tasks:
-            outputs = _finished_outputs(task, run, known)
-            if outputs is not None:
-                known[task.label] = outputs
-            show()
-        if len(known) == len(run.graph.tasks):
-            return
-        with _executor(run, known) as process:
-            while process.poll() is None:
-                show()
-                time.sleep(POLL_S)
-        show()
-    if process.returncode != 0:
-        raise _failure(run, list(follower.stages.values()))
+        Raises:
+            TesseraError: one has not.
+        """
+        ended = [label for label, process in self.running.items() if process.poll() is not None]
+        for label in ended:
+            process = self.running.pop(label)
+            end_tree(process, 0.0)
+            if process.returncode != 0:
+                self._show()
+                raise self._failure(label, process.returncode)
+            item = next(item for item in self.items if item.label == label)
+            digests = {name: self._digest_file(item, name).read_text(encoding="utf-8") for name in item.stage.outputs}
+            self.made[label] = {name: digest for name, digest in digests.items() if digest}
+        return ended
 
+    def _digest_file(self, item: Task, output: str) -> Path:
+        """Where a task writes the digest of an output."""
+        return self.folder / "digests" / item.label.replace("/", ".") / output
 
-def _finished_outputs(task: Task, run: _Run, known: dict[str, Outputs]) -> Outputs | None:
-    """What a task made before, verified; None where it, or one before it, has to run."""
-    inputs: dict[str, str | list[str]] = {}
-    for name, binding in task.inputs.items():
-        if isinstance(binding, Source):
-            inputs[name] = run.sources[binding.name]
-        elif binding.task not in known:
-            return None
-        elif digest := known[binding.task].get(binding.output):
-            inputs[name] = digest
-    records = [
-        lookup_cached_stage(item.stage, item.config, inputs, store=run.store, label=item.label, run=run.name)
-        for item in task.items()
-    ]
-    finished = [record for record in records if record is not None]
-    if len(finished) < len(records):
-        return None
-    if task.shards:
-        return {name: [record.outputs[name] for record in finished] for name in task.stage.outputs}
-    return dict(finished[0].outputs)
+    def _show(self) -> None:
+        """Show what the stages have reported since the last time."""
+        for stage, event in self.follower.poll():
+            self.view.event(stage, event)
+
+    def _failure(self, label: str, status: int) -> TesseraError:
+        """Why a stage failed: what it reported, else its exit status and the last line of its log."""
+        log = log_path(self.store, self.run, label)
+        state: StageState = self.follower.stages[label]
+        kind = InputError if status == InputError.exit_code else StageFailed
+        if state.status == "failed":
+            hint = "\n  ".join(filter(None, [state.failure.get("hint"), f"log: {log}"]))
+            return kind(f"stage {label}: {state.failure['error']}", hint=hint)
+        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        last = next((line for line in reversed(lines) if line), "nothing")
+        how = f"was killed by {signal.Signals(-status).name} (out of memory?)" if status < 0 else f"ended with {status}"
+        return kind(f"stage {label} {how}; its log ends with: {last}", hint=f"log: {log}")
 
 
 @contextlib.contextmanager
-def _executor(run: _Run, known: dict[str, Outputs]) -> Iterator[subprocess.Popen[bytes]]:
-    """The process that runs the rest of the pipeline, in a group of its own of which nothing outlives this context."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    order = run.folder / "order.json"
-    values: dict[str, Any] = {
-        "recipe": run.recipe.canonical(),
-        "store": run.store.uri,
-        "run": run.name,
-        "sources": run.sources,
-        "known": known,
-    }
-    order.write_text(json.dumps(values), encoding="utf-8")
-    command = [sys.executable, "-m", "pipelines.run.executor", str(order)]
-    with log_path(run.store, run.name).open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            _end_group(process)
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask the whole group to leave, wait while stages save, then end it."""
-    with contextlib.suppress(ProcessLookupError):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            deadline = time.monotonic() + GRACE_S
-            with contextlib.suppress(KeyboardInterrupt):
-                while group_pids(process.pid) and time.monotonic() < deadline:
-                    time.sleep(POLL_S)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
+def _temporary_folder() -> Iterator[Path]:
+    """A folder of this process for temporary files of its stages, removed afterwards."""
+    parent = Path(tempfile.gettempdir()) / f"tessera-{os.getuid()}"
+    parent.mkdir(mode=0o700, exist_ok=True)
+    if parent.lstat().st_uid != os.getuid():
+        raise InputError(f"{parent} belongs to somebody else", hint="set TMPDIR to a folder of your own")
+    with workspace(parent, str(os.getpid())) as folder:
+        yield folder
 
 
 @contextlib.contextmanager
@@ -192,29 +255,3 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def log_path(store: Store, run: str) -> Path:
-    """The full log of a run on this machine."""
-    return store.local / "runs" / run / "run.log"
-
-
-def _failure(run: _Run, stages: list[StageState]) -> TesseraError:
-    """The error that says which stage failed and why, as the stage itself told it."""
-    log = log_path(run.store, run.name)
-    for stage in stages:
-        if stage.status == "failed":
-            told = stage.failure
-            kind = InputError if told.get("exit_code") == InputError.exit_code else StageFailed
-            hint = "\n  ".join(filter(None, [told.get("hint"), f"log: {log}"]))
-            return kind(f"stage {stage.label}: {told['error']}", hint=hint)
-    running = [stage.label for stage in stages if stage.status in ("running", "interrupted")]
-    where = f"stage {running[0]} ended without a word (out of memory?)" if running else "the pipeline did not run"
-    return StageFailed(f"{where}; its log ends with: {_last_word(log)}", hint=f"log: {log}")
-
-
-def _last_word(log: Path) -> str:
-    """The last line of a log in which a task, rather than KFP after it, tells of an error."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if TASK_ERROR.match(line)] or lines or ["nothing"]
-    return told[-1].strip()

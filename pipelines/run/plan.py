@@ -16,8 +16,6 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
 from pipelines.run.ingest import source_digest
 
-Digests = dict[str, str | list[str]]
-
 
 @dataclass(frozen=True)
 class PlannedStage:
@@ -56,24 +54,16 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
     plan.faults = [{"message": fault.message, "hint": fault.hint} for fault in find_faults(recipe)]
     plan.notes = [] if plan.faults else list(find_notes(recipe))
     sources = {} if plan.faults else _source_digests(recipe, store)
-    known: dict[str, Digests] = {}
-    for task in llama_nemotron(recipe).tasks:
-        inputs = _inputs(task, sources, known)
-        keys = None if inputs is None else [stage_key(item.stage, item.config, inputs) for item in task.items()]
-        records = [store.stage_record(key) for key in keys or []]
-        finished = [record for record in records if record is not None]
-        if keys and len(finished) == len(keys):
-            outputs = [record.outputs for record in finished]
-            known[task.label] = (
-                {name: [made[name] for made in outputs] for name in task.stage.outputs}
-                if task.shards
-                else dict(outputs[0])
-            )
-        for index, item in enumerate(task.items()):
-            key = keys[index] if keys else None
-            cached = records[index] is not None if keys else None
-            after = list(dict.fromkeys(_name(binding) for binding in task.inputs.values()))
-            plan.stages.append(PlannedStage(item.label, item.stage.name, after, key, cached, _needs(item)))
+    made: dict[str, dict[str, str]] = {}
+    for task in llama_nemotron(recipe).items():
+        inputs = task.digests(sources, made)
+        key = None if inputs is None else stage_key(task.stage, task.config, inputs)
+        record = None if key is None else store.stage_record(key)
+        if record is not None:
+            made[task.label] = record.outputs
+        cached = None if key is None else record is not None
+        after = list(dict.fromkeys(_name(binding) for binding in task.upstream))
+        plan.stages.append(PlannedStage(task.label, task.stage.name, after, key, cached, _needs(task)))
     return plan
 
 
@@ -81,21 +71,6 @@ def _source_digests(recipe: Recipe, store: Store) -> dict[str, str]:
     """Digests of the user's own artifacts, where they can be had quickly."""
     found = {name: source_digest(store, name, paths, KINDS[name]) for name, paths in sources_of(recipe).items()}
     return {name: digest for name, digest in found.items() if digest is not None}
-
-
-def _inputs(task: Task, sources: dict[str, str], known: dict[str, Digests]) -> Digests | None:
-    """Digests of what a task reads; None as long as something is missing."""
-    inputs: Digests = {}
-    for name, binding in task.inputs.items():
-        if isinstance(binding, Source):
-            if binding.name not in sources:
-                return None
-            inputs[name] = sources[binding.name]
-        elif binding.task not in known:
-            return None
-        elif digest := known[binding.task].get(binding.output):
-            inputs[name] = digest
-    return inputs
 
 
 def _name(binding: Binding) -> str:

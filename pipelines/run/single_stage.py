@@ -7,20 +7,17 @@ from typing import Any
 
 from rich.console import Console
 
-from components.core.base.config import Config
-from components.core.base.errors import InputError, RunStopped
+from components.core.base.config import Config, digest_of
+from components.core.base.errors import InputError
 from components.core.base.suggestions import nearest
-from components.core.runtime.context import Interrupted
-from components.core.runtime.events import Events
 from components.core.runtime.placement import Placement
-from components.core.runtime.runner import Digests, events_path, run_stage
+from components.core.runtime.runner import stage_key
 from components.core.runtime.stage import Input, Stage
 from components.core.store.store import StageRecord, Store, open_store
-from pipelines.records.run_lock import hold_run_lock
-from pipelines.records.runs import Outcome, begin_stage, end_run, flat
+from pipelines.recipe.graph import Digests, Graph, Made, Source, Task
+from pipelines.records.runs import begin_stage, flat
 from pipelines.run.ingest import ingest
-from pipelines.run.progress import StageState
-from pipelines.run.terminal_view import View, open_view
+from pipelines.run.local_runner import run_graph
 
 
 def run_single(
@@ -57,7 +54,8 @@ def run_single(
     for name in inputs:
         if name not in stage.inputs:
             raise InputError(f"stage {stage.name} has no input {name!r}", hint=nearest(name, list(stage.inputs)))
-    digests = {name: _ingest(store, name, values, stage.inputs[name]) for name, values in inputs.items()}
+    digests: Digests = {name: _ingest(store, name, values, stage.inputs[name]) for name, values in inputs.items()}
+    _check_required(stage, digests)
     record = _run_recorded(stage, config, digests, placement, store, console)
     for name, target in targets.items():
         if name in record.outputs:
@@ -65,38 +63,28 @@ def run_single(
     return record
 
 
+def _check_required(stage: Stage, digests: Digests) -> None:
+    """Refuse to start without an input that the stage needs."""
+    for name, declared in stage.inputs.items():
+        if not declared.optional and not digests.get(name):
+            raise InputError(
+                f"stage {stage.name} needs the input {name!r}: {declared.doc}", hint=f"give --input {name}=PATH"
+            )
+
+
 def _run_recorded(
     stage: Stage, config: Config, digests: Digests, placement: Placement, store: Store, console: Console
 ) -> StageRecord:
-    """Run a stage as a run of its own, and show its progress."""
-    run = begin_stage(store, stage, config, flat(digests))
+    """Run a stage as a run of its own, a graph of one task, and show its progress."""
+    graph = Graph(stage.name, digest_of(config.canonical()))
+    graph.tasks.append(Task(stage.name, stage, config, placement, {name: Source(name) for name in digests}))
+    graph.roles |= {name: Made(stage.name, name) for name in stage.outputs}
+    run = begin_stage(store, graph, {stage.name: config.canonical()}, flat(digests))
     console.print(f"run {run}", style="bold", highlight=False)
-    state = StageState(stage.name)
-    outcome: Outcome = "failed"
-    try:
-        with open_view({stage.name: state}, console) as view, hold_run_lock(store, run):
-            reporter = _Shown(state, view, Events(events_path(store, run, stage.name)))
-            record = run_stage(stage, config, digests, store=store, run=run, placement=placement, reporter=reporter)
-        outcome = "succeeded"
-    except Interrupted:
-        outcome = "interrupted"
-        raise RunStopped(f"stage {stage.name} was stopped", hint="the same command goes on from here") from None
-    finally:
-        end_run(store, run, outcome)
+    run_graph(store, run, graph, digests, console)
+    record = store.stage_record(stage_key(stage, config, digests))
+    assert record is not None
     return record
-
-
-class _Shown:
-    """Passes events on to a file, and shows them."""
-
-    def __init__(self, state: StageState, view: View, events: Events) -> None:
-        self._state, self._view, self._events = state, view, events
-
-    def emit(self, event: Mapping[str, object]) -> None:
-        """Take one event."""
-        self._events.emit(event)
-        self._state.apply(event)
-        self._view.event(self._state, event)
 
 
 def _ingest(store: Store, name: str, values: Sequence[str], declared: Input) -> str | list[str]:

@@ -1,7 +1,10 @@
 """Which processes belong to a run: those that have its marker in their environment, as all have that it started."""
 
 import contextlib
+import os
 from pathlib import Path
+
+import psutil
 
 
 def living_with(name: str, value: str) -> list[int]:
@@ -20,3 +23,13 @@ def command_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return ""
+
+
+def group_pids(group: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found

@@ -184,7 +184,7 @@ def tessera(*arguments: str) -> str:
 
 
 def _end_of_log(arguments: tuple[str, ...]) -> str:
-    logs = Path(arguments[-1]).glob("local/runs/*/run.log")
+    logs = Path(arguments[-1]).glob("local/runs/*/*.log")
     return "\n".join(log.read_text()[-3000:] for log in logs)
 
 

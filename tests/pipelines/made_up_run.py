@@ -10,7 +10,7 @@ from typing import Any
 from components.core.base.config import digest_of
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.runtime.events import Events
-from components.core.runtime.runner import events_path, select_shard_inputs
+from components.core.runtime.runner import events_path
 from components.core.store.manifest import Kind
 from components.core.store.store import StageRecord, Store, key_of
 from components.search.child.child_model import choice_record
@@ -28,7 +28,7 @@ from components.search.solver.records import FrontPoint, ParetoPoint, Proof
 from components.search.solver.solve import fits, pool, solve
 from components.search.space.layer_space import Part
 from components.search.stages.records import SearchTable
-from pipelines.recipe.graph import Source, Task
+from pipelines.recipe.graph import Task
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.schema import Recipe
 from pipelines.records.runs import begin_run, end_run, run_record
@@ -60,8 +60,7 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
     made: dict[str, dict[str, str]] = {}
     now = started
     for task in graph.items():
-        bound = {key: _digests(binding, made) for key, binding in task.inputs.items()}
-        inputs = select_shard_inputs(task.stage, task.config, bound)
+        inputs = task.digests({}, made) or {}
         outputs = _outputs(store, task)
         computed: Any = {
             "stage": task.stage.name,
@@ -100,15 +99,6 @@ RESULTS: dict[str, dict[str, Any]] = {
 
 
 # Artifacts
-
-
-def _digests(binding: Any, made: Mapping[str, Mapping[str, str]]) -> str | list[str]:
-    """The digest behind an input; one a shard where a fan-out made it."""
-    assert not isinstance(binding, Source)
-    if binding.task in made:
-        return made[binding.task][binding.output]
-    shards = [label for label in made if label.startswith(f"{binding.task}-")]
-    return [made[label][binding.output] for label in shards]
 
 
 def _outputs(store: Store, task: Task) -> dict[str, str]:

@@ -2,72 +2,73 @@
 
 import contextlib
 import os
-import select
 import signal
-import sys
+import subprocess
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+import psutil
 
 WATCH_INTERVAL_S = 0.5
 
 
-def end_with_parent(parent: int) -> None:
-    """Kill this process group as soon as `parent` is no longer our parent.
+def on_exit_of(pid: int, act: Callable[[], None]) -> None:
+    """Call `act` in a thread when a process has ended, however it ended.
 
-    Asking the kernel for a signal (PR_SET_PDEATHSIG) would tie us to the thread that started us, not to the process.
+    Asking the kernel for a signal (PR_SET_PDEATHSIG) would tie us to the thread that started us, not to the process,
+    and reaches direct children alone.
     """
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_INTERVAL_S)
-        os.killpg(os.getpgid(0), signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(WATCH_INTERVAL_S)
+        act()
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_owner(owner: int) -> None:
     """Kill this process group as soon as the process `owner` has ended; it need not be our parent."""
-    try:
-        end_of_owner = os.pidfd_open(owner)
-    except ProcessLookupError:
-        os.killpg(os.getpgid(0), signal.SIGKILL)
-
-    def watch() -> None:
-        select.select([end_of_owner], [], [])
-        os.killpg(os.getpgid(0), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
+    on_exit_of(owner, kill_own_group)
 
 
-def on_stdin_eof(act: Callable[[], None]) -> None:
-    """Do something when the process that holds the other end of our standard input, a pipe, has ended.
-
-    Processes in between that inherit the pipe's end to read from do not keep it open, so that it reaches through them.
-    """
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            continue
-        act()
-
-    threading.Thread(target=watch, daemon=True).start()
+def kill_own_group() -> None:
+    """End this process and its group at once."""
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def terminate_gracefully(grace_s: float) -> None:
-    """Ask this process to save what it needs and leave; end it where it has not within `grace_s`."""
+    """Ask this process to save a checkpoint and leave; kill its group where it has not within `grace_s`."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace_s)
-    os.kill(os.getpid(), signal.SIGKILL)
+    kill_own_group()
 
 
-def group_pids(group: int) -> list[int]:
-    """Processes of a group that have not ended; those that nobody has waited for yet have."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
-            if int(of_group) == group and state not in "ZX":
-                found.append(int(path.parent.name))
-    return found
+def end_tree(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
+    """Ask a process that leads its group to leave, wait while it saves, then kill its group and all descendants.
+
+    Ctrl-C while it waits kills at once.
+    """
+    tree = _descendants(process.pid)
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.wait(grace_s)
+        tree += _descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for descendant in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
+    process.wait()
+    psutil.wait_procs(tree, timeout=grace_s)
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    """Children of a process, their children and so on; none where it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return list(psutil.Process(pid).children(recursive=True))
+    return []

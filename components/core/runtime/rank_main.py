@@ -17,7 +17,7 @@ import torch.distributed as dist
 from components.core.base.config import Config
 from components.core.base.errors import TesseraError
 from components.core.base.fault_injection import fault_point
-from components.core.base.processes import on_stdin_eof
+from components.core.base.processes import on_exit_of
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
@@ -86,8 +86,9 @@ def end_at_once() -> None:
 
 
 if __name__ == "__main__":
-    on_stdin_eof(end_at_once)
     folder = Path(sys.argv[1])
+    on_exit_of(os.getppid(), end_at_once)  # torchrun
+    on_exit_of(json.loads((folder / ORDER).read_text())["stage_pid"], end_at_once)
     faulthandler.enable((folder / CRASH.format(os.environ["RANK"])).open("w"))
     try:
         main(folder)

@@ -50,3 +50,8 @@ class Stage:
     entry: str
     doc: str
     source: str
+
+
+def item_label(label: str, index: int | str) -> str:
+    """The role of one item of a fan-out: `search/library` becomes `search/library-0`."""
+    return f"{label}-{index}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def run_ranks(
         "resume": str(context.resume.folder),
         "home": [home[0].uri, str(home[0].local), home[1]],
         "placement": context.placement.model_dump(mode="json"),
+        "stage_pid": os.getpid(),
     }
     (context.scratch / ORDER).write_text(json.dumps(order))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -88,11 +90,10 @@ def _start_afresh(stage: Stage, scratch: Path, out: Path) -> None:
 
 def _torchrun(command: list[str], context: StageContext) -> int:
     """Have all ranks do their work; returns the exit status."""
-    # Its standard input is how the ranks learn of our end; a session of its own keeps the signals of our group from
-    # it, since torchrun cannot take a second one while it ends the ranks for the first.
+    # torchrun runs in its own session, since it cannot handle a second signal while it ends the ranks for the first.
     with (
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
         ) as process,
         _stopped_with(context, process),
     ):
@@ -114,7 +115,7 @@ def _crash(scratch: Path) -> str | None:
 
 @contextlib.contextmanager
 def _stopped_with(context: StageContext, process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Hand the wish to stop on to torchrun, which asks its ranks, once; where it has ended, end them."""
+    """Hand a request to stop on to torchrun, once; torchrun asks its ranks."""
     done = threading.Event()
 
     def watch() -> None:
@@ -123,8 +124,6 @@ def _stopped_with(context: StageContext, process: "subprocess.Popen[str]") -> It
             if context.stopping() and not asked:
                 process.terminate()
                 asked = True
-        if process.stdin is not None:
-            process.stdin.close()  # ends ranks that torchrun left behind
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -16,7 +16,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from components.core.base.errors import StageFailed
-from components.core.base.processes import end_with_parent
+from components.core.base.processes import end_with_owner
 from components.core.serving.engine import BatchTime, Engine
 from components.core.serving.load_profile import LoadProfile, Workload
 from components.core.serving.settings import process_environment, require_vllm, vllm_uses_gpu
@@ -101,7 +101,7 @@ def _measure_in_process(folders: list[Path], profile: LoadProfile, threads: int)
         capture_output=True,
         text=True,
         env=environment,
-        start_new_session=True,  # `end_with_parent` kills the process group
+        start_new_session=True,  # `end_with_owner` kills the process group
         check=False,
     )
     if done.returncode:
@@ -111,7 +111,7 @@ def _measure_in_process(folders: list[Path], profile: LoadProfile, threads: int)
 
 def main() -> None:
     """Read a request from standard input, and write the times to standard output."""
-    end_with_parent(os.getppid())
+    end_with_owner(os.getppid())
     request = json.loads(sys.stdin.read())
     profile = LoadProfile.parse(request["profile"])
     with ExitStack() as open_engines:

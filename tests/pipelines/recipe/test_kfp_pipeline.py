@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines.recipe.graph import Graph
-from pipelines.recipe.kfp_pipeline import build_pipeline, compile_pipeline
+from pipelines.recipe.kfp_pipeline import MAX_RETRIES, VALUES, compile_pipeline, component, image
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.registry import STAGES, find_stage
 from pipelines.recipe.schema import load_recipe
@@ -76,35 +76,45 @@ def test_placement_becomes_node_pool_gpus_and_labels(compiled: list[dict[str, An
 
 def test_an_own_parent_comes_by_digest(compiled: list[dict[str, Any]]) -> None:
     distill = compiled[0]["root"]["dag"]["tasks"]["distill"]["inputs"]
-    sources = json.loads(distill["parameters"]["sources"]["runtimeValue"]["constant"])
-    assert sources == {"teacher": SOURCES["parent"]}
-    assert set(distill["artifacts"]) == {"student", "corpus"}
+    parameters = distill["parameters"]
+    assert parameters["teacher"]["runtimeValue"]["constant"] == SOURCES["parent"]
+    assert parameters["student"]["taskOutputParameter"] == {"outputParameterKey": "child", "producerTask": "search"}
+    assert parameters["corpus"]["taskOutputParameter"] == {"outputParameterKey": "corpus", "producerTask": "data"}
+    assert "artifacts" not in distill
 
 
-def test_finished_tasks_are_left_out_and_their_digests_passed_on(graph: Graph) -> None:
-    known: dict[str, dict[str, str | list[str]]] = {
-        "data": {name: "d" * 64 for name in graph["data"].stage.outputs},
-        "search/importance": {"importance": "e" * 64},
-        "search/costs": {"costs": "f" * 64},
-        "search/library": {"library": ["1" * 64, "2" * 64, "3" * 64]},
-        "search/scores": {"scores": ["4" * 64] * 3},
-    }
-    pipeline: Any = build_pipeline(graph, SOURCES, known=known)
-    spec = pipeline.pipeline_spec.root.dag.tasks
-    assert set(spec) == {"search", "distill", "pretrain", "sft", "rl", "eval", "deploy"}
-    sources = json.loads(spec["search"].inputs.parameters["sources"].runtime_value.constant.string_value)
-    assert sources["libraries"] == known["search/library"]["library"]
+def test_every_task_is_tried_again_and_its_container_has_no_kfp(compiled: list[dict[str, Any]], graph: Graph) -> None:
+    inner = [component for component in compiled[0]["components"].values() if "dag" in component]
+    steps = [task for dag in [compiled[0]["root"], *inner] for task in tasks(dag) if "parameterIterator" not in task]
+    assert [task["retryPolicy"]["maxRetryCount"] for task in steps] == [MAX_RETRIES] * len(steps)
+    assert {task["taskInfo"]["name"] for task in steps} == {task.label for task in graph.tasks}
+    for executor in compiled[0]["deploymentSpec"]["executors"].values():
+        container = executor["container"]
+        assert container["command"] == [
+            "python",
+            "-m",
+            "components.core.runtime.stage_command",
+            container["command"][3],
+        ]
+        assert "kfp" not in json.dumps(container)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_every_component_takes_what_its_stage_declares_and_any_input_from_the_store(name: str) -> None:
-    import importlib
-
-    folder = name.partition("-")[0]
-    module = importlib.import_module(f"components.{folder}.component")
-    spec = getattr(module, name.replace("-", "_")).component_spec
-    stage = find_stage(name)
-    artifacts = {name: value for name, value in spec.inputs.items() if not value.type.startswith("String")}
-    assert set(artifacts) == set(stage.inputs)
-    assert all(value.optional for value in artifacts.values())
+def test_every_component_takes_and_makes_what_its_stage_declares(name: str) -> None:
+    made: Any = component(name)
+    spec, stage = made.component_spec, find_stage(name)
+    shard = {"shard"} if "shard" in stage.config.model_fields else set()
+    assert set(spec.inputs) == {*VALUES, *shard, *stage.inputs}
+    assert {key for key, value in spec.inputs.items() if value.optional} == set(stage.inputs)
+    assert {key for key, value in spec.inputs.items() if value.type == "List"} == {
+        key for key, declared in stage.inputs.items() if declared.many
+    }
     assert set(spec.outputs) == set(stage.outputs)
+
+
+def test_images_come_from_the_registry_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TESSERA_IMAGES", raising=False)
+    name, _, version = image("search-library").partition(":")
+    assert (name, bool(version)) == ("tessera/search", True)
+    monkeypatch.setenv("TESSERA_IMAGES", "registry.example:5000/team")
+    assert image("sft") == f"registry.example:5000/team/sft:{version}"

@@ -62,7 +62,8 @@ def test_every_folder_of_a_stage_has_a_page() -> None:
 def test_an_image_holds_core_and_its_own_stage_and_is_not_roots() -> None:
     copied = re.findall(r"^COPY (components/\S+)", CONTAINERFILE, re.MULTILINE)
     assert copied == ["components/__init__.py", "components/core", "components/${STAGE}"]
-    assert CONTAINERFILE.endswith('USER 10001\nWORKDIR /home/tessera\nENTRYPOINT ["stage"]\n')
+    entry = '["python", "-m", "components.core.runtime.stage_command"]'
+    assert CONTAINERFILE.endswith(f"USER 10001\nWORKDIR /home/tessera\nENTRYPOINT {entry}\n")
 
 
 def test_images_install_what_the_makefile_installs() -> None:

@@ -15,9 +15,9 @@ pytest.importorskip("vllm")
 
 from components.core.base.errors import InputError, MissingPackage, TesseraError
 from components.core.base.ports import HOST, is_free, usable_port
-from components.core.base.processes import group_pids
 from components.core.model.checkpoint import save_model
 from components.core.serving.server import Server
+from tests.chaos.processes import group_pids
 from tests.components.core import tiny_models
 
 ON, OFF = "detailed thinking on", "detailed thinking off"

@@ -1,0 +1,143 @@
+"""The command line of one stage, the same for a container on a cluster and for a process on this machine.
+
+    python -m components.core.runtime.stage_command components.sft.config:STAGE --config JSON --store URI
+        --run NAME --label LABEL --input model DIGEST --output tuned FILE …
+
+Inputs are named by digest. The digest of each output is written to the file that `--output` names, empty where the
+stage made no such output. Exit codes: 0 done, 1 the work failed, 2 wrong use or input, 130 stopped, with a checkpoint
+saved where the stage has them.
+"""
+
+import argparse
+import functools
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from components.core.base.errors import RecipeError, TesseraError
+from components.core.base.processes import on_exit_of, terminate_gracefully
+from components.core.runtime.context import Interrupted
+from components.core.runtime.placement import Placement
+from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, Digests, run_stage
+from components.core.runtime.stage import Stage, item_label
+from components.core.store.store import open_store
+
+RUNNER_PID = "TESSERA_RUNNER_PID"
+"""Environment variable with the process id of the local runner; the stage stops when that process has ended."""
+GRACE_S = 60.0
+"""Time that a stage has to save a checkpoint when its run ends or is stopped."""
+
+
+def command_line(
+    declaration: str, values: Mapping[str, str], inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> list[str]:
+    """The arguments that follow the Python interpreter; every value may be a placeholder that KFP fills in.
+
+    Args:
+        declaration: `module:name` of the stage.
+        values: `config` and `placement` as JSON, `store`, `run`, `label`, and `shard` for an item of a fan-out.
+        inputs: a digest, or a JSON list of digests, by the name of the input; empty for an input that is absent.
+        outputs: the file that takes the digest, by the name of the output.
+    """
+    arguments = ["-m", "components.core.runtime.stage_command", declaration]
+    for name, value in values.items():
+        arguments += [f"--{name}", value]
+    for name, digest in inputs.items():
+        arguments += ["--input", name, digest]
+    for name, file in outputs.items():
+        arguments += ["--output", name, file]
+    return arguments
+
+
+def load_declaration(declaration: str) -> Stage:
+    """The stage behind `module:name`."""
+    module, _, name = declaration.partition(":")
+    stage: Stage = getattr(importlib.import_module(module), name)
+    return stage
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stage that the command line describes; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if RUNNER_PID in os.environ:
+        on_exit_of(int(os.environ[RUNNER_PID]), functools.partial(terminate_gracefully, GRACE_S))
+    try:
+        _run(options)
+    except TesseraError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return error.exit_code
+    except Interrupted:
+        sys.stderr.write("stopped; the same command goes on from here\n")
+        return INTERRUPTED_EXIT_CODE
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Run the stage and write the digest of each output."""
+    stage = load_declaration(options.declaration)
+    settings, label = _json(options.config, "--config"), options.label or stage.name
+    if options.shard:
+        settings["shard"] = options.shard
+        label = item_label(label, options.shard.partition("/")[0])
+    record = run_stage(
+        stage,
+        stage.config.parse(settings, where=label),
+        _digests(options.input),
+        store=open_store(options.store),
+        label=label,
+        run=options.run,
+        placement=Placement.parse(_json(options.placement, "--placement"), where=f"{label}.placement"),
+    )
+    for name, file in options.output:
+        path = Path(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(record.outputs.get(name, ""), encoding="utf-8")
+
+
+def _digests(inputs: Sequence[Sequence[str]]) -> Digests:
+    """Digests by input; an absent input is left out."""
+    digests = {name: json.loads(value) if value.startswith("[") else value for name, value in inputs}
+    return {name: [one for one in v if one] if isinstance(v, list) else v for name, v in digests.items() if v}
+
+
+def _json(text: str, option: str) -> dict[str, object]:
+    """The JSON object of an option.
+
+    Raises:
+        RecipeError: the text is no JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{option} is no JSON: {error}", hint="quote the text for the shell") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{option} is {text[:40]!r}, no JSON object")
+    return values
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m components.core.runtime.stage_command",
+        description="Run one stage on artifacts of a store; `tessera stage` takes files of your own.",
+    )
+    parser.add_argument("declaration", metavar="MODULE:NAME", help="the stage, e.g. components.sft.config:STAGE")
+    parser.add_argument("--config", default="{}", metavar="JSON", help="the stage's settings")
+    parser.add_argument("--placement", default="{}", metavar="JSON", help="processes, threads, gpus")
+    parser.add_argument("--store", default=".tessera", metavar="URI", help="folder or s3://bucket/prefix")
+    parser.add_argument("--run", metavar="NAME", help="the run that the stage belongs to")
+    parser.add_argument("--label", help="the stage's role in the run; its name by default")
+    parser.add_argument("--shard", default="", metavar="I/N", help="the item of a fan-out")
+    parser.add_argument(
+        "--input", nargs=2, action="append", default=[], metavar=("NAME", "DIGEST"), help="digest or JSON list of them"
+    )
+    parser.add_argument(
+        "--output", nargs=2, action="append", default=[], metavar=("NAME", "FILE"), help="file for the output's digest"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The command line of one stage, as a container and the local runner start it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from components.core.runtime.stage_command import command_line, main
+from components.core.store.store import StageRecord, Store, open_store
+from tests.components.core.fake_stage import numbers_folder
+
+DECLARATION = "tests.components.core.fake_stage:STAGE"
+LABEL = "fakes"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "store")
+
+
+@pytest.fixture
+def digests(store: Store, tmp_path: Path) -> list[str]:
+    return [store.put_folder(numbers_folder(tmp_path / f"n{i}", i, i), "data").digest for i in (1, 2, 3)]
+
+
+def arguments(
+    store: Store, inputs: dict[str, str | Sequence[str]], out: Path | None = None, **values: object
+) -> list[str]:
+    """What follows the interpreter and `-m MODULE`."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    given = {name: value if isinstance(value, str) else json.dumps(value) for name, value in inputs.items()}
+    outputs = {name: str(out / name / "digest") for name in ("total", "nothing")} if out is not None else {}
+    places = {"store": store.uri, "run": "run-1", "label": LABEL}
+    return command_line(DECLARATION, {**places, **texts}, given, outputs)[2:]
+
+
+def recorded(store: Store, label: str = LABEL) -> StageRecord:
+    """What the run has of a stage."""
+    document = store.document(f"runs/run-1/stages/{label}.json")
+    assert isinstance(document, dict)
+    record = store.stage_record(document["key"])
+    assert record is not None
+    return record
+
+
+def test_the_digest_of_each_output_is_written_and_empty_for_one_that_was_not_made(store, digests, tmp_path):
+    assert main(arguments(store, {"numbers": digests[0], "more": ""}, tmp_path / "out", config={"factor": 2})) == 0
+
+    total = (tmp_path / "out" / "total" / "digest").read_text()
+    assert (store.fetch(total) / "total.json").read_text() == "4"
+    assert (tmp_path / "out" / "nothing" / "digest").read_text() == ""
+    assert recorded(store).outputs == {"total": total}
+
+
+def test_a_list_of_digests_leaves_out_what_was_not_made(store, digests):
+    assert main(arguments(store, {"numbers": digests[0], "more": [digests[1], "", digests[2]]})) == 0
+    assert recorded(store).inputs == {"numbers": digests[0], "more": digests[1:]}
+    assert recorded(store).result == {"total": 12}
+
+
+def test_an_item_of_a_fan_out_is_part_of_configuration_and_label(store, digests):
+    assert main(arguments(store, {"numbers": digests[0]}, shard="1/2")) == 0
+    assert recorded(store, "fakes-1").config["shard"] == "1/2"
+
+
+def test_placement_changes_no_key(store, digests):
+    keys = []
+    for threads in (1, 3):
+        assert main(arguments(store, {"numbers": digests[0]}, placement={"threads": threads})) == 0
+        keys.append(recorded(store).key)
+
+    assert keys[0] == keys[1]
+    document = store.document("runs/run-1/stages/fakes.json")
+    assert isinstance(document, dict)
+    assert document["cached"] is True
+
+
+@pytest.mark.parametrize(
+    ("values", "exit_code", "message"),
+    [
+        ({"config": {"fail": "data"}}, 2, "DataError: row 3 is no number\n  hint: mend row 3\n"),
+        ({"config": {"fail": "bug"}}, 1, "StageFailed: fake stopped: ZeroDivisionError: division by zero\n"),
+        ({"config": {"factr": 1}}, 2, "RecipeError: unknown key 'fakes.factr'\n  hint: did you mean 'factor'"),
+        ({"config": {"factor": "much"}}, 2, "RecipeError: fakes.factor='much': Input should be a valid integer"),
+        ({"config": "{no"}, 2, "RecipeError: --config is no JSON"),
+        ({"config": "[1]"}, 2, "RecipeError: --config is '[1]', no JSON object"),
+        ({"placement": {"threads": "many"}}, 2, "RecipeError: fakes.placement.threads='many'"),
+    ],
+)
+def test_the_exit_code_is_that_of_the_error(store, digests, tmp_path, capsys, values, exit_code, message):
+    assert main(arguments(store, {"numbers": digests[0]}, tmp_path / "out", **values)) == exit_code
+    assert capsys.readouterr().err.startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_is_missing_or_unknown_is_wrong_use(store, digests, capsys):
+    assert main(arguments(store, {})) == 2
+    assert main(arguments(store, {"numbers": digests[0], "n": digests[1]})) == 2
+    error = capsys.readouterr().err
+    assert "needs the input 'numbers'" in error
+    assert "no input 'n'" in error
+
+
+def test_a_container_explains_itself_without_torch_or_kfp():
+    code = "import sys, atexit\nsys.argv[1:] = ['--help']\n"
+    code += "atexit.register(lambda: print(sorted({'torch', 'kfp'} & sys.modules.keys())))\n"
+    code += "import runpy; runpy.run_module('components.core.runtime.stage_command', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "Run one stage on artifacts of a store" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
