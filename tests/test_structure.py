@@ -19,9 +19,7 @@ MODULE = re.compile(r"(components|pipelines)(\.[a-z_]\w*)+")
 ENTRY = re.compile(rf"({MODULE.pattern}):(\w+)")
 IMPORT_SYSTEM = ("sys.modules", "sys.meta_path", "sys.path_hooks")
 MUTATORS = {"append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
-PATCHES_ALLOWED = {
-    "pipelines/run/executor.py": "sets `tempfile.tempdir`, which tempfile documents as a variable to set"
-}
+PATCHES_ALLOWED: dict[str, str] = {}
 """Files that may assign into a foreign module, each with the reason."""
 
 

@@ -8,6 +8,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from components.core.runtime.runner import events_path, run_stage, stage_key
 from components.core.store.backends import Backend
 from components.core.store.garbage_collection import collect_garbage
 from components.core.store.store import Store, open_backend, open_store
+from tests.components.core.base.fault_points import POINTS
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 
 NUMBERS = (1, 2, 4)
@@ -83,6 +85,7 @@ def begin(place: Place, fault: str | None = None, *, clean: bool = False, slow_s
         clean: whether it cleans the store up in the end.
         slow_s: time that a step takes.
     """
+    assert fault in (None, "count") or re.split("[:=]", str(fault))[0] in POINTS, f"no such point: {fault}"
     process = CONTEXT.Process(target=_attempt, args=(place, fault, clean, slow_s))
     process.start()
     return process

@@ -20,11 +20,14 @@ from components.core.store.verification import find_faults
 from pipelines.records.runs import artifacts
 from tests.chaos.processes import command_of, living_with
 from tests.chaos.report import Clock, Tally
+from tests.components.core.base import fault_points
 
 RECIPE = Path(__file__).with_name("whole.yaml")
 MARKER = "TESSERA_CHAOS"
 KINDS = ("tree -9", "command -9", "one child -9", "one child -9", "SIGTERM", "SIGINT", "point")
-POINTS = sorted(name for name in faults.POINTS if not name.startswith(("s3.", "mirror.", "pull.", "folder.delete")))
+POINTS = sorted(
+    name for name in fault_points.POINTS if not name.startswith(("s3.", "mirror.", "pull.", "folder.delete"))
+)
 MIN_KILLS, MAX_KILLS = 10, 80
 MEAN_S = 8.0
 """Before a kill at any moment, on average; exponential, so that all moments are alike and some attempts get far."""
