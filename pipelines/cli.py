@@ -8,7 +8,7 @@ from pipelines.commands import artifacts, recipes, records, search, serving, sta
 
 app = typer.Typer(
     name="tessera",
-    help="Turn a dense language model into a smaller, faster reasoning model that thinks when told to, and serve it.",
+    help="Turn a dense language model into a smaller, faster reasoning model that thinks on request, and serve it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,13 +34,13 @@ app.add_typer(artifacts.store_app, name="store", rich_help_panel=MODELS)
 
 @app.callback()
 def options(
-    debug: bool = typer.Option(False, "--debug", help="Show a traceback where something goes wrong."),
+    debug: bool = typer.Option(False, "--debug", help="Show a traceback on errors."),
 ) -> None:
-    """Options before the command; `main` reads --debug wherever it stands."""
+    """Options before the command; `main` accepts --debug at any position."""
 
 
 def main() -> None:
-    """Run the command; an error becomes one message and an exit code."""
+    """Run the command; an error becomes a message and an exit code."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.exit(run_command(arguments, debug=debug))
@@ -62,6 +62,6 @@ def run_command(arguments: list[str], *, debug: bool = False) -> int:
     except Exception as error:
         if debug:
             raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\n  hint: add --debug to see where\n")
+        sys.stderr.write(f"{type(error).__name__}: {error}\n  hint: add --debug for the traceback\n")
         return 1
     return 0

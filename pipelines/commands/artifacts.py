@@ -7,14 +7,14 @@ import typer
 
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
 
-store_app = typer.Typer(no_args_is_help=True, help="Check a store, and remove what nothing refers to.")
+store_app = typer.Typer(no_args_is_help=True, help="Check a store, and remove unused artifacts.")
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint folder or a config.json.")],
     as_json: AsJson = False,
 ) -> None:
-    """Tell the architecture, parameters and memory of a checkpoint, also where its weights are absent."""
+    """Show the architecture, parameters and memory of a checkpoint; its weights may be missing."""
     from rich.table import Table
 
     from components.core.model.inspection import inspect_checkpoint
@@ -34,7 +34,7 @@ def export(
     artifact: Annotated[
         str, typer.Argument(metavar="ARTIFACT", help="parent, child, distilled, sft, rl, bundle, costs, corpus, …")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that does not exist, or is empty.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Write an artifact of a run as plain files, models as Hugging Face folders."""
@@ -50,7 +50,7 @@ def export(
 
 @store_app.command()
 def path(store: StoreUri = DEFAULT_STORE) -> None:
-    """Print where a store is."""
+    """Print the address of a store."""
     from components.core.store.store import open_store
 
     typer.echo(open_store(store).uri)
@@ -58,7 +58,7 @@ def path(store: StoreUri = DEFAULT_STORE) -> None:
 
 @store_app.command("list")
 def list_(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List the artifacts of a store: what they are, and which stage and run they belong to."""
+    """List the artifacts of a store with their kind, size, producing stages and runs."""
     from rich.table import Table
 
     from components.core.store.store import open_store
@@ -68,12 +68,14 @@ def list_(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("digest", "kind", "files", "bytes", "made by", "roles")
+    table = Table("digest", "kind", "files", "bytes", "produced by", "roles")
     for artifact in found:
-        makers = ", ".join(sorted({f"{maker['stage']}.{maker['output']}" for maker in artifact["made_by"]})) or "given"
+        producers = (
+            ", ".join(sorted({f"{maker['stage']}.{maker['output']}" for maker in artifact["made_by"]})) or "source"
+        )
         size = [f"{artifact[name]:,}" if artifact["kind"] else "" for name in ("files", "bytes")]
         table.add_row(
-            artifact["digest"][:12], artifact["kind"] or "damaged", *size, makers, ", ".join(artifact["roles"])
+            artifact["digest"][:12], artifact["kind"] or "damaged", *size, producers, ", ".join(artifact["roles"])
         )
     console().print(table)
 
@@ -86,7 +88,7 @@ def sign(
     ],
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
-    """Sign an artifact, of which every byte is read first."""
+    """Sign an artifact after verifying every byte of it."""
     from components.core.store.signatures import sign_artifact
     from components.core.store.store import open_store
     from pipelines.lineage.ancestry import find_artifact
@@ -100,10 +102,12 @@ def sign(
 @store_app.command()
 def verify(
     store: StoreUri = DEFAULT_STORE,
-    manifests: Annotated[bool, typer.Option("--manifests", help="Leave the contents of files unread.")] = False,
+    manifests: Annotated[
+        bool, typer.Option("--manifests", help="Check manifests only, without reading the files.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte of a store and compare it with its digest; exit code 1 where something is wrong."""
+    """Check every file of a store against its digest; exit code 1 if anything is damaged."""
     from components.core.store.store import open_store
     from components.core.store.verification import find_faults
     from pipelines.recipe.registry import output_kinds
@@ -123,10 +127,10 @@ def verify(
 @store_app.command()
 def gc(
     store: StoreUri = DEFAULT_STORE,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what no run and no finished stage refers to; safe while runs go on."""
+    """Remove what no run and no finished stage refers to; safe while runs are active."""
     from components.core.store.garbage_collection import collect_garbage
     from components.core.store.store import open_store
 
@@ -134,5 +138,5 @@ def gc(
     if as_json:
         print_json(removed)
     else:
-        counts = ", ".join(f"{count:,} {what}" for what, count in removed.items())
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in removed.items())
         console().print(f"{'would remove' if dry_run else 'removed'} {counts}", highlight=False)

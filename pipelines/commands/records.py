@@ -39,35 +39,39 @@ def report(
     store: StoreUri = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary.json.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    beside: Annotated[
+    compare: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Also compare the run's children with those of another run.")
     ] = None,
+    beside: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Write the HTML report of a run and say where it is; with --json print its summary."""
+    """Write the HTML report of a run and print its path; with --json print the summary instead."""
     import webbrowser
     from dataclasses import asdict
 
+    from components.core.base.errors import InputError
     from components.core.store.store import open_store
     from pipelines.records.runs import find_run
-    from pipelines.report.compare_runs import compare_runs, print_beside
+    from pipelines.report.compare_runs import compare_runs, print_comparison
     from pipelines.report.summary import build_summary, print_summary
     from pipelines.run.finish_run import report_path
 
+    if beside is not None:
+        raise InputError("report has no option --beside", hint=f"it is now called --compare {beside}")
     opened = open_store(store)
     name = find_run(opened, run)
     summary = build_summary(opened, name)
-    compared = compare_runs(opened, name, find_run(opened, beside)) if beside is not None else None
+    comparison = compare_runs(opened, name, find_run(opened, compare)) if compare is not None else None
     if as_json:
-        print_json({**summary, "beside": asdict(compared)} if compared else summary)
+        print_json({**summary, "comparison": asdict(comparison)} if comparison else summary)
         return
     from pipelines.report.report import write_report
 
     path = report_path(opened, name)
-    write_report(opened, name, path, beside=compared)
+    write_report(opened, name, path, comparison=comparison)
     screen = console()
     print_summary(summary, screen)
-    if compared:
-        print_beside(compared, screen)
+    if comparison:
+        print_comparison(comparison, screen)
     screen.print(str(path), highlight=False, soft_wrap=True)
     if open_:
         webbrowser.open(path.resolve().as_uri())
@@ -78,16 +82,16 @@ def lineage(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="RUN, RUN/ROLE, a registered model, a digest, an exported folder, a data file (its path or sha256); "
-            "or the word rebuild.",
+            help="RUN, RUN/ROLE, a registered model, a digest, an exported folder, a data file (its path or sha256), "
+            "or `rebuild`.",
         ),
     ],
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a model was made from, down to the files, and which models have seen a file.
+    """Show what a model was made from, down to the files, or which models were made from a file.
 
-    `tessera lineage rebuild` tells MLflow of all runs anew, where its records were lost.
+    `tessera lineage rebuild` writes the records of all runs to MLflow again, after its database was lost.
     """
     from components.core.store.store import open_store
 
@@ -95,28 +99,27 @@ def lineage(
     if what == "rebuild":
         _rebuild(opened, as_json)
         return
-    from pipelines.lineage.ancestry import History, file_digest, find_artifact
-    from pipelines.lineage.tree_view import as_list, as_tree
+    from pipelines.lineage.ancestry import LineageGraph, artifact_tree, file_digest, file_tree, find_artifact
 
     sha256 = file_digest(opened, what)
-    history = History(opened)
-    found = history.of_artifact(find_artifact(opened, what)) if sha256 is None else history.of_file(sha256)
+    graph = LineageGraph(opened)
+    found = graph.of_artifact(find_artifact(opened, what)) if sha256 is None else graph.of_file(sha256)
     if as_json:
         print_json(found)
     else:
-        console().print(as_tree(found) if sha256 is None else as_list(found))
+        console().print(artifact_tree(found) if sha256 is None else file_tree(found))
 
 
 def _rebuild(store: "Store", as_json: bool) -> None:
-    """Tell MLflow of all runs, as if for the first time."""
+    """Write the records of all runs to MLflow again."""
     from pipelines.run.finish_run import rebuild_lineage
 
-    told = rebuild_lineage(store)
+    rebuilt = rebuild_lineage(store)
     if as_json:
-        print_json(told)
+        print_json(rebuilt)
     else:
-        names = f": {', '.join(told)}" if told else ""
-        console().print(f"MLflow was told of {len(told)} runs{names}", highlight=False, soft_wrap=True)
+        names = f": {', '.join(rebuilt)}" if rebuilt else ""
+        console().print(f"MLflow has the records of {len(rebuilt)} runs again{names}", highlight=False, soft_wrap=True)
 
 
 def ui(
@@ -144,5 +147,5 @@ def ui(
     console().print(f"http://127.0.0.1:{port}", highlight=False)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    # The server takes the place of this process, so that whatever ends one ends the other.
+    # The server replaces this process, so that a signal to the command reaches the server.
     os.execve(sys.executable, [*command, "--backend-store-uri", uri], environment)

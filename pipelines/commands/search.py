@@ -1,11 +1,22 @@
-"""`tessera search`: solve tables of scores and costs, explain a child's layers, check the proof that it is the best."""
+"""`tessera search`: solve tables of scores and costs, explain the choice of a child, verify its certificate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
+from pipelines.commands.options import (
+    DEFAULT_STORE,
+    AsJson,
+    RunName,
+    StoreUri,
+    console,
+    parse_batch_sizes,
+    parse_fixed_options,
+    parse_limits,
+    parse_swept_limit,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from components.core.base.config import Config
@@ -15,7 +26,7 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
-search_app = typer.Typer(no_args_is_help=True, help="Choose, explain and check what the layers of a child hold.")
+search_app = typer.Typer(no_args_is_help=True, help="Choose the layers of a child, explain the choice and verify it.")
 
 
 @search_app.command()
@@ -24,22 +35,24 @@ def solve(
         Path, typer.Argument(metavar="TABLE", help='{"layers": [{"options": [{"name", "score", "costs"}]}]} as JSON.')
     ],
     limits: Annotated[
-        list[str], typer.Option("--limit", metavar="NAME=VALUE", help="The most that a cost may sum to. Repeatable.")
+        list[str], typer.Option("--limit", metavar="NAME=VALUE", help="Upper limit of the sum of a cost. Repeatable.")
     ] = [],  # noqa: B006
     fixed: Annotated[
         list[str], typer.Option("--fix", metavar="LAYER=OPTION", help="Numbers of a layer and its option. Repeatable.")
     ] = [],  # noqa: B006
-    pool: Annotated[int, typer.Option(min=1, metavar="K", help="Also the next best, up to K in all.")] = 1,
-    distance: Annotated[int, typer.Option(min=1, help="Layers in which any two of the pool differ at least.")] = 1,
+    pool: Annotated[int, typer.Option(min=1, metavar="K", help="Print the K best choices.")] = 1,
+    distance: Annotated[
+        int, typer.Option(min=1, help="Number of layers in which any two of these differ, at least.")
+    ] = 1,
     time_limit: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="Then the best so far comes with its gap.")
+        float, typer.Option(min=0.0, metavar="SECONDS", help="After it, print the best choice so far with its gap.")
     ] = float("inf"),
     certificate: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the proof of the best, for `tessera search check`.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose an option a layer with the lowest sum of scores within limits, exactly, from a table of your own."""
+    """Choose one option per layer with the lowest sum of scores within limits, exactly, from your own table."""
     import time
 
     from components.search.solver.score_file import LayerTable
@@ -48,16 +61,16 @@ def solve(
 
     started = time.monotonic()
     layers = LayerTable.read(table)
-    bounds, held = _limits(limits), _fixed(fixed, layers)
+    bounds, fixed_options = parse_limits(limits), parse_fixed_options(fixed, layers)
     problem = layers.problem(bounds)
-    solutions = find_pool(problem.with_fixed(held), pool, distance=distance, time_limit_s=time_limit)
+    solutions = find_pool(problem.with_fixed(fixed_options), pool, distance=distance, time_limit_s=time_limit)
     if not solutions:
-        _tell_conflict(layers, bounds, held, started, as_json=as_json)
+        _report_conflict(layers, bounds, fixed_options, started, as_json=as_json)
         raise typer.Exit(1)
     if certificate is not None:
-        proof = certify(problem, solutions[0].choice, fixed=held)
+        proof = certify(problem, solutions[0].choice, fixed=fixed_options)
         certificate.write_text(proof.model_dump_json(exclude_defaults=True) + "\n", encoding="utf-8")
-    told: list[dict[str, Any]] = [
+    results: list[dict[str, Any]] = [
         {
             "status": solution.status,
             "objective": solution.objective,
@@ -68,13 +81,13 @@ def solve(
         }
         for solution in solutions
     ]
-    result = {**told[0], "seconds": time.monotonic() - started}
+    result = {**results[0], "seconds": time.monotonic() - started}
     if pool > 1:
-        result["pool"] = told
+        result["pool"] = results
     if as_json:
         print_json(result)
         return
-    for number, solution in enumerate(told):
+    for number, solution in enumerate(results):
         print_choice(layers, solution, heading=f"{number + 1}. " if pool > 1 else "")
 
 
@@ -86,38 +99,40 @@ def sweep(
         typer.Option(
             "--limit",
             metavar="NAME=LOW..HIGH",
-            help="The limit to sweep; `%` is a share of the parent's. Others stay as they are, or are NAME=VALUE.",
+            help="The limit to sweep; `%` is a share of the parent's. Change other limits with NAME=VALUE.",
         ),
     ],
     points: Annotated[int, typer.Option(min=1, metavar="N", help="Values from LOW to HIGH.")] = 9,
     batch: Annotated[
         str | None,
-        typer.Option(metavar="SIZES", help="Batch sizes such as 1,8,32, of a run; its limits on times then fall away."),
+        typer.Option(
+            metavar="SIZES", help="Batch sizes such as 1,8,32, for a run; its own limits on times are then ignored."
+        ),
     ] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the points, with all costs.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the points with all their costs.")] = None,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """The best choice at each of many limits: a Pareto front over any cost, or over throughput (tokens_per_s)."""
+    """Solve for a range of limits: a Pareto front over any cost, or over throughput (tokens_per_s)."""
     from pipelines.report import sweeps
 
-    name, values, others = _swept(limits, points)
-    if Path(what).is_file() and not sweeps.is_search(Path(what)):
+    name, values, others = parse_swept_limit(limits, points)
+    if Path(what).is_file() and not sweeps.is_search_table(Path(what)):
         if batch is not None:
             from components.core.base.errors import InputError
 
             raise InputError("--batch is for runs: a table has the costs of one batch", hint="leave --batch out")
-        found = sweeps.of_table(Path(what), name, values, others)
+        rows = sweeps.sweep_table(Path(what), name, values, others)
     else:
-        sizes = None if batch is None else _batches(batch)
-        found = sweeps.of_search(_search_table(what, store), name, values, others, sizes)
+        sizes = None if batch is None else parse_batch_sizes(batch)
+        rows = sweeps.sweep_search(_search_table(what, store), name, values, others, sizes)
     if csv is not None:
-        sweeps.write_csv(found, csv)
+        sweeps.write_csv(rows, csv)
     if as_json:
-        print_json({"limit": name, "points": [sweeps.as_json(point) for point in found]})
+        print_json({"limit": name, "points": [sweeps.row_json(row) for row in rows]})
     else:
-        console().print(sweeps.as_table(found, name))
-    if not any(point.solution for point in found):
+        console().print(sweeps.terminal_table(rows, name))
+    if not any(row.solution for row in rows):
         raise typer.Exit(1)
 
 
@@ -128,7 +143,7 @@ def explain(
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Say why a layer of a run's child is as it is, and what the best child with another sub-block there would cost."""
+    """Explain the choice at one layer, and what the best child with another sub-block there would cost."""
     from dataclasses import asdict
 
     from rich.table import Table
@@ -165,28 +180,28 @@ def explain(
     screen = console()
     for reason in reasons:
         screen.print(f"{reason.part} of layer {layer}: {reason.chosen}; {reason.reason}", highlight=False)
-        shown = Table("option", "own score", "best child", "difference", "others changed", *resources)
+        table = Table("option", "own score", "best child", "difference", "others changed", *resources)
         for alternative in reason.alternatives:
             costs = alternative.costs
-            shown.add_row(
+            table.add_row(
                 f"{alternative.option} (chosen)" if alternative.chosen else alternative.option,
                 f"{alternative.score:.4g}",
                 "none fits" if alternative.objective is None else f"{alternative.objective:.4g}",
                 _difference(alternative),
                 "" if alternative.changed is None else str(alternative.changed),
-                *("" if costs is None else _shown(costs.of(name)) for name in resources),
+                *("" if costs is None else _format_cost(costs.of(name)) for name in resources),
             )
-        screen.print(shown)
+        screen.print(table)
 
 
 @search_app.command()
 def export(
     run: RunName,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Takes the files; created.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder for the files; created if missing.")],
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Write all that a search knows as JSON and CSV: options, choices, fronts, margins, measurements, fusion."""
+    """Write the results of a search as JSON and CSV: options, choices, fronts, margins, measurements, fusion."""
     import json
 
     from components.core.store.store import open_store
@@ -211,12 +226,12 @@ def export(
 def check(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="A run, a search.json, or the TABLE of a certificate.")],
     certificate: Annotated[
-        Path | None, typer.Argument(metavar="CERTIFICATE", help="What `search solve --certificate` wrote.")
+        Path | None, typer.Argument(metavar="CERTIFICATE", help="File that `search solve --certificate` wrote.")
     ] = None,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Verify from the table alone, in exact arithmetic and without the solver, that a choice is the best."""
+    """Verify that a choice is the best, from the table alone, in exact arithmetic and without the solver."""
     from fractions import Fraction
 
     from components.core.base.errors import InputError
@@ -231,10 +246,10 @@ def check(
     else:
         table = _search_table(what, store)
         if table.certificate is None:
-            raise InputError("this search kept no certificate", hint="run it again: earlier versions kept none")
+            raise InputError("this search has no certificate", hint="run it again: earlier versions wrote none")
         proof = table.certificate
         if proof.limits != table.limits or proof.choice != table.best_choice:
-            raise WrongCertificate("the certificate is about other limits or another choice than the child's")
+            raise WrongCertificate("the certificate belongs to other limits or another choice than the child's")
         costs = {name: table.costs_of(name) for name in table.limits}
         gap = verify(table.scores, costs, proof, table.fixed.model_dump())
     result = {
@@ -249,16 +264,16 @@ def check(
     if as_json:
         print_json(result)
         return
-    told = (
+    verdict = (
         "the choice is the best within its limits" if gap == 0 else f"no choice is better by more than {float(gap):.2g}"
     )
-    console().print(f"{told}: score {result['objective']:.6g}; proof of {len(proof.nodes)} nodes", highlight=False)
+    console().print(f"{verdict}: score {result['objective']:.6g}; proof of {len(proof.nodes)} nodes", highlight=False)
 
 
 def print_choice(layers: "LayerTable", solution: dict[str, Any], heading: str) -> None:
-    """A choice for people to read."""
+    """Print a choice for the terminal."""
     screen = console()
-    costs = ", ".join(f"{name} {_shown(value)}" for name, value in solution["costs"].items())
+    costs = ", ".join(f"{name} {_format_cost(value)}" for name, value in solution["costs"].items())
     screen.print(
         f"{heading}{solution['status']}: score {solution['objective']:.6g}, bound {solution['bound']:.6g}, "
         f"gap {solution['gap']:.2g}; {costs}",
@@ -271,10 +286,10 @@ def print_choice(layers: "LayerTable", solution: dict[str, Any], heading: str) -
     screen.print("  ".join(f"{number}:{name}" for number, name in enumerate(names)), highlight=False)
 
 
-def _tell_conflict(
+def _report_conflict(
     layers: "LayerTable", limits: dict[str, float], fixed: dict[int, int], started: float, *, as_json: bool
 ) -> None:
-    """Say which limits cannot be met together."""
+    """Print which limits cannot be met together."""
     import time
 
     from components.search.solver.infeasibility import find_conflict
@@ -284,95 +299,28 @@ def _tell_conflict(
     if as_json:
         print_json({"status": "infeasible", "conflict": list(best), "best": best, "seconds": seconds})
         return
-    reach = ", ".join(f"{name} {limits[name]:,.6g} (at best {value:,.6g})" for name, value in best.items())
+    conflict = ", ".join(f"{name} {limits[name]:,.6g} (at best {value:,.6g})" for name, value in best.items())
     console().print(
-        f"infeasible: no choice meets {reach or 'all limits'}" + (" together" if len(best) > 1 else ""), highlight=False
+        f"infeasible: no choice meets {conflict or 'all limits'}" + (" together" if len(best) > 1 else ""),
+        highlight=False,
     )
 
 
 def _difference(alternative: "Alternative") -> str:
-    """What the best child with an option scores more, and the noise of that where it is known."""
+    """Score difference of the best child with an option, with its error where that is known."""
     if alternative.difference is None:
         return ""
     error = "" if alternative.error is None else f" ± {alternative.error:.2g}"
     return f"{alternative.difference:+.4g}{error}" + (", within the noise" if alternative.within_noise else "")
 
 
-def _shown(value: float) -> str:
-    """A cost as people read it: whole numbers in full."""
+def _format_cost(value: float) -> str:
+    """Format a cost, whole numbers in full."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
-def _limits(pairs: list[str]) -> dict[str, float]:
-    """NAME=VALUE pairs as numbers."""
-    import math
-
-    from components.core.base.errors import InputError
-
-    limits: dict[str, float] = {}
-    for pair in pairs:
-        name, equals, value = pair.rpartition("=")
-        try:
-            limit = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
-        except ValueError:
-            limit = math.nan
-        if not equals or not name or not math.isfinite(limit):
-            raise InputError(f"--limit {pair!r} is not of the form NAME=VALUE with a finite number")
-        if name in limits:
-            raise InputError(f"--limit {name} is given twice", hint="leave one out")
-        limits[name] = limit
-    return limits
-
-
-def _swept(texts: list[str], points: int) -> tuple[str, list[str], dict[str, float]]:
-    """The name of the limit that is swept, its values as text, and the other limits."""
-    from components.core.base.errors import InputError
-
-    swept = [text for text in texts if ".." in text.rpartition("=")[2]]
-    if len(swept) != 1:
-        raise InputError(
-            f"{len(swept)} limits are swept", hint="give one --limit NAME=LOW..HIGH, such as latency_ms=30%..100%"
-        )
-    name, _, both = swept[0].rpartition("=")
-    low, _, high = both.partition("..")
-    share = "%" if high.endswith("%") else ""
-    try:
-        least, most = float(low.removesuffix("%")), float(high.removesuffix("%"))
-    except ValueError:
-        raise InputError(f"--limit {swept[0]!r} is not of the form NAME=LOW..HIGH with numbers") from None
-    if not name or bool(share) != low.endswith("%") or not 0 <= least <= most < float("inf"):
-        raise InputError(f"--limit {swept[0]!r} is not of the form NAME=LOW..HIGH, both numbers or both shares")
-    steps = [least + (most - least) * k / max(1, points - 1) for k in range(points)]
-    return name, [f"{step:.12g}{share}" for step in steps], _limits([text for text in texts if text not in swept])
-
-
-def _batches(text: str) -> list[int]:
-    """Batch sizes that are separated by commas."""
-    from components.core.base.errors import InputError
-
-    sizes = [part.strip() for part in text.split(",")]
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise InputError(f"--batch {text!r} is not a list of batch sizes such as 1,8,32")
-    return [int(size) for size in sizes]
-
-
-def _fixed(pairs: list[str], layers: "LayerTable") -> dict[int, int]:
-    """LAYER=OPTION pairs as numbers."""
-    from components.core.base.errors import InputError
-
-    fixed: dict[int, int] = {}
-    for pair in pairs:
-        layer, _, option = pair.partition("=")
-        if not (layer.isdecimal() and option.isdecimal()):
-            raise InputError(f"--fix {pair!r} is not of the form LAYER=OPTION with two numbers, from 0")
-        if int(layer) >= len(layers.layers) or int(option) >= len(layers.layers[int(layer)].options):
-            raise InputError(f"--fix {pair}: the table has no such layer or option", hint="both are numbered from 0")
-        fixed[int(layer)] = int(option)
-    return fixed
-
-
 def _search_table(what: str, store: str) -> "SearchTable":
-    """The `search.json` of a path, or of a run."""
+    """`search.json` of a run, or at a path."""
     from components.core.store.store import open_store
     from components.search.stages.records import TABLE_FILE, SearchTable
     from pipelines.records import runs
@@ -384,7 +332,7 @@ def _search_table(what: str, store: str) -> "SearchTable":
 
 
 def _read(record: "type[ConfigT]", path: Path) -> "ConfigT":
-    """A record from a JSON file."""
+    """Read a record from a JSON file."""
     import json
 
     from components.core.base.errors import InputError

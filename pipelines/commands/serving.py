@@ -1,4 +1,4 @@
-"""Commands that talk: serve and chat."""
+"""Commands that run a model: serve and chat."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ def serve(
     store: StoreUri = DEFAULT_STORE,
     trust: TrustedKeys = [],  # noqa: B006
 ) -> None:
-    """Serve the result of a run over the OpenAI API until Ctrl-C; the model is named after the run."""
+    """Serve the model of a run over the OpenAI API until Ctrl-C; its name is the name of the run."""
     from pipelines.run.chat import serve_run
 
     serve_run(run, port, store, console(), trust)
@@ -21,11 +21,11 @@ def serve(
 
 def chat(
     run: RunName = "latest",
-    thinking: Annotated[Literal["on", "off"], typer.Option(help="Whether it thinks before it answers.")] = "on",
+    thinking: Annotated[Literal["on", "off"], typer.Option(help="Whether the model thinks before it answers.")] = "on",
     store: StoreUri = DEFAULT_STORE,
     trust: TrustedKeys = [],  # noqa: B006
 ) -> None:
-    """Talk to the result of a run; an empty line or Ctrl-D ends."""
+    """Chat with the model of a run; an empty line or Ctrl-D ends."""
     from pipelines.run.chat import chat_with_run
 
     chat_with_run(run, thinking, store, console(), trust)

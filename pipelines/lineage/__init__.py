@@ -1,1 +1,1 @@
-"""Where an artifact comes from, and what was made from it."""
+"""Lineage of artifacts in a store: ancestors and descendants."""

@@ -1,4 +1,4 @@
-"""Two runs side by side: what their children take and are worth, such as a search in one step and one in two."""
+"""Comparison of two runs: size, costs and accuracy of their children, for example after one search step and two."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from pipelines.records.runs import artifacts, stage_documents
 from pipelines.report.summary import MODES, SPLITS, build_summary
 
 CHILDREN = ("child", "distilled", "pretrained", "sft", "rl")
-"""The child and what became of it."""
+"""Roles of the child and of the models trained from it."""
 PREDICTED = {
     "memory_bytes": "predicted memory, bytes",
     "latency_ms": "predicted decode step, ms",
@@ -24,22 +24,22 @@ PREDICTED = {
     "request_ms": "predicted request, ms",
 }
 SAME_BUDGET = 0.02
-"""Relative difference of limits up to which budgets count as one: shares are of costs as measured."""
+"""Relative difference up to which two limits count as equal: limits given as shares depend on measured costs."""
 
 Unit = Literal["count", "number", "share"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A number of both runs.
+    """A number that both runs have.
 
     Attributes:
-        role: the model that it is of.
-        name: what it is, with its unit.
-        unit: how it is shown.
-        values: of the one run and of the other.
-        difference: the one less the other; None where the two are not of the same thing.
-        error: half the width of the interval that the difference is known to, where both have one.
+        role: role of the model.
+        name: name of the number, with its unit.
+        unit: decides the format.
+        values: value of the first run and of the second.
+        difference: first minus second; None where the two cannot be compared.
+        error: half the width of the difference's confidence interval, where both values have one.
     """
 
     role: str
@@ -49,16 +49,16 @@ class Row:
     difference: float | None
     error: float | None = None
 
-    def shown(self) -> tuple[str, str, str]:
-        """Both values and the difference as people read them."""
-        first, second = (self._value(value) for value in self.values)
+    def cells(self) -> tuple[str, str, str]:
+        """Both values and the difference as text."""
+        first, second = (self._format(value) for value in self.values)
         if self.difference is None:
             return first, second, ""
-        error = "" if self.error is None else f" ± {self._value(self.error)}"
+        error = "" if self.error is None else f" ± {self._format(self.error)}"
         sign = "−" if self.difference < 0 else "+"
-        return first, second, f"{sign}{self._value(abs(self.difference))}{error}"
+        return first, second, f"{sign}{self._format(abs(self.difference))}{error}"
 
-    def _value(self, value: float) -> str:
+    def _format(self, value: float) -> str:
         if self.unit == "count":
             return f"{value:,.0f}"
         return f"{100 * value:.1f} %" if self.unit == "share" else f"{value:,.4g}"
@@ -66,13 +66,13 @@ class Row:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Two runs.
+    """Comparison of two runs.
 
     Attributes:
         runs: their names.
-        same_budget: whether their searches had the same limits; None where one has not searched.
-        notes: what has to be known to compare them, in sentences.
-        rows: numbers that both have.
+        same_budget: whether their searches had the same limits; None where one run has no search.
+        notes: sentences that a reader needs to judge the differences.
+        rows: numbers that both runs have.
     """
 
     runs: tuple[str, str]
@@ -82,12 +82,12 @@ class RunComparison:
 
 
 def compare_runs(store: Store, run: str, other: str) -> RunComparison:
-    """Put a run beside another of the same store.
+    """Compare two runs of one store.
 
     Args:
-        store: has both.
-        run: name of the one.
-        other: name of the other; differences are the one less the other.
+        store: has both runs.
+        run: name of the first.
+        other: name of the second; differences are first minus second.
     """
     runs = (run, other)
     roles = [artifacts(store, name) for name in runs]
@@ -97,14 +97,14 @@ def compare_runs(store: Store, run: str, other: str) -> RunComparison:
     notes = [*_parent_notes(runs, roles)]
     same_budget = None
     if searches[0] and searches[1]:
-        different = list(_limits_that_differ(searches[0]["limits"], searches[1]["limits"]))
+        different = list(_different_limits(searches[0]["limits"], searches[1]["limits"]))
         same_budget = not different
         notes += [f"The budgets differ: {'; '.join(different)}."] if different else ["The budgets are the same."]
         if searches[0].get("measurement") != searches[1].get("measurement"):
-            notes.append("Costs are of different deployments: predicted times and memory are not comparable.")
+            notes.append("Costs were predicted for different deployments: times and memory are not comparable.")
     else:
-        lacking = " and ".join(name for name, search in zip(runs, searches, strict=True) if search is None)
-        notes.append(f"Budgets are not known: {lacking} did not search.")
+        without_search = " and ".join(name for name, search in zip(runs, searches, strict=True) if search is None)
+        notes.append(f"Budgets are not known: {without_search} did not search.")
     rows = [
         *(_search_rows(searches[0], searches[1], same_parent=same_parent) if searches[0] and searches[1] else ()),
         *_model_rows(summaries),
@@ -114,18 +114,20 @@ def compare_runs(store: Store, run: str, other: str) -> RunComparison:
     return RunComparison(runs, same_budget, tuple(notes), tuple(rows))
 
 
-def print_beside(found: RunComparison, console: Console) -> None:
-    """Print the table of two runs, and what has to be known to read it."""
-    table = Table("model", "", *found.runs, "difference", title=f"{found.runs[0]} beside {found.runs[1]}")
-    for row in found.rows:
-        table.add_row(row.role, row.name, *row.shown())
+def print_comparison(comparison: RunComparison, console: Console) -> None:
+    """Print the table of two runs, then the notes."""
+    table = Table(
+        "model", "", *comparison.runs, "difference", title=f"{comparison.runs[0]} compared with {comparison.runs[1]}"
+    )
+    for row in comparison.rows:
+        table.add_row(row.role, row.name, *row.cells())
     console.print(table)
-    for note in found.notes:
+    for note in comparison.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _parent_notes(runs: tuple[str, str], roles: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Whether both children come from one parent."""
+    """Notes on parents that differ."""
     parents = [made.get("parent") for made in roles]
     if parents[0] == parents[1]:
         return
@@ -136,11 +138,11 @@ def _parent_notes(runs: tuple[str, str], roles: Sequence[Mapping[str, str]]) -> 
             break
     else:
         yield "The parents differ."
-    yield "Scores and KL are from each run's own parent, and have no difference."
+    yield "Scores and KL are relative to each run's own parent, so they are not compared."
 
 
-def _limits_that_differ(limits: Mapping[str, float], others: Mapping[str, float]) -> Iterator[str]:
-    """Limits that are not in both, or not the same in both."""
+def _different_limits(limits: Mapping[str, float], others: Mapping[str, float]) -> Iterator[str]:
+    """Limits that only one search has, or whose values differ."""
     for name in dict.fromkeys([*limits, *others]):
         one, other = limits.get(name), others.get(name)
         if one is None or other is None or not math.isclose(one, other, rel_tol=SAME_BUDGET):
@@ -152,7 +154,7 @@ def _limit(value: float | None) -> str:
 
 
 def _search_rows(search: Mapping[str, Any], other: Mapping[str, Any], *, same_parent: bool) -> Iterator[Row]:
-    """What the searches say of their children."""
+    """Predicted costs, score and KL of both children."""
     children = search["child"], other["child"]
     for name, title in PREDICTED.items():
         values = tuple(child["costs"].get(name) or 0.0 for child in children)
@@ -186,13 +188,13 @@ def _model_rows(summaries: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 
 def _error(intervals: Sequence[Sequence[float] | None]) -> float | None:
-    """Half the width of the interval of a difference."""
+    """Half the width of the confidence interval of a difference; None unless both intervals are known."""
     halves = [(interval[1] - interval[0]) / 2 for interval in intervals if interval is not None]
     return math.hypot(*halves) if len(halves) == 2 else None
 
 
 def _distillation_rows(store: Store, runs: tuple[str, str], *, same_parent: bool) -> Iterator[Row]:
-    """KL that distillation ended with."""
+    """KL at the end of the distillation."""
     ends = [_last_kl(store, run) for run in runs]
     if None not in ends:
         values = tuple(end for end in ends if end is not None)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that holds everything it shows and asks nothing of any server."""
+"""The report of a run: one HTML file that holds everything it shows and sends no request."""
 
 import base64
 import functools
@@ -19,55 +19,47 @@ from components.core.lineage.mlflow_entities import flatten
 from components.core.model.architecture import Architecture
 from components.core.store.store import Store
 from pipelines.records.runs import artifacts, run_record, stage_documents
-from pipelines.report.block_map import BlockMap, model_map, search_maps
+from pipelines.report import figures, search_figures, search_tables
+from pipelines.report.architecture_map import ArchitectureMap, model_map, search_maps
 from pipelines.report.compare_runs import RunComparison
-from pipelines.report.lineage_rows import run_lineage
-from pipelines.report.margins_view import margin_notes
-from pipelines.report.search_view import search_view
-from pipelines.report.summary import MODES, ROW_ORDER, SPLITS, TARGETS, build_summary
+from pipelines.report.lineage_diagram import lineage_diagram
+from pipelines.report.summary import BASELINES, MODES, ROW_ORDER, SPLITS, TARGETS, build_summary
 
 HERE = Path(__file__).parent
 
 
-def write_report(store: Store, run: str, out: Path, *, beside: RunComparison | None = None) -> None:
-    """Write the report of a run; what the run does not have, the report leaves out.
+def write_report(store: Store, run: str, out: Path, *, comparison: RunComparison | None = None) -> None:
+    """Write the report of a run, with a section for everything that the run has.
 
     Args:
-        store: where the run left its records, curves and artifacts.
+        store: has the records, curves and artifacts of the run.
         run: name of the run.
         out: the HTML file.
-        beside: another run to compare this one with.
+        comparison: of this run with another.
     """
     record, summary = run_record(store, run), build_summary(store, run)
-    search = _document(store, run, "search", "search.json")
-    models = {**summary["models"], **summary["baselines"]}
+    search = _read_table(store, run, "search", "search.json")
+    all_models = {**summary["models"], **summary["baselines"]}
+    models = {role: all_models[role] for role in ROW_ORDER if role in all_models}
     page = {
         "run": run,
         "record": record,
         "started": datetime.fromtimestamp(record["started"], UTC).strftime("%d %B %Y, %H:%M UTC"),
         "headlines": list(_headlines(summary)),
-        "models": {role: models[role] for role in ROW_ORDER if role in models},
-        "search": search_view(search, models) if search else None,
+        "models": models,
+        "baselines": BASELINES,
+        "accuracy": figures.accuracy_figure(models),
         "maps": search_maps(search) if search else _model_maps(store, summary),
-        "beside": beside,
+        "comparison": comparison,
+        "search": _search_section(store, run, search, models) if search else None,
+        "curves": {label: figures.curve_figure(curves) for label, curves in _curves(store, run)},
+        "lineage": lineage_diagram(store, run, record["sources"]),
         "stages": list(_stage_rows(store, run)),
-        "lineage": run_lineage(store, run, record["sources"]),
         "settings": _settings(record["recipe"]),
         "splits": SPLITS,
         "modes": MODES,
-        "data": _json(
-            {
-                "curves": _curves(store, run),
-                "search": search,
-                "margins": _margins(search) if search else {},
-                "costs": _document(store, run, "costs", "costs.json"),
-                "models": models,
-                "order": ROW_ORDER,
-            }
-        ),
         "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        "script": Markup((HERE / "report.js").read_text(encoding="utf-8")),
-        "plotly": _plotly(),
+        "plotly": _packed_plotly(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(_environment().get_template("report.html.jinja").render(page), encoding="utf-8")
@@ -75,29 +67,48 @@ def write_report(store: Store, run: str, out: Path, *, beside: RunComparison | N
 
 @dataclass(frozen=True)
 class Headline:
-    """A number at the top of the page; `met` is None where it is no target."""
+    """A number at the top of the page; `met` is None for a number without a target."""
 
     title: str
     value: str
-    explained: str
+    description: str
     target: str = ""
     met: bool | None = None
 
 
 def _headlines(summary: Mapping[str, Any]) -> Iterator[Headline]:
-    """The targets that have a number, and what the child saves."""
-    for target, judged in zip(TARGETS, summary["targets"], strict=True):
-        if judged["value"] is not None:
-            shown, least = target.shown(judged["value"]), f"at least {target.shown(target.target)}"
-            yield Headline(target.title, shown, target.name, least, judged["met"])
+    """Targets that were measured, and what the child saves."""
+    for target, result in zip(TARGETS, summary["targets"], strict=True):
+        if result["value"] is not None:
+            value, minimum = target.format(result["value"]), f"at least {target.format(target.target)}"
+            yield Headline(target.title, value, target.name, minimum, result["met"])
     parent, child = (summary["models"].get(role) for role in ("parent", "child"))
     if parent and child:
-        for title, key, unit in SAVINGS:
+        for title, key, unit in (
+            ("Parameters", "parameters", ""),
+            ("KV cache", "kv_bytes_per_token", " bytes a token"),
+        ):
             change = f"{100 * (child[key] / parent[key] - 1):+.0f} %".replace("-", "−")
             yield Headline(title, change, f"{child[key]:,} instead of {parent[key]:,}{unit}")
 
 
-SAVINGS = (("Parameters", "parameters", ""), ("KV cache", "kv_bytes_per_token", " bytes a token"))
+def _search_section(store: Store, run: str, search: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables, sentences and figures on the search."""
+    notes = search_tables.slot_notes(search)
+    costs = _read_table(store, run, "costs", "costs.json")
+    return {
+        "proof": search_tables.proof_sentence(search),
+        "noise": search_tables.noise_sentence(notes),
+        "choices": search_tables.choices_table(search),
+        "speeds": search_tables.speeds_table(search, models),
+        "feedback": search_tables.feedback_table(search),
+        "candidates": search_tables.candidates_table(search),
+        "fusion": list(search_tables.fusion_sentences(search.get("fusion"))),
+        "pareto_figure": search_figures.pareto_figure(search),
+        "scores_figure": search_figures.scores_figure(search, notes),
+        "costs_figure": search_figures.costs_figure(costs) if costs else None,
+        "fusion_figures": list(search_figures.fusion_figures(search.get("fusion"))),
+    }
 
 
 @dataclass(frozen=True)
@@ -111,15 +122,15 @@ class StageRow:
     key: str
     code: str
     share: float
-    """Of the longest stage's time, for the bar."""
+    """Time as a share of the longest stage's, for the bar."""
     settings: dict[str, Any]
     libraries: dict[str, str]
 
 
 def _stage_rows(store: Store, run: str) -> Iterator[StageRow]:
-    found = [(document, store.stage_record(document["key"])) for document in stage_documents(store, run).values()]
-    longest = max((record.seconds for _, record in found if record), default=0.0) or 1.0
-    for document, record in found:
+    stages = [(document, store.stage_record(document["key"])) for document in stage_documents(store, run).values()]
+    longest = max((record.seconds for _, record in stages if record), default=0.0) or 1.0
+    for document, record in stages:
         if record is not None:
             yield StageRow(
                 label=document["label"],
@@ -134,41 +145,33 @@ def _stage_rows(store: Store, run: str) -> Iterator[StageRow]:
             )
 
 
-def _document(store: Store, run: str, role: str, name: str) -> dict[str, Any] | None:
-    """A table of the run, where it has made one."""
+def _read_table(store: Store, run: str, role: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of one of the run's artifacts; None where the run has no such artifact."""
     digest = artifacts(store, run).get(role)
-    found: dict[str, Any] | None = None
-    if digest is not None and name in store.manifest(digest).files:
-        found = json.loads(store.read(digest, name))
-    return found
+    if digest is None or name not in store.manifest(digest).files:
+        return None
+    table: dict[str, Any] = json.loads(store.read(digest, name))
+    return table
 
 
-def _margins(search: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Notes on the places of the child, by `LAYER/PART`."""
-    return {f"{layer}/{part}": vars(note) for (layer, part), note in margin_notes(search).items()}
-
-
-def _model_maps(store: Store, summary: Mapping[str, Any]) -> dict[str, BlockMap]:
-    """The models of a run that did not search, those of one shape once."""
-    maps: dict[Architecture, BlockMap] = {}
+def _model_maps(store: Store, summary: Mapping[str, Any]) -> dict[str, ArchitectureMap]:
+    """Maps of the models of a run without a search, one for each architecture."""
+    maps: dict[Architecture, ArchitectureMap] = {}
     for role, model in summary["models"].items():
-        shape = Architecture.from_config(json.loads(store.read(model["digest"], "config.json")))
-        maps.setdefault(shape, model_map(role, shape))
-    return {found.title: found for found in maps.values()}
+        architecture = Architecture.from_config(json.loads(store.read(model["digest"], "config.json")))
+        maps.setdefault(architecture, model_map(role, architecture))
+    return {each.title: each for each in maps.values()}
 
 
-def _curves(store: Store, run: str) -> dict[str, Any]:
-    """Curves by stage, without the times, which nothing draws."""
-    found = {label: stage_curves(store, document["key"]) for label, document in stage_documents(store, run).items()}
-    return {
-        label: {metric: {"step": curve["step"], "value": curve["value"]} for metric, curve in curves.items()}
-        for label, curves in found.items()
-        if curves
-    }
+def _curves(store: Store, run: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Label and curves of each stage that has any."""
+    for label, document in stage_documents(store, run).items():
+        if curves := stage_curves(store, document["key"]):
+            yield label, curves
 
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every setting by section; what stands on top is the recipe's own."""
+    """Settings by section; those outside any section stand under `recipe`."""
     top = {key: value for key, value in recipe.items() if not isinstance(value, Mapping)}
     sections = {key: flatten(value) for key, value in recipe.items() if isinstance(value, Mapping)}
     return {"recipe": flatten(top), **sections}
@@ -178,11 +181,12 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters["duration"] = _duration
+    environment.filters["duration"] = _format_duration
+    environment.filters["figure"] = figures.figure_json
     return environment
 
 
-def _duration(seconds: float | None) -> str:
+def _format_duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -190,13 +194,8 @@ def _duration(seconds: float | None) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-def _json(value: object) -> Markup:
-    """JSON that can stand inside a script element."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
-
-
 @functools.cache
-def _plotly() -> str:
-    """The plotting library, packed: it would take most of the page's five megabytes as it is."""
+def _packed_plotly() -> str:
+    """plotly.js as base64 of gzip: its 4.8 MB become 1.9 MB, which leaves room for the figures below 5 MB."""
     script = importlib.resources.files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
     return base64.b64encode(gzip.compress(script, mtime=0)).decode()

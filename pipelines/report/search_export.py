@@ -1,4 +1,4 @@
-"""Everything that a search knows, as files for other programs: its JSON as it is, and a CSV of each table in it."""
+"""Export of a search for other programs: its JSON documents, and one CSV file for each table in them."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ def export_search(search: Mapping[str, Any], costs: Mapping[str, Any] | None, fo
         folder: created; files of these names are replaced.
 
     Returns:
-        What was written.
+        Paths of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [_json(folder / "search.json", search)]
@@ -43,7 +43,7 @@ def export_search(search: Mapping[str, Any], costs: Mapping[str, Any] | None, fo
 
 
 def _options(search: Mapping[str, Any]) -> Iterator[Row]:
-    """Every option of every place, and whether the child has it."""
+    """Every option of every slot, and whether the child uses it."""
     trained = {(block["layer"], block["part"], block["size"]): block for block in search["blocks"]}
     for slot, chosen in zip(search["slots"], search["child"]["choice"], strict=True):
         for number, option in enumerate(slot["options"]):
@@ -54,7 +54,7 @@ def _options(search: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _choices(search: Mapping[str, Any]) -> Iterator[Row]:
-    """Parent, child and baselines; limits last."""
+    """Parent, child and baselines, then the limits."""
     yield {"choice": "parent", "score": 0.0, "within_limits": True, **search["parent"]}
     found = {"child": search["child"], "greedy": search["greedy_child"], "random": search["random_child"]}
     for name, choice in {**found, **search.get("baselines", {})}.items():
@@ -63,7 +63,7 @@ def _choices(search: Mapping[str, Any]) -> Iterator[Row]:
             "score": choice["score"],
             "within_limits": choice["within_limits"],
             **choice["costs"],
-            "options": _words(choice["choice"]),
+            "options": _join(choice["choice"]),
         }
     yield {"choice": "limit", **search["limits"]}
 
@@ -74,11 +74,11 @@ def _fronts(search: Mapping[str, Any]) -> Iterator[Row]:
     for resource, points in {"latency_ms": latency, **search.get("fronts", {})}.items():
         for point in points:
             place = {"resource": resource, "limit": point["limit"], "score": point["score"]}
-            yield {**place, **point["costs"], "options": _words(point["choice"])}
+            yield {**place, **point["costs"], "options": _join(point["choice"])}
 
 
 def _dependencies(search: Mapping[str, Any]) -> Iterator[Row]:
-    """Of each two FFNs of a run, how much the second depends on the first."""
+    """Dependency of the second on the first, for each two FFNs of a run."""
     for run in (search.get("fusion") or {}).get("runs", ()):
         for row, first in enumerate(run["layers"]):
             for column in range(row + 1, len(run["layers"])):
@@ -88,22 +88,22 @@ def _dependencies(search: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _records(records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """Records as they are."""
+    """One row for each record."""
     yield from map(_flat, records)
 
 
 def _flat(record: Mapping[str, Any]) -> Row:
-    """A record whose lists are words, and whose inner records are columns."""
+    """Flatten a record: nested records become dotted columns, lists become text."""
     row: Row = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
             row |= {f"{key}.{inner}": found for inner, found in _flat(value).items()}
         else:
-            row[key] = _words(value) if isinstance(value, list | tuple) else value
+            row[key] = _join(value) if isinstance(value, list | tuple) else value
     return row
 
 
-def _words(values: Sequence[Any]) -> str:
+def _join(values: Sequence[Any]) -> str:
     return " ".join(map(str, values))
 
 
@@ -113,7 +113,7 @@ def _json(path: Path, document: Mapping[str, Any]) -> Path:
 
 
 def _csv(path: Path, rows: Sequence[Row]) -> Path:
-    """A column for each key, in the order that they first come in."""
+    """Write rows with a column for each key, in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""What a run came to: its models, baselines, stages and targets; the `summary.json` of the run, and the table of it."""
+"""Result of a run: its models, baselines, stages and targets, as `summary.json` and as tables for the terminal."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,24 +18,23 @@ MODELS = ("parent", "child", "distilled", "pretrained", "sft", "rl")
 BASELINES = ("random", "greedy")
 SPLITS = ("standard", "hard")
 MODES = ("on", "off")
-"""Thinking on, and thinking off; a base model has one way of answering, which is called `on`."""
+"""Thinking on and off; a base model has a single mode, recorded as `on`."""
 
 Models = Mapping[str, Mapping[str, Any]]
-
 
 Unit = Literal["times", "share", "points"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A number that a run wants to reach.
+    """A number that a run should reach.
 
     Attributes:
         title: two or three words.
         name: what is compared, in words.
-        target: the least that is good.
+        target: the smallest value that meets it.
         unit: a ratio, a share of the whole, or a difference of two shares.
-        value: finds the number among the models; None where it was not measured.
+        value: computes the number from the models; None where it was not measured.
     """
 
     title: str
@@ -44,17 +43,17 @@ class Target:
     unit: Unit
     value: Callable[[Models], float | None]
 
-    def shown(self, value: float) -> str:
-        """A value as people read it."""
+    def format(self, value: float) -> str:
+        """Format a value with its unit."""
         if self.unit == "times":
             return f"{value:.2f}×"
         return f"{100 * value:.1f} %" if self.unit == "share" else f"{100 * value:+.1f} points"
 
 
 def build_summary(store: Store, run: str) -> dict[str, Any]:
-    """The `summary.json` of a run; None stands where there is no number."""
+    """Build the `summary.json` of a run; numbers that were not measured are None."""
     record, roles = run_record(store, run), artifacts(store, run)
-    measured = _measured(store, roles.get("metrics"))
+    measured = _evaluation(store, roles.get("metrics"))
 
     def described(role: str) -> dict[str, Any]:
         return _describe(store, roles[role], measured.get(role, {}))
@@ -78,16 +77,16 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     console.print(_stages_line(summary))
 
 
-def _measured(store: Store, digest: str | None) -> dict[str, Any]:
-    """What the evaluation measured, by role."""
+def _evaluation(store: Store, digest: str | None) -> dict[str, Any]:
+    """Results of the evaluation by role."""
     if digest is None:
         return {}
-    found: dict[str, Any] = json.loads(store.read(digest, "metrics.json"))["models"]
-    return found
+    models: dict[str, Any] = json.loads(store.read(digest, "metrics.json"))["models"]
+    return models
 
 
 def _describe(store: Store, digest: str, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """A model as its configuration and its measurements tell it."""
+    """Sizes of a model from its configuration, and its measurements."""
     shape = Architecture.from_config(json.loads(store.read(digest, "config.json")))
     return {
         "digest": digest,
@@ -125,7 +124,7 @@ def _stages(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def _find(models: Models, *path: str) -> float | None:
-    """A number below the models, None where any step towards it is missing."""
+    """Value at a path of keys; None where a key is missing."""
     value: Any = models
     for part in path:
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -140,13 +139,13 @@ def _gain(value: float | None, base: float | None) -> float | None:
     return None if value is None or base is None else value - base
 
 
-def _worse(*values: float | None) -> float | None:
+def _lower(*values: float | None) -> float | None:
     known = [value for value in values if value is not None]
     return min(known) if len(known) == len(values) else None
 
 
 def _format(models: Models, role: str) -> float | None:
-    return _worse(*(_find(models, role, "format", mode) for mode in MODES))
+    return _lower(*(_find(models, role, "format", mode) for mode in MODES))
 
 
 def _hard(models: Models, role: str, mode: str) -> float | None:
@@ -157,9 +156,9 @@ def _speed_up(models: Models) -> float | None:
     return _ratio(_find(models, "child", "tokens_per_second"), _find(models, "parent", "tokens_per_second"))
 
 
-def _accuracy_kept(models: Models) -> float | None:
-    kept, whole = (_find(models, role, "accuracy", "standard", "on") for role in ("distilled", "parent"))
-    return _ratio(kept, whole)
+def _accuracy_retained(models: Models) -> float | None:
+    distilled, parent = (_find(models, role, "accuracy", "standard", "on") for role in ("distilled", "parent"))
+    return _ratio(distilled, parent)
 
 
 def _thinking_gain(models: Models) -> float | None:
@@ -172,16 +171,18 @@ def _rl_gain(models: Models) -> float | None:
 
 TARGETS = (
     Target("Speed-up", "tokens per second, child over parent", 1.8, "times", _speed_up),
-    Target("Accuracy kept", "accuracy, distilled child over parent", 0.97, "share", _accuracy_kept),
-    Target("Format after SFT", "format kept after SFT, worse mode", 0.99, "share", lambda m: _format(m, "sft")),
+    Target("Accuracy retained", "accuracy, distilled child over parent", 0.97, "share", _accuracy_retained),
+    Target(
+        "Format after SFT", "valid format after SFT, lower of both modes", 0.99, "share", lambda m: _format(m, "sft")
+    ),
     Target("Thinking gain", "hard problems after SFT, thinking on minus off", 0.20, "points", _thinking_gain),
     Target("RL gain", "hard problems with thinking on, RL minus SFT", 0.03, "points", _rl_gain),
-    Target("Format after RL", "format kept after RL, worse mode", 0.99, "share", lambda m: _format(m, "rl")),
+    Target("Format after RL", "valid format after RL, lower of both modes", 0.99, "share", lambda m: _format(m, "rl")),
 )
 
 
 def _judge(target: Target, models: Models) -> dict[str, Any]:
-    """A target beside the number; rounded, so that a difference of exactly the target meets it."""
+    """Compare a target with its number, which is rounded so that a difference of exactly the target meets it."""
     value = target.value(models)
     met = None if value is None else round(value, 9) >= target.target
     return {"name": target.name, "target": target.target, "value": value, "met": met}
@@ -204,9 +205,9 @@ def _models_table(summary: Mapping[str, Any], *, wide: bool) -> Table:
 
 
 WIDE = 100
-"""Columns of a terminal that has room for the intervals."""
+"""Terminal width, in characters, from which tables show confidence intervals."""
 ROW_ORDER = ("parent", "random", "greedy", "child", "distilled", "pretrained", "sft", "rl")
-"""Models in the order of the pipeline, what the child is compared with before it."""
+"""Models in the order of the pipeline; baselines stand before the child."""
 
 
 def _model_cells(model: Mapping[str, Any], *, wide: bool) -> Iterator[str]:
@@ -230,8 +231,8 @@ def _targets_table(targets: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("target", "at least", "reached", "")
     verdict = {True: Text("met", "green"), False: Text("missed", "red"), None: Text("not measured", "dim")}
     for target, judged in zip(TARGETS, targets, strict=True):
-        reached = "–" if judged["value"] is None else target.shown(judged["value"])
-        table.add_row(target.name, target.shown(target.target), reached, verdict[judged["met"]])
+        reached = "–" if judged["value"] is None else target.format(judged["value"])
+        table.add_row(target.name, target.format(target.target), reached, verdict[judged["met"]])
     return table
 
 
@@ -245,12 +246,12 @@ def _stages_line(summary: Mapping[str, Any]) -> Text:
 
 
 def percent(value: float | None) -> str:
-    """A share in percent, without the sign."""
+    """Format a share in percent, without the sign."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _with_interval(value: float | None, interval: list[float] | None) -> str:
-    """A share, and half the width of its interval."""
+    """Format a share, with half the width of its interval where that is known."""
     if value is None or interval is None:
         return percent(value)
     return f"{100 * value:.1f} ±{50 * (interval[1] - interval[0]):.1f}"

@@ -1,4 +1,4 @@
-"""Sweeps of a limit as `tessera search sweep` tells them: over a table, or over a run at several batches."""
+"""Sweeps of a limit for `tessera search sweep`: over a table, or over a run at several batch sizes."""
 
 import csv
 import json
@@ -21,12 +21,12 @@ from components.search.stages.records import SearchTable
 
 @dataclass(frozen=True)
 class SweepRow:
-    """A point of a sweep, and what its choice is and takes.
+    """A point of a sweep with its choice.
 
     Attributes:
-        point: see there.
-        names: of the chosen options, in order.
-        costs: by name.
+        point: limit and solution.
+        names: names of the chosen options, by layer.
+        costs: total costs by name.
     """
 
     point: Point
@@ -35,19 +35,19 @@ class SweepRow:
 
     @property
     def solution(self) -> Solution | None:
-        """None where nothing fits."""
+        """Solution of the point; None where no choice fits."""
         return self.point.solution
 
 
 def _at_batch(search: SearchTable, batch: int) -> OptionTable:
-    """The options of a search with the costs of another batch size."""
+    """Options of a search with their costs at another batch size."""
     return at_batch(
         search, batch, measurement=search.measurement, parent=search.architecture, processor=search.machine.device
     )
 
 
-def is_search(path: Path) -> bool:
-    """Whether a file is the `search.json` of a run."""
+def is_search_table(path: Path) -> bool:
+    """Whether a file is a `search.json`."""
     try:
         values = json.loads(path.read_bytes())
     except ValueError:
@@ -55,48 +55,48 @@ def is_search(path: Path) -> bool:
     return isinstance(values, dict) and "slots" in values
 
 
-def of_table(path: Path, name: str, values: Sequence[str], others: Mapping[str, float]) -> list[SweepRow]:
-    """Sweep a limit of scores and costs from elsewhere.
+def sweep_table(path: Path, name: str, values: Sequence[str], others: Mapping[str, float]) -> list[SweepRow]:
+    """Sweep a limit over a user's table of scores and costs.
 
     Raises:
-        InputError: no such table, a cost that its options do not have, or shares of a parent, which a table has not.
+        InputError: there is no such table, its options lack the cost, or a limit is a share of the parent.
     """
     if any(value.endswith("%") for value in values):
-        raise InputError("a table has no parent to take a share of", hint=f"give {name} as numbers")
+        raise InputError("a table has no parent to take a share of", hint=f"use numbers for {name}")
     layers = LayerTable.read(path)
-    found = sweep(lambda limit: layers.problem({**others, **limit}), name, [float(value) for value in values])
+    points = sweep(lambda limit: layers.problem({**others, **limit}), name, [float(value) for value in values])
 
-    def told(point: Point) -> SweepRow:
+    def row(point: Point) -> SweepRow:
         if point.solution is None:
             return SweepRow(point, (), {})
         picked = zip(layers.layers, point.solution.choice, strict=True)
         names = tuple(layer.options[pick].name or str(pick) for layer, pick in picked)
         return SweepRow(point, names, layers.totals(point.solution.choice))
 
-    return [told(point) for point in found]
+    return [row(point) for point in points]
 
 
-def of_search(
+def sweep_search(
     search: SearchTable,
     name: str,
     values: Sequence[str],
     others: Mapping[str, float],
     batches: Sequence[int] | None = None,
 ) -> list[SweepRow]:
-    """Sweep a limit of a search, other limits as they were or as given.
+    """Sweep a limit of a search; its other limits stay unless they are replaced.
 
     Args:
-        search: of a run.
-        name: of a cost, or `tokens_per_s`.
-        values: numbers, or shares of the parent's.
-        others: limits beside.
-        batches: sizes to solve for, each with its own costs; the limits of the search on times do not count then.
+        search: table of a run.
+        name: a cost, or `tokens_per_s`.
+        values: numbers, or percentages of the parent's cost.
+        others: limits that replace those of the search.
+        batches: batch sizes to solve for, each with its own costs; the search's limits on times are then ignored.
 
     Raises:
-        InputError: no such cost, or costs at another batch cannot be told.
+        InputError: there is no such cost, or costs at another batch size are unknown.
     """
     known = (*RESOURCES, THROUGHPUT)
-    unknown = [given for given in (name, *others) if given not in known]
+    unknown = [limit for limit in (name, *others) if limit not in known]
     if unknown:
         raise InputError(f"a search has no cost {unknown[0]!r}", hint=f"costs are {', '.join(known)}")
     own = {limit: most for limit, most in search.limits.items() if batches is None or limit not in TIMES}
@@ -105,14 +105,14 @@ def of_search(
     )
     fronts = [_front(table, name, values, {**own, **others}, batch) for batch, table in tables.items()]
     return [
-        _told(point, table) for front, table in zip(mark_best(fronts), tables.values(), strict=True) for point in front
+        _row(point, table) for front, table in zip(mark_best(fronts), tables.values(), strict=True) for point in front
     ]
 
 
 def _front(
     table: OptionTable, name: str, values: Sequence[str], others: Mapping[str, float], batch: int | None
 ) -> list[Point]:
-    """Sweep at one batch."""
+    """Sweep at one batch size."""
     parent = _totals(table, table.parent_choice)
     unknown = [limit for limit in (name, *others) if not parent.get(limit)]
     if unknown:
@@ -121,8 +121,8 @@ def _front(
     numbers = [float(value.removesuffix("%")) for value in values]
     limits = [number / 100 * parent[name] if share else number for number, share in zip(numbers, shares, strict=True)]
 
-    def most(limits: Mapping[str, float]) -> dict[str, float]:
-        """Throughput as a most."""
+    def cost_limits(limits: Mapping[str, float]) -> dict[str, float]:
+        """Replace a throughput by the request time that it allows."""
         budgets = {limit: value for limit, value in limits.items() if limit != THROUGHPUT}
         if limits.get(THROUGHPUT):
             budget = 1000 * table.batch_tokens / limits[THROUGHPUT]
@@ -130,19 +130,19 @@ def _front(
         return budgets
 
     base = {limit: value for limit, value in others.items() if limit != name}
-    return sweep(lambda limit: table.problem(table.scores, most({**base, **limit})), name, limits, batch)
+    return sweep(lambda limit: table.problem(table.scores, cost_limits({**base, **limit})), name, limits, batch)
 
 
 def _totals(table: OptionTable, choice: Choice) -> dict[str, float]:
-    """What a choice takes of everything that is known, and its throughput."""
+    """Costs of a choice that are known, and its throughput."""
     costs = table.costs(choice)
-    told = {resource: costs.of(resource) for resource in RESOURCES if costs.of(resource)}
+    totals = {resource: costs.of(resource) for resource in RESOURCES if costs.of(resource)}
     if table.batch_tokens and costs.request_ms:
-        told[THROUGHPUT] = 1000 * table.batch_tokens / costs.request_ms
-    return told
+        totals[THROUGHPUT] = 1000 * table.batch_tokens / costs.request_ms
+    return totals
 
 
-def _told(point: Point, table: OptionTable) -> SweepRow:
+def _row(point: Point, table: OptionTable) -> SweepRow:
     if point.solution is None:
         return SweepRow(point, (), {})
     choice = point.solution.choice
@@ -150,9 +150,9 @@ def _told(point: Point, table: OptionTable) -> SweepRow:
     return SweepRow(point, names, _totals(table, choice))
 
 
-def as_json(told: SweepRow) -> dict[str, object]:
-    """A point as `--json` prints it."""
-    point, solution = told.point, told.solution
+def row_json(row: SweepRow) -> dict[str, object]:
+    """A row as `--json` prints it."""
+    point, solution = row.point, row.solution
     batch = {} if point.batch is None else {"batch": point.batch, "best": point.best}
     if solution is None:
         return {**batch, "limit": point.limit, "status": "infeasible"}
@@ -164,45 +164,43 @@ def as_json(told: SweepRow) -> dict[str, object]:
         "bound": solution.bound,
         "gap": solution.gap,
         "choice": list(solution.choice),
-        "names": list(told.names),
-        "costs": told.costs,
+        "names": list(row.names),
+        "costs": row.costs,
     }
 
 
-def write_csv(found: Sequence[SweepRow], path: Path) -> None:
-    """Write a row a point: batch, limit, status, score, every cost, and the chosen options."""
-    names = next((list(told.costs) for told in found if told.costs), [])
+def write_csv(rows: Sequence[SweepRow], path: Path) -> None:
+    """Write one line per row: batch, limit, status, score, every cost, and the chosen options."""
+    names = next((list(row.costs) for row in rows if row.costs), [])
     with path.open("w", encoding="utf-8", newline="") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(["batch", "best", "limit", "status", "objective", "bound", *names, "choice"])
-        for told in found:
-            point, solution = told.point, told.solution
+        writer = csv.writer(stream)
+        writer.writerow(["batch", "best", "limit", "status", "objective", "bound", *names, "choice"])
+        for row in rows:
+            point, solution = row.point, row.solution
             head = [point.batch or "", int(point.best), point.limit]
             if solution is None:
-                rows.writerow([*head, "infeasible", "", "", *([""] * len(names)), ""])
+                writer.writerow([*head, "infeasible", "", "", *([""] * len(names)), ""])
                 continue
-            told_costs = [told.costs.get(name, 0) for name in names]
-            rows.writerow(
-                [*head, solution.status, solution.objective, solution.bound, *told_costs, " ".join(told.names)]
-            )
+            costs = [row.costs.get(name, 0) for name in names]
+            writer.writerow([*head, solution.status, solution.objective, solution.bound, *costs, " ".join(row.names)])
 
 
-def as_table(found: Sequence[SweepRow], name: str) -> Table:
-    """The points for people to read."""
-    shown = [cost for cost in SHOWN if any(cost in told.costs for told in found)]
-    extra = [] if name in shown or not any(name in told.costs for told in found) else [name]
-    table = Table("batch", f"limit {name}", "score", "gap", *extra, *shown, "")
-    for told in found:
-        point, solution = told.point, told.solution
+def terminal_table(rows: Sequence[SweepRow], name: str) -> Table:
+    """Table of the rows for the terminal."""
+    columns = [cost for cost in TABLE_COSTS if any(cost in row.costs for row in rows)]
+    extra = [] if name in columns or not any(name in row.costs for row in rows) else [name]
+    table = Table("batch", f"limit {name}", "score", "gap", *extra, *columns, "")
+    for row in rows:
+        point, solution = row.point, row.solution
         batch = "" if point.batch is None else str(point.batch)
         if solution is None:
             table.add_row(batch, f"{point.limit:,.6g}", "none fits")
             continue
-        costs = [f"{told.costs.get(cost, 0):,.5g}" for cost in (*extra, *shown)]
+        costs = [f"{row.costs.get(cost, 0):,.5g}" for cost in (*extra, *columns)]
         mark = "best" if point.best and point.batch is not None else ""
         table.add_row(batch, f"{point.limit:,.6g}", f"{solution.objective:.4g}", f"{solution.gap:.2g}", *costs, mark)
     return table
 
 
-SHOWN = ("parameters", "memory_bytes", "latency_ms", "time_to_first_token_ms", THROUGHPUT)
-"""Costs that people are shown, beside the swept one."""
+TABLE_COSTS = ("parameters", "memory_bytes", "latency_ms", "time_to_first_token_ms", THROUGHPUT)
+"""Costs in the terminal's table, besides the swept one."""

@@ -108,8 +108,8 @@ def test_a_certificate_is_checked_against_its_table(table: Path, capsys: pytest.
     proof = table.parent / "proof.json"
     solve(capsys, table, "--limit", "size=15", "--certificate", proof)
     assert run_command(["search", "check", str(table), str(proof), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["certified"], told["objective"], told["gap"], told["choice"]) == ("optimal", 0.1, 0.0, [0, 1])
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["certified"], answer["objective"], answer["gap"], answer["choice"]) == ("optimal", 0.1, 0.0, [0, 1])
     other = json.loads(table.read_text())
     other["layers"][0]["options"][1]["score"] = 0.05
     table.write_text(json.dumps(other))
@@ -214,7 +214,7 @@ def test_batches_are_swept_outside_and_the_best_of_them_marked(
         (["--limit", "weight=0..1"], "does not have it"),
     ],
 )
-def test_what_cannot_be_swept_is_told(
+def test_what_cannot_be_swept_is_an_error(
     table: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert run_command(["search", "sweep", str(table), *arguments]) == 2
@@ -242,9 +242,9 @@ def searched(tmp_path: Path) -> tuple[Path, SearchTable]:
 def test_explain_says_what_every_other_option_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, found = searched(tmp_path)
     assert run_command(["search", "explain", str(path), "--layer", "1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [slot["part"] for slot in told["slots"]] == ["attention", "ffn"]
-    for slot in told["slots"]:
+    answer = json.loads(capsys.readouterr().out)
+    assert [slot["part"] for slot in answer["slots"]] == ["attention", "ffn"]
+    for slot in answer["slots"]:
         best, *others = slot["alternatives"]
         assert best["chosen"]
         assert best["option"] == slot["chosen"]
@@ -271,10 +271,13 @@ def test_explain_says_what_lies_within_the_noise(tmp_path: Path, capsys: pytest.
         assert run_command(["search", "explain", str(path), "--layer", str(margin.layer), "--json"]) == 0
         slots = json.loads(capsys.readouterr().out)["slots"]
         slot = next(slot for slot in slots if slot["part"] == margin.part)
-        told = {other["option"]: other for other in slot["alternatives"]}
-        assert told[margin.following]["difference"] == pytest.approx(margin.difference)
-        assert (told[margin.following]["error"], told[margin.following]["within_noise"]) == (margin.error, within)
-        assert [name for name, other in told.items() if other["error"] is not None] == [margin.following]
+        alternatives = {other["option"]: other for other in slot["alternatives"]}
+        assert alternatives[margin.following]["difference"] == pytest.approx(margin.difference)
+        assert (alternatives[margin.following]["error"], alternatives[margin.following]["within_noise"]) == (
+            margin.error,
+            within,
+        )
+        assert [name for name, other in alternatives.items() if other["error"] is not None] == [margin.following]
         assert ("within the noise" in slot["reason"]) == within
 
 
@@ -293,7 +296,7 @@ def test_the_certificate_of_a_search_is_checked_against_its_own_table(
     assert "the choice exceeds a limit" in capsys.readouterr().err
     path.write_text(SEARCH.model_dump_json())
     assert run_command(["search", "check", str(path)]) == 2
-    assert "kept no certificate" in capsys.readouterr().err
+    assert "has no certificate" in capsys.readouterr().err
 
 
 def test_all_that_a_search_knows_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,5 +334,5 @@ def test_a_child_that_is_not_the_best_by_score_is_explained_too() -> None:
     other = SEARCH.candidates[1].choice
     slot = next(k for k, (a, b) in enumerate(zip(other, SEARCH.best_choice, strict=True)) if a != b)
     reasons = explain_layer(SEARCH, SEARCH.limits, other, SEARCH.slots[slot].layer)
-    told = next(reason for reason in reasons if reason.part == SEARCH.slots[slot].part)
-    assert "a short distillation of several candidates chose this child" in told.reason
+    explained = next(reason for reason in reasons if reason.part == SEARCH.slots[slot].part)
+    assert "a short distillation of several candidates chose this child" in explained.reason

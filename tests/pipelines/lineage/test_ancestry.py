@@ -7,8 +7,7 @@ from rich.console import Console
 
 from components.core.base.errors import InputError
 from components.core.store.store import Store, open_store
-from pipelines.lineage.ancestry import History, find_artifact
-from pipelines.lineage.tree_view import as_tree
+from pipelines.lineage.ancestry import LineageGraph, artifact_tree, find_artifact
 from pipelines.records.runs import artifacts
 from tests.pipelines.made_up_run import make_run
 
@@ -22,7 +21,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_a_model_leads_down_to_its_data_with_digests_of_artifact_and_code(store: Store) -> None:
     roles = artifacts(store, "demo-1")
-    found = History(store).of_artifact(roles["rl"])
+    found = LineageGraph(store).of_artifact(roles["rl"])
     policy = store.stage_record(store.document("runs/demo-1/stages/rl.json")["key"])
     assert policy is not None
     assert (found["stage"], found["key"], found["code"]) == ("rl", policy.key, policy.code)
@@ -35,7 +34,7 @@ def test_a_model_leads_down_to_its_data_with_digests_of_artifact_and_code(store:
 
 def test_data_leads_up_to_every_model_made_from_it(store: Store) -> None:
     roles = artifacts(store, "demo-1")
-    made = {found["digest"] for found in History(store).of_artifact(roles["chats"])["descendants"]}
+    made = {found["digest"] for found in LineageGraph(store).of_artifact(roles["chats"])["descendants"]}
     assert {roles["sft"], roles["rl"], roles["metrics"]} <= made
     assert not {roles["parent"], roles["child"], roles["distilled"], roles["pretrained"]} & made
 
@@ -43,7 +42,7 @@ def test_data_leads_up_to_every_model_made_from_it(store: Store) -> None:
 def test_the_tree_shows_each_artifact_once_in_full(store: Store) -> None:
     roles = artifacts(store, "demo-1")
     out = io.StringIO()
-    Console(file=out, width=200).print(as_tree(History(store).of_artifact(roles["rl"])))
+    Console(file=out, width=200).print(artifact_tree(LineageGraph(store).of_artifact(roles["rl"])))
     lines = out.getvalue().splitlines()
     assert len([line for line in lines if roles["parent"][:12] in line and "by pretrain" in line]) == 1
     assert any(f"{roles['parent'][:12]}, see above" in line for line in lines)

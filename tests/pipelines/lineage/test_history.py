@@ -18,7 +18,7 @@ from components.core.lineage.replay import sync_pending_runs
 from components.core.runtime.runner import run_stage
 from components.core.store.store import open_store
 from pipelines.cli import run_command
-from pipelines.lineage.ancestry import History, file_digest, find_artifact
+from pipelines.lineage.ancestry import LineageGraph, file_digest, find_artifact
 from pipelines.recipe.graph import Graph, Made
 from pipelines.records import runs
 from pipelines.run.ingest import ingest
@@ -91,7 +91,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-def test_the_history_is_as_told(world: World) -> None:
+def test_the_history_has_the_expected_models(world: World) -> None:
     alpha, beta, again = (world.roles[run] for run in ("alpha-1", "beta-1", "alpha-2"))
     assert alpha["parent"] == beta["parent"] == again["parent"]
     assert len({roles["bundle"] for roles in world.roles.values()}) == 3
@@ -101,7 +101,7 @@ def test_the_history_is_as_told(world: World) -> None:
 @pytest.mark.parametrize("run", ["alpha-1", "beta-1", "alpha-2"])
 def test_a_served_model_leads_to_every_file_recipe_code_and_parent(world: World, run: str) -> None:
     bundle = find_artifact(world.store, run)
-    found = History(world.store).of_artifact(bundle)
+    found = LineageGraph(world.store).of_artifact(bundle)
     files = {entry["sha256"] for data in found["data"] for entry in data["files"].values()}
     data_read = {
         digest for digest in files_read(world.truth(bundle)) if digest in files or digest in _user_files(world)
@@ -127,18 +127,18 @@ def test_a_served_model_leads_to_every_file_recipe_code_and_parent(world: World,
 
 @pytest.mark.parametrize("name", ["shared", "chats-a", "chats-b", "problems", "unused"])
 @pytest.mark.parametrize("by", ["path", "sha256", "artifact"])
-def test_a_data_file_leads_to_every_model_that_has_seen_it(world: World, name: str, by: str) -> None:
+def test_a_data_file_leads_to_every_model_derived_from_it(world: World, name: str, by: str) -> None:
     digest = world.file(name)
-    seen = {model for model in world.models() if digest in files_read(world.truth(model))}
+    derived = {model for model in world.models() if digest in files_read(world.truth(model))}
     if by == "artifact":
-        (holder,) = History(world.store).of_file(digest)["artifacts"]
-        found = History(world.store).of_artifact(find_artifact(world.store, holder["digest"]))
+        (holder,) = LineageGraph(world.store).of_file(digest)["artifacts"]
+        found = LineageGraph(world.store).of_artifact(find_artifact(world.store, holder["digest"]))
     else:
         asked = str(world.folder / f"{name}.jsonl") if by == "path" else digest
         assert file_digest(world.store, asked) == digest
-        found = History(world.store).of_file(digest)
-    assert {model["digest"] for model in found["seen_by"]} == seen
-    assert bool(seen) == (name not in ("problems", "unused"))
+        found = LineageGraph(world.store).of_file(digest)
+    assert {model["digest"] for model in found["derived_models"]} == derived
+    assert bool(derived) == (name not in ("problems", "unused"))
 
 
 def test_a_registered_model_is_the_one_that_was_deployed_last(world: World) -> None:
@@ -148,24 +148,24 @@ def test_a_registered_model_is_the_one_that_was_deployed_last(world: World) -> N
 
 
 def test_the_command_answers_both_ways(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(what: str, *options: str) -> str:
+    def output(what: str, *options: str) -> str:
         assert run_command(["lineage", what, "--store", world.store.uri, *options]) == 0
         return capsys.readouterr().out
 
     bundle = world.roles["alpha-2"]["bundle"]
-    assert json.loads(told("alpha-2", "--json"))["digest"] == bundle
-    shown = told("alpha")
+    assert json.loads(output("alpha-2", "--json"))["digest"] == bundle
+    tree = output("alpha")
     for words in (bundle[:12], world.file("shared"), world.file("chats-a"), "alpha-2", "by sft (code "):
-        assert words in shown
+        assert words in tree
     path = str(world.folder / "chats-b.jsonl")
-    assert {model["digest"] for model in json.loads(told(path, "--json"))["seen_by"]} == {
+    assert {model["digest"] for model in json.loads(output(path, "--json"))["derived_models"]} == {
         world.roles["beta-1"]["sft"],
         world.roles["beta-1"]["bundle"],
     }
-    assert "seen by 2 models" in told(path)
+    assert "derived models: 2" in output(path)
     (world.folder / "stranger").write_text("stranger")
     assert run_command(["lineage", str(world.folder / "stranger"), "--store", world.store.uri]) == 2
-    assert "holds a file with sha256" in capsys.readouterr().err
+    assert "contains a file with sha256" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def database(world: World) -> Path:
     return path
 
 
-def test_mlflow_tells_the_same_both_ways(world: World, database: Path) -> None:
+def test_mlflow_has_the_same_lineage_in_both_directions(world: World, database: Path) -> None:
     uri = f"sqlite:///{database}"
     client = MlflowClient(uri, registry_uri=uri)
     experiments = [found.experiment_id for found in client.search_experiments() if found.name in ("alpha", "beta")]
@@ -219,7 +219,7 @@ def test_a_lost_database_is_made_again_from_the_store(world: World, database: Pa
     before = {recipe: mlflow_records(database, recipe, recipe) for recipe in ("alpha", "beta")}
     assert len(before["alpha"]["runs"]) == 12
     assert before["alpha"]["versions"][-1]["aliases"] == ["champion"]
-    kept = database.rename(database.with_suffix(".lost"))
+    lost = database.rename(database.with_suffix(".lost"))
     command = [
         sys.executable,
         "-c",
@@ -227,10 +227,10 @@ def test_a_lost_database_is_made_again_from_the_store(world: World, database: Pa
     ]
     command += ["lineage", "rebuild", "--store", world.store.uri]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "MLflow was told of 3 runs: alpha-1, beta-1, alpha-2" in done.stdout
+    assert "MLflow has the records of 3 runs again: alpha-1, beta-1, alpha-2" in done.stdout
     rebuilt = database.with_name("rebuilt.db")
-    database.rename(rebuilt)  # this process still holds the old one open under its name
-    kept.rename(database)
+    database.rename(rebuilt)  # this process has the old one open under its name
+    lost.rename(database)
     assert {recipe: mlflow_records(rebuilt, recipe, recipe) for recipe in ("alpha", "beta")} == before
     with sqlite3.connect(rebuilt) as connection:
         assert connection.execute("SELECT COUNT(*) FROM metrics").fetchone()[0] > 0

@@ -1,25 +1,17 @@
 import json
-import shutil
-import time
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from components.core.lineage.curves import record_curves
 from components.core.store.store import Store, open_store
 from pipelines.report.report import write_report
-from tests.pipelines.made_up_run import COSTS, LAYERS, SEARCH, make_run
-
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1280,1000"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-)
-DRAWN_WITHIN_S = 60.0
+from tests.pipelines.made_up_run import COSTS, LAYERS, SEARCH, make_run, put
+from tests.pipelines.report.browser import CHROMEDRIVER, CHROMIUM, MISSING, headless_chromium, open_page
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +32,9 @@ def page(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if CHROMIUM is None or CHROMEDRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed (Debian: apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    try:
+        pytest.skip(MISSING)
+    with headless_chromium(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +45,14 @@ def opened(browser: Any, page: Path) -> Any:
     return browser
 
 
-def open_page(browser: Any, page: Path) -> None:
-    """Open a page and wait until its script has drawn everything."""
-    browser.get(page.as_uri())
-    deadline = time.monotonic() + DRAWN_WITHIN_S
-    while "drawn" not in browser.find_element(By.TAG_NAME, "html").get_attribute("class"):
-        assert time.monotonic() < deadline, browser.get_log("browser")
-        time.sleep(0.1)
-
-
 def plotted(browser: Any, element: str) -> Any:
     """The traces of a chart, as the plotting library has them."""
     script = f"return JSON.parse(JSON.stringify(document.getElementById('{element}').data))"
     return browser.execute_script(script)
+
+
+def on_axis(traces: list[Any], axis: str) -> list[Any]:
+    return [trace for trace in traces if trace["xaxis"] == axis]
 
 
 def test_the_page_opens_without_a_complaint_and_asks_nothing_of_any_server(opened: Any) -> None:
@@ -85,7 +64,7 @@ def test_the_page_opens_without_a_complaint_and_asks_nothing_of_any_server(opene
 
 
 def test_every_chart_is_drawn(opened: Any) -> None:
-    front, *points, child = plotted(opened, "pareto-chart")
+    front, *points, child = on_axis(plotted(opened, "pareto-chart"), "x")
     assert front["y"] == pytest.approx([point.score for point in SEARCH.pareto])
     assert (child["x"], child["y"]) == ([SEARCH.child.costs.latency_ms], [SEARCH.child.score])
     names = ["parent", "random choice", "greedy choice", *SEARCH.baselines]
@@ -105,18 +84,18 @@ def test_every_chart_is_drawn(opened: Any) -> None:
 
 
 def test_quality_is_shown_against_latency_throughput_and_memory(opened: Any) -> None:
-    shown = {}
-    for button in opened.find_elements(By.CSS_SELECTOR, "#pareto-axes button"):
-        button.click()
-        front, *_, child = plotted(opened, "pareto-chart")
-        shown[button.text] = front["x"], child["x"][0]
-    assert shown["latency"] == ([point.costs.latency_ms for point in SEARCH.pareto], SEARCH.child.costs.latency_ms)
-    assert shown["throughput"][1] == pytest.approx(1000 / SEARCH.child.costs.latency_ms)
+    traces = plotted(opened, "pareto-chart")
+    by_axis = {}
+    for axis in ("x", "x2", "x3"):
+        front, *_, child = on_axis(traces, axis)
+        by_axis[axis] = front["x"], child["x"][0]
+    assert by_axis["x"] == ([point.costs.latency_ms for point in SEARCH.pareto], SEARCH.child.costs.latency_ms)
+    assert by_axis["x2"][1] == pytest.approx(1000 / SEARCH.child.costs.latency_ms)
     memory = [point.costs.parameters for point in SEARCH.fronts["parameters"]]
-    assert shown["memory"] == (memory, SEARCH.child.costs.parameters)
+    assert by_axis["x3"] == (memory, SEARCH.child.costs.parameters)
 
 
-def test_baselines_candidates_costs_and_fusion_are_told(opened: Any) -> None:
+def test_baselines_candidates_costs_and_fusion_are_shown(opened: Any) -> None:
     rows = [row.text for row in opened.find_elements(By.CSS_SELECTOR, "#choices tbody tr")]
     names = ["parent", "chosen child", "greedy", *SEARCH.baselines, "random", "limit"]
     assert all(row.startswith(name) for row, name in zip(rows, names, strict=True))
@@ -141,43 +120,53 @@ def test_what_lies_within_the_noise_is_marked(opened: Any) -> None:
     noisy = {(margin.layer, margin.part) for margin in known if margin.within_noise}
     assert 0 < len(noisy) < len(known)
     sentence = opened.find_element(By.ID, "noise").text
-    assert sentence.startswith(f"{len(noisy)} of {len(known)} places of the choice")
+    assert sentence.startswith(f"{len(noisy)} of {len(known)} slots of the choice")
     heat, dots = plotted(opened, "scores-chart")
     chosen = zip(SEARCH.slots, SEARCH.child.choice, strict=True)
     marked = [(slot.layer, slot.part) in noisy for slot, pick in chosen if pick > 0]
     assert [symbol == "circle-open" for symbol in dots["marker"]["symbol"]] == marked
     margin = next(margin for margin in known if margin.within_noise)
     difference = f"{margin.difference:+.4g} ± {margin.error:.2g}, within the noise"
-    told = f"{margin.chosen}; next best {margin.following}, {difference}"
-    assert any(told in text for row in heat["text"] for text in row)
+    text = f"{margin.chosen}; next best {margin.following}, {difference}"
+    assert any(text in label for row in heat["text"] for label in row)
     cells = opened.find_elements(By.CSS_SELECTOR, "figure.map .cell")
-    assert sum(told in cell.get_attribute("title") for cell in cells) >= 1
+    assert sum(text in cell.get_attribute("title") for cell in cells) >= 1
     assert " ± 0.0010" in heat["text"][0][1]
 
 
 def test_the_map_shows_a_cell_a_subblock(opened: Any) -> None:
-    parent, chosen, written, *_ = opened.find_elements(By.CSS_SELECTOR, "figure.map")
+    parent, chosen, fused, *_ = opened.find_elements(By.CSS_SELECTOR, "figure.map")
     assert len(parent.find_elements(By.CSS_SELECTOR, ".cell.own")) == 2 * LAYERS
     sizes = [size for layer in SEARCH.child.layers for size in (layer.num_key_value_heads, layer.intermediate_size)]
     assert len(chosen.find_elements(By.CSS_SELECTOR, ".cell.none")) == sizes.count(0)
-    assert len(written.find_elements(By.CSS_SELECTOR, ".cell.fused")) == 1
+    assert len(fused.find_elements(By.CSS_SELECTOR, ".cell.fused")) == 1
 
 
 def test_the_reader_can_change_curve_theme_and_filter(opened: Any) -> None:
     rl = opened.find_elements(By.CSS_SELECTOR, ".curve")[-1]
-    assert rl.find_element(By.CSS_SELECTOR, "[aria-pressed=true]").text == "reward"
-    next(button for button in rl.find_elements(By.TAG_NAME, "button") if button.text == "kl").click()
-    assert rl.find_element(By.CSS_SELECTOR, "[aria-pressed=true]").text == "kl"
-    was_dark = "dark" in opened.find_element(By.TAG_NAME, "html").get_attribute("class")
-    opened.find_element(By.ID, "theme").click()
-    assert ("dark" in opened.find_element(By.TAG_NAME, "html").get_attribute("class")) != was_dark
+
+    def selected() -> set[str]:
+        traces = opened.execute_script("return arguments[0].data", rl.find_element(By.CSS_SELECTOR, ".chart"))
+        return {trace["name"] for trace in traces if trace["visible"]}
+
+    assert selected() == {"reward"}
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", rl)
+    rl.find_element(By.CSS_SELECTOR, ".updatemenu-header").click()
+    options = rl.find_elements(By.CSS_SELECTOR, ".updatemenu-dropdown-button")
+    next(option for option in options if option.text == "kl").click()
+    assert selected() == {"kl"}
+    page = opened.find_element(By.TAG_NAME, "body")
+    colours = page.value_of_css_property("background-color"), page.value_of_css_property("color")
+    opened.find_element(By.CSS_SELECTOR, ".theme").click()
+    assert page.value_of_css_property("background-color") != colours[0]
+    assert page.value_of_css_property("color") != colours[1]
     opened.find_element(By.ID, "filter").send_keys("rl.clip")
     shown = [line for line in opened.find_elements(By.CSS_SELECTOR, "#settings dl > div") if line.is_displayed()]
     assert [line.find_element(By.TAG_NAME, "dt").text for line in shown] == ["clip_ratio"]
     assert opened.get_log("browser") == []
 
 
-def test_a_run_that_has_come_to_nothing_yet_has_a_page_too(browser: Any, tmp_path: Path) -> None:
+def test_a_run_without_results_has_a_page_too(browser: Any, tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     make_run(store)
     for path in store.documents("runs/demo-1/stages/"):
@@ -190,7 +179,7 @@ def test_a_run_that_has_come_to_nothing_yet_has_a_page_too(browser: Any, tmp_pat
     assert headings == ["Settings"]
 
 
-def test_a_run_without_search_shows_its_models_by_themselves(store: Store, tmp_path: Path) -> None:
+def test_a_run_without_search_shows_the_maps_of_its_models(store: Store, tmp_path: Path) -> None:
     record = store.document("runs/demo-1/run.json")
     roles = {role: made for role, made in record["roles"].items() if role in ("sft", "rl")}
     store.put_document("runs/tuned/run.json", record | {"run": "tuned", "roles": roles})
@@ -199,7 +188,7 @@ def test_a_run_without_search_shows_its_models_by_themselves(store: Store, tmp_p
     write_report(store, "tuned", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("<figure") == 1  # both have one shape
-    assert "pareto-chart" in text
+    assert "pareto-chart" not in text
 
 
 def test_the_page_is_one_small_file_that_forbids_requests(page: Path) -> None:
@@ -211,13 +200,48 @@ def test_the_page_is_one_small_file_that_forbids_requests(page: Path) -> None:
     assert "src=" not in text.replace("default-src", "").replace("script-src", "")
 
 
-def test_names_that_look_like_markup_stay_text(tmp_path: Path) -> None:
+def test_text_of_strangers_stays_text(browser: Any, tmp_path: Path) -> None:
+    """Recipe, stage labels, metrics and options are named by markup; nothing of it becomes an element or a script."""
+    attack = '</script><script>document.title = "attacked"</script><img src=x onerror="document.title = 1">'
     store = open_store(tmp_path / "store")
     make_run(store)
+    record_curves(store, "demo-1")
     record = store.document("runs/demo-1/run.json")
-    store.put_document("runs/demo-1/run.json", record | {"recipe_name": "<script>alert(1)</script>"})
+    search = json.loads(SEARCH.model_dump_json())
+    search["machine"]["device"] = attack
+    for margin in search["margins"]:
+        margin["following"] = margin["following"] and attack
+    digest = put(store, {"search.json": json.dumps(search)}, "table")
+    roles = {**record["roles"], "search": {"name": "tampered"}}
+    recipe = {**record["recipe"], attack: attack}
+    changed = {"recipe_name": attack, "recipe": recipe, "roles": roles, "sources": {"tampered": digest, attack: digest}}
+    store.put_document("runs/demo-1/run.json", record | changed)
+    for path in store.documents("curves/"):
+        curves = store.document(path)
+        store.put_document(path, {**curves, attack: next(iter(curves.values()))})
+    stage = store.document("runs/demo-1/stages/sft.json")
+    store.put_document("runs/demo-1/stages/sft.json", stage | {"label": attack})
     write_report(store, "demo-1", tmp_path / "report.html")
-    assert "<script>alert(1)" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("</script>") == len(re.findall("<script[ >]", text))
+    open_page(browser, tmp_path / "report.html")
+    assert browser.get_log("browser") == []
+    assert browser.title == "Tessera · demo-1"
+    assert browser.find_elements(By.TAG_NAME, "img") == []
+    assert attack in browser.find_element(By.TAG_NAME, "header").text
+
+
+def test_text_can_be_read_without_javascript(page: Path) -> None:
+    text = re.sub(r"<script.*?</script>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for words in (
+        "Speed-up",
+        "Replace-1-block scores",
+        f"{SEARCH.child.score:.4f}",
+        "clip_ratio",
+        "slots of the choice",
+    ):
+        assert words in text
+    assert "Figures need JavaScript" in text
 
 
 def test_the_same_run_gives_the_same_page(store: Store, page: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core.model.architecture import Architecture, BlockConfig
-from pipelines.report.block_map import Cell, Layer, Size, block_map, model_map, search_maps
+from pipelines.report.architecture_map import Cell, Layer, Size, architecture_map, model_map, search_maps
 from tests.pipelines.made_up_run import LAYERS, SEARCH
 
 PARENT = [Layer(4, 512, (number,)) for number in range(5)]
@@ -16,7 +16,7 @@ def drawn(cells: tuple[Cell, ...]) -> list[tuple[int, int, Size, str]]:
 
 def test_a_child_is_laid_out_on_the_columns_of_its_parent() -> None:
     child = [Layer(4, 512, (0,)), Layer(2, 256, (1,)), Layer(0, 640, (2, 4))]
-    found = block_map("child", "", child, PARENT)
+    found = architecture_map("child", "", child, PARENT)
     assert drawn(found.attention) == [
         (1, 1, 4, "own"),
         (2, 1, 2, "smaller"),
@@ -29,14 +29,14 @@ def test_a_child_is_laid_out_on_the_columns_of_its_parent() -> None:
     assert found.ffn[2].title == "layers 2 to 4 in one: 640 FFN channels"
 
 
-def test_linear_parts_have_a_look_of_their_own() -> None:
-    found = block_map("child", "", [Layer("linear", 512, (0,))], PARENT[:1])
+def test_linear_replacements_are_a_kind_of_their_own() -> None:
+    found = architecture_map("child", "", [Layer("linear", 512, (0,))], PARENT[:1])
     assert drawn(found.attention) == [(1, 1, "linear", "linear")]
     assert found.attention[0].title == "layer 0: one matrix instead of KV heads"
 
 
 def test_columns_of_dropped_layers_stay_empty() -> None:
-    found = block_map("child", "", [Layer(4, 512, (1,)), Layer(4, 512, (3,))], PARENT)
+    found = architecture_map("child", "", [Layer(4, 512, (1,)), Layer(4, 512, (3,))], PARENT)
     assert [cell.kind for cell in found.ffn] == ["none", "own", "none", "own", "none"]
 
 
@@ -44,7 +44,7 @@ def test_columns_of_dropped_layers_stay_empty() -> None:
 def test_the_cells_of_a_part_cover_every_column_once(sizes: list[tuple[int, int]]) -> None:
     parent = [Layer(4, 512, (number,)) for number in range(len(sizes))]
     layers = [Layer(*size, (number,)) for number, size in enumerate(sizes) if any(size)]
-    found = block_map("child", "", layers, parent)
+    found = architecture_map("child", "", layers, parent)
     for cells in (found.attention, found.ffn):
         columns = [column for cell in cells for column in range(cell.start, cell.start + cell.span)]
         assert columns == list(range(1, len(sizes) + 1))
@@ -52,16 +52,16 @@ def test_the_cells_of_a_part_cover_every_column_once(sizes: list[tuple[int, int]
 
 def test_the_maps_of_a_search_show_what_it_chose() -> None:
     maps = search_maps(json.loads(SEARCH.model_dump_json()))
-    assert set(maps) == {"parent", "chosen", "written", "greedy", "random"}
+    assert set(maps) == {"parent", "chosen", "fused", "greedy", "random"}
     assert {found.columns for found in maps.values()} == {LAYERS}
     assert [cell.size for cell in maps["chosen"].attention] == [
         layer.num_key_value_heads for layer in SEARCH.child.layers
     ]
-    fused = [cell for cell in maps["written"].ffn if cell.kind == "fused"]
+    fused = [cell for cell in maps["fused"].ffn if cell.kind == "fused"]
     assert [cell.size for cell in fused] == [
         layer.intermediate_size for layer in SEARCH.child.fused_layers if len(layer.parent_layers) > 1
     ]
-    assert f"{len(SEARCH.child.fused_layers)} layers" in maps["written"].note
+    assert f"{len(SEARCH.child.fused_layers)} layers" in maps["fused"].note
 
 
 def test_a_model_without_a_search_is_drawn_by_itself() -> None:
