@@ -11,8 +11,14 @@ from plotly.subplots import make_subplots
 from pipelines.report.figures import AMBER, BLUE, GREEN, GREY, RED, error_bars
 from pipelines.report.search_tables import SlotId, SlotNote
 
-HEAT = [[0, "rgba(208,138,38,0.07)"], [0.5, "rgba(208,138,38,0.8)"], [1, "rgba(214,58,48,1)"]]
-"""Colour scale whose low end is the page itself, light or dark."""
+HEATMAP = {
+    "colorscale": [[0, "rgba(208,138,38,0.07)"], [0.5, "rgba(208,138,38,0.8)"], [1, "rgba(214,58,48,1)"]],
+    "xgap": 2,
+    "ygap": 2,
+    "hoverongaps": False,
+    "colorbar": {"thickness": 10, "outlinewidth": 0},
+}
+"""Look of a heat map; the low end of its colour scale is the page itself, light or dark."""
 
 
 def pareto_figure(search: Mapping[str, Any]) -> go.Figure:
@@ -149,11 +155,7 @@ def scores_figure(search: Mapping[str, Any], notes: Mapping[SlotId, SlotNote]) -
         y=[_option_name(part, size) for part, size in rows],
         z=[[scores.get((layer, *row)) for layer in layers] for row in rows],
         text=[[hover_text(layer, *row) for layer in layers] for row in rows],
-        colorscale=HEAT,
-        xgap=2,
-        ygap=2,
-        hoverongaps=False,
-        colorbar={"thickness": 10, "outlinewidth": 0},
+        **HEATMAP,
         hovertemplate="layer %{x}, %{y}: %{z:.4f}%{text}<extra></extra>",
     )
     chosen = [
@@ -258,11 +260,7 @@ def fusion_figures(fusion: Mapping[str, Any] | None) -> Iterator[go.Figure]:
             z=matrix,
             zmin=0,
             zmax=largest or 1,
-            colorscale=HEAT,
-            xgap=1,
-            ygap=1,
-            hoverongaps=False,
-            colorbar={"thickness": 10, "outlinewidth": 0},
+            **HEATMAP,
             hovertemplate="FFN %{x} without FFN %{y}: %{z:.4f}<extra></extra>",
         )
         figure = go.Figure(heat)

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from components.core.lineage.curves import record_curves
+from components.core.store.store import Store, open_store
+from tests.pipelines.made_up_run import make_run
+
 ONLY_DATA = """
 name: only-data
 parent_pretrain: null
@@ -31,3 +35,12 @@ def only_data(tmp_path: Path) -> Path:
     path = tmp_path / "only-data.yaml"
     path.write_text(ONLY_DATA)
     return path
+
+
+@pytest.fixture(scope="module")
+def made_up_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with one made-up run, `demo-1`, and its curves."""
+    store = open_store(tmp_path_factory.mktemp("store"))
+    make_run(store)
+    record_curves(store, "demo-1")
+    return store

@@ -16,7 +16,7 @@ from components.search.solver.explain import explain_layer
 from components.search.solver.solve import certify, solve_table
 from components.search.stages.records import SearchTable
 from pipelines.cli import run_command
-from tests.pipelines.made_up_run import COSTS, SEARCH, make_run
+from tests.pipelines.made_up_run import COSTS, SEARCH, SHAPE, make_run
 
 
 def option(name: str, score: float, size: float, ms: float) -> dict[str, Any]:
@@ -179,10 +179,7 @@ def test_batches_are_swept_outside_and_the_best_of_them_marked(
     path = tmp_path / "search.json"
     shape = Architecture(
         family="llama",
-        vocab_size=64,
-        hidden_size=128,
-        num_attention_heads=4,
-        head_dim=32,
+        **SHAPE,
         blocks=(BlockConfig(num_key_value_heads=4, intermediate_size=256),) * 12,
     )
     load = Measurement(batch_size=32, dtype="bfloat16", device="H100")

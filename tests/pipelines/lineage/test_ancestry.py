@@ -6,17 +6,14 @@ import pytest
 from rich.console import Console
 
 from components.core.base.errors import InputError
-from components.core.store.store import Store, open_store
+from components.core.store.store import Store
 from pipelines.lineage.ancestry import LineageGraph, artifact_tree, find_artifact
 from pipelines.records.runs import artifacts
-from tests.pipelines.made_up_run import make_run
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = open_store(tmp_path_factory.mktemp("store"))
-    make_run(store)
-    return store
+def store(made_up_store: Store) -> Store:
+    return made_up_store
 
 
 def test_a_model_leads_down_to_its_data_with_digests_of_artifact_and_code(store: Store) -> None:

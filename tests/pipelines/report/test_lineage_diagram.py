@@ -14,10 +14,8 @@ SEARCH_READS = {"data", "parent", *STEPS}
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = open_store(tmp_path_factory.mktemp("store"))
-    make_run(store)
-    return store
+def store(made_up_store: Store) -> Store:
+    return made_up_store
 
 
 def test_rows_are_stages_with_their_outputs_producers_before_consumers(store: Store) -> None:

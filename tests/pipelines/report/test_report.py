@@ -15,11 +15,8 @@ from tests.pipelines.report.browser import CHROMEDRIVER, CHROMIUM, MISSING, head
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = open_store(tmp_path_factory.mktemp("store"))
-    make_run(store)
-    record_curves(store, "demo-1")
-    return store
+def store(made_up_store: Store) -> Store:
+    return made_up_store
 
 
 @pytest.fixture(scope="module")

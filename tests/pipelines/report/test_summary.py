@@ -12,10 +12,8 @@ MODEL_KEYS = {"digest", "parameters", "kv_bytes_per_token", "tokens_per_second",
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = open_store(tmp_path_factory.mktemp("store"))
-    make_run(store)
-    return store
+def store(made_up_store: Store) -> Store:
+    return made_up_store
 
 
 def test_the_summary_has_the_promised_shape(store: Store) -> None:
