@@ -34,7 +34,9 @@ def take_picture(store_uri: str, run: str, out: Path) -> None:
             open_page(browser, page)
             bottom = browser.execute_script(SHOW_TOP, LEFT_OUT)
             picture = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
-    picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, round(bottom)))).save(out, optimize=True)
+    cropped = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, round(bottom))))
+    colours = cropped.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    colours.save(out, optimize=True)
     if out.stat().st_size > MAX_BYTES:
         raise SystemExit(f"{out} has {out.stat().st_size:,} bytes, more than {MAX_BYTES:,}; lower WINDOW")
 
