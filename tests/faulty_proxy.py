@@ -49,6 +49,8 @@ class FaultyProxy:
     faults: list[Fault] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     """Method and address of every request."""
+    ranges: list[str] = field(default_factory=list)
+    """The stretch that each request asks for; empty for all of an object."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -79,6 +81,7 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
 
         def any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            proxy.ranges.append(self.headers.get("Range") or "")
             fault = proxy.take(self.command, self.path)
             match fault:
                 case Fault(kind="answer"):

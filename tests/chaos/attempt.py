@@ -22,9 +22,9 @@ from components.core.runtime.context import Interrupted
 from components.core.runtime.events import Events
 from components.core.runtime.placement import Placement
 from components.core.runtime.runner import events_path, run_stage, stage_key
-from components.core.store.backends import Backend
 from components.core.store.garbage_collection import collect_garbage
-from components.core.store.store import Store, open_backend, open_store
+from components.core.store.object_store import ObjectStore, open_object_store
+from components.core.store.store import Store, open_store
 from tests.components.core.base.fault_points import POINTS
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 
@@ -36,7 +36,7 @@ NO_GRACE_S = -60.0
 """Has a clean-up take what is as young as can be."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.chaos.attempt", "components.core.store.s3", "minio", "minio.error", "urllib3"])
+CONTEXT.set_forkserver_preload(["tests.chaos.attempt", "minio", "urllib3"])
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Place:
 
 
 @functools.lru_cache(maxsize=8)
-def _backend(uri: str) -> Backend:
-    return open_backend(uri)
+def _backend(uri: str) -> ObjectStore:
+    return open_object_store(uri)
 
 
 def begin(place: Place, fault: str | None = None, *, clean: bool = False, slow_s: float = 0.0) -> BaseProcess:

@@ -77,8 +77,8 @@ def _terminate(name: str) -> None:
 
 
 def _fail(name: str) -> None:
-    if name.startswith("s3."):
-        raise StoreError(f"the S3 server cannot be reached (ordered at {name})")
+    if name.startswith("object."):
+        raise StoreError(f"the store cannot be used (ordered at {name})")
     raise OSError(errno.EIO, os.strerror(errno.EIO), name)
 
 

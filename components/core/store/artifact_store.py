@@ -22,9 +22,9 @@ from pydantic import JsonValue, ValidationError
 from components.core.base.config import canonical_json
 from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.base.fault_injection import fault_point
-from components.core.store.backends import Backend, Stored, hash_chunks, room_for
 from components.core.store.gc_lock import writing
 from components.core.store.manifest import FileEntry, Kind, Manifest, hash_file
+from components.core.store.object_store import ObjectStore, Stored, hash_chunks, room_for
 from components.core.store.source_file import read_source, stamp_of
 
 TRANSFERS = 4
@@ -39,7 +39,7 @@ MEND = (
 class ArtifactStore:
     """Artifacts behind one address; `local` keeps working copies on this machine."""
 
-    def __init__(self, uri: str, backend: Backend, local: Path) -> None:
+    def __init__(self, uri: str, backend: ObjectStore, local: Path) -> None:
         self.uri = uri
         self.local = local
         self.backend = backend
@@ -155,7 +155,7 @@ class ArtifactStore:
 
     def _put_blob(self, path: Path) -> FileEntry:
         """Store one file under its digest."""
-        source = read_source(path, self.backend.part_bytes(path.stat().st_size))
+        source = read_source(path)
         entry = source.entry
         if entry.sha256 in self._damaged:
             self.backend.delete(blob_path(entry.sha256))
@@ -238,7 +238,7 @@ class ArtifactStore:
         """Bring one file into a folder, verified."""
         target = folder / name
         try:
-            found = self.backend.get_file(blob_path(entry.sha256), target, entry.size)
+            found = self.backend.get_file(blob_path(entry.sha256), target)
         except FileNotFoundError:
             raise self._missing(digest, name) from None
         except CorruptArtifact:

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from components.core.base.scratch_dir import sweep
 from components.core.store.artifact_store import TRANSFERS, manifest_path
-from components.core.store.backends import remove
 from components.core.store.gc_lock import collecting
+from components.core.store.object_store import remove
 from components.core.store.store import Store
 
 GRACE_S = 3600.0

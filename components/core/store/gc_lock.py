@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from components.core.base.errors import StoreError
-from components.core.store.backends import Backend
+from components.core.store.object_store import ObjectStore
 
 WRITERS, COLLECTORS = "writing/", "collecting/"
 STALE_S = {WRITERS: 24 * 3600.0, COLLECTORS: 120.0}
@@ -29,7 +29,7 @@ POLL_S = 0.1
 class Marker:
     """The announcement of this process."""
 
-    def __init__(self, backend: Backend, prefix: str) -> None:
+    def __init__(self, backend: ObjectStore, prefix: str) -> None:
         self._backend = backend
         self._path = f"{prefix}{uuid.uuid4().hex}.{_process(os.getpid())}"
         self._written = time.monotonic()
@@ -68,7 +68,7 @@ class Marker:
 
 
 @contextlib.contextmanager
-def writing(backend: Backend) -> Iterator[None]:
+def writing(backend: ObjectStore) -> Iterator[None]:
     """Announce a writer, and wait for a clean-up that is at work."""
     marker = Marker(backend, WRITERS)
     marker.announce()
@@ -81,7 +81,7 @@ def writing(backend: Backend) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def collecting(backend: Backend, wait_s: float) -> Iterator[Marker]:
+def collecting(backend: ObjectStore, wait_s: float) -> Iterator[Marker]:
     """Have no writer at work.
 
     Args:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from pydantic import Field, JsonValue
 
@@ -23,12 +22,11 @@ from components.core.base.config import Config, digest_of
 from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.base.fault_injection import fault_point
 from components.core.store.artifact_store import MEND, TRANSFERS, ArtifactStore
-from components.core.store.backends import Backend, FolderBackend
 from components.core.store.checkpoint_manifest import is_whole, list_of, read_list
 from components.core.store.checksummed_json import seal, unseal
 from components.core.store.manifest import Manifest
-from components.core.store.s3 import S3Backend
-from components.core.store.source_file import Source
+from components.core.store.object_store import open_object_store
+from components.core.store.source_file import SourceFile
 
 
 def key_of(
@@ -156,7 +154,7 @@ class Store(ArtifactStore):
         fault_point("mirror.begun")
         with ThreadPoolExecutor(TRANSFERS) as pool:
             files = [
-                (f"resume/{key}/{point.name}/{name}", Source(point / name, entry))
+                (f"resume/{key}/{point.name}/{name}", SourceFile(point / name, entry))
                 for name, entry in read_list(point, data).files.items()
             ]
             list(pool.map(lambda file: self.backend.put_file(*file), files))
@@ -212,7 +210,7 @@ class Store(ArtifactStore):
         fresh.mkdir()
         try:
             for name, entry in manifest.files.items():
-                if self.backend.get_file(f"{prefix}/{name}", fresh / name, entry.size) != entry:
+                if self.backend.get_file(f"{prefix}/{name}", fresh / name) != entry:
                     raise ValueError(name)
             fault_point("pull.filled")
             list_of(point).unlink(missing_ok=True)
@@ -271,33 +269,14 @@ def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
     """Open a store; nothing is written or asked yet.
 
     Args:
-        uri: a folder, made on first use, or `s3://bucket/prefix`.
+        uri: a folder, made on first use, or an address with `s3://`, `gs://` or `az://`.
         local: where working copies go; inside a folder store, else below `.tessera/local`, each store apart.
     """
-    backend = open_backend(str(uri))
+    backend = open_object_store(str(uri))
     if backend.folder is not None:
         return Store(str(backend.folder), backend, local or backend.folder / "local")
     place = [part for part in str(uri).partition("://")[2].split("/") if part.strip(".")]
     return Store(str(uri), backend, local or Path(".tessera", "local", *place).absolute())
-
-
-def open_backend(uri: str) -> Backend:
-    """The backend of a store's address: a folder, or `s3://bucket/prefix`.
-
-    Raises:
-        StoreError: another scheme, or no bucket.
-    """
-    url = urlparse(uri)
-    if url.scheme == "s3":
-        if not url.netloc:
-            raise StoreError(f"{uri} names no bucket", hint="write s3://bucket/prefix")
-        return S3Backend(url.netloc, url.path.strip("/"))
-    if "://" in uri:
-        raise StoreError(f"{uri} is no store", hint="a store is a folder or s3://bucket/prefix")
-    root = Path(uri).absolute()
-    if root.exists() and not root.is_dir():
-        raise StoreError(f"{uri} is a file", hint="a store is a folder or s3://bucket/prefix")
-    return FolderBackend(root)
 
 
 def record_path(key: str) -> str:

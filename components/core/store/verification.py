@@ -7,10 +7,10 @@ from pathlib import Path
 
 from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.store.artifact_store import blob_path
-from components.core.store.backends import Stored
 from components.core.store.checkpoint_manifest import is_whole, read_list
 from components.core.store.garbage_collection import DIGEST, children, map_concurrently
 from components.core.store.manifest import Kind, Manifest
+from components.core.store.object_store import Stored
 from components.core.store.store import StageRecord, Store
 
 DOCUMENTS = ("runs/", "curves/", "signatures/")

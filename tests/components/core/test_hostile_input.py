@@ -24,7 +24,7 @@ import pipelines
 from components.core.base.config import canonical_json
 from components.core.base.errors import CheckpointError, CorruptArtifact, DataError, StoreError, TesseraError
 from components.core.model.inspection import check_checkpoint, inspect_checkpoint, read_shapes
-from components.core.store import backends
+from components.core.store import object_store
 from components.core.store.checksummed_json import seal, unseal
 from components.core.store.garbage_collection import collect_garbage
 from components.core.store.manifest import MAX_NAME_BYTES, MAX_PATH_BYTES, FileEntry, Manifest
@@ -455,7 +455,7 @@ def test_a_seal_holds_at_its_place_alone(value: dict[str, Any]) -> None:
 
 def test_documents_that_would_take_all_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, key = open_store(tmp_path), "ab" * 32
-    monkeypatch.setattr(backends, "MAX_DOCUMENT_BYTES", 4 << 20)
+    monkeypatch.setattr(object_store, "MAX_DOCUMENT_BYTES", 4 << 20)
     for path in (record_path(key), f"artifacts/{key}.json", "runs/a/run.json"):
         store.backend.put(path, b"")
         os.truncate(tmp_path / path, 1 << 32)  # takes no room on the disk

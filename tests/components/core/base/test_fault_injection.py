@@ -21,7 +21,7 @@ from tests.components.core.base.fault_points import POINTS
 
 OF_RUNS = {"run.begun", "run.ending"}
 OF_RANKS = {"rank.begun", "rank.computed"}
-OF_CLEAN_UP = {"folder.delete", "s3.delete"}
+OF_CLEAN_UP = {"object.delete"}
 OF_ANOTHER_MACHINE = {"pull.filled", "pull.cleared", "pull.named"}
 EXIT_CODES = {"kill": -signal.SIGKILL, "fail": FAILED}
 

@@ -17,8 +17,8 @@ import pytest
 from components.core.base.errors import StoreError
 from components.core.runtime.context import Interrupted
 from components.core.runtime.runner import run_stage
-from components.core.store import backends
 from components.core.store import gc_lock as exclusion
+from components.core.store import object_store
 from components.core.store.garbage_collection import collect_garbage
 from components.core.store.gc_lock import COLLECTORS, WRITERS, Marker, collecting, writing
 from components.core.store.manifest import hash_file
@@ -209,8 +209,8 @@ def test_what_killed_processes_left_behind_goes(tmp_path: Path) -> None:
             (tmp_path / path / "file").write_text("x")
             times.append(tmp_path / path)
         (tmp_path / "blobs").mkdir(exist_ok=True)
-        (tmp_path / f"blobs/.partial-{days}").touch()
-        times.append(tmp_path / f"blobs/.partial-{days}")
+        (tmp_path / f"blobs/left#{days}").touch()
+        times.append(tmp_path / f"blobs/left#{days}")
     for left in old:
         for each in (*left.glob("*"), left):
             os.utime(each, (time.time() - 2 * 86400,) * 2)
@@ -254,7 +254,7 @@ def test_a_cached_stage_and_its_report_read_no_byte_twice(tmp_path: Path, monkey
 
         return reading
 
-    monkeypatch.setattr(backends, "_readable", counted(backends._readable))
+    monkeypatch.setattr(object_store, "_open_plain_file", counted(object_store._open_plain_file))
     for module in ("artifact_store", "source_file"):
         monkeypatch.setattr(f"components.core.store.{module}.hash_file", counted(hash_file))
     assert once() == made

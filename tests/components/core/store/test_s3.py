@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import json
 import random
 import threading
 from collections.abc import Callable
@@ -11,10 +12,15 @@ from typing import Any
 import pytest
 
 from components.core.base.errors import CorruptArtifact, StoreError
-from components.core.store import s3, s3_http
+from components.core.store import object_store
 from components.core.store.artifact_store import blob_path
 from components.core.store.store import Store, open_store
+from tests.faulty_proxy import Fault, faulty_proxy
 from tests.s3_server import BUCKET, S3Server
+
+
+PART_BYTES = 5 << 20
+"""The smallest that S3 takes."""
 
 
 @pytest.fixture
@@ -26,8 +32,8 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_http, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(s3_http, "BACKOFF_S", 0.001)
+    for name, value in {"PATIENCE_S": 0.1, "QUIET_S": 0.05, "PAUSE_S": 0.001}.items():
+        monkeypatch.setattr(object_store, name, value)
 
 
 USES: dict[str, Callable[[Store, Path], Any]] = {
@@ -137,7 +143,8 @@ def test_credentials_come_from_a_mounted_file(
     ("uri", "words"),
     [
         ("s3://", "s3:// names no bucket"),
-        ("gs://bucket/prefix", "gs://bucket/prefix is no store"),
+        ("s3:///prefix", "s3:///prefix names no bucket"),
+        ("ftp://bucket/prefix", "ftp://bucket/prefix is no store"),
         ("s3://UPPER CASE/prefix", "UPPER CASE"),
     ],
 )
@@ -145,11 +152,11 @@ def test_addresses_that_are_no_store(s3_uri: str, tmp_path: Path, source: Path, 
     assert words in refusal(uri, tmp_path, USES["claim"])
 
 
-@pytest.mark.parametrize("size", [5_000, 10_000, 10_001, 23_456])
-def test_a_large_object_comes_in_ranges_and_one_that_was_cut_is_noticed(
+@pytest.mark.parametrize("size", [PART_BYTES, 2 * PART_BYTES, 2 * PART_BYTES + 1, 4 * PART_BYTES - 7])
+def test_a_large_object_travels_in_parts_and_one_that_was_cut_is_noticed(
     s3_uri: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(s3, "STREAM_BYTES", 5_000)
+    monkeypatch.setattr(object_store, "PART_BYTES", PART_BYTES)
     contents = random.Random(size).randbytes(size)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "weights").write_bytes(contents)
@@ -166,24 +173,62 @@ def test_a_large_object_comes_in_ranges_and_one_that_was_cut_is_noticed(
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="file is a file\n  hint: a store is a folder or s3://bucket/prefix"):
+    with pytest.raises(
+        StoreError, match="file is a file\n  hint: a store is a folder or s3://bucket/prefix, or the same"
+    ):
         open_store(tmp_path / "file")
 
 
-def test_no_space_on_the_server(s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minio.error import S3Error
+def test_no_space_on_the_server(
+    s3_uri: str, s3_server: S3Server, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("TESSERA_S3_ENDPOINT", proxy.endpoint)
+        proxy.faults = [Fault("answer", "PUT", "blobs/", times=99, status=403, code="QuotaExceeded")]
+        store = open_store(s3_uri, local=tmp_path / "local")
+        with pytest.raises(StoreError, match=r"no space left in bucket 'tessera': 3 bytes are needed"):
+            store.put_folder(source, "data")
+        assert store.documents("artifacts/") == []
 
-    from components.core.store.s3_body import Body
 
-    store = open_store(s3_uri, local=tmp_path / "local")
-    put = store.backend._client._put_object  # type: ignore[attr-defined]
+def test_a_workload_identity_is_left_to_the_library(
+    s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_server: S3Server
+) -> None:
+    """The keys come from an address that only a pod knows, as in a cluster of Amazon's."""
 
-    def full(bucket: str, key: str, data: Any, headers: Any) -> Any:
-        if isinstance(data, Body) and data.size == 3:
-            raise S3Error(None, "QuotaExceeded", "quota", None, None, None)
-        return put(bucket, key, data, headers)
+    class Identity(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            keys = {"AccessKeyId": s3_server.key, "SecretAccessKey": s3_server.secret, "Token": ""}
+            body = json.dumps({**keys, "Expiration": "2099-01-01T00:00:00Z"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
-    monkeypatch.setattr(store.backend._client, "_put_object", full)  # type: ignore[attr-defined]
-    with pytest.raises(StoreError, match=r"no space left in bucket 'tessera': 3 bytes are needed \(QuotaExceeded\)"):
-        store.put_folder(source, "data")
-    assert store.documents("artifacts/") == []
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").write_text("token")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Identity) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{server.server_port}/keys")
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
+        assert open_store(s3_uri, local=tmp_path / "local").claim("runs/a/run.json", {})
+        server.shutdown()
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/prefix", "az://account/container/prefix"])
+def test_other_clouds_are_reached_through_the_library(
+    uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"gcs_base_url": "http://127.0.0.1:1", "disable_oauth": True, "client_email": "", "private_key": ""}
+    (tmp_path / "key.json").write_text(json.dumps({**key, "private_key_id": ""}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+    assert f"the object store at {uri} cannot be reached" in refusal(uri, tmp_path, USES["claim"])

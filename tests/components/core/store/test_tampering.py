@@ -18,11 +18,11 @@ from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.runtime.context import Interrupted
 from components.core.runtime.runner import run_stage, stage_key
 from components.core.store.artifact_store import blob_path, manifest_path
-from components.core.store.s3 import S3Backend
 from components.core.store.store import Store, open_store, record_path
 from components.core.store.verification import find_faults
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 from tests.components.core.runtime.test_runner import Events
+from tests.s3_server import BUCKET, S3Server
 
 KINDS = {STAGE.name: {name: output.kind for name, output in STAGE.outputs.items()}}
 FINISHED, STOPPED = FakeConfig(factor=3), FakeConfig(factor=5)
@@ -433,11 +433,11 @@ REMOTE = ("first bit", "truncated by half", "emptied", "a byte appended")
 
 
 @pytest.mark.parametrize("how", [*REMOTE, "deleted"])
-def test_the_same_behind_s3(s3_uri: str, tmp_path: Path, how: str) -> None:
+def test_the_same_behind_s3(s3_uri: str, s3_server: S3Server, tmp_path: Path, how: str) -> None:
     """Bytes change, and the digest among the object's metadata stays."""
     world = World(s3_uri, tmp_path)
     backend = world.opened().backend
-    assert isinstance(backend, S3Backend)
+    client, prefix = s3_server.client(), s3_uri.rpartition("/")[2]
     assert find_faults(world.opened(), KINDS) == {}
     for what in OBJECTS:
         path = world.paths[what]
@@ -448,9 +448,8 @@ def test_the_same_behind_s3(s3_uri: str, tmp_path: Path, how: str) -> None:
             continue
         else:
             data = BYTES[how](backend.get(path) or b"")
-            key = backend._prefix + path
-            kept = backend._client.stat_object(backend._bucket, key).metadata.get("x-amz-meta-sha256", "")
-            backend._client.put_object(backend._bucket, key, BytesIO(data), len(data), metadata={"sha256": kept})
+            metadata = client.stat_object(BUCKET, f"{prefix}/{path}").metadata.get("x-amz-meta-sha256", "")
+            client.put_object(BUCKET, f"{prefix}/{path}", BytesIO(data), len(data), metadata={"sha256": metadata})
             assert world.names[what] <= set(find_faults(world.opened(), KINDS))
         world.use(what)
         assert find_faults(world.opened(), KINDS) == {}
