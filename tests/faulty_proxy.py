@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["answer", "reset", "lose answer", "cut", "delay", "late", "trickle", "hang"]
+Kind = Literal["answer", "reset", "lose answer", "cut", "delay", "late", "trickle", "hang", "flip"]
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Fault:
     Attributes:
         kind: answer in the server's place; reset the connection before the server hears of it; pass it on and reset
             in place of the answer; cut the answer's body off; delay it; pass the request on late; send the answer bit
-            by bit; never answer.
+            by bit; never answer; change one bit of what is sent.
         method: of the requests; any where empty.
         path: what their address has to contain.
         times: how many of them; the others pass.
@@ -91,6 +91,8 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
                 case Fault(kind="late"):
                     time.sleep(fault.after)
                     self.pass_on(body, None)
+                case Fault(kind="flip"):
+                    self.pass_on(bytes([body[0] ^ 1]) + body[1:], None)
                 case Fault(kind="hang"):
                     proxy.closing.wait()
                     self.reset()

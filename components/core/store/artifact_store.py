@@ -30,7 +30,7 @@ from components.core.store.source_file import read_source, stamp_of
 TRANSFERS = 4
 """Files moved, or read through, at a time."""
 SMALL_BYTES, MAX_SMALL = 64 << 10, 256
-"""Largest contents that are kept in memory once they were read, and how many: at most 16 MiB."""
+"""Largest contents that stay in memory after they were read, and how many of them: at most 16 MiB."""
 MEND = (
     "run the recipe again: stages whose results are damaged are computed anew; `tessera store verify` lists all damage"
 )
@@ -44,7 +44,7 @@ class ArtifactStore:
         self.local = local
         self.backend = backend
         self._whole: set[tuple[str, Hashable]] = set()
-        """Digest and stamp of what this process has read through and found right; it is not read again."""
+        """Digest and stamp of contents that this process has verified; they are not read again."""
         self._small: dict[str, bytes] = {}
         """Small contents by digest, that this process has read."""
         self._damaged: set[str] = set()
@@ -250,7 +250,7 @@ class ArtifactStore:
         self._whole.add((entry.sha256, stamp_of(target.stat())))
 
     def _entry(self, found: Stored) -> FileEntry | None:
-        """What a blob has in it; None where it cannot be read. Small ones are kept, for `read`."""
+        """Digest and size of a blob; None where it cannot be read. Small contents stay in memory, for `read`."""
         with contextlib.suppress(CorruptArtifact):
             if found.size > SMALL_BYTES or len(self._small) >= MAX_SMALL:
                 return self.backend.entry(found.path)

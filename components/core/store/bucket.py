@@ -58,7 +58,7 @@ class Problem:
         """Whether the same request may be answered well a moment later."""
         if not self.status and not self.code:
             return not self._is_certificate
-        return self.code not in _FULL and (self.status in MAY_PASS or self.code in _CONFLICTS)
+        return self.code not in _FULL and (self.status in MAY_PASS or self.code in _REPEATABLE)
 
     @property
     def trouble(self) -> str:
@@ -99,7 +99,9 @@ class Bucket:
         if self._scheme == "s3":
             if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self._name):
                 raise StoreError(f"no bucket can have the name {self._name!r}", hint="check --store")
-            options = {"disable_bulk_delete": True, **_s3_credentials()}
+            # Contents carry a checksum that the server verifies; to sign them as well would hash them once more.
+            options = {"checksum_algorithm": "CRC64NVME", "unsigned_payload": True, "disable_bulk_delete": True}
+            options |= _s3_credentials()
             if (endpoint := _s3_endpoint()) is not None:
                 options["endpoint"] = endpoint
                 client_options = {**client_options, "allow_http": endpoint.startswith("http://")}
@@ -307,5 +309,6 @@ _WORKLOAD_IDENTITY = (
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
 _WRONG_KEYS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 _FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
-_CONFLICTS = frozenset({"ConditionalRequestConflict", "OperationAborted", "NoSuchUpload"})
-"""With a request that is under way at the same time, or that was repeated because its answer was lost."""
+_REPEATABLE = frozenset({"ConditionalRequestConflict", "OperationAborted", "NoSuchUpload", "BadDigest"})
+"""Refusals because of another request at the same time, of a repeated request whose first answer was lost, or of
+contents that changed on the way."""

@@ -1,4 +1,4 @@
-"""Upkeep of a store: removing what nothing refers to, and looking for damage."""
+"""Removes what nothing in a store refers to."""
 
 import re
 import time
@@ -31,7 +31,7 @@ def collect_garbage(
     """Remove what no finished stage and no run refers to: artifacts, blobs, working copies, resume points, scratch.
 
     Whatever a stage record or a run record names stays, and so do the resume points of stages that have not finished.
-    What is younger than the grace stays too, and no writer is at work meanwhile (`exclusion.py`), so that nothing is
+    What is younger than the grace stays too, and no writer is at work meanwhile (`gc_lock.py`), so that nothing is
     taken from under one. Ages are told by the store's clock.
 
     Args:

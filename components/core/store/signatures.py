@@ -46,8 +46,8 @@ def sign_artifact(store: Store, digest: str, key_file: Path) -> str:
     line = statement(digest).encode()
     signature = key.sign(line) if isinstance(key, ed25519.Ed25519PrivateKey) else key.sign(line, ec.ECDSA(SHA256()))
     name = key_id(key.public_key())
-    told = {"statement": line.decode(), "signature": base64.b64encode(signature).decode()}
-    store.put_document(_path(digest, name), told)
+    signed = {"statement": line.decode(), "signature": base64.b64encode(signature).decode()}
+    store.put_document(_path(digest, name), signed)
     return name
 
 

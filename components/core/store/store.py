@@ -5,7 +5,7 @@
     runs/<run>/…              records of runs, small JSON and text
 
 Order of writing: blobs, manifest, stage record. Each is complete or absent, so whatever a reader finds named is there.
-Stage records and documents are sealed (`sealed.py`); one that was changed is never used.
+Stage records and documents carry a checksum (`checksummed_json.py`); one that was changed is never used.
 """
 
 import contextlib

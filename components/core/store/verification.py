@@ -146,7 +146,7 @@ class _Inspection:
         return found
 
     def _present(self, digests: Iterable[str]) -> None:
-        """Tell of artifacts that are referred to and not there."""
+        """Report artifacts that are referred to and do not exist."""
         for digest in digests:
             if digest not in self.manifests and digest not in self.wrong:
                 self.wrong[digest] = f"there is no artifact {digest[:12]} in {self.store.uri}"

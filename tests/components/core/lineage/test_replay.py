@@ -1,7 +1,6 @@
 """MLflow gone, slow, killed and restarted, and deliveries killed: all that a run did arrives, in order, and once."""
 
-import os
-import signal
+import multiprocessing
 import socket
 import threading
 import time
@@ -128,21 +127,22 @@ def test_a_server_killed_in_the_middle_of_a_delivery_and_restarted_is_waited_for
     assert_told_once(store, server, name)
 
 
+def _deliver_from(uri: str, endpoint: str) -> None:
+    """In a new process, not in a fork: the threads of obstore are not in a fork."""
+    deliver(open_store(uri), "one", endpoint)
+
+
 def test_a_delivery_killed_at_any_step_is_taken_up_by_the_next(
     server: MlflowServer, store: Store, name: str, tmp_path: Path
 ) -> None:
     for path, skip in STEPS.items():
         with faulty_proxy(server.uri) as proxy:
             proxy.faults = [Fault("hang", "POST", path, skip=skip)]
-            child = os.fork()
-            if not child:
-                try:
-                    deliver(store, "one", proxy.endpoint)
-                finally:
-                    os._exit(1)
+            child = multiprocessing.get_context("spawn").Process(target=_deliver_from, args=(store.uri, proxy.endpoint))
+            child.start()
             wait_for_hang(proxy)
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            child.kill()
+            child.join()
     assert store.document("runs/one/mlflow.json") is None
     assert sync_pending_runs(store, server.uri) == ["one"]
     assert_told_once(store, server, name)

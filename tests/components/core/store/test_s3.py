@@ -18,7 +18,6 @@ from components.core.store.store import Store, open_store
 from tests.faulty_proxy import Fault, faulty_proxy
 from tests.s3_server import BUCKET, S3Server
 
-
 PART_BYTES = 5 << 20
 """The smallest that S3 takes."""
 

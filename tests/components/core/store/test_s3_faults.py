@@ -97,6 +97,7 @@ PASSING = {
     "internal error": Fault("answer", "POST", times=2, status=500, code="InternalError"),
     "good answer that ends with an error": Fault("answer", "POST", "uploadId=", status=200, code="InternalError"),
     "slow": Fault("delay", times=8, after=0.15),
+    "bits changed on the way": Fault("flip", "PUT", "blobs/", times=3),
     "answer to a manifest lost": Fault("lose answer", "PUT", "artifacts/"),
 }
 
