@@ -43,7 +43,7 @@ def most_parameters(table: OptionTable, limits: Mapping[str, float], known: Choi
     Source: arXiv 2411.19146, table 14.
     """
     negative = [[-parameters for parameters in row] for row in table.costs_of("parameters")]
-    solution = solve_problem(table.problem(negative, limits), known=[known], max_nodes=NODES)
+    solution = solve_problem(table.problem(negative, limits), mip_start=[known], max_nodes=NODES)
     assert solution is not None, "there is the known one"
     return solution.choice
 

@@ -1,12 +1,12 @@
-"""Branch and bound over Lagrangian bounds, many nodes at a time; what it visits is the proof that its answer is best.
+"""Branch and bound over Lagrangian bounds, many nodes at a time; the nodes it visits are the proof of optimality.
 
-A node is a set of options that each slot may still hold. Its multipliers begin as its parent's and climb towards the
-best known objective (Polyak's step); once the Lagrangian gets there, no choice in the node is better. Otherwise options
-whose reduced cost would lift the bound so far are crossed out, and the node is split at the slot whose costs changed
-most while the multipliers moved. Bounds are computed in floats and trusted only beyond their doubt; what lies
-within it is computed again in whole numbers.
+A node is the set of options that each slot may still have. Subgradient steps (Polyak's) raise its dual bound from the
+multipliers of its parent. The node is pruned when the bound reaches the cutoff, the objective of the incumbent.
+Otherwise options whose reduced cost lifts the bound to the cutoff are removed, and the node is branched at the slot
+whose costs varied most during the subgradient steps. Bounds are computed in floats and trusted only beyond their
+rounding error; a bound closer to the cutoff is computed again in integers.
 
-Shape letters: N nodes, K slots that are not decided, J options of a slot (padded), R limited costs.
+Shape letters: N nodes, K slots (in a node: the free ones), J options of a slot (padded), R limited costs, C children.
 
 Source: M. L. Fisher, 1981; B. T. Polyak, Minimization of unsmooth functionals, 1969.
 """
@@ -20,42 +20,41 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from components.search.solver.certificate import Allowed, ProofNode, WholeNumbers, remaining
-from components.search.solver.incumbents import IncumbentPool, Scored, improve
+from components.search.solver.certificate import Allowed, IntegerTable, ProofNode, remaining
+from components.search.solver.incumbents import IncumbentPool, Scored, local_search
 from components.search.solver.lagrangian_bound import Scaled, best_multipliers
 from components.search.solver.problem import Choice, Flags, Floats, Problem
 
 Numbers = NDArray[np.int64]
 
 NUM_STEPS = 6
-"""Steps that multipliers climb in a node."""
+"""Subgradient steps in a node."""
 BATCH_SIZE = 256
 """Nodes at a time, where options are few."""
 BATCH_VALUES = 60_000
 """Options of all nodes of a batch: about what the processor's cache holds."""
 OVERSHOOT = 1.15
-"""Share of the way to the goal that a step aims at: just beyond, where floats are trusted."""
-SHRINK = 0.7
-"""When a better choice leaves this share of the options or less, the tree is begun anew: smaller, it grows faster."""
-FEW_NODES = 2_000
-"""Nodes after which, with no choice within the limits found, one is sought whatever it scores."""
-IMPROVED = 8
-"""Batches from whose nearest choice a better one is sought: so many, then one in so many."""
-NEAR = 1e-9
-"""Choices that exceed a scaled limit by no more are looked at exactly."""
+"""A subgradient step aims at this share of the distance to the cutoff: just beyond it, because of rounding."""
+RESTART_SHARE = 0.7
+"""Restart when a new incumbent leaves at most this share of the options: a smaller tree is searched faster."""
+FIRST_NODES = 2_000
+"""Nodes after which, without an incumbent, any feasible choice is sought whatever its score."""
+LOCAL_SEARCH_BATCHES = 8
+"""Local search starts from each of the first so many batches, then from one batch in so many."""
+TOLERANCE = 1e-9
+"""Choices that exceed a scaled limit by no more than this are checked exactly."""
 
 
 @dataclass
 class Outcome:
-    """What a search came to.
+    """Result of a search.
 
     Attributes:
-        found: choices within the limits and what they score, best first: all that score less than the bound, unless a
-            single one was asked for.
-        bound: no choice within the limits that was not found scores less.
-        complete: whether the search came to its end; with nothing found, that there is no choice.
-        multipliers: of the root, scores a unit of cost.
-        nodes: the proof, where it was recorded.
+        found: feasible choices and their scores, best first: all that score less than the bound, or a single one.
+        bound: no other feasible choice scores less.
+        complete: whether the tree was searched to its end; if nothing was found, the problem is infeasible.
+        multipliers: of the root, score per unit of cost.
+        nodes: the proof, if it was recorded.
     """
 
     found: list[Scored]
@@ -68,73 +67,75 @@ class Outcome:
 def search(
     problem: Problem,
     *,
-    known: Sequence[Choice] = (),
+    mip_start: Sequence[Choice] = (),
     count: int = 1,
     distance: int = 1,
     time_limit_s: float = math.inf,
     max_nodes: int | None = None,
     record: bool = False,
-    good_enough: Fraction | None = None,
+    stop_at_score: Fraction | None = None,
 ) -> Outcome:
-    """Find the best choice and prove it, or several that differ.
+    """Find and prove the best choice, or several that differ.
 
     Args:
-        problem: what to choose from.
-        known: choices within the limits, to begin with.
-        count: how many choices are wanted.
-        distance: slots in which they have to differ.
-        time_limit_s: when to stop, seconds.
-        max_nodes: when to stop, nodes of the tree.
-        record: keep the proof; only a search that begins with the best choice proves it in one piece.
-        good_enough: a score to stop at, without a proof.
+        problem: options and limits.
+        mip_start: feasible choices; the first incumbents.
+        count: number of choices to find.
+        distance: number of slots in which any two of them differ at least.
+        time_limit_s: stop after so many seconds.
+        max_nodes: stop after so many nodes.
+        record: keep the proof; it is complete only if the search begins with the best choice.
+        stop_at_score: stop at an incumbent with this score, without a proof.
     """
     deadline = time.monotonic() + time_limit_s
     scaled = Scaled.of(problem)
-    kept = IncumbentPool(count, distance, _ceiling(problem))
-    for choice in known:
-        kept.offer(choice, problem.objective(choice))
+    incumbents = IncumbentPool(count, distance, _trivial_upper_bound(problem))
+    for choice in mip_start:
+        incumbents.offer(choice, problem.objective(choice))
     root_R = best_multipliers(scaled)
-    few_nodes = FEW_NODES if problem.names and (max_nodes is None or max_nodes > FEW_NODES) else max_nodes
+    first_nodes = FIRST_NODES if problem.names and (max_nodes is None or max_nodes > FIRST_NODES) else max_nodes
     while True:
-        tree = _Tree(problem, scaled, root_R, kept, record)
-        if tree.grow(deadline, max_nodes if kept.found else few_nodes, good_enough):
+        tree = _Tree(problem, scaled, root_R, incumbents, record)
+        if tree.run(deadline, max_nodes if incumbents.found else first_nodes, stop_at_score):
             continue
-        if tree.stopped and not kept.found and few_nodes != max_nodes:
-            few_nodes = max_nodes
+        if tree.stopped and not incumbents.found and first_nodes != max_nodes:
+            first_nodes = max_nodes
             index = int((root_R * np.abs(scaled.slacks_R)).argmax())
             within = _find_feasible(problem, index, deadline - time.monotonic())
             if not within.found:
-                return Outcome([], kept.cutoff, within.complete, scaled.in_units(root_R))
-            kept.offer(within.found[0][0], problem.objective(within.found[0][0]))
-        elif tree.stopped or kept.settled():
+                return Outcome([], incumbents.cutoff, within.complete, scaled.in_units(root_R))
+            incumbents.offer(within.found[0][0], problem.objective(within.found[0][0]))
+        elif tree.stopped or incumbents.cutoff_holds():
             break
     bound, complete = tree.bound()
-    return Outcome(kept.found, bound, complete, scaled.in_units(root_R), tree.nodes)
+    return Outcome(incumbents.found, bound, complete, scaled.in_units(root_R), tree.nodes)
 
 
 def _find_feasible(problem: Problem, index: int, time_limit_s: float) -> Outcome:
-    """A choice within the limits, whatever it scores: the least of one limit's cost under the others comes below it."""
+    """Find any feasible choice: minimise the cost of one limit under the others, until it is within that limit."""
     others = problem.only([name for number, name in enumerate(problem.names) if number != index])
-    room = problem.slacks[index]
+    slack = problem.slacks[index]
     costs_KJ = problem.costs_KJR[:, :, index]
-    outcome = search(others.with_scores(costs_KJ), time_limit_s=time_limit_s, good_enough=room)
-    met = [scored for scored in outcome.found if scored[1] <= room]
-    return replace(outcome, found=met, complete=bool(met) or outcome.complete or outcome.bound > room)
+    outcome = search(others.with_scores(costs_KJ), time_limit_s=time_limit_s, stop_at_score=slack)
+    met = [scored for scored in outcome.found if scored[1] <= slack]
+    return replace(outcome, found=met, complete=bool(met) or outcome.complete or outcome.bound > slack)
 
 
-def _ceiling(problem: Problem) -> Fraction:
-    """More than any choice scores."""
+def _trivial_upper_bound(problem: Problem) -> Fraction:
+    """A score above that of any choice."""
     highest = float(np.where(problem.allowed_KJ, problem.scores_KJ, -np.inf).max(axis=1).sum())
     margin = (abs(highest) + float(np.abs(problem.scores_KJ).max())) / 1000
     return Fraction(highest) + Fraction(margin or 1)
 
 
 class _Tree:
-    """The nodes that are still open, over the options that the root leaves."""
+    """The open nodes, over the options that reduced-cost fixing at the root leaves."""
 
-    def __init__(self, problem: Problem, scaled: Scaled, root_R: Floats, kept: IncumbentPool, record: bool) -> None:
+    def __init__(
+        self, problem: Problem, scaled: Scaled, root_R: Floats, incumbents: IncumbentPool, record: bool
+    ) -> None:
         self.problem, self.scaled, self.record = problem, scaled, record
-        self.kept = kept
+        self.incumbents = incumbents
         self.step = problem.step
         self.nodes: list[ProofNode] = []
         self.num_nodes = self.num_batches = 0
@@ -148,29 +149,29 @@ class _Tree:
         self.root_R = root_R
         if not record:
             self._initial_heuristic()
-        self._shrink()
+        self._fix_options()
 
     def _initial_heuristic(self) -> None:
-        """A first choice: the root's, made to fit and improved."""
+        """A first incumbent: the choice of the root, made feasible and improved by local search."""
         start = tuple(self.reduced_KJ.argmin(axis=1).tolist())
-        found = improve(self.scaled, self.reduced_KJ, start)
+        found = local_search(self.scaled, self.reduced_KJ, start)
         self._try_incumbent(found)
 
-    def _goal(self) -> float:
-        """The scaled bound at which a node holds nothing that is wanted."""
-        less = self.step * (1 - Fraction(1, 2**20)) if self.kept.enough else Fraction(0)
-        return float(self.kept.cutoff - less) * self.unit
+    def _cutoff(self) -> float:
+        """The scaled bound at which a node is pruned: objectives that differ do so by a step at least."""
+        less = self.step * (1 - Fraction(1, 2**20)) if self.incumbents.is_full else Fraction(0)
+        return float(self.incumbents.cutoff - less) * self.unit
 
-    def _shrink(self) -> None:
-        """Keep the options whose reduced cost leaves room for a better choice, cheapest first; drop dominated ones."""
-        room = self._goal() - self.root_bound + 2 * self.rounding_error
-        open_KJ = (self.reduced_KJ < room) & self.scaled.allowed_KJ
+    def _fix_options(self) -> None:
+        """Reduced-cost fixing: keep the options that a better choice may have, and of those the undominated ones."""
+        gap = self._cutoff() - self.root_bound + 2 * self.rounding_error
+        open_KJ = (self.reduced_KJ < gap) & self.scaled.allowed_KJ
         open_KJ[np.arange(len(open_KJ)), self.reduced_KJ.argmin(axis=1)] = True
         self.num_open = int(open_KJ.sum())
         counts_K = open_KJ.sum(axis=1)
         self.slots_K = np.flatnonzero(counts_K > 1)
-        self.decided_K = np.flatnonzero(counts_K == 1)
-        self.decided_options_K = open_KJ[self.decided_K].argmax(axis=1)
+        self.fixed_slots_K = np.flatnonzero(counts_K == 1)
+        self.fixed_options_K = open_KJ[self.fixed_slots_K].argmax(axis=1)
         width = int(counts_K.max())
         order_KJ = np.where(open_KJ, self.reduced_KJ, np.inf).argsort(axis=1, kind="stable")[:, :width]
         self.options_KJ = order_KJ[self.slots_K]
@@ -178,9 +179,11 @@ class _Tree:
         self.scores_KJ = self.scaled.scores_KJ[rows, self.options_KJ]
         self.costs_KJR = self.scaled.costs_KJR[rows, self.options_KJ]
         allowed_KJ = open_KJ[rows, self.options_KJ]
-        self.base = float(self.scaled.scores_KJ[self.decided_K, self.decided_options_K].sum())
-        self.slacks_R = self.scaled.slacks_R - self.scaled.costs_KJR[self.decided_K, self.decided_options_K].sum(axis=0)
-        if self.kept.count == 1 and not self.record:  # a proof speaks of every option
+        self.base = float(self.scaled.scores_KJ[self.fixed_slots_K, self.fixed_options_K].sum())
+        self.slacks_R = self.scaled.slacks_R - self.scaled.costs_KJR[self.fixed_slots_K, self.fixed_options_K].sum(
+            axis=0
+        )
+        if self.incumbents.count == 1 and not self.record:  # a proof speaks of every option
             allowed_KJ &= ~self._dominated(allowed_KJ)
         self.allowed_NKJ = allowed_KJ[None]
         self.multipliers_NR = self.root_R[None].copy()
@@ -188,13 +191,13 @@ class _Tree:
         self.ids_N = np.array([0])
         if self.record:
             self.nodes = [ProofNode(multipliers=self.scaled.in_units(self.root_R))]
-        self.whole: WholeNumbers | None = None
+        self.integers: IntegerTable | None = None
         if not len(self.slots_K):
-            self._try_incumbent(self._whole_choice(np.array([], dtype=np.int64)))
+            self._try_incumbent(self._full_choice(np.array([], dtype=np.int64)))
             self.bounds_N = np.array([])
 
     def _dominated(self, allowed_KJ: Flags) -> Flags:
-        """Options beside which another one is no worse in score and in every cost; of equals the first stays."""
+        """Options that another one equals or beats in score and in every cost; of equal options the first stays."""
         values_KJV = np.concatenate([self.scores_KJ[:, :, None], self.costs_KJR], axis=2)
         values_KJV[~allowed_KJ] = np.inf
         no_worse_KJJ = (values_KJV[:, :, None] <= values_KJV[:, None]).all(axis=3)
@@ -204,88 +207,90 @@ class _Tree:
         dominated_KJ: Flags = beats_KJJ.any(axis=1)
         return dominated_KJ
 
-    def grow(self, deadline: float, max_nodes: int | None, good_enough: Fraction | None) -> bool:
-        """Work on open nodes until none is left or it is time to stop; True asks for a smaller tree."""
+    def run(self, deadline: float, max_nodes: int | None, stop_at_score: Fraction | None) -> bool:
+        """Search until no node is open or a limit is reached; True asks for a restart with fewer options."""
         while len(self.bounds_N):
-            over = time.monotonic() > deadline or (max_nodes is not None and self.num_nodes >= max_nodes)
-            good = good_enough is not None and self.kept.enough and self.kept.cutoff <= good_enough
-            if over or good:
+            budget_used = time.monotonic() > deadline or (max_nodes is not None and self.num_nodes >= max_nodes)
+            reached_score = (
+                stop_at_score is not None and self.incumbents.is_full and self.incumbents.cutoff <= stop_at_score
+            )
+            if budget_used or reached_score:
                 self.stopped = True
                 return False
-            improved = self._work(self._take())
-            if improved and not self.record:
-                left = int((self.reduced_KJ < self._goal() - self.root_bound + 2 * self.rounding_error).sum())
-                if left <= SHRINK * self.num_open:
+            found_better = self._process(self._pop_batch())
+            if found_better and not self.record:
+                left = int((self.reduced_KJ < self._cutoff() - self.root_bound + 2 * self.rounding_error).sum())
+                if left <= RESTART_SHARE * self.num_open:
                     return True
         return False
 
     def bound(self) -> tuple[Fraction, bool]:
-        """What is proven, and whether all is."""
+        """The proven bound, and whether the search is complete."""
         if not len(self.bounds_N):
-            return self.kept.closed_at, True
-        doubt_N = self.scaled.rounding_error(self.multipliers_NR)
-        lowest = float(np.min(self.bounds_N - doubt_N))
+            return self.incumbents.lowest_cutoff, True
+        errors_N = self.scaled.rounding_error(self.multipliers_NR)
+        lowest = float(np.min(self.bounds_N - errors_N))
         lowest = max(lowest, self.root_bound - self.rounding_error)
-        return min(Fraction(math.ldexp(lowest, self.scaled.score_exponent)), self.kept.closed_at), False
+        return min(Fraction(math.ldexp(lowest, self.scaled.score_exponent)), self.incumbents.lowest_cutoff), False
 
-    def _take(self) -> "_Batch":
-        """The newest nodes, the best of their siblings: deep early, so that choices are found and memory is small."""
+    def _pop_batch(self) -> "_Batch":
+        """Remove the newest nodes, best siblings first: depth first finds incumbents early and needs little memory."""
         size = int(np.clip(BATCH_VALUES // max(1, self.scores_KJ.size), 8, BATCH_SIZE))
         batch = _Batch(self.allowed_NKJ[-size:], self.multipliers_NR[-size:], self.bounds_N[-size:], self.ids_N[-size:])
         self.allowed_NKJ, self.multipliers_NR = self.allowed_NKJ[:-size], self.multipliers_NR[:-size]
         self.bounds_N, self.ids_N = self.bounds_N[:-size], self.ids_N[:-size]
         return batch
 
-    def _work(self, batch: "_Batch") -> bool:
-        """Bound, cross out and split some nodes; says whether the goal came closer."""
-        before = self.kept.cutoff
+    def _process(self, batch: "_Batch") -> bool:
+        """Bound, prune and branch some nodes; returns whether the cutoff fell."""
+        before = self.incumbents.cutoff
         self.num_nodes += len(batch.bounds_N)
         self.num_batches += 1
-        changes_NKJ = self._climb(batch)
-        if self.record and self.num_batches == 1 and not self._closes_all(batch.multipliers_NR[0]):
-            # Whoever checks the proof crosses out by what the root records, as was done here to begin with.
+        picked_NKJ = self._raise_bounds(batch)
+        if self.record and self.num_batches == 1 and not self._root_is_pruned(batch.multipliers_NR[0]):
+            # The check of the proof removes options by the multipliers recorded for the root: record those used here.
             batch.multipliers_NR[0], batch.bounds_N[0] = self.root_R, self.root_bound
-        cutoff = self._goal()
-        open_N = ~self._closed(batch, cutoff)
+        cutoff = self._cutoff()
+        open_N = ~self._pruned(batch, cutoff)
         self._record_leaf(batch, ~open_N)
-        batch, changes_NKJ = batch.where(open_N), changes_NKJ[open_N]
+        batch, picked_NKJ = batch.where(open_N), picked_NKJ[open_N]
         if len(batch.bounds_N):
-            self._split(batch, changes_NKJ, cutoff)
-        return self.kept.cutoff < before
+            self._branch(batch, picked_NKJ, cutoff)
+        return self.incumbents.cutoff < before
 
-    def _climb(self, batch: "_Batch") -> Floats:
-        """Raise bounds; returns how often each option was the best of its slot, late steps counting more."""
+    def _raise_bounds(self, batch: "_Batch") -> Floats:
+        """Raise bounds by subgradient steps. Returns how often each option was best, later steps weigh more."""
         num_nodes = len(batch.bounds_N)
         slots_K = np.arange(len(self.slots_K))
         here_NR = batch.multipliers_NR.copy()
         batch.bounds_N = np.full(num_nodes, -np.inf)
-        changes_NKJ = np.zeros(batch.allowed_NKJ.shape)
+        picked_NKJ = np.zeros(batch.allowed_NKJ.shape)
         active_N = np.arange(num_nodes)
         stride_N = np.ones(num_nodes)
         nearest: tuple[float, Numbers] | None = None
-        cutoff = self._goal()
+        cutoff = self._cutoff()
         for step in range(NUM_STEPS):
             at_NR = here_NR[active_N]
             priced_NKJ = self._priced(at_NR, batch.allowed_NKJ[active_N])
             picks_NK = priced_NKJ.argmin(axis=2)
             bounds_N = priced_NKJ.min(axis=2).sum(axis=1) + self.base - at_NR @ self.slacks_R
-            over_NR = self.costs_KJR[slots_K, picks_NK].sum(axis=1) - self.slacks_R
+            excess_NR = self.costs_KJR[slots_K, picks_NK].sum(axis=1) - self.slacks_R
             rises_N = bounds_N > batch.bounds_N[active_N]
             risen_N = active_N[rises_N]
             batch.bounds_N[risen_N], batch.multipliers_NR[risen_N] = bounds_N[rises_N], at_NR[rises_N]
             stride_N[active_N[~rises_N]] *= 0.7
-            changes_NKJ[active_N[:, None], slots_K, picks_NK] += step + 1
+            picked_NKJ[active_N[:, None], slots_K, picks_NK] += step + 1
             if not self.record:
                 scores_N = self.scores_KJ[slots_K, picks_NK].sum(axis=1) + self.base
-                excess_N = np.maximum(over_NR, 0.0).sum(axis=1)
-                good_N = np.flatnonzero((excess_N <= NEAR) & (scores_N < cutoff))
-                for index in good_N[scores_N[good_N].argsort(kind="stable")[: self.kept.count]]:
-                    self._try_incumbent(self._whole_choice(picks_NK[index]))
-                cutoff = self._goal()
-                near = int(excess_N.argmin())
-                if nearest is None or excess_N[near] < nearest[0]:
-                    nearest = float(excess_N[near]), picks_NK[near]
-            slope_NR = np.where((at_NR <= 0) & (over_NR < 0), 0.0, over_NR)
+                total_excess_N = np.maximum(excess_NR, 0.0).sum(axis=1)
+                feasible_N = np.flatnonzero((total_excess_N <= TOLERANCE) & (scores_N < cutoff))
+                for index in feasible_N[scores_N[feasible_N].argsort(kind="stable")[: self.incumbents.count]]:
+                    self._try_incumbent(self._full_choice(picks_NK[index]))
+                cutoff = self._cutoff()
+                near = int(total_excess_N.argmin())
+                if nearest is None or total_excess_N[near] < nearest[0]:
+                    nearest = float(total_excess_N[near]), picks_NK[near]
+            slope_NR = np.where((at_NR <= 0) & (excess_NR < 0), 0.0, excess_NR)
             length_N = (slope_NR**2).sum(axis=1)
             lift_N = OVERSHOOT * (cutoff - bounds_N) + 8 * self.scaled.rounding_error(at_NR)
             stride = np.where(length_N > 0, lift_N / np.maximum(length_N, 1e-300), 0.0)
@@ -293,70 +298,74 @@ class _Tree:
             active_N = active_N[(batch.bounds_N[active_N] < cutoff) & (length_N > 0)]
             if not len(active_N):
                 break
-        if nearest is not None and (self.num_batches <= IMPROVED or self.num_batches % IMPROVED == 0):
-            self._try_incumbent(improve(self.scaled, self.reduced_KJ, self._whole_choice(nearest[1])))
-        return changes_NKJ
+        if nearest is not None and (
+            self.num_batches <= LOCAL_SEARCH_BATCHES or self.num_batches % LOCAL_SEARCH_BATCHES == 0
+        ):
+            self._try_incumbent(local_search(self.scaled, self.reduced_KJ, self._full_choice(nearest[1])))
+        return picked_NKJ
 
     def _priced(self, multipliers_NR: Floats, allowed_NKJ: Flags) -> Floats:
-        """Score and priced costs of the options of nodes; infinite where they are crossed out."""
+        """Score and priced costs of the options of nodes; infinite for removed options."""
         priced_NM = multipliers_NR @ self.costs_KJR.reshape(self.scores_KJ.size, len(self.slacks_R)).T
         priced_NKJ: Floats = priced_NM.reshape(allowed_NKJ.shape)
         priced_NKJ += self.scores_KJ
         np.copyto(priced_NKJ, np.inf, where=~allowed_NKJ)
         return priced_NKJ
 
-    def _closed(self, batch: "_Batch", cutoff: float) -> Flags:
-        """Which nodes hold nothing better; those that floats cannot tell are told in whole numbers."""
-        doubt_N = self.scaled.rounding_error(batch.multipliers_NR)
-        closed_N: Flags = batch.bounds_N - doubt_N >= cutoff
-        if self.kept.enough:
-            for index in np.flatnonzero(~closed_N & (batch.bounds_N + doubt_N >= cutoff)):
-                closed_N[index] = self._closed_exactly(batch.allowed_NKJ[index], batch.multipliers_NR[index])
-        return closed_N
+    def _pruned(self, batch: "_Batch", cutoff: float) -> Flags:
+        """Which nodes can be pruned; those within the rounding error of the cutoff are decided in integers."""
+        errors_N = self.scaled.rounding_error(batch.multipliers_NR)
+        pruned_N: Flags = batch.bounds_N - errors_N >= cutoff
+        if self.incumbents.is_full:
+            for index in np.flatnonzero(~pruned_N & (batch.bounds_N + errors_N >= cutoff)):
+                pruned_N[index] = self._is_pruned_exactly(batch.allowed_NKJ[index], batch.multipliers_NR[index])
+        return pruned_N
 
-    def _closes_all(self, multipliers_R: Floats) -> bool:
-        """Whether the root holds nothing better by these multipliers, with no option crossed out before."""
+    def _root_is_pruned(self, multipliers_R: Floats) -> bool:
+        """Whether these multipliers prune the root with all its options."""
         costs = [self.problem.costs_KJR[:, :, index].tolist() for index in range(len(self.problem.slacks))]
-        whole = WholeNumbers(self.problem.scores_KJ.tolist(), costs, self.problem.slacks)
+        integers = IntegerTable(self.problem.scores_KJ.tolist(), costs, self.problem.slacks)
         allowed: Allowed = [np.flatnonzero(allowed_J).tolist() for allowed_J in self.problem.allowed_KJ]
-        return remaining(whole, allowed, self.scaled.in_units(multipliers_R), self.kept.cutoff, self.step) is None
+        return (
+            remaining(integers, allowed, self.scaled.in_units(multipliers_R), self.incumbents.cutoff, self.step) is None
+        )
 
-    def _closed_exactly(self, allowed_KJ: Flags, multipliers_R: Floats) -> bool:
-        """The same for one node."""
-        if self.whole is None:
-            self.whole = self._in_whole_numbers()
-        decided: Allowed = [[0] for _ in self.decided_K]
+    def _is_pruned_exactly(self, allowed_KJ: Flags, multipliers_R: Floats) -> bool:
+        """Whether a node can be pruned, in integers."""
+        if self.integers is None:
+            self.integers = self._integers()
+        decided: Allowed = [[0] for _ in self.fixed_slots_K]
         allowed = [np.flatnonzero(allowed_J).tolist() for allowed_J in allowed_KJ]
         multipliers = self.scaled.in_units(multipliers_R)
-        return remaining(self.whole, decided + allowed, multipliers, self.kept.cutoff, self.step) is None
+        return remaining(self.integers, decided + allowed, multipliers, self.incumbents.cutoff, self.step) is None
 
-    def _in_whole_numbers(self) -> WholeNumbers:
-        """The decided slots with their option, then the open ones with theirs."""
+    def _integers(self) -> IntegerTable:
+        """The table in integers: the fixed slots with their option, then the free ones with theirs."""
         problem = self.problem
 
         def rows(values_KJ: Floats) -> list[list[float]]:
-            decided: list[float] = values_KJ[self.decided_K, self.decided_options_K].tolist()
+            decided: list[float] = values_KJ[self.fixed_slots_K, self.fixed_options_K].tolist()
             undecided: list[list[float]] = values_KJ[self.slots_K[:, None], self.options_KJ].tolist()
             return [[value] for value in decided] + undecided
 
         costs = [rows(problem.costs_KJR[:, :, index]) for index in range(len(problem.limits))]
-        return WholeNumbers(rows(problem.scores_KJ), costs, problem.slacks)
+        return IntegerTable(rows(problem.scores_KJ), costs, problem.slacks)
 
-    def _split(self, batch: "_Batch", changes_NKJ: Floats, cutoff: float) -> None:
-        """Cross out, and replace nodes by their children."""
+    def _branch(self, batch: "_Batch", picked_NKJ: Floats, cutoff: float) -> None:
+        """Remove options by reduced cost, and replace nodes by their children."""
         num_nodes = len(batch.bounds_N)
         priced_NKJ = self._priced(batch.multipliers_NR, batch.allowed_NKJ)
         reached_NKJ = priced_NKJ - priced_NKJ.min(axis=2, keepdims=True) + batch.bounds_N[:, None, None]
-        doubt_N = self.scaled.rounding_error(batch.multipliers_NR)
-        allowed_NKJ = batch.allowed_NKJ & (reached_NKJ - 2 * doubt_N[:, None, None] < cutoff)
+        errors_N = self.scaled.rounding_error(batch.multipliers_NR)
+        allowed_NKJ = batch.allowed_NKJ & (reached_NKJ - 2 * errors_N[:, None, None] < cutoff)
         counts_NK = allowed_NKJ.sum(axis=2)
-        changes_NKJ = np.where(allowed_NKJ, changes_NKJ, 0.0)
-        slots_N = np.where(counts_NK > 1, 1e-9 + self._branching_scores(batch, changes_NKJ), 0.0).argmax(axis=1)
+        picked_NKJ = np.where(allowed_NKJ, picked_NKJ, 0.0)
+        slots_N = np.where(counts_NK > 1, 1e-9 + self._branching_scores(batch, picked_NKJ), 0.0).argmax(axis=1)
         nodes_N = np.arange(num_nodes)
         empty_N = (counts_NK == 0).any(axis=1)
         leaf_N = empty_N | (counts_NK[nodes_N, slots_N] == 1)
         for index in np.flatnonzero(leaf_N & ~empty_N):
-            self._try_incumbent(self._whole_choice(allowed_NKJ[index].argmax(axis=1)))
+            self._try_incumbent(self._full_choice(allowed_NKJ[index].argmax(axis=1)))
         self._record_leaf(batch, leaf_N)
         parents_C, options_C = np.nonzero(allowed_NKJ[nodes_N, slots_N] & ~leaf_N[:, None])
         slots_C = slots_N[parents_C]
@@ -365,31 +374,31 @@ class _Tree:
         children_CKJ[rows_C, slots_C] = False
         children_CKJ[rows_C, slots_C, options_C] = True
         bounds_C = reached_NKJ[parents_C, slots_C, options_C]
-        ids_C = self._note_children(batch, parents_C, slots_C, options_C)
+        ids_C = self._record_children(batch, parents_C, slots_C, options_C)
         order_C = np.argsort(-bounds_C, kind="stable")
         self.allowed_NKJ = np.concatenate([self.allowed_NKJ, children_CKJ[order_C]])
         self.multipliers_NR = np.concatenate([self.multipliers_NR, batch.multipliers_NR[parents_C][order_C]])
         self.bounds_N = np.concatenate([self.bounds_N, bounds_C[order_C]])
         self.ids_N = np.concatenate([self.ids_N, ids_C[order_C]])
 
-    def _branching_scores(self, batch: "_Batch", changes_NKJ: Floats) -> Floats:
-        """How much the priced costs of each slot changed while multipliers moved: variances, summed over the costs."""
-        shares_NKJ = changes_NKJ / np.maximum(changes_NKJ.sum(axis=2, keepdims=True), 1e-9)
-        unrest_NK = np.zeros(shares_NKJ.shape[:2])
+    def _branching_scores(self, batch: "_Batch", picked_NKJ: Floats) -> Floats:
+        """Branching score of each slot: variance of its priced costs over the subgradient steps."""
+        shares_NKJ = picked_NKJ / np.maximum(picked_NKJ.sum(axis=2, keepdims=True), 1e-9)
+        scores_NK = np.zeros(shares_NKJ.shape[:2])
         for costs_KJ, prices_N in zip(np.moveaxis(self.costs_KJR, 2, 0), batch.multipliers_NR.T, strict=True):
             variance_NK = (shares_NKJ * costs_KJ**2).sum(axis=2) - (shares_NKJ * costs_KJ).sum(axis=2) ** 2
-            unrest_NK += np.maximum(variance_NK, 0.0) * prices_N[:, None] ** 2
-        return unrest_NK
+            scores_NK += np.maximum(variance_NK, 0.0) * prices_N[:, None] ** 2
+        return scores_NK
 
     def _record_leaf(self, batch: "_Batch", which_N: Flags) -> None:
-        """Record nodes that need no children."""
+        """Record leaves of the proof."""
         if self.record:
             for index in np.flatnonzero(which_N):
                 multipliers = self.scaled.in_units(batch.multipliers_NR[index])
                 self.nodes[batch.ids_N[index]] = ProofNode(multipliers=multipliers)
 
-    def _note_children(self, batch: "_Batch", parents_C: Numbers, slots_C: Numbers, options_C: Numbers) -> Numbers:
-        """Record nodes that were split, and number their children."""
+    def _record_children(self, batch: "_Batch", parents_C: Numbers, slots_C: Numbers, options_C: Numbers) -> Numbers:
+        """Record branched nodes, and number their children."""
         if not self.record:
             return np.zeros(len(parents_C), dtype=np.int64)
         ids_C = len(self.nodes) + np.arange(len(parents_C))
@@ -406,28 +415,28 @@ class _Tree:
             )
         return ids_C
 
-    def _whole_choice(self, picks_K: Numbers) -> Choice:
-        """A choice for all slots from one for the open ones."""
+    def _full_choice(self, picks_K: Numbers) -> Choice:
+        """The choice for all slots from the options of the free ones."""
         choice_K = np.zeros(len(self.problem.scores_KJ), dtype=np.int64)
-        choice_K[self.decided_K] = self.decided_options_K
+        choice_K[self.fixed_slots_K] = self.fixed_options_K
         choice_K[self.slots_K] = self.options_KJ[np.arange(len(self.slots_K)), picks_K]
         return tuple(choice_K.tolist())
 
     def _try_incumbent(self, choice: Choice) -> None:
-        """Keep a choice that is within the limits and better than what is kept; exact."""
+        """Add a choice to the incumbents if it is feasible and below the cutoff; decided exactly."""
         slots_K = np.arange(len(choice))
         score = self.scaled.scores_KJ[slots_K, choice].sum()
-        over_R = self.scaled.costs_KJR[slots_K, choice].sum(axis=0) - self.scaled.slacks_R
-        if score > float(self.kept.cutoff) * self.unit + NEAR or (over_R > NEAR).any():
-            return  # far from it, also with all that floats may have lost
+        excess_R = self.scaled.costs_KJR[slots_K, choice].sum(axis=0) - self.scaled.slacks_R
+        if score > float(self.incumbents.cutoff) * self.unit + TOLERANCE or (excess_R > TOLERANCE).any():
+            return  # infeasible or above the cutoff by more than rounding errors
         objective = self.problem.objective(choice)
-        if objective < self.kept.cutoff and ((over_R < -NEAR).all() or self.problem.fits(choice)):
-            self.kept.offer(choice, objective)
+        if objective < self.incumbents.cutoff and ((excess_R < -TOLERANCE).all() or self.problem.fits(choice)):
+            self.incumbents.offer(choice, objective)
 
 
 @dataclass
 class _Batch:
-    """Nodes that are worked on together."""
+    """Nodes that are processed together."""
 
     allowed_NKJ: Flags
     multipliers_NR: Floats
@@ -435,7 +444,7 @@ class _Batch:
     ids_N: Numbers
 
     def where(self, which_N: Flags) -> "_Batch":
-        """Some of them."""
+        """The nodes of a mask."""
         return _Batch(
             self.allowed_NKJ[which_N], self.multipliers_NR[which_N], self.bounds_N[which_N], self.ids_N[which_N]
         )

@@ -1,11 +1,11 @@
-"""Proof that a choice is the best: a tree of Lagrangian bounds, checked in whole numbers from the table alone.
+"""Certificate that a choice is the best: a tree of Lagrangian bounds, checked in integers from the table alone.
 
-Each node of the tree has multipliers. They bound from below what any choice within the limits scores that uses the
-options which the node still allows, and, by reduced costs, what it scores if it uses one of them. Options that cannot
-lead to less than the certified objective are crossed out; what remains is split at one slot into the node's children.
-A node needs no children where nothing remains, or a single choice that is no better or exceeds a limit.
+Each node of the tree has multipliers. They give a lower bound on the score of any feasible choice from the node's
+allowed options, and, by reduced costs, on the score with any one of them. Options that cannot lead below the certified
+objective are removed; the node is branched at one slot of the rest. A node is a leaf if nothing is left, or a single
+choice that is no better or infeasible.
 
-Nothing of the solver is used here, and no float decides.
+The check uses nothing of the solver, and no float decides.
 
 Source: M. L. Fisher, The Lagrangian Relaxation Method for Solving Integer Programming Problems, 1981.
 """
@@ -21,7 +21,7 @@ from components.core.base.errors import InputError, TesseraError
 from components.search.solver.problem import Choice, exact, limit_with_tolerance
 
 Allowed = list[list[int]]
-"""Option numbers that each slot may still hold."""
+"""Option numbers that each slot may still have."""
 
 
 class WrongCertificate(TesseraError):
@@ -34,9 +34,9 @@ class ProofNode(Config):
     multipliers: tuple[float, ...]
     """Score a unit of each limited cost, in the order of the certificate's limits; never below 0."""
     slot: int | None = None
-    """Where the node is split; None for a leaf."""
+    """Slot at which the node is branched; None for a leaf."""
     children: dict[int, int] = Field(default_factory=dict)
-    """Number of the node for each option that the slot may still hold."""
+    """Number of the child for each option that the slot may still have."""
 
 
 class Certificate(Config):
@@ -45,7 +45,7 @@ class Certificate(Config):
     limits: dict[str, float]
     """Limits by name of the cost."""
     fixed: dict[int, int] = Field(default_factory=dict)
-    """Options that slots were told to hold."""
+    """Option of each slot whose option is fixed."""
     choice: Choice
     """Option number of each slot."""
     objective: str
@@ -66,8 +66,8 @@ def relative_gap(objective: Fraction, bound: Fraction) -> Fraction:
     return (objective - bound) / (abs(objective) or 1)
 
 
-class WholeNumbers:
-    """Scores and costs as whole numbers over common denominators."""
+class IntegerTable:
+    """Scores and costs as integers over common denominators."""
 
     def __init__(
         self,
@@ -80,15 +80,15 @@ class WholeNumbers:
         Args:
             scores: of each option of each slot.
             costs: one table like the scores for each limit.
-            slacks: what the sums of each may come to.
+            slacks: largest feasible sum of each cost.
         """
         self.slacks = list(slacks)
-        self.score_unit, self.scores = _whole(scores)
+        self.score_unit, self.scores = _integers(scores)
         self.cost_units, self.costs = [], []
         for table in costs:
-            unit, whole = _whole(table)
+            unit, integers = _integers(table)
             self.cost_units.append(unit)
-            self.costs.append(whole)
+            self.costs.append(integers)
 
     def objective(self, choice: Choice) -> Fraction:
         """Sum of the scores."""
@@ -97,7 +97,7 @@ class WholeNumbers:
     def fits(self, choice: Choice) -> bool:
         """Whether a choice is within the limits."""
         sums = (_chosen(table, choice) * unit for table, unit in zip(self.costs, self.cost_units, strict=True))
-        return all(used <= room for used, room in zip(sums, self.slacks, strict=True))
+        return all(used <= slack for used, slack in zip(sums, self.slacks, strict=True))
 
     def step(self) -> Fraction:
         """Objectives of two choices differ by a multiple of this."""
@@ -105,15 +105,15 @@ class WholeNumbers:
         return math.gcd(*differences) * self.score_unit
 
     def reduced(self, allowed: Allowed, multipliers: Sequence[float]) -> tuple[Fraction, list[list[int]], Fraction]:
-        """The Lagrangian over the allowed options, and what each of them adds to it.
+        """The Lagrangian over the allowed options, and their reduced costs.
 
         Returns:
-            The bound; how much it rises if a slot holds one of its allowed options, in units; the unit.
+            The bound; the reduced cost of each allowed option, in units; the unit.
         """
         prices = [Fraction(value) for value in multipliers]
         weights = [
             price * unit / self.score_unit for price, unit in zip(prices, self.cost_units, strict=True)
-        ]  # of one whole cost, in whole scores
+        ]  # of one unit of cost, in units of score
         common = math.lcm(*(weight.denominator for weight in weights))
         factors = [int(weight * common) for weight in weights]
         priced = [(factor, table) for factor, table in zip(factors, self.costs, strict=True) if factor]
@@ -129,7 +129,7 @@ class WholeNumbers:
             total += least
             rises.append([value - least for value in values])
         unit = self.score_unit / common
-        limits = sum((price * room for price, room in zip(prices, self.slacks, strict=True)), start=Fraction(0))
+        limits = sum((price * slack for price, slack in zip(prices, self.slacks, strict=True)), start=Fraction(0))
         return total * unit - limits, rises, unit
 
 
@@ -166,12 +166,12 @@ def check(
         limit_with_tolerance(exact(limit)) - exact((fixed_costs or {}).get(name, 0))
         for name, limit in certificate.limits.items()
     ]
-    whole = WholeNumbers(scores, [costs[name] for name in certificate.limits], slacks)
+    integers = IntegerTable(scores, [costs[name] for name in certificate.limits], slacks)
     objective, bound = Fraction(certificate.objective), Fraction(certificate.bound)
-    if whole.objective(certificate.choice) != objective:
-        scored = whole.objective(certificate.choice)
+    if integers.objective(certificate.choice) != objective:
+        scored = integers.objective(certificate.choice)
         raise WrongCertificate(f"the choice scores {float(scored)!r}, not {float(objective)!r}")
-    if not whole.fits(certificate.choice):
+    if not integers.fits(certificate.choice):
         raise WrongCertificate("the choice exceeds a limit")
     if any(certificate.choice[slot] != option for slot, option in certificate.fixed.items()):
         raise WrongCertificate("the choice is not what was fixed")
@@ -180,33 +180,33 @@ def check(
         for slot, row in enumerate(scores)
     ]
     if bound < objective and len(certificate.nodes) == 1:
-        _check_bound(whole, allowed, certificate.nodes[0], bound)
+        _check_bound(integers, allowed, certificate.nodes[0], bound)
     elif bound == objective:
-        _check_tree(whole, allowed, certificate.nodes, objective)
+        _check_tree(integers, allowed, certificate.nodes, objective)
     else:
         raise WrongCertificate("the bound is neither the objective nor that of a single node")
     return certificate.gap
 
 
-def _check_bound(whole: WholeNumbers, allowed: Allowed, root: ProofNode, bound: Fraction) -> None:
+def _check_bound(integers: IntegerTable, allowed: Allowed, root: ProofNode, bound: Fraction) -> None:
     """The Lagrangian of the root is as high as the bound."""
-    if min(root.multipliers, default=0.0) < 0 or whole.reduced(allowed, root.multipliers)[0] < bound:
+    if min(root.multipliers, default=0.0) < 0 or integers.reduced(allowed, root.multipliers)[0] < bound:
         raise WrongCertificate("the multipliers do not prove the bound")
 
 
-def _check_tree(whole: WholeNumbers, allowed: Allowed, nodes: Sequence[ProofNode], objective: Fraction) -> None:
+def _check_tree(integers: IntegerTable, allowed: Allowed, nodes: Sequence[ProofNode], objective: Fraction) -> None:
     """No choice of the allowed options scores less than the objective."""
-    step = whole.step()
+    step = integers.step()
     todo = [(0, allowed)]
     while todo:
         number, options = todo.pop()
         if number not in range(len(nodes)):
             raise WrongCertificate(f"the proof has no node {number}")
         node = nodes[number]
-        if min(node.multipliers, default=0.0) < 0 or len(node.multipliers) != len(whole.slacks):
+        if min(node.multipliers, default=0.0) < 0 or len(node.multipliers) != len(integers.slacks):
             raise WrongCertificate(f"the multipliers of node {number} bound nothing")
-        left = remaining(whole, options, node.multipliers, objective, step)
-        if left is None or (all(len(row) == 1 for row in left) and not _better(whole, left, objective)):
+        left = remaining(integers, options, node.multipliers, objective, step)
+        if left is None or (all(len(row) == 1 for row in left) and not _better(integers, left, objective)):
             continue
         slot = node.slot
         if slot is None or slot not in range(len(left)):
@@ -219,33 +219,33 @@ def _check_tree(whole: WholeNumbers, allowed: Allowed, nodes: Sequence[ProofNode
 
 
 def remaining(
-    whole: WholeNumbers, options: Allowed, multipliers: Sequence[float], objective: Fraction, step: Fraction
+    integers: IntegerTable, options: Allowed, multipliers: Sequence[float], objective: Fraction, step: Fraction
 ) -> Allowed | None:
     """Options that a choice better than the objective may use; None where there is no such choice."""
-    bound, rises, unit = whole.reduced(options, multipliers)
+    bound, rises, unit = integers.reduced(options, multipliers)
     if not bound < objective or (step and bound > objective - step):
         return None
     # A better choice scores less than the objective, and by a step at least.
-    room = (objective - bound) / unit
+    gap = (objective - bound) / unit
     most_rise = (objective - step - bound) / unit if step else None
     left = [
         [
             option
             for option, rise in zip(row, added, strict=True)
-            if rise < room and (most_rise is None or rise <= most_rise)
+            if rise < gap and (most_rise is None or rise <= most_rise)
         ]
         for row, added in zip(options, rises, strict=True)
     ]
     return left if all(left) else None
 
 
-def _better(whole: WholeNumbers, single: Allowed, objective: Fraction) -> bool:
+def _better(integers: IntegerTable, single: Allowed, objective: Fraction) -> bool:
     """Whether the one choice that is left is within the limits and beats the objective."""
     choice = tuple(row[0] for row in single)
-    return whole.objective(choice) < objective and whole.fits(choice)
+    return integers.objective(choice) < objective and integers.fits(choice)
 
 
-def _whole(rows: Sequence[Sequence[float]]) -> tuple[Fraction, list[list[int]]]:
+def _integers(rows: Sequence[Sequence[float]]) -> tuple[Fraction, list[list[int]]]:
     """A table as multiples of a unit."""
     fractions = [[exact(value) for value in row] for row in rows]
     common = math.lcm(*(value.denominator for row in fractions for value in row))

@@ -105,8 +105,10 @@ def _alternative(
     chosen = choice[number] == index
     slot = table.slots[number]
     with_option = problem.with_fixed({number: index})
-    known = [choice] if chosen else []
-    solution = solve_problem(with_option, known=known, max_nodes=MAX_NODES) if index in slot.allowed_options else None
+    mip_start = [choice] if chosen else []
+    solution = (
+        solve_problem(with_option, mip_start=mip_start, max_nodes=MAX_NODES) if index in slot.allowed_options else None
+    )
     option = slot.options[index]
     if solution is None:
         return Alternative(option.name, chosen, option.score, option.costs, None, None, None, None)

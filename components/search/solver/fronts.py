@@ -53,7 +53,7 @@ def sweep(
     last: Solution | None = None
     for value in sorted(set(values), reverse=name == THROUGHPUT):  # what fits here fits under what follows
         last = solve_problem(
-            problem_under({name: value}), known=[] if last is None else [last.choice], max_nodes=MAX_NODES
+            problem_under({name: value}), mip_start=[] if last is None else [last.choice], max_nodes=MAX_NODES
         )
         found[value] = last
     return [Point(batch, value, found[value]) for value in values]

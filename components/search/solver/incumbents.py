@@ -1,8 +1,8 @@
-"""Incumbents: the choices within the limits that are known so far, and a local search that finds better ones.
+"""Incumbents: the best feasible choices found so far, and a local search that finds better ones.
 
-Wanted are `count` choices, each the best of those that differ from all before in at least `distance` slots. The worst
-of them is the cutoff. It can rise again when a diverse solution replaces near duplicates, so that closed nodes may
-have to be opened again; `settled` tells.
+The pool has `count` choices, each the best of those that differ from all before in at least `distance` slots. Its worst
+score is the cutoff. It can rise again when a diverse solution replaces near duplicates, so pruned nodes may have to be
+searched again; `cutoff_holds` tells.
 
 Shape letters: K slots, J options of a slot (padded), R limited costs, M single changes.
 """
@@ -18,7 +18,7 @@ from components.search.solver.problem import Choice, Floats
 NUM_CHANGES = 100
 """Options that are tried, those of least reduced cost."""
 EXCESS_PRICE = 1e4
-"""What exceeding limits counts beside scores, both scaled to 1."""
+"""Penalty of exceeding a limit by all of it; scores are below 1."""
 MAX_ROUNDS = 60
 """Pairs of changes at most."""
 
@@ -28,30 +28,30 @@ Scored = tuple[Choice, Fraction]
 
 
 class IncumbentPool:
-    """Choices within the limits that are known so far.
+    """The best feasible choices found so far.
 
     Attributes:
-        goal: choices that score so much or more do not matter.
-        enough: whether the goal comes from choices that are known.
-        found: these, best first.
-        closed_at: the closest that the goal has been.
+        cutoff: choices with this score or more are not wanted.
+        is_full: whether the cutoff is the score of a choice; else it is above every score.
+        found: the choices, best first.
+        lowest_cutoff: the lowest cutoff that nodes were pruned with.
     """
 
     def __init__(self, count: int, distance: int, ceiling: Fraction) -> None:
         """Begin with none.
 
         Args:
-            count: how many are wanted.
-            distance: slots in which they differ at least.
-            ceiling: more than any choice scores.
+            count: number of choices wanted.
+            distance: number of slots in which any two differ at least.
+            ceiling: a score above that of any choice.
         """
         self.count, self.distance = count, distance
-        self.cutoff, self.enough = ceiling, False
-        self.closed_at = ceiling
+        self.cutoff, self.is_full = ceiling, False
+        self.lowest_cutoff = ceiling
         self.found: list[Scored] = []
 
     def offer(self, choice: Choice, objective: Fraction) -> None:
-        """Take a choice that scores less than the goal."""
+        """Add a choice that scores less than the cutoff."""
         scored = choice, objective
         place = bisect.bisect_left(self.found, _order(scored), key=_order)
         if self.found[place : place + 1] == [scored]:
@@ -59,16 +59,16 @@ class IncumbentPool:
         self.found.insert(place, scored)
         wanted = far_apart(self.found, self.count, self.distance)
         if len(wanted) == self.count:
-            self.cutoff, self.enough = wanted[-1][1], True
-            self.closed_at = min(self.closed_at, self.cutoff)
+            self.cutoff, self.is_full = wanted[-1][1], True
+            self.lowest_cutoff = min(self.lowest_cutoff, self.cutoff)
             if self.count == 1:
                 self.found = wanted
 
-    def settled(self) -> bool:
-        """Whether all nodes were closed by a goal that still holds; else they have to be opened again."""
-        settled = self.closed_at == self.cutoff
-        self.closed_at = self.cutoff
-        return settled
+    def cutoff_holds(self) -> bool:
+        """Whether all nodes were pruned by a cutoff that still holds; else they have to be searched again."""
+        holds = self.lowest_cutoff == self.cutoff
+        self.lowest_cutoff = self.cutoff
+        return holds
 
 
 def _order(scored: Scored) -> tuple[Fraction, Choice]:
@@ -78,7 +78,7 @@ def _order(scored: Scored) -> tuple[Fraction, Choice]:
 
 
 def far_apart(ordered: list[Scored], count: int, distance: int) -> list[Scored]:
-    """Each time the first that differs from all before in at least `distance` slots, `count` at most."""
+    """Take each time the first that differs from all taken before in at least `distance` slots, `count` at most."""
     choices_NK = np.array([choice for choice, _ in ordered])
     left_N = np.ones(len(ordered), dtype=bool)
     taken: list[Scored] = []
@@ -89,16 +89,16 @@ def far_apart(ordered: list[Scored], count: int, distance: int) -> list[Scored]:
     return taken
 
 
-def improve(scaled: Scaled, reduced_KJ: Floats, start: Choice) -> Choice:
-    """Change options two at a time, first until the limits hold, then to score less.
+def local_search(scaled: Scaled, reduced_KJ: Floats, start: Choice) -> Choice:
+    """Change options two at a time, first until the choice is feasible, then to lower its score.
 
     Args:
         scaled: the problem.
-        reduced_KJ: reduced costs, infinite where an option is not allowed.
+        reduced_KJ: reduced costs, infinite for options that are not allowed.
         start: any choice.
 
     Returns:
-        A choice that no such pair improves; it may still exceed limits.
+        A choice that no pair of changes improves; it may still be infeasible.
     """
     num_options = reduced_KJ.shape[1]
     tried = np.argsort(reduced_KJ, axis=None, kind="stable")[: len(reduced_KJ) + NUM_CHANGES]

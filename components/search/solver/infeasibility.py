@@ -1,4 +1,4 @@
-"""Why no choice fits: the smallest set of limits that cannot be met together, and how far each of them can be met."""
+"""Infeasibility: the smallest set of limits that cannot be met together, and how far each of them can be met."""
 
 import itertools
 
@@ -12,15 +12,15 @@ TIME_LIMIT_S = 20.0
 def find_conflict(problem: Problem, *, time_limit_s: float = TIME_LIMIT_S) -> dict[str, float]:
     """The smallest set of limits that no choice meets together.
 
-    Sets are tried by size, so that none that is smaller clashes; of equals the first in the order of the limits.
+    Sets are tried by size; of sets of one size the first in the order of the limits counts.
 
     Args:
-        problem: one that no choice fits.
-        time_limit_s: for each set of limits; one that is not decided in time is passed over.
+        problem: an infeasible one.
+        time_limit_s: for each set of limits; a set that is not decided in time is skipped.
 
     Returns:
-        For each limit of the set the least that its cost was brought to while the others of the set are met; empty
-        where time did not suffice.
+        For each limit of the set the lowest cost that was reached while the others of the set are met; empty if no
+        set was decided in time.
     """
     for size in range(1, len(problem.names) + 1):
         for names in itertools.combinations(problem.names, size):
@@ -33,7 +33,7 @@ def find_conflict(problem: Problem, *, time_limit_s: float = TIME_LIMIT_S) -> di
 
 
 def _least(problem: Problem, name: str, names: tuple[str, ...], time_limit_s: float) -> Outcome:
-    """The least sum of one cost over the slots while the others of a set are met."""
+    """The lowest sum of one cost over the slots while the others of a set are met."""
     index = problem.names.index(name)
     others = problem.only([other for other in names if other != name]).with_scores(problem.costs_KJR[:, :, index])
     return search(others, time_limit_s=time_limit_s)

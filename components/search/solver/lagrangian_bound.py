@@ -1,9 +1,9 @@
-"""Lower bounds of a problem: its Lagrangian, and the multipliers that make it highest, from the linear relaxation.
+"""Dual bounds: the Lagrangian of a problem, and the multipliers that maximise it, from the linear relaxation.
 
     L(lambda) = sum_k min_j (score(k, j) + sum_r lambda_r cost_r(k, j)) - sum_r lambda_r limit_r,    lambda >= 0
 
-No choice within the limits scores below L, whatever the multipliers are: an approximate solver can be trusted to find
-them. What floats may lose in computing L is bounded by `Scaled.doubt`.
+No feasible choice scores below L, whatever the multipliers are: so approximate multipliers are enough. The rounding
+error of L in floats is bounded by `Scaled.rounding_error`.
 
 Shape letters: K slots, J options of a slot (padded), R limited costs.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from components.search.solver.problem import Flags, Floats, Problem
 
 SLACK_COST = 1e5
-"""What exceeding a limit by all of it costs in the relaxation, so that it always has a solution; scores are below 1."""
+"""Penalty of exceeding a limit by all of it in the relaxation, so that it always has a solution; scores are below 1."""
 
 PRIMAL = 4
 """HiGHS's number for the primal simplex: of its methods the quickest where options are many and limits few."""
@@ -37,7 +37,7 @@ class Scaled:
     Attributes:
         scores_KJ: scores; divided by 2^score_exponent.
         costs_KJR: costs; divided by 2^cost_exponents.
-        rooms_R: limits, likewise.
+        slacks_R: largest feasible sum of each cost, likewise.
         allowed_KJ: options that may be chosen.
         score_exponent: see above.
         cost_exponents: see above.
@@ -53,7 +53,7 @@ class Scaled:
     @classmethod
     def of(cls, problem: Problem) -> "Scaled":
         """Scale a problem."""
-        slacks_R = np.array([float(room) for room in problem.slacks])
+        slacks_R = np.array([float(slack) for slack in problem.slacks])
         sizes = np.maximum(np.abs(slacks_R), np.abs(problem.costs_KJR).max(axis=(0, 1), initial=0.0))
         exponents = tuple(_exponent(size) for size in sizes)
         score_exponent = _exponent(np.abs(problem.scores_KJ[problem.allowed_KJ]).max(initial=0.0))
@@ -78,7 +78,7 @@ class Scaled:
         return float(self.priced(multipliers_R).min(axis=1).sum() - multipliers_R @ self.slacks_R)
 
     def rounding_error(self, multipliers_R: Floats) -> Floats:
-        """By how much a Lagrangian that floats computed may be wrong; multipliers may have leading axes.
+        """Bound on the rounding error of a Lagrangian in floats; multipliers may have leading axes.
 
         Each term carries the rounding of its parts and of the sum: at most a unit for each addition.
         """

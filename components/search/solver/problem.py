@@ -26,7 +26,7 @@ Choice = tuple[int, ...]
 """Option number of each slot."""
 
 ROUNDING = Fraction(1, 10**12)
-"""By which share of itself a limit may be exceeded: limits are often sums of floats, and those round."""
+"""Share by which a limit may be exceeded: limits are often sums of floats, which are rounded."""
 MAX_DECIMALS = 9
 """Scores with so many decimals at most are recognised as multiples of a common step."""
 
@@ -47,7 +47,7 @@ class Problem:
         allowed_KJ: which options exist and may be chosen.
         limits: of each cost, in the order of the last axis.
         names: of the costs.
-        fixed: what counts against each limit whatever is chosen.
+        fixed: cost that every choice has, of each limit.
     """
 
     scores_KJ: Floats
@@ -71,7 +71,7 @@ class Problem:
             scores: of each option of each slot.
             costs: by name, of each option of each slot; those without a limit do not count.
             limits: by name of the cost.
-            fixed: by name, what counts against a limit whatever is chosen.
+            fixed: by name, cost that every choice has.
         """
         widths = np.array([len(row) for row in scores])
         allowed_KJ = np.arange(max(widths)) < widths[:, None]
@@ -98,7 +98,7 @@ class Problem:
         return replace(self, scores_KJ=scores_KJ)
 
     def with_fixed(self, fixed: Mapping[int, int]) -> Self:
-        """The same problem where these slots hold these options."""
+        """The same problem with the options of these slots fixed."""
         allowed_KJ = self.allowed_KJ.copy()
         for slot, option in fixed.items():
             allowed_KJ[slot] &= np.arange(allowed_KJ.shape[1]) == option
@@ -106,19 +106,19 @@ class Problem:
 
     def only(self, names: Sequence[str]) -> Self:
         """The same problem under some of its limits."""
-        kept = [index for index, name in enumerate(self.names) if name in names]
+        indices = [index for index, name in enumerate(self.names) if name in names]
         return replace(
             self,
-            costs_KJR=self.costs_KJR[:, :, kept],
-            limits=tuple(self.limits[index] for index in kept),
-            names=tuple(self.names[index] for index in kept),
-            fixed=tuple(self.fixed[index] for index in kept),
+            costs_KJR=self.costs_KJR[:, :, indices],
+            limits=tuple(self.limits[index] for index in indices),
+            names=tuple(self.names[index] for index in indices),
+            fixed=tuple(self.fixed[index] for index in indices),
         )
 
     def with_no_good_cut(self, earlier: Choice, distance: int) -> Self:
         """The same problem for choices that differ from an earlier one in at least `distance` slots.
 
-        Agreement is one more cost: 1 where a slot holds the earlier option. Source: arXiv 2411.19146, appendix B.
+        Agreement is one more cost: 1 where a slot has the earlier option. Source: arXiv 2411.19146, appendix B.
         """
         agrees_KJ = np.arange(self.scores_KJ.shape[1]) == np.array(earlier)[:, None]
         return replace(
@@ -146,7 +146,7 @@ class Problem:
 
     @property
     def slacks(self) -> tuple[Fraction, ...]:
-        """What sums over the slots may come to under each limit."""
+        """Largest feasible sum over the slots of each cost."""
         return tuple(limit_with_tolerance(limit) - fixed for limit, fixed in zip(self.limits, self.fixed, strict=True))
 
     @cached_property
@@ -163,7 +163,7 @@ class Problem:
 
 
 def limit_with_tolerance(limit: Fraction) -> Fraction:
-    """What a sum may come to under a limit."""
+    """The largest sum that counts as within a limit."""
     return limit + abs(limit) * ROUNDING
 
 

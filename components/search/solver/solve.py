@@ -16,17 +16,17 @@ from components.core.base.errors import InfeasibleBudget, RecipeError, TesseraEr
 from components.search.config import Limits
 from components.search.costs.resources import RESOURCES, Costs
 from components.search.solver.branch_and_bound import Outcome, search
-from components.search.solver.certificate import Certificate, ProofNode, WholeNumbers, relative_gap
+from components.search.solver.certificate import Certificate, IntegerTable, ProofNode, relative_gap
 from components.search.solver.incumbents import far_apart
 from components.search.solver.infeasibility import find_conflict
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import ROUNDING, Choice, Problem
 
 MAX_PROOF_NODES = 20_000
-"""Larger proofs are not kept: the certificate then has the root's bound and says how far it is from the objective."""
+"""A larger proof is not recorded: the certificate then has the root's bound, and the gap to it."""
 
 MAX_NODES = 1_000_000
-"""Where a search gives up the proof, some minutes: counted in nodes, so that equal searches give equal answers."""
+"""Nodes after which a search stops without a proof, some minutes: counted in nodes, so results are reproducible."""
 
 CLOSE = 2
 """Up to this distance one search collects all choices that may be in the pool; beyond, they would be too many."""
@@ -40,14 +40,14 @@ class TimeIsOver(TesseraError):
 
 @dataclass(frozen=True)
 class Solution:
-    """What the solver found.
+    """A choice, and how good it is proven to be.
 
     Attributes:
         choice: option number of each slot.
         objective: sum of the scores.
         bound: no choice within the limits scores below this.
         gap: relative distance of the two; 0 is a proof.
-        status: `optimal`, or `feasible` where time was over before the proof.
+        status: `optimal`, or `feasible` where the search stopped before the proof was complete.
     """
 
     choice: Choice
@@ -62,7 +62,7 @@ def solve_problem(
     *,
     time_limit_s: float = math.inf,
     max_nodes: int | None = None,
-    known: Sequence[Choice] = (),
+    mip_start: Sequence[Choice] = (),
 ) -> Solution | None:
     """The choice with the lowest sum of scores within the limits, or None if there is none.
 
@@ -70,12 +70,12 @@ def solve_problem(
         problem: options and limits.
         time_limit_s: after so many seconds the best choice so far is returned with its gap.
         max_nodes: the same after so many nodes.
-        known: choices within the limits, to begin with.
+        mip_start: feasible choices; the first incumbents.
 
     Raises:
         TimeIsOver: see there.
     """
-    solutions = solutions_of(search(problem, known=known, time_limit_s=time_limit_s, max_nodes=max_nodes))
+    solutions = solutions_of(search(problem, mip_start=mip_start, time_limit_s=time_limit_s, max_nodes=max_nodes))
     return solutions[0] if solutions else None
 
 
@@ -121,15 +121,15 @@ def pool(problem: Problem, count: int, *, distance: int = 1, time_limit_s: float
     rough = _one_by_one(problem, count, distance, deadline, None if distance > CLOSE else 1)
     if distance > CLOSE:
         return rough
-    known = [solution.choice for solution in rough]
+    mip_start = [solution.choice for solution in rough]
     time_left_s = deadline - time.monotonic()
-    outcome = search(problem, known=known, count=count, distance=distance, time_limit_s=time_left_s)
+    outcome = search(problem, mip_start=mip_start, count=count, distance=distance, time_limit_s=time_left_s)
     outcome.found = far_apart(outcome.found, count, distance)
     return solutions_of(outcome)
 
 
 def _one_by_one(problem: Problem, count: int, distance: int, deadline: float, max_nodes: int | None) -> list[Solution]:
-    """Each under a limit on what may agree with every earlier one; with few nodes good ones rather than the best."""
+    """Solve repeatedly with a no-good cut for each earlier choice; with few nodes the choices are good, not best."""
     found: list[Solution] = []
     while len(found) < count:
         outcome = search(problem, time_limit_s=deadline - time.monotonic(), max_nodes=max_nodes if found else None)
@@ -145,17 +145,17 @@ def _one_by_one(problem: Problem, count: int, distance: int, deadline: float, ma
 def certify(
     problem: Problem, choice: Choice, *, fixed: Mapping[int, int] | None = None, max_nodes: int = MAX_PROOF_NODES
 ) -> Certificate:
-    """The proof that no choice within the limits scores less, or how close to that a single bound comes.
+    """The proof that no feasible choice scores less; if it is too large, the bound of the root and the gap to it.
 
     Args:
         problem: options and limits, with nothing fixed.
         choice: the best one.
         fixed: option of each slot whose option is fixed.
-        max_nodes: the largest proof to keep.
+        max_nodes: the largest proof to record.
     """
     fixed = dict(fixed or {})
     restricted = problem.with_fixed(fixed)
-    outcome = search(restricted, known=[choice], max_nodes=max_nodes, record=True)
+    outcome = search(restricted, mip_start=[choice], max_nodes=max_nodes, record=True)
     objective = problem.objective(choice)
     proven = outcome.complete and outcome.found[0][0] == choice
     return Certificate(
@@ -171,9 +171,9 @@ def certify(
 def _root_bound(problem: Problem, outcome: Outcome) -> Fraction:
     """The Lagrangian of the root, exact."""
     costs = [problem.costs_KJR[:, :, index].tolist() for index in range(len(problem.limits))]
-    whole = WholeNumbers(problem.scores_KJ.tolist(), costs, problem.slacks)
+    integers = IntegerTable(problem.scores_KJ.tolist(), costs, problem.slacks)
     allowed = [row.nonzero()[0].tolist() for row in problem.allowed_KJ]
-    return whole.reduced(allowed, outcome.multipliers)[0]
+    return integers.reduced(allowed, outcome.multipliers)[0]
 
 
 def absolute_limits(limits: Limits, parent: Costs, batch_tokens: int = 0) -> dict[str, float]:
@@ -185,7 +185,7 @@ def absolute_limits(limits: Limits, parent: Costs, batch_tokens: int = 0) -> dic
         batch_tokens: new tokens of the batch that times are of: throughput is a limit on its time.
 
     Raises:
-        RecipeError: a limit on what the costs at hand do not know.
+        RecipeError: a limit on a cost that is not known.
     """
     found = {resource: limits.absolute(resource, parent.of(resource)) for resource in RESOURCES}
     wanted = {resource: float(limit) for resource, limit in found.items() if limit is not None}
@@ -227,8 +227,8 @@ def solve_table(table: Mapping[str, JsonValue], limits: Limits) -> tuple[OptionT
     Raises:
         InfeasibleBudget: no choice meets them.
     """
-    known = {name: table[name] for name in OptionTable.model_fields if name in table}
-    options = OptionTable.parse(known, where="search.json")
+    mip_start = {name: table[name] for name in OptionTable.model_fields if name in table}
+    options = OptionTable.parse(mip_start, where="search.json")
     return options, solve(options, absolute_limits(limits, options.costs(options.parent_choice), options.batch_tokens))
 
 
