@@ -31,8 +31,7 @@ from components.data.config import ArithmeticConfig, DataConfig
 from components.data.stage import run as make_data
 from components.pretrain.config import PretrainConfig, Shape
 from components.pretrain.stage import run as pretrain
-from components.search.child.assemble import child_layers, trainable
-from components.search.child.child_model import make_child
+from components.search.child.child_model import child_layers, make_child, trainable
 from components.search.child.held_out_kl import HeldOut, held_out_kl
 from components.search.config import Distillation, Fusion, Limits, Measurement, SearchConfig
 from components.search.costs.measured import counted_costs

@@ -1,20 +1,104 @@
-"""The model of a choice: its layers, fused, between the parent's embeddings and head."""
+"""From a choice of sub-blocks to a child: weights from the parent and the library, FFN runs fused, a model."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+from torch import nn
+
+from components.core.model.checkpoint import take_weights
 from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.layer_numbering import LAYERS
+from components.core.model.layer_paging import is_paged, page_layers, state_outside_layers
 from components.core.text.packing import Batch
-from components.search.child.assemble import assemble, child_layers
-from components.search.child.ffn_dependency import ffn_dependencies
-from components.search.child.ffn_fusion import ChildLayer, Dependencies, drop_empty, fuse_layers
+from components.search.child.ffn_fusion import ChildLayer, Dependencies, drop_empty, ffn_dependencies, fuse_layers
 from components.search.child.records import ChildRecord, ChoiceRecord, LayerShape
 from components.search.config import Fusion
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Choice
 from components.search.solver.solve import fits
-from components.search.space.layer_space import LayerSpace, Variant
+from components.search.space.build import heterogeneous_model
+from components.search.space.layer_space import PARTS, LayerSpace, Variant
+from components.search.space.library_files import load_block
+from components.search.space.variant_weights import Weights, subblock_weights
+
+
+def child_layers(
+    parent: TesseraForCausalLM,
+    spaces: Sequence[LayerSpace],
+    libraries: Sequence[Path],
+    variants: Sequence[tuple[Variant, Variant]],
+) -> list[ChildLayer]:
+    """The layers of a child, one for each of the parent's, not fused yet.
+
+    Args:
+        parent: source of every sub-block that stays.
+        spaces: options of each layer.
+        libraries: folders with the trained variants.
+        variants: chosen attention and FFN of each layer.
+    """
+
+    def read(number: int) -> Weights:
+        weights: Weights = {}
+        for part, variant in zip(PARTS, variants[number], strict=True):
+            if variant == spaces[number].of(part)[0]:
+                weights |= subblock_weights(parent.model.layers[number].state_dict(), part)
+            elif not variant.is_no_op:
+                weights |= load_block(libraries, (number, variant))
+        return weights
+
+    return [
+        ChildLayer(attention.size, ffn.size, partial(read, number), (number,))
+        for number, (attention, ffn) in enumerate(variants)
+    ]
+
+
+def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> TesseraForCausalLM:
+    """A model of these layers between the parent's embeddings and head, to be used as it is; see `trainable`.
+
+    It shares the parent's weights, copies none, and is paged where the parent is. Its configuration says in
+    `parent_layers`, for each layer, how many layers of the parent are behind its output.
+    """
+    shape = tuple((layer.num_key_value_heads, layer.intermediate_size) for layer in layers)
+    with torch.device("meta"):
+        child = heterogeneous_model(parent.config, shape)
+    child.requires_grad_(False)
+    state = state_outside_layers(parent)
+    paged = is_paged(parent.model.layers)
+    if paged:
+        page_layers(child.model.layers, lambda number: layers[number].read())
+    else:
+        for number, layer in enumerate(layers):
+            state |= {f"{LAYERS}{number}.{name}": tensor for name, tensor in layer.read().items()}
+    take_weights(child, state, strict=not paged)
+    child.config.parent_layers = _depths([layer.parent_layers for layer in layers], len(parent.model.layers))
+    return child
+
+
+def trainable(child: TesseraForCausalLM) -> TesseraForCausalLM:
+    """A copy in float32, so that whoever trains it leaves the parent alone.
+
+    Args:
+        child: not paged.
+    """
+    copy = deepcopy(child).requires_grad_(True)
+    nn.Module.to(copy, torch.float32)
+    return copy
+
+
+def _depths(parent_layers: Sequence[Sequence[int]], depth: int) -> list[int]:
+    """For each layer of a child, how many of the parent's are behind its output.
+
+    What was dropped passes its input on, so the output is also that of the dropped layers which follow.
+    """
+    depths, done = [], 0
+    for numbers in parent_layers:
+        done = max(done, numbers[-1] + 1)
+        depths.append(min((later[0] for later in parent_layers if later[0] >= done), default=depth))
+    return depths
 
 
 @dataclass(frozen=True)

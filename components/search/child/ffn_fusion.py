@@ -1,9 +1,10 @@
 """FFN Fusion: consecutive FFNs without attention between them become one wider FFN.
 
 A run X + FFN_i(norm_i(X)), then X + FFN_{i+1}(norm_{i+1}(X)), … is replaced by X + sum_j FFN_j(norm_j(X)), which is
-exactly one wider gated FFN. All FFNs of the run then read the same X: that alone is the approximation.
+exactly one wider gated FFN. The only approximation is that all FFNs of the run then read the same X. How much each FFN
+depends on those before it measures the error; length, width and dependency decide which FFNs are fused.
 
-Which ones is chosen by length, width, and how much each FFN depends on those before it (`dependency.py`).
+Shape letters: B rows, T tokens, N tokens that are no padding, D hidden size.
 
 Source: arXiv 2503.18908, section 3, equation 5 and theorem 3.1, and section 4.
 """
@@ -13,10 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from components.core.model.architecture import LINEAR
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.text.packing import Batch
 from components.search.config import Fusion
+from components.search.library.activations import observe
 from components.search.space.layer_space import Size
+from components.search.space.subblock import Subblock
 from components.search.space.variant_weights import Weights
 
 NORM = "post_attention_layernorm.weight"
@@ -157,3 +164,45 @@ def fold(run: Sequence[Weights]) -> Weights:
             weights[name] = torch.cat([ffn[name] for ffn in run])
         weights["mlp.down_proj.bias"] = torch.stack([ffn["mlp.down_proj.bias"] for ffn in run]).sum(dim=0)
     return weights
+
+
+@torch.no_grad()
+def ffn_dependencies(
+    child: TesseraForCausalLM, layers: Sequence[ChildLayer], batches: Sequence[Batch]
+) -> dict[tuple[int, int], float]:
+    """Cosine distance between what an FFN adds and what it adds with an earlier FFN of its run removed.
+
+    The residual streams that each lack one FFN go through the run side by side, so that a layer is needed once.
+
+    Args:
+        child: made of these layers.
+        layers: none of them empty, nothing fused.
+        batches: text.
+
+    Returns:
+        By two of the parent's layers, in order: 0 where the second does not notice that the first is gone; 2 at most.
+
+    Source: arXiv 2503.18908, section 4.
+    """
+    places = {layer.parent_layers[0]: place for place, layer in enumerate(layers)}
+    runs = [[layer.parent_layers[0] for layer in run] for run in split_runs(layers) if len(run) > 1]
+    sums: dict[tuple[int, int], float] = {}
+    tokens = 0
+    for batch in batches if runs else ():
+        seen, _ = observe(child, batch, [places[number] for run in runs for number in run])
+        mask_BT = batch.segment_ids_BT > 0
+        tokens += int(mask_BT.sum())
+        for run in runs:
+            without: dict[int, Tensor] = {}
+            for number in run:
+                block = Subblock.of(child.model.layers[places[number]], "ffn")
+                assert block is not None, "a run has FFNs only"
+                lesson = seen[places[number], "ffn"]
+                whole_ND = lesson.output_BTD[mask_BT]
+                for removed, hidden_ND in without.items():
+                    added_ND = block(hidden_ND, ())
+                    distance_N = 1 - F.cosine_similarity(added_ND, whole_ND, dim=-1)
+                    sums[removed, number] = sums.get((removed, number), 0.0) + float(distance_N.sum())
+                    without[removed] = hidden_ND + added_ND
+                without[number] = lesson.hidden_BTD[mask_BT]
+    return {pair: max(0.0, total / tokens) for pair, total in sums.items()}

@@ -20,7 +20,7 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.text.packing import Batch
 from components.search.library.activations import SubblockIO, iterate_layers
-from components.search.library.block_trainer import normalised_mse
+from components.search.library.local_distillation import normalised_mse
 from components.search.library.records import LIBRARY_FILE, ShardLibrary
 from components.search.space.layer_space import Part, Variant
 from components.search.space.library_files import BlockKey, load_block

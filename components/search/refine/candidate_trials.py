@@ -13,7 +13,7 @@ from components.core.text.packing import Batch, PackedStream
 from components.core.training.distillation import distillation_loss, paired_layers
 from components.core.training.loop import train
 from components.core.training.train_config import TrainConfig
-from components.search.child.assemble import trainable
+from components.search.child.child_model import trainable
 from components.search.child.held_out_kl import HeldOut, held_out_kl
 from components.search.config import Candidates
 from components.search.refine.records import CandidateTrial

@@ -12,8 +12,7 @@ from components.core.model.layer_paging import is_paged
 from components.core.runtime.context import quiet_context
 from components.core.runtime.placement import Placement
 from components.core.text.packing import Batch
-from components.search.child.assemble import assemble, child_layers, trainable
-from components.search.child.child_model import Child, ChildFactory
+from components.search.child.child_model import Child, ChildFactory, assemble, child_layers, trainable
 from components.search.child.held_out_kl import held_out_kl
 from components.search.config import Candidates, Fusion, Space
 from components.search.space.build import build_subblock

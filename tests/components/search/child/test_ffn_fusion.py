@@ -11,9 +11,15 @@ from torch import Tensor
 
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.text.packing import Batch
-from components.search.child.assemble import assemble
-from components.search.child.ffn_dependency import ffn_dependencies
-from components.search.child.ffn_fusion import ChildLayer, choose_groups, drop_empty, fuse, fuse_layers
+from components.search.child.child_model import assemble
+from components.search.child.ffn_fusion import (
+    ChildLayer,
+    choose_groups,
+    drop_empty,
+    ffn_dependencies,
+    fuse,
+    fuse_layers,
+)
 from components.search.config import Fusion
 from components.search.space.variant_weights import subblock_weights
 

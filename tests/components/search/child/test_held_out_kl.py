@@ -14,7 +14,7 @@ import torch
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.text.packing import IGNORE, Batch, PackedStream, load_corpus
-from components.search.child.assemble import assemble
+from components.search.child.child_model import assemble
 from components.search.child.ffn_fusion import ChildLayer
 from components.search.child.held_out_kl import HeldOut, held_out_kl
 from components.search.config import Candidates

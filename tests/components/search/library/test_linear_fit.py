@@ -11,8 +11,8 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.text.packing import Batch
 from components.search.library.activations import observe
-from components.search.library.block_trainer import normalised_mse
 from components.search.library.linear_fit import RIDGE, LeastSquares, fit_linear
+from components.search.library.local_distillation import normalised_mse
 from components.search.space.build import build_subblock
 from components.search.space.layer_space import PARTS, Variant
 from components.search.space.library_files import load_block

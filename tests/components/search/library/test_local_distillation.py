@@ -10,11 +10,10 @@ from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
 from components.core.text.packing import Batch, PackedStream, load_corpus
-from components.search.child.assemble import child_layers
+from components.search.child.child_model import child_layers
 from components.search.config import Distillation, Space
 from components.search.library.activations import observe
-from components.search.library.block_trainer import normalised_mse
-from components.search.library.local_distillation import distil, shard_layers, variants_to_train
+from components.search.library.local_distillation import distil, normalised_mse, shard_layers, variants_to_train
 from components.search.space.build import build_subblock
 from components.search.space.layer_space import Variant, layer_spaces
 from components.search.space.library_files import BlockKey, load_block, save_block

@@ -13,7 +13,7 @@ from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
 from components.core.text.packing import IGNORE, Batch
-from components.search.child.assemble import assemble
+from components.search.child.child_model import assemble
 from components.search.child.ffn_fusion import ChildLayer
 from components.search.config import MEASURES
 from components.search.scoring import replace_one_block as scoring
