@@ -1,4 +1,4 @@
-"""What the stages of the search need, take and make."""
+"""Settings of the stages of the search."""
 
 import re
 from collections.abc import Mapping
@@ -86,7 +86,7 @@ Without = Literal["own", "linear", "no_op"]
 
 
 class LayerRules(Config):
-    """What some layers may have; what is not set is as for all layers."""
+    """Space of some layers; a setting that is left out is that of all layers."""
 
     ffn_fractions: tuple[Fraction, ...] | None = None
     """FFN widths, as fractions of the parent's intermediate size."""
@@ -138,23 +138,23 @@ class Space(Config):
 
 
 class Calibration(Config):
-    """The packed text that the parent is watched on."""
+    """Packed text, and the precision in which the parent computes on it."""
 
     seq_len: int = Field(default=128, gt=1)
     """Tokens of a packed row."""
     batch_size: int = Field(default=16, gt=0)
     """Packed rows a batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the parent is computed in; its weights take the memory that they take in its files."""
+    """Precision that the parent computes in; its weights stay in the precision of its files."""
     seed: int | None = None
     """Order of the data and all randomness; the recipe's seed where not given."""
 
 
 class Measurement(LoadProfile):
-    """The deployment that costs are of: measured in vLLM on this machine, or predicted for a device elsewhere."""
+    """The load that costs are for: measured in vLLM on this machine, or predicted for another device."""
 
     rounds: int = Field(default=7, gt=0)
-    """Times that all models are measured in turn, each right after the parent; medians count."""
+    """Rounds of measuring all models in turn, each right after the parent; the median counts."""
     num_layers: int | None = Field(default=None, gt=1)
     """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
     cached_tokens: int | None = Field(default=None, gt=0)
@@ -184,7 +184,7 @@ class Distillation(Config):
     }
 
     num_steps: int = Field(default=40, ge=0)
-    """Optimizer steps; 0 leaves every variant as it was initialised."""
+    """Optimizer steps; 0 leaves every variant untrained."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak of AdamW's cosine schedule."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -195,40 +195,40 @@ class Distillation(Config):
     resume_interval_s: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
     skip_below_error: float = Field(default=1e-3, ge=0)
-    """Normalised error below which a variant stays as it was initialised."""
+    """A variant whose first normalised error is below this is not trained."""
 
 
 class Fusion(Config):
-    """Which FFNs of attention-free runs become one. Source: arXiv 2503.18908, sections 3 and 4."""
+    """Which FFNs of attention-free runs are fused. Source: arXiv 2503.18908, sections 3 and 4."""
 
     enabled: bool = True
     """Whether to fuse at all."""
     keep_last: bool = True
-    """Leave the last FFN of each run as it is: the paper found it sensitive."""
+    """Never fuse the last FFN of a run: the paper found it sensitive."""
     max_channels: int | None = Field(default=None, ge=1)
     """Width of a fused FFN at most, channels: what fits one device."""
     max_dependency: float | None = Field(default=None, ge=0, le=2)
-    """How much an FFN may change when an earlier one of its group is removed, as cosine distance of its output."""
+    """Largest cosine distance of an FFN's output with and without an earlier FFN of its group."""
     timing: Literal["decoder", "vllm"] | None = None
     """Where a decode step before and after fusion is timed, for the report; not at all by default."""
 
 
 class LatencyFeedback(Config):
-    """Measuring children themselves, and solving again where the sum of block costs was wrong."""
+    """Measures children, corrects the block costs where their sum was wrong, and solves again."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"rounds": "max_rounds"}
 
     max_rounds: int = Field(default=0, ge=0)
-    """Children that are assembled and measured at most; three do. Each takes as long as vLLM takes to start."""
+    """Children that are assembled and measured at most; three are enough. Each takes a start of vLLM."""
     tolerance: float = Field(default=0.02, gt=0)
     """Relative difference of the predicted and the measured time at which they agree."""
 
 
 class Candidates(Config):
-    """Several of the best choices, distilled for a short while, since ranking can flip after distillation."""
+    """Short distillation of several of the best choices, since ranking can change after distillation."""
 
     count: int = Field(default=1, ge=1)
-    """Choices that are tried; 1 takes the best by score as it is."""
+    """Choices that are tried; 1 takes the best by score without a trial."""
     distance: int = Field(default=2, ge=1)
     """Sub-blocks in which any two of them differ at least."""
     num_steps: int = Field(default=40, gt=0)
@@ -281,7 +281,7 @@ class Trained(Space, Calibration):
 
 
 class TaskSet(Config):
-    """Problems with answers that sub-blocks are scored on besides text, greedily, graded as the evaluation does."""
+    """Problems that sub-blocks are scored on in addition to text: answered greedily, graded as in the evaluation."""
 
     num_problems: int = Field(default=0, ge=0)
     """Validation problems; 0 scores on text alone. A problem costs up to `max_tokens` forward passes a sub-block."""
@@ -323,9 +323,9 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     fusion: Fusion = Fusion()
     """FFN Fusion of the child and of the two baselines."""
     latency_feedback: LatencyFeedback = LatencyFeedback()
-    """Whether the child is measured itself."""
+    """Whether children are measured."""
     candidates: Candidates = Candidates()
-    """Whether several choices are tried before one is taken."""
+    """Whether several choices are distilled before one is taken."""
     pareto_points: int = Field(default=9, ge=2)
     """Latency limits of the Pareto front, from the least reachable to the parent's."""
 
@@ -344,7 +344,7 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
         return self
 
     def part(self, kind: type[Settings], **more: str) -> Settings:
-        """The settings of one of the stages before.
+        """The settings of one of the upstream stages.
 
         Args:
             kind: its configuration class.

@@ -189,7 +189,7 @@ def ffn_dependencies(
     sums: dict[tuple[int, int], float] = {}
     tokens = 0
     for batch in batches if runs else ():
-        seen, _ = observe(child, batch, [places[number] for run in runs for number in run])
+        ios, _ = observe(child, batch, [places[number] for run in runs for number in run])
         mask_BT = batch.segment_ids_BT > 0
         tokens += int(mask_BT.sum())
         for run in runs:
@@ -197,12 +197,12 @@ def ffn_dependencies(
             for number in run:
                 block = Subblock.of(child.model.layers[places[number]], "ffn")
                 assert block is not None, "a run has FFNs only"
-                lesson = seen[places[number], "ffn"]
-                whole_ND = lesson.output_BTD[mask_BT]
+                io = ios[places[number], "ffn"]
+                whole_ND = io.output_BTD[mask_BT]
                 for removed, hidden_ND in without.items():
                     added_ND = block(hidden_ND, ())
                     distance_N = 1 - F.cosine_similarity(added_ND, whole_ND, dim=-1)
                     sums[removed, number] = sums.get((removed, number), 0.0) + float(distance_N.sum())
                     without[removed] = hidden_ND + added_ND
-                without[number] = lesson.hidden_BTD[mask_BT]
+                without[number] = io.hidden_BTD[mask_BT]
     return {pair: max(0.0, total / tokens) for pair, total in sums.items()}

@@ -32,12 +32,12 @@ def fusion_effect(
     """Compare a child with its fused self, neither trained.
 
     Args:
-        parent: what both should say.
+        parent: the reference of the KL.
         child: with the dependencies of its FFNs.
         batches: held-out text.
         config: where to time a decode step, if at all.
         workload: batch and lengths to time.
-        context: has room for models that vLLM is to time.
+        context: gives scratch space for the models that vLLM times.
     """
     models = (child.unfused, child.model)
     before, after = held_out_kl(parent, models, batches)
@@ -47,7 +47,7 @@ def fusion_effect(
     elif config.timing == "vllm":
         times = _vllm_steps_ms(models, workload, context)
     return FusionEffect(
-        runs=told_runs(drop_empty(child.layers), child.fused, child.dependencies),
+        runs=run_records(drop_empty(child.layers), child.fused, child.dependencies),
         tokens=sum(before.tokens),
         kl_before=before.kl,
         kl_after=after.kl,
@@ -58,10 +58,10 @@ def fusion_effect(
     )
 
 
-def told_runs(
+def run_records(
     layers: Sequence[ChildLayer], fused: Sequence[ChildLayer], dependencies: Dependencies
 ) -> tuple[FfnRun, ...]:
-    """The runs of a child as numbers.
+    """Records of the FFN runs of a child.
 
     Args:
         layers: none of them empty, nothing fused.
@@ -69,19 +69,19 @@ def told_runs(
         dependencies: of the FFNs on each other.
     """
     groups = [layer.parent_layers for layer in fused if len(layer.parent_layers) > 1]
-    told = []
+    records = []
     for run in split_runs(layers):
         numbers = tuple(layer.parent_layers[0] for layer in run)
         if len(numbers) > 1:
             matrix = tuple(tuple(dependencies.get((a, b), 0.0) for b in numbers) for a in numbers)
             mine = tuple(group for group in groups if group[0] in numbers)
-            told.append(FfnRun(layers=numbers, dependency=matrix, groups=mine))
-    return tuple(told)
+            records.append(FfnRun(layers=numbers, dependency=matrix, groups=mine))
+    return tuple(records)
 
 
 @torch.no_grad()
 def decoder_steps_ms(models: Sequence[TesseraForCausalLM], workload: Workload) -> list[list[float]]:
-    """Decode steps of models in our own decoder, in turn, so that what slows the machine slows them alike.
+    """Time decode steps of models in our own decoder, in turns, so that a busy machine slows all of them.
 
     Returns:
         Milliseconds of each step of the batch, after the prompt and one step that warms up.

@@ -1,4 +1,4 @@
-"""The parent, and the text that it is watched on."""
+"""The parent, and the text of calibration and held-out measurements."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ PAGED_SHARE = 0.5
 
 
 def load_parent(folder: Path, context: StageContext, dtype: str = "float32") -> TesseraForCausalLM:
-    """The parent, frozen: its weights as they are stored, computed in `dtype`.
+    """Load the parent, frozen: weights in the precision of its files, computation in `dtype`.
 
-    It is paged where it would take too much of the stage's memory.
+    It is paged if it would take too much of the stage's memory.
     """
     torch.set_num_threads(context.placement.threads)
     needed_gib = sum(file.stat().st_size for file in weight_files(folder)) / 2**30

@@ -25,13 +25,13 @@ RIDGE = 1e-3
 
 
 class LeastSquares:
-    """The matrix that maps inputs to outputs with the least square error, from sums over the tokens seen so far."""
+    """The matrix that maps inputs to outputs with the least square error, from sums over tokens."""
 
     def __init__(self) -> None:
         self.inputs_DD = self.products_DD = torch.zeros(())
 
-    def see(self, inputs_ND: Tensor, outputs_ND: Tensor) -> None:
-        """Take in tokens."""
+    def add(self, inputs_ND: Tensor, outputs_ND: Tensor) -> None:
+        """Add the sums of more tokens."""
         inputs_ND, outputs_ND = inputs_ND.double(), outputs_ND.double()
         self.inputs_DD = self.inputs_DD + inputs_ND.T @ inputs_ND
         self.products_DD = self.products_DD + inputs_ND.T @ outputs_ND
@@ -52,22 +52,22 @@ def fit_linear(
     """Write the linear ones among some variants, each with the norm of the parent's own sub-block.
 
     Args:
-        parent: frozen; feeds and teaches them.
+        parent: frozen; the teacher.
         keys: variants.
         batches: calibration text.
-        folder: takes one file a variant.
-        context: has room for hidden states.
+        folder: one file per variant is written there.
+        context: gives scratch space for hidden states.
     """
     linear = [key for key in keys if key[1].is_linear]
     if not linear or not batches:
         return
     fits: dict[BlockKey, LeastSquares] = {}
-    for layer, number, seen in iterate_layers(parent, batches, max(layer for layer, _ in linear) + 1, context):
+    for layer, number, ios in iterate_layers(parent, batches, max(layer for layer, _ in linear) + 1, context):
         for key in [key for key in linear if key[0] == layer]:
-            part, lesson = key[1].part, seen[key[1].part]
+            part, io = key[1].part, ios[key[1].part]
             mask_BT = batches[number].segment_ids_BT > 0
             norm: nn.Module = getattr(parent.model.layers[layer], MODULES[part][0])
-            fits.setdefault(key, LeastSquares()).see(norm(lesson.hidden_BTD)[mask_BT], lesson.output_BTD[mask_BT])
+            fits.setdefault(key, LeastSquares()).add(norm(io.hidden_BTD)[mask_BT], io.output_BTD[mask_BT])
             if number == len(batches) - 1:
                 _write(parent, key, fits.pop(key).matrix(), folder)
 

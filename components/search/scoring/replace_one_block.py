@@ -1,10 +1,9 @@
 """Replace-one-block scores: how far the parent's predictions move when a single sub-block is swapped.
 
-One walk through the parent's layers scores all variants of all layers. The parent's hidden states lead; where a
-sub-block has variants, each of them branches off and goes on through the parent's own sub-blocks, beside those that
-branched off before. So what comes before a replaced sub-block is computed once for all variants, a no-op costs nothing
-itself, what follows is run with all variants stacked as rows of one batch, and after the last attention only the
-positions that count are carried on.
+One walk through the parent's layers scores all variants of all layers. Where a sub-block has variants, each of them
+branches off the parent's hidden states and continues through the parent's own later sub-blocks. So what comes before a
+replaced sub-block is computed once for all variants, a no-op itself costs nothing, what follows runs with all variants
+stacked as rows of one batch, and after the last attention only the positions that count are carried on.
 
 Shape letters: V hidden states in flight (the parent's come first), B rows, T tokens, D hidden size, M measures,
 R rows so far.
@@ -31,11 +30,11 @@ from components.search.space.library_files import BlockKey
 from components.search.space.subblock import Subblock
 
 TOKENS_IN_FLIGHT = 1 << 14
-"""Tokens of all variants together that a walk should have: enough to keep cores busy, few enough for caches."""
+"""Tokens of all variants together in a walk: enough to keep the cores busy, few enough for the caches."""
 CHUNK_TOKENS = 1 << 11
-"""Tokens that a sub-block is run on at once."""
+"""Tokens in one call of a sub-block."""
 MAX_VALUES_IN_FLIGHT = 1 << 28
-"""Hidden states that a walk holds at most: 1 GiB in float32. More variants than fit go in several walks."""
+"""Values of hidden states in a walk at most, 1 GiB in float32. More variants take several walks."""
 
 POINT = "scores.safetensors"
 WHAT = "replace-one-block scores"
@@ -43,12 +42,12 @@ WHAT = "replace-one-block scores"
 Slot = tuple[int, Part]
 """The attention or the FFN of a layer."""
 Replacements = Mapping[BlockKey, Subblock | None]
-"""What to put in place of the parent's sub-block of that layer and part; None is the no-op."""
+"""The module that replaces the parent's sub-block of that layer and part; None is the no-op."""
 
 
 @dataclass
 class Scores:
-    """What was measured of each variant, row by row of held-out text.
+    """Measures of each variant, summed over each row of held-out text.
 
     Attributes:
         tokens_R: positions of each row that count.
@@ -75,7 +74,7 @@ def score_replacements(
         parent: frozen.
         replacements: all variants.
         batches: held-out text.
-        context: takes progress, keeps resume points, says when to stop.
+        context: takes progress, stores resume points, and tells when the stage must stop.
 
     Raises:
         Interrupted: the stage was asked to stop; a checkpoint was saved.
@@ -99,7 +98,7 @@ def score_replacements(
 
 
 def _few_rows(batch: Batch, in_flight: int, at_least: int) -> list[Batch]:
-    """The batch in parts of as many rows as make a good walk: where layers are read from a file, all."""
+    """The batch in parts that fit a walk; not divided if layers are read from a file."""
     rows, tokens = batch.input_ids_BT.shape
     size = max(1, at_least, TOKENS_IN_FLIGHT // (in_flight * tokens))
     return [batch.rows(start, start + size) for start in range(0, rows, size)]
@@ -112,19 +111,19 @@ def _add_rows(
     replacements: Replacements,
     batch: Batch,
 ) -> None:
-    """Score a few rows more."""
-    iterate_layers = _Walk(parent, own, batch)
+    """Score more rows."""
+    walk = _Walk(parent, own, batch)
     fit = max(1, MAX_VALUES_IN_FLIGHT // (batch.input_ids_BT.numel() * parent.config.hidden_size) - 1)
     order = {slot: number for number, slot in enumerate(own)}
     keys = iter(sorted(replacements, key=lambda key: order[key[0], key[1].part]))
     while group := list(islice(keys, fit)):
-        for key, sums_BM in iterate_layers.score({key: replacements[key] for key in group}).items():
+        for key, sums_BM in walk.score({key: replacements[key] for key in group}).items():
             scores.sums[key] = torch.cat([scores.sums[key], sums_BM])
-    scores.tokens_R = torch.cat([scores.tokens_R, iterate_layers.counted.tokens_of_rows])
+    scores.tokens_R = torch.cat([scores.tokens_R, walk.counted.tokens_of_rows])
 
 
 class _Walk:
-    """A few rows on their way through the parent, once for each group of variants."""
+    """Some rows that go through the parent, once for each group of variants."""
 
     def __init__(self, parent: TesseraForCausalLM, own: Mapping[Slot, Subblock | None], batch: Batch) -> None:
         self.norm, self.lm_head = parent.model.norm, parent.lm_head
@@ -159,7 +158,7 @@ class _Walk:
         return dict(zip(branched, sums_VBM, strict=True))
 
     def _add_output(self, block: Subblock | None, states_VBTD: Tensor) -> None:
-        """Add what a sub-block makes of each of the hidden states to it."""
+        """Add the output of a sub-block to each of the hidden states."""
         if block is None:
             return
         size = max(1, CHUNK_TOKENS // states_VBTD[0, ..., 0].numel())
@@ -168,7 +167,7 @@ class _Walk:
             chunk += block(chunk.flatten(0, -3), self._context(block, len(chunk))).view_as(chunk)
 
     def _context(self, block: Subblock, copies: int) -> tuple[Any, ...]:
-        """What a module is given beside the hidden states of so many copies of the rows."""
+        """Positions and mask for so many copies of the rows; empty for an FFN."""
         if not _is_attention(block):
             return ()
         cos, sin = (part.repeat(copies, 1, 1) for part in self.rotary)
@@ -187,7 +186,7 @@ def _save(folder: Path, scores: Scores) -> None:
 
 
 def _resumed(context: StageContext, keys: Sequence[BlockKey]) -> tuple[int, Scores]:
-    """Parts that are done and what they gave; none where no resume point is of these variants."""
+    """Number of parts done, and their scores, from a resume point of the same variants; else nothing."""
     nothing = torch.zeros(0, len(MEASURES), dtype=torch.float64)
     scores = Scores(torch.zeros(0, dtype=torch.int64), dict.fromkeys(keys, nothing))
     point = context.resume.latest()

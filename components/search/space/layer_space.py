@@ -69,7 +69,7 @@ class LayerSpace:
     Attributes:
         attention: variants of its attention.
         ffn: variants of its FFN.
-        fixed: those among them that it has to have.
+        fixed: those among them that the recipe fixes.
     """
 
     attention: tuple[Variant, ...]
@@ -114,7 +114,7 @@ def layer_spaces(space: Space, parent: Shape) -> list[LayerSpace]:
 
 
 def left_out(space: Space, parent: Shape) -> str | None:
-    """What every layer would be offered beside, could vLLM run it; a sentence for the user, None where nothing is."""
+    """Message naming the variants left out because vLLM cannot run them, or None."""
     everything = layer_spaces(space.model_copy(update={"allow_plugin_only_blocks": True}), parent)
     layers: dict[str, list[int]] = {}
     for layer, (all_, offered) in enumerate(zip(everything, layer_spaces(space, parent), strict=True)):
@@ -122,7 +122,7 @@ def left_out(space: Space, parent: Shape) -> str | None:
             layers.setdefault(variant.name, []).append(layer)
     if not layers:
         return None
-    named = [f"{name} in {_told(numbers, len(parent))}" for name, numbers in sorted(layers.items())]
+    named = [f"{name} in {_layer_names(numbers, len(parent))}" for name, numbers in sorted(layers.items())]
     return (
         f"left out, since vLLM cannot run it alone: {', '.join(named)}; search.allow_plugin_only_blocks=true offers it"
     )
@@ -213,7 +213,7 @@ def _layer_space(
 
 
 def _fixed_space(space: Space, part: Part, wanted: Without | int) -> Space:
-    """The space in which this is all that a part may be, beside the parent's own."""
+    """The space with only this option for a part, next to the parent's own."""
     sizes = (wanted,) if isinstance(wanted, int) else ()
     of_part = {"attention": {"num_key_value_heads": sizes}, "ffn": {"ffn_fractions": (), "intermediate_sizes": sizes}}
     kinds = {f"linear_{part}": wanted == LINEAR, f"no_op_{part}": wanted == "no_op"}
@@ -221,7 +221,7 @@ def _fixed_space(space: Space, part: Part, wanted: Without | int) -> Space:
 
 
 def _check_fixed(found: Variant, wanted: Without | int, own: Size, layer: int) -> None:
-    """Refuse what a layer was told to have and cannot."""
+    """Refuse a fixed option that the layer cannot have."""
     size: Size = own if wanted == "own" else 0 if wanted == "no_op" else wanted
     if found.size == size:
         return
@@ -282,7 +282,7 @@ def _whole_width(fraction: float, own: int) -> int:
     return width
 
 
-def _told(layers: Sequence[int], num_layers: int) -> str:
+def _layer_names(layers: Sequence[int], num_layers: int) -> str:
     """Numbers of layers in words: ranges, where they follow each other."""
     if len(layers) == num_layers:
         return "every layer"

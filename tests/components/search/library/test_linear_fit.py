@@ -29,7 +29,7 @@ def test_sums_over_pieces_give_the_least_squares_of_the_whole(size: int, more: i
     outputs_ND = torch.randn(4 * size + more, size, generator=generator, dtype=torch.float64)
     fit = LeastSquares()
     for pieces in zip(inputs_ND.split(3), outputs_ND.split(3), strict=True):
-        fit.see(*pieces)
+        fit.add(*pieces)
     # a ridge is as if there were tokens that are one input each, and nothing came out
     ridge = RIDGE * inputs_ND.square().sum() / size
     rows_DD = ridge.sqrt() * torch.eye(size, dtype=torch.float64)
@@ -39,7 +39,7 @@ def test_sums_over_pieces_give_the_least_squares_of_the_whole(size: int, more: i
 
 def test_a_matrix_is_found_again() -> None:
     inputs_ND, matrix_DD, fit = torch.randn(400, 5), torch.randn(5, 5), LeastSquares()
-    fit.see(inputs_ND, inputs_ND @ matrix_DD.T)
+    fit.add(inputs_ND, inputs_ND @ matrix_DD.T)
     torch.testing.assert_close(fit.matrix().float(), matrix_DD, atol=0.01, rtol=0.01)
 
 
