@@ -32,10 +32,10 @@ def run_single(
 
     Args:
         stage: what to run.
-        settings: its configuration; `placement` may stand beside its keys.
+        settings: its configuration, and `placement` as a further key.
         inputs: for each input the paths, or the address of an artifact.
         outputs: for each output a folder that is not there yet, or the URI of a store.
-        store: holds everything in between.
+        store: takes inputs, outputs and checkpoints.
         console: shows the progress.
 
     Raises:
