@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from components.core.model.mixed_precision import Embedding, Linear
+from components.core.model.norm_and_rotary import rms_norm, rotate
 
 
 def _attribute_access(value: Any) -> Any:
@@ -110,7 +111,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over the last dimension."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -136,7 +137,7 @@ class Attention(nn.Module):
         q_BHTE = self.q_proj(x_BTD).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
         k_BKTE = self.k_proj(x_BTD).view(B, T, self.num_key_value_heads, self.head_dim).transpose(1, 2)
         v_BKTE = self.v_proj(x_BTD).view(B, T, self.num_key_value_heads, self.head_dim).transpose(1, 2)
-        q_BHTE, k_BKTE = apply_rotary_pos_emb(q_BHTE, k_BKTE, *rotary)
+        q_BHTE, k_BKTE = rotate(q_BHTE, rotary), rotate(k_BKTE, rotary)
         if cache is not None:
             k_BKTE, v_BKTE = cache.update(k_BKTE, v_BKTE, self.cache_index)
         mixed_BHTE = F.scaled_dot_product_attention(

@@ -1,19 +1,28 @@
 """Losses that two stages share, summed over the positions that count.
 
-Logits of a large vocabulary are never whole in memory.
+Logits of a large vocabulary are never whole in memory: they are computed for some positions at a time, and the
+gradient with them, so that the backward pass computes no logits again.
 
-Shape letters: B rows, T tokens, N positions that count, D hidden size, V vocabulary.
+Shape letters: B rows, T tokens, N positions that count, n positions of one chunk, D hidden size, V vocabulary.
 """
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+from torch.nn import LinearCrossEntropyOptions
 
 from components.core.text.packing import IGNORE
 
-CHUNK_LOGITS = 1 << 24
-"""Logits held at once: 64 MiB in float32."""
+CHUNK_LOGITS = 1 << 25
+"""Logits in memory at once: 128 MiB in float32. Fewer make the matrix products slower."""
+
+ChunkLoss = Callable[[Tensor, slice], Tensor]
+"""Takes the logits (n, V) of the positions of a slice, returns their summed loss, and overwrites the logits with the
+gradient of it."""
 
 
 def counted(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,16 +31,26 @@ def counted(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     return hidden_BTD[mask_BT], labels_BT[mask_BT]
 
 
-def cross_entropy_sum(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Module) -> Tensor:
-    """Next-token cross-entropy, nats, summed; logits are made chunk by chunk, and again for the gradient."""
+def cross_entropy_sum(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linear) -> Tensor:
+    """Next-token cross-entropy, nats, summed.
 
-    def loss_of(hidden_nD: Tensor, labels_n: Tensor) -> Tensor:
-        return F.cross_entropy(lm_head(hidden_nD).float(), labels_n, reduction="sum")
+    PyTorch's `linear_cross_entropy` computes it, but not in bfloat16: there it rounds the sum to bfloat16, and on a CPU
+    it multiplies in float32. Here only the matrix products are in bfloat16.
+    """
+    if _compute_dtype(hidden_ND).itemsize >= torch.float32.itemsize:
+        return _linear_cross_entropy(hidden_ND, labels_N, lm_head, reduction="sum")
 
-    return _sum_over_chunks(loss_of, hidden_ND, labels_N, vocabulary=_vocabulary(lm_head))
+    def chunk_loss(logits_nV: Tensor, chunk: slice) -> Tensor:
+        labels_n1 = labels_N[chunk, None]
+        logprobs_nV = logits_nV.sub_(logits_nV.logsumexp(dim=-1, keepdim=True))
+        loss = -logprobs_nV.gather(1, labels_n1).sum()
+        logprobs_nV.exp_().scatter_add_(1, labels_n1, logits_nV.new_full(labels_n1.shape, -1.0))
+        return loss
+
+    return _chunked_sum(hidden_ND, lm_head, chunk_loss)
 
 
-def kl_sum(student_ND: Tensor, teacher_ND: Tensor, student_head: nn.Module, teacher_head: nn.Module) -> Tensor:
+def kl_sum(student_ND: Tensor, teacher_ND: Tensor, student_head: nn.Linear, teacher_head: nn.Linear) -> Tensor:
     """KL(teacher || student) of the next-token distributions, nats, summed over positions.
 
     Args:
@@ -43,13 +62,17 @@ def kl_sum(student_ND: Tensor, teacher_ND: Tensor, student_head: nn.Module, teac
     Source: arXiv 2411.19146, section 4.3.
     """
 
-    def loss_of(student_nD: Tensor, teacher_nD: Tensor) -> Tensor:
-        with torch.no_grad():
-            teacher_nV = F.log_softmax(teacher_head(teacher_nD).float(), dim=-1)
-        student_nV = F.log_softmax(student_head(student_nD).float(), dim=-1)
-        return F.kl_div(student_nV, teacher_nV, reduction="sum", log_target=True)
+    @torch.no_grad()
+    def chunk_loss(logits_nV: Tensor, chunk: slice) -> Tensor:
+        teacher_nV = F.log_softmax(_at_least_float32(teacher_head(teacher_ND[chunk])), dim=-1)
+        student_nV = logits_nV.sub_(logits_nV.logsumexp(dim=-1, keepdim=True))
+        lost_nV = teacher_nV - student_nV
+        probs_nV = teacher_nV.exp_()
+        loss = lost_nV.mul_(probs_nV).sum()
+        student_nV.exp_().sub_(probs_nV)
+        return loss
 
-    return _sum_over_chunks(loss_of, student_ND, teacher_ND, vocabulary=_vocabulary(student_head))
+    return _chunked_sum(student_ND, student_head, chunk_loss)
 
 
 def cosine_sum(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -57,24 +80,77 @@ def cosine_sum(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student_ND, teacher_ND, dim=-1)).sum()
 
 
-def token_logprobs(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Module) -> Tensor:
-    """Log-probability of each label, nats, shape (N,)."""
-    logits_NV = lm_head(hidden_ND).float()
-    return -F.cross_entropy(logits_NV, labels_N, reduction="none")
+def token_logprobs(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linear) -> Tensor:
+    """Log-probability of each label, nats, shape (N,); float32 at least."""
+    return -_linear_cross_entropy(_at_least_float32(hidden_ND), labels_N, lm_head, reduction="none")
 
 
-def _sum_over_chunks(loss_of, first, second, *, vocabulary: int) -> Tensor:  # type: ignore[no-untyped-def]
-    """Sum `loss_of` over chunks of positions small enough that their logits stay below `CHUNK_LOGITS`."""
-    size = max(1, CHUNK_LOGITS // vocabulary)
-    if first.shape[0] <= size:
-        total: Tensor = loss_of(first, second)
+def _linear_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linear, *, reduction: str) -> Tensor:
+    """PyTorch's own, in chunks of ours: its choice of a chunk is seven times slower on a CPU."""
+    weight_VD = lm_head.weight.to(hidden_ND.dtype)
+    options = LinearCrossEntropyOptions(batch_chunk_size=_chunk_rows(len(hidden_ND), len(weight_VD)))
+    return F.linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction=reduction, options=options)
+
+
+def _chunked_sum(hidden_ND: Tensor, lm_head: nn.Linear, chunk_loss: ChunkLoss) -> Tensor:
+    """Sum of `chunk_loss` over all positions, differentiable in hidden states and head."""
+    weight_VD = lm_head.weight
+    if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
+        total: Tensor = _ChunkedLoss.apply(hidden_ND, weight_VD, chunk_loss)  # type: ignore[no-untyped-call]
         return total
-    chunks = zip(first.split(size), second.split(size), strict=True)
-    return torch.stack([checkpoint(loss_of, a, b, use_reentrant=False) for a, b in chunks]).sum()
+    chunks = _chunks(len(hidden_ND), len(weight_VD))
+    losses = [chunk_loss(_at_least_float32(lm_head(hidden_ND[chunk])), chunk) for chunk in chunks]
+    return torch.stack(losses).sum() if losses else hidden_ND.new_zeros(())
 
 
-def _vocabulary(lm_head: nn.Module) -> int:
-    """Rows of the output embedding."""
-    weight = lm_head.weight
-    assert isinstance(weight, Tensor)
-    return int(weight.shape[0])
+class _ChunkedLoss(torch.autograd.Function):
+    """A loss of logits whose gradient is computed with it, chunk by chunk; the backward pass only scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, chunk_loss: ChunkLoss) -> Tensor:
+        dtype = _compute_dtype(hidden_ND)
+        inputs_ND, matrix_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        hidden_grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        weight_grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        total = hidden_ND.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
+        for chunk in _chunks(len(hidden_ND), len(weight_VD)):
+            logits_nV = _at_least_float32(F.linear(inputs_ND[chunk], matrix_VD))
+            total += chunk_loss(logits_nV, chunk)
+            gradient_nV = logits_nV.to(dtype)
+            if hidden_grad_ND is not None:
+                hidden_grad_ND[chunk] = gradient_nV @ matrix_VD
+            if weight_grad_VD is not None and weight_grad_VD.dtype == dtype:
+                weight_grad_VD.addmm_(gradient_nV.T, inputs_ND[chunk])
+            elif weight_grad_VD is not None:
+                weight_grad_VD += gradient_nV.T @ inputs_ND[chunk]
+        ctx.gradients = hidden_grad_ND, weight_grad_VD
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradient of a chunked loss can be taken once; compute the loss again for another")
+        return (*(None if gradient is None else gradient.mul_(outer[0]) for gradient in gradients), None)
+
+
+def _compute_dtype(hidden_ND: Tensor) -> torch.dtype:
+    """Type that the product of hidden states with the head is computed in."""
+    device = hidden_ND.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _chunk_rows(num_rows: int, vocabulary: int) -> int:
+    """Positions of a chunk: as few chunks as `CHUNK_LOGITS` allows, all about equally large."""
+    num_chunks = -(-num_rows // max(1, CHUNK_LOGITS // vocabulary))
+    return -(-num_rows // max(1, num_chunks)) or 1
+
+
+def _chunks(num_rows: int, vocabulary: int) -> Iterator[slice]:
+    rows = _chunk_rows(num_rows, vocabulary)
+    return (slice(start, start + rows) for start in range(0, num_rows, rows))
