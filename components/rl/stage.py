@@ -1,31 +1,45 @@
 """Reinforcement learning with verifiable rewards. Source: arXiv 2505.00949, section 5."""
 
-import copy
 import random
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from components.core.base.errors import DataError, InputError
 from components.core.model.checkpoint import load_model, save_model
-from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.serving.engine import Engine
 from components.core.text.chat import prompt_ids
-from components.core.text.example import Example
-from components.core.text.packing import best_fit_decreasing, eos_token_id, pack_rows, read_rows
+from components.core.text.packing import eos_token_id, read_rows
 from components.core.training.checkpoints import load_point, save_point
-from components.core.training.loop import adamw
-from components.core.training.losses import counted, token_logprobs
 from components.rl.config import RlConfig
 from components.rl.curriculum import order_problems
-from components.rl.grpo import PolicyLoss, group_advantages, policy_loss
+from components.rl.learner import Learner
 from components.rl.reward import Environment
 from components.rl.rollout import Answer, Problem, refuse_stale, roll_out
+
+
+@dataclass
+class RlState:
+    """What a run goes on from, besides weights and optimizer; saved with each resume point.
+
+    Attributes:
+        pass_rate: mean pass rate of the incoming model.
+        batches: problem numbers of each step, in the curriculum's order.
+        curve: numbers of each step so far.
+        updates: optimizer steps so far.
+        quarantine: problems whose judge failed, and why.
+    """
+
+    pass_rate: float
+    batches: list[list[int]]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    updates: int = 0
+    quarantine: dict[str, str] = field(default_factory=dict)
 
 
 def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, problems: Path) -> dict[str, Any]:
@@ -37,42 +51,41 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
     torch.manual_seed(config.seed or 0)
     rows = load_problems(problems, config)
     policy = load_model(model)
-    learner = Learner(policy, config, model)
+    learner = Learner(policy, config)
     found = load_point(context, policy, learner.optimizer)
+    asked = ask(rows, model, "on")
     with Engine(
         model,
-        max_model_len=config.max_tokens + max(len(p.prompt_ids) for p in ask(rows, model, "on")),
+        max_model_len=config.max_tokens + max(len(problem.prompt_ids) for problem in asked),
         max_num_seqs=config.prompts_per_step * config.samples_per_prompt,
         seed=config.seed or 0,
     ) as engine:
-        rollouts = Rollouts(engine, Tokenizer.from_file(str(model / "tokenizer.json")), learner.eos, config, context)
+        rollouts = Rollouts(engine, model, config, context)
         if found:
-            first_step, state = found
-            curve, batches, pass_rate = state["curve"], state["batches"], state["pass_rate"]
-            learner.updates = state["updates"]
-            rollouts.environment.quarantine |= state["quarantine"]
-            engine.update_weights(policy.named_parameters(), version=first_step)
+            state = RlState(**found[1])
+            learner.num_updates = state.updates
+            rollouts.environment.quarantine |= state.quarantine
+            engine.update_weights(policy.named_parameters(), version=len(state.curve))
         else:
-            first_step, curve = 0, []
-            pass_rate, batches = rollouts.curriculum(ask(rows, model, "on"))
+            state = RlState(*rollouts.curriculum(asked))
         context.resume.interval_s = config.resume_interval_s
-        for step in range(first_step, config.num_steps):
-            asked = mixed_modes(rows, batches[step], model, config, step)
-            groups = rollouts.sample(asked, seed=(config.seed or 0) * 7919 + step + 1)
+        while (step := len(state.curve)) < config.num_steps:
+            groups = rollouts.sample(
+                mixed_modes(rows, state.batches[step], model, config, step), seed=(config.seed or 0) * 7919 + step + 1
+            )
             refuse_stale(groups, step, config.max_staleness)
-            numbers = learner.learn(groups)
+            numbers = judged(groups) | learner.learn(groups)
             engine.update_weights(policy.named_parameters(), version=step + 1)
-            curve.append(numbers)
+            state.curve.append(numbers)
             context.progress(step + 1, config.num_steps, "", **numbers)
             if (context.stopping() or context.resume.due()) and step + 1 < config.num_steps:
-                state = {"curve": curve, "batches": batches, "pass_rate": pass_rate, "updates": learner.updates}
-                state["quarantine"] = rollouts.environment.quarantine
-                save_point(context, step + 1, policy, learner.optimizer, state)
+                state.updates, state.quarantine = learner.num_updates, rollouts.environment.quarantine
+                save_point(context, step + 1, policy, learner.optimizer, asdict(state))
                 if context.stopping():
                     raise Interrupted
         quarantine = dict(rollouts.environment.quarantine)
     save_model(policy.train(False), out / "policy", tokenizer=model)
-    return {"pass_rate_before": pass_rate, "curve": curve, "quarantine": quarantine}
+    return {"pass_rate_before": state.pass_rate, "curve": state.curve, "quarantine": quarantine}
 
 
 def load_problems(problems: Path, config: RlConfig) -> list[dict[str, object]]:
@@ -110,9 +123,10 @@ def mixed_modes(
 class Rollouts:
     """Samples and judges answers with the engine's current weights."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, eos: int, config: RlConfig, context: StageContext) -> None:
+    def __init__(self, engine: Engine, model: Path, config: RlConfig, context: StageContext) -> None:
         self.environment = Environment(config.accuracy_reward, config.format_reward)
-        self._engine, self._tokenizer, self._eos, self._config, self._context = engine, tokenizer, eos, config, context
+        self._engine, self._config, self._context = engine, config, context
+        self._tokenizer, self._eos = Tokenizer.from_file(str(model / "tokenizer.json")), eos_token_id(model)
 
     def sample(self, problems: Sequence[Problem], seed: int, samples: int | None = None) -> list[list[Answer]]:
         """A group of answers to each problem."""
@@ -154,96 +168,13 @@ class Rollouts:
         return mean, [[kept[i] for i in batch] for batch in batches]
 
 
-class Learner:
-    """The policy and its optimizer."""
-
-    def __init__(self, policy: TesseraForCausalLM, config: RlConfig, folder: Path) -> None:
-        self.policy, self.config, self.eos = policy, config, eos_token_id(folder)
-        self.optimizer = adamw(policy, config.learning_rate)
-        self.reference = copy.deepcopy(policy).train(False).requires_grad_(False) if config.kl_coef else None
-        self.updates = 0
-        """Optimizer steps so far, which the warm-up goes by."""
-
-    def learn(self, groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
-        """`updates_per_step` optimizer steps, each on an equal share of the groups. Returns the curves' numbers."""
-        answers = [answer for group in groups for answer in group]
-        numbers = {
-            "reward": _mean([answer.reward.total for answer in answers]),
-            "accuracy": _mean([answer.reward.right for answer in answers]),
-            "format": _mean([answer.reward.kept_format for answer in answers]),
-            "answer_tokens": _mean([len(answer.token_ids) for answer in answers]),
-        }
-        for part in range(self.config.updates_per_step):
-            numbers |= self._update(groups[part :: self.config.updates_per_step])
-        return numbers
-
-    def _update(self, groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
-        """One optimizer step, the loss averaged over all answer tokens of these groups."""
-        rewards_GS = torch.tensor([[answer.reward.total for answer in group] for group in groups])
-        weights = group_advantages(rewards_GS).flatten().tolist() if len(groups) else []
-        answers = [answer for group in groups for answer in group]
-        useful = [(answer, weight) for answer, weight in zip(answers, weights, strict=True) if weight != 0.0]
-        if not useful:
-            return {}
-        self.policy.train()
-        num_tokens = sum(len(answer.token_ids) for answer, _ in useful)
-        clipped = kl = 0.0
-        for start in range(0, len(useful), self.config.micro_batch_size):
-            loss = self._loss(useful[start : start + self.config.micro_batch_size])
-            (loss.total / num_tokens).backward()
-            clipped, kl = clipped + float(loss.clipped), kl + float(loss.kl)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        self.updates += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * min(1.0, self.updates / max(1, self.config.warmup_steps))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"clipped": clipped / num_tokens, "kl": kl / num_tokens, "grad_norm": float(norm)}
-
-    def _loss(self, useful: Sequence[tuple[Answer, float]]) -> PolicyLoss:
-        """The clipped loss of some answers, packed into rows."""
-        examples = [
-            Example(
-                [*answer.problem.prompt_ids, *answer.token_ids],
-                [False] * len(answer.problem.prompt_ids) + [True] * len(answer.token_ids),
-            )
-            for answer, _ in useful
-        ]
-        lengths = [len(example.token_ids) for example in examples]
-        seq_len = max(128, *lengths)
-        rows = best_fit_decreasing(lengths, seq_len)
-        batch = pack_rows([[examples[i] for i in row] for row in rows], seq_len, pad=0)
-        order = [useful[i] for row in rows for i in row]
-        old_N = torch.tensor([value for answer, _ in order for value in answer.logprobs])
-        advantages_N = torch.tensor([weight for answer, weight in order for _ in answer.token_ids])
-        inputs = (batch.input_ids_BT, batch.position_ids_BT, batch.segment_ids_BT, batch.labels_BT)
-        reference_N = None
-        if self.reference is not None:
-            with torch.no_grad():
-                reference_N = self._logprobs(self.reference, *inputs)
-        return policy_loss(
-            self._logprobs(self.policy, *inputs),
-            old_N,
-            advantages_N,
-            clip_ratio=self.config.clip_ratio,
-            reference_logprobs_N=reference_N,
-            kl_coef=self.config.kl_coef,
-        )
-
-    def _logprobs(
-        self,
-        model: TesseraForCausalLM,
-        input_ids_BT: Tensor,
-        positions_BT: Tensor,
-        segments_BT: Tensor,
-        labels_BT: Tensor,
-    ) -> Tensor:
-        """Log-probabilities of the answer tokens, in row order."""
-        output = model.model(input_ids_BT, position_ids=positions_BT, segment_ids=segments_BT)
-        hidden_ND, labels_N = counted(output.last_hidden_state, labels_BT)
-        return token_logprobs(hidden_ND, labels_N, model.lm_head)
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; 0 for nothing."""
-    return sum(values) / len(values) if values else 0.0
+def judged(groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """Means over all answers of a rollout, for the curves."""
+    answers = [answer for group in groups for answer in group]
+    columns: dict[str, list[float]] = {
+        "reward": [answer.reward.total for answer in answers],
+        "accuracy": [answer.reward.right for answer in answers],
+        "format": [answer.reward.kept_format for answer in answers],
+        "answer_tokens": [len(answer.token_ids) for answer in answers],
+    }
+    return {name: sum(values) / max(1, len(values)) for name, values in columns.items()}

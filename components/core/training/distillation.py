@@ -10,8 +10,8 @@ from torch import Tensor
 
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.text.packing import IGNORE, Batch
-from components.core.training.loop import LossFunction
 from components.core.training.losses import cosine_sum, counted, kl_sum
+from components.core.training.step import LossFunction
 
 
 def paired_layers(parent: TesseraForCausalLM, child: TesseraForCausalLM) -> list[tuple[int, int]]:
@@ -31,7 +31,7 @@ def paired_layers(parent: TesseraForCausalLM, child: TesseraForCausalLM) -> list
 
 def distillation_loss(
     parent: TesseraForCausalLM, pairs: list[tuple[int, int]], *, cosine_weight: float, kl_weight: float
-) -> LossFunction:
+) -> LossFunction[Batch]:
     """The loss of one micro batch: sum over paired layers of the cosine distance, plus KL, each with its weight."""
 
     def loss(child: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:

@@ -51,9 +51,14 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up to the peak, then cosine to the end or constant. Source: arXiv 2505.00949, section 4."""
     warmup = math.ceil(config.warmup_fraction * config.num_steps)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return warm_up(config.learning_rate, step, warmup)
     if config.schedule == "constant":
         return config.learning_rate
     done = (step - warmup) / max(1, config.num_steps - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * done))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+
+
+def warm_up(peak: float, step: int, num_steps: int) -> float:
+    """The learning rate that climbs linearly to its peak in `num_steps` steps, and stays there."""
+    return peak * (step + 1) / num_steps if step < num_steps else peak

@@ -81,7 +81,7 @@ def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(
         gaps.append((logprobs_N - old_logprobs_N).abs().max().item())
         return loss(logprobs_N, old_logprobs_N, *rest, **options)
 
-    monkeypatch.setattr("components.rl.stage.policy_loss", watched)
+    monkeypatch.setattr("components.rl.learner.policy_loss", watched)
     result = run(CONFIG, context=job_in(tmp_path), out=out, model=model, problems=problems)
     curve = result["curve"]
 
