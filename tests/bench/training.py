@@ -1,0 +1,170 @@
+"""Our training loop beside `transformers.Trainer`: `python -m tests.bench.training OUT`.
+
+Both train the same Llama on the same rows with fused AdamW in float32, on one thread and in turns of a few steps.
+Seconds are those of the processor, so that other programs matter little; a ratio is taken in each turn.
+"""
+
+import importlib.util
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from components.core.model.checkpoint import model_config
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.context import StageContext
+from components.core.runtime.placement import Placement
+from components.core.runtime.resume import Resume
+from components.core.text.example import Example
+from components.core.text.packing import PackedStream
+from components.core.training.loop import train
+from components.core.training.train_config import TrainConfig
+from components.pretrain.stage import next_token_loss
+from tests.bench.environment import environment
+from tests.bench.rows import Row, write_rows
+
+ACCELERATE = "accelerate==1.15.0"
+
+
+class Size(NamedTuple):
+    """A model to train, and how long."""
+
+    name: str
+    shape: dict[str, Any]
+    seq_len: int
+    batch_size: int
+    steps: int
+    """Of a turn; the first one is not timed."""
+    rounds: int
+
+
+SMALL = {"hidden_size": 128, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 4}
+LARGE = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+SIZES = (
+    Size("2 M parameters", {**SMALL, "intermediate_size": 384, "vocab_size": 512}, 128, 16, 9, 9),
+    Size(
+        "135 M parameters",
+        {**LARGE, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True},
+        256,
+        4,
+        3,
+        5,
+    ),
+)
+
+
+class StepTimes:
+    """Reports of our loop, as the times at which its steps ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Take the time of a step."""
+        if event["type"] == "progress":
+            self.ends.append(time.process_time())
+
+
+def ours(size: Size, rows: list[list[int]]) -> float:
+    """Tokens per processor second of our loop."""
+    torch.manual_seed(0)
+    model = TesseraForCausalLM(model_config(LlamaConfig(**size.shape).to_dict()))
+    stream = PackedStream([Example(row, [True] * size.seq_len) for row in rows], size.seq_len, seed=0)
+    config = TrainConfig(
+        num_steps=size.steps, global_batch_size=size.batch_size, micro_batch_size=size.batch_size, seq_len=size.seq_len
+    )
+    times = StepTimes()
+    with tempfile.TemporaryDirectory() as folder:
+        context = StageContext(times, Resume(Path(folder) / "resume"), Path(folder), Placement(threads=1))
+        train(model, stream, next_token_loss, config, context)
+    return _tokens_per_s(size, times.ends)
+
+
+def hugging_face(size: Size, rows: list[list[int]]) -> float:
+    """Tokens per processor second of `transformers.Trainer`."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    ends: list[float] = []
+
+    class Times(TrainerCallback):
+        """Takes the time of each step."""
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            """Take it."""
+            ends.append(time.process_time())
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=size.batch_size,
+            max_steps=size.steps,
+            learning_rate=1e-3,
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_strategy="no",
+        )
+        data: Any = [{"input_ids": row, "labels": row} for row in rows]
+        Trainer(LlamaForCausalLM(LlamaConfig(**size.shape)), arguments, train_dataset=data, callbacks=[Times()]).train()
+    return _tokens_per_s(size, ends)
+
+
+def measure(size: Size) -> list[Row]:
+    """Both sides in turns: the medians, and the median of the ratios."""
+    vocabulary, count = size.shape["vocab_size"], size.batch_size * size.steps
+    rows = torch.randint(vocabulary, (count, size.seq_len), generator=torch.Generator().manual_seed(0)).tolist()
+    sides: list[Callable[[Size, list[list[int]]], float]] = [ours, hugging_face]
+    found: dict[str, list[float]] = {side.__name__: [] for side in sides}
+    for number in range(size.rounds):
+        for side in sides[:: 1 if number % 2 == 0 else -1]:
+            found[side.__name__].append(side(size, rows))
+        pair = found["ours"][-1], found["hugging_face"][-1]
+        print(f"{size.name}, round {number + 1}: {pair[0]:.0f} and {pair[1]:.0f} tokens/s", file=sys.stderr, flush=True)  # noqa: T201
+    ratios = [a / b for a, b in zip(found["ours"], found["hugging_face"], strict=True)]
+    return [
+        Row(
+            f"training, {size.name}",
+            statistics.median(found["ours"]),
+            "tokens/s",
+            f"transformers.Trainer, tokens/s: {statistics.median(found['hugging_face']):.0f}",
+            statistics.median(ratios),
+        )
+    ]
+
+
+def _tokens_per_s(size: Size, ends: list[float]) -> float:
+    """Of the median step after the first."""
+    steps = [after - before for before, after in itertools.pairwise(ends)]
+    return size.batch_size * size.seq_len / statistics.median(steps)
+
+
+def main() -> None:
+    """Measure all sizes, write the rows.
+
+    Transformers looks for accelerate when it is imported, so the program starts itself again with it in its path.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        python = environment("training", ACCELERATE)  # all else that the Trainer imports, Tessera has too
+        packages = next((python.parents[1] / "lib").glob("python*/site-packages"))
+        path = os.pathsep.join([os.environ.get("PYTHONPATH", "."), str(packages)])
+        command = [sys.executable, "-m", "tests.bench.training", *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode)
+    torch.set_num_threads(1)
+    write_rows([row for size in SIZES for row in measure(size)], Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()
