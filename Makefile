@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos fuzz bench-store bench-search format lock golden clean
+.PHONY: help install demo test check chaos fuzz bench-store bench-search bench-training format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ golden: install ## Renew what is generated and kept: recipe schema, compiled pip
 
 bench-search: install ## Measure the search's solver beside Puzzletron's; OUT=FILE takes the rows
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.bench.search $(or $(OUT),bench-search.json)
+
+bench-training: install ## Measure the training loop beside transformers.Trainer: make bench-training OUT=file
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.bench.training $(or $(OUT),bench-training.json)
 
 clean: ## Remove the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
