@@ -29,7 +29,9 @@ from tests.components.core.base.fault_points import POINTS
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 
 NUMBERS = (1, 2, 4)
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
+CLEAN_UP_WAIT_S = 5.0
+"""A marker whose removal failed makes the clean-up of the same attempt wait so long for a writer."""
 RUN, LABEL = "tiny-1", "tiny"
 FAILED, INTERRUPTED = 1, 130
 NO_GRACE_S = -60.0
@@ -131,7 +133,7 @@ def tiny_run(place: Place, clean: bool, slow_s: float) -> None:
         place.note("stored", digest=digest)
     place.note("finished", key=record.key, outputs=record.outputs, result=record.result)
     if clean:
-        collect_garbage(store, grace_s=NO_GRACE_S)
+        collect_garbage(store, grace_s=NO_GRACE_S, wait_s=CLEAN_UP_WAIT_S)
 
 
 def key_of(numbers: str) -> str:
