@@ -24,7 +24,7 @@ from components.core.base.config import canonical_json
 from components.core.base.errors import InputError, RunStopped, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
 from components.core.base.processes import end_tree
-from components.core.base.scratch_dir import workspace
+from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.runner import events_path, lookup_cached_stage
 from components.core.runtime.stage_command import GRACE_S, RUNNER_PID, command_line
 from components.core.store.store import Store, open_store
@@ -239,7 +239,7 @@ def _temporary_folder() -> Iterator[Path]:
     parent.mkdir(mode=0o700, exist_ok=True)
     if parent.lstat().st_uid != os.getuid():
         raise InputError(f"{parent} belongs to somebody else", hint="set TMPDIR to a folder of your own")
-    with workspace(parent, str(os.getpid())) as folder:
+    with scratch_dir(parent, str(os.getpid())) as folder:
         yield folder
 
 

@@ -16,7 +16,7 @@ _LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def workspace(parent: Path, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def scratch_dir(parent: Path, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Make an empty folder, lock its name, and remove the folder at the end of the block.
 
     The kernel releases the lock when the process ends, also after `kill -9`.

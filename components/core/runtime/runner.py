@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from components.core.base.config import Config
 from components.core.base.errors import CorruptArtifact, InputError, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
-from components.core.base.scratch_dir import workspace
+from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.code_digest import code_digest
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.events import Events, Reporter
@@ -228,7 +228,7 @@ def _compute_alone(
                 _noting(reporter)("another run computes this: waiting")
                 told.append(True)
 
-        scratch = stack.enter_context(workspace(store.local / "tmp", f"{stage.name}-{key[:16]}", wait))
+        scratch = stack.enter_context(scratch_dir(store.local / "tmp", f"{stage.name}-{key[:16]}", wait))
         fault_point("stage.alone")
         record = load_verified_record(store, key, stage)
         if record is not None:
