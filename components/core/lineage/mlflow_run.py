@@ -1,6 +1,6 @@
 """What runs did, told to MLflow: a run a pipeline, a nested run a stage, data and models by digest, the registry.
 
-Stages never talk to MLflow. They leave records and curves in the store, and `outbox.py` has them told afterwards.
+Stages never talk to MLflow. They leave records and curves in the store, and `replay.py` has them told afterwards.
 What is there already is recognised by tags, so that a second delivery, or one after a crash, adds what is missing and
 nothing else. Weights stay in the store: MLflow holds digests and addresses.
 """
