@@ -351,7 +351,12 @@ def _mask(
     return None
 
 
-def segment_mask(segment_ids_BT: Tensor) -> Tensor:
-    """Which key each query of packed rows may see, (B, 1, T, T): none of another document, none that comes later."""
+def segment_mask(segment_ids_BT: Tensor) -> Tensor | None:
+    """Which key each query of packed rows may see, (B, 1, T, T): none of another document, none that comes later.
+
+    None, for plain causal attention, which is faster, where each row is one document.
+    """
+    if bool((segment_ids_BT == segment_ids_BT[:, :1]).all()):
+        return None
     same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     return same_BTT.tril()[:, None]

@@ -63,6 +63,6 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Each pair (first half, second half) turned by its angle."""
     half = x.shape[-1] // 2
     turned = x * cos
-    turned[..., :half].sub_(x[..., half:] * sin[..., :half])
-    turned[..., half:].add_(x[..., :half] * sin[..., half:])
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
     return turned

@@ -131,8 +131,7 @@ class _Walk:
         self.counted = Counted.of(batch.labels_BT)
         self.hidden_BTD = parent.model.embed_tokens(batch.input_ids_BT)
         self.rotary = parent.model.rotary_emb(self.hidden_BTD, batch.position_ids_BT)
-        one_document = bool((batch.segment_ids_BT == batch.segment_ids_BT[:, :1]).all())
-        self.mask_B1TT = None if one_document else segment_mask(batch.segment_ids_BT)
+        self.mask_B1TT = segment_mask(batch.segment_ids_BT)
 
     def score(self, replacements: Replacements) -> dict[BlockKey, Tensor]:
         """Sums (B, M) of each variant of a group; the next group branches off no earlier than the last of this one."""

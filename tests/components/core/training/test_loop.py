@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.text.example import Example
 from components.core.text.packing import PackedStream
-from components.core.training.loop import train
+from components.core.training.loop import pays_to_compile, train
 from components.core.training.losses import counted, cross_entropy_sum
 from components.core.training.train_config import TrainConfig, learning_rate
 
@@ -176,3 +177,23 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # that dynamo looks at
+def test_compiled_layers_learn_what_plain_pytorch_learns(tmp_path):
+    compiled = CONFIG.model_copy(update={"compile": True})
+    losses = train(tiny_model(), stream(), next_token, compiled, quiet_context(tmp_path))
+
+    assert losses == pytest.approx(plain_pytorch(8), abs=1e-5)
+
+
+def test_only_long_runs_on_a_cpu_with_a_compiler_are_compiled(monkeypatch):
+    model, cpu, cuda = tiny_model(), torch.device("cpu"), torch.device("cuda")
+    long = CONFIG.model_copy(update={"num_steps": 10**9})
+    monkeypatch.setenv("CXX", sys.executable)  # any program
+    assert pays_to_compile(model, long, cpu)
+    assert not pays_to_compile(model, CONFIG, cpu)
+    assert not pays_to_compile(model, long, cuda)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not pays_to_compile(model, long, cpu)
