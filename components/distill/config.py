@@ -1,18 +1,11 @@
 """What distillation needs, takes and makes."""
 
-from pydantic import Field
-
 from components.core.runtime.stage import Input, Output, Stage
 from components.core.training.train_config import TrainConfig
 
 
 class DistillConfig(TrainConfig):
     """Knowledge distillation of a searched child from its parent."""
-
-    cosine_weight: float = Field(default=1.0, ge=0)
-    """Weight of the hidden-state cosine term; the paper's sum is unweighted."""
-    kl_weight: float = Field(default=1.0, ge=0)
-    """Weight of KL(teacher || student) on the next-token distributions."""
 
 
 STAGE = Stage(

@@ -28,8 +28,7 @@ def run(
     stream = PackedStream(load_corpus(corpus, student, "train"), config.seq_len, config.seed or 0)
     if context.placement.gpus:
         torch.nn.Module.to(parent, "cuda")
-    weights = {"cosine_weight": config.cosine_weight, "kl_weight": config.kl_weight}
-    losses = train(child, stream, distillation_loss(parent, paired_layers(parent, child), **weights), config, context)
+    losses = train(child, stream, distillation_loss(parent, paired_layers(parent, child)), config, context)
     whole = unsharded(child)
     if context.rank == 0:
         save_model(whole, out / "distilled", tokenizer=student)

@@ -24,12 +24,8 @@ class Shape(Config):
     """Width of the SwiGLU feed-forward network."""
     max_position_embeddings: int = Field(default=512, gt=0)
     """Longest context, tokens."""
-    rope_theta: float = Field(default=10000.0, gt=0)
-    """Base of the rotary frequencies."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of new weights."""
-    tie_word_embeddings: bool = False
-    """Whether input and output embedding are one matrix."""
 
     @model_validator(mode="after")
     def _widths_divide(self) -> Self:

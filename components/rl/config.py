@@ -1,7 +1,7 @@
 """What reinforcement learning needs, takes and makes."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -27,23 +27,17 @@ class RlConfig(Config):
     max_tokens: int = Field(default=96, gt=0)
     """Longest answer, tokens."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature of the rollouts."""
+    """Sampling temperature of the rollouts; the paper has 1."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Constant after the warm-up."""
     warmup_steps: int = Field(default=2, ge=0)
     """Optimizer steps that climb linearly to the learning rate."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
     clip_ratio: float = Field(default=0.2, gt=0)
-    """Trust region of the probability ratio."""
+    """Half-width of the interval around 1 that the probability ratio is clipped to (arXiv 1707.06347, section 3)."""
     kl_coef: float = Field(default=0.0, ge=0)
-    """Weight of KL(policy || reference); the reference is the model that came in."""
-    accuracy_reward: float = Field(default=1.0, ge=0)
-    """Reward of a right answer."""
-    format_reward: float = Field(default=0.2, ge=0)
-    """Reward of the mode's format: thinking inside the tags when on, no tags when off."""
+    """Weight of KL(policy || incoming model) in the loss; GRPO has 0.04 (arXiv 2402.03300), the paper's RLHF 1e-3."""
     thinking_off_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the prompts of a rollout that are asked with thinking off."""
+    """Fraction of the prompts of a rollout that are asked with thinking off; the paper rewards both formats."""
     max_pass_rate: float = Field(default=0.75, gt=0, le=1)
     """Problems that the incoming model solves at least this often are dropped; the paper has 0.75."""
     pass_rate_samples: int = Field(default=8, gt=0)
@@ -52,16 +46,10 @@ class RlConfig(Config):
     """Problems of a lower level are not drawn; the level is the data's own, 0 where it has none."""
     max_problems: int = Field(default=512, gt=0)
     """Problems drawn from the training split before any is dropped."""
-    curriculum_width: float = Field(default=0.2, gt=0)
-    """Standard deviation of the Gaussian over pass rates that each batch aims at."""
-    max_staleness: int = Field(default=0, ge=0)
-    """Weight versions that an answer may lie behind the learner; older batches are refused."""
-    reward: Literal["verifier"] = "verifier"
-    """How accuracy is judged: by the exact or mathematical verifier."""
     resume_interval_s: float = Field(default=60.0, gt=0)
     """Seconds between resume points."""
     seed: int | None = None
-    """Order of the problems and all sampling; the recipe's seed where not given."""
+    """Seed of the order of the problems and of all sampling; the recipe's seed if null."""
 
 
 STAGE = Stage(

@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_BINS = 10
+WIDTH = 0.2
+"""Standard deviation of the Gaussian over pass rates; the paper does not say which it has."""
 
 
 def order_problems(
-    pass_rates: Sequence[float], *, batch_size: int, num_batches: int, width: float, seed: int
+    pass_rates: Sequence[float], *, batch_size: int, num_batches: int, seed: int, width: float = WIDTH
 ) -> list[list[int]]:
     """Problem numbers of each batch.
 
@@ -20,8 +22,8 @@ def order_problems(
         pass_rates: of each problem, 0 to 1.
         batch_size: problems a batch.
         num_batches: batches to plan.
-        width: standard deviation of the Gaussian, in pass rate.
         seed: order within bins and batches.
+        width: standard deviation of the Gaussian, in pass rate.
 
     Returns:
         `num_batches` lists of `batch_size` numbers.

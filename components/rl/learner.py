@@ -49,7 +49,7 @@ class Learner:
         """Optimizer steps so far; the warm-up counts them."""
         self._policy, self._config = policy, config
         self._reference = copy.deepcopy(policy).train(False).requires_grad_(False) if config.kl_coef else None
-        self._step = OptimizerStep(Objective(policy, self._loss), self.optimizer, config.max_grad_norm)
+        self._step = OptimizerStep(Objective(policy, self._loss), self.optimizer)
 
     def learn(self, groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
         """Take `updates_per_step` optimizer steps, each on an equal share of the groups.

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from components.core.text.chat import format_ok, parse_answer
 from components.core.text.verifier import verify
 
+ACCURACY_REWARD, FORMAT_REWARD = 1.0, 0.2
+"""Rewards of a right answer and of the format of the mode; the paper adds the two and does not say their weights."""
+
 Judge = Callable[[str, str], bool]
 """(answer, expected) to right or wrong; may raise, which says nothing about the answer."""
 
@@ -22,9 +25,7 @@ class Reward:
 class Environment:
     """Judges answers; a problem on which the judge itself fails is put in quarantine, never scored as zero."""
 
-    def __init__(self, accuracy_reward: float, format_reward: float, judge: Judge = verify) -> None:
-        self._accuracy_reward = accuracy_reward
-        self._format_reward = format_reward
+    def __init__(self, judge: Judge = verify) -> None:
         self._judge = judge
         self.quarantine: dict[str, str] = {}
         """Problem id to the reason it was taken out."""
@@ -38,4 +39,4 @@ class Environment:
         except Exception as error:
             self.quarantine[problem_id] = f"{type(error).__name__}: {error}"
             return None
-        return Reward(self._accuracy_reward * (right and kept) + self._format_reward * kept, right, kept)
+        return Reward(ACCURACY_REWARD * (right and kept) + FORMAT_REWARD * kept, right, kept)

@@ -81,15 +81,12 @@ def answer_text(tokenizer: Tokenizer, token_ids: Sequence[int], eos: int) -> str
     return text
 
 
-def refuse_stale(groups: Sequence[Sequence[Answer]], version: int, max_staleness: int) -> None:
-    """Raise if weights that are too old sampled an answer.
+def check_weight_version(groups: Sequence[Sequence[Answer]], version: int) -> None:
+    """Check that the learner's current weights sampled every answer.
 
     Raises:
-        StageFailed: an answer is more than `max_staleness` versions older than the learner.
+        StageFailed: other weights sampled an answer: the engine did not take an update.
     """
-    oldest = min((answer.version for group in groups for answer in group), default=version)
-    if version - oldest > max_staleness:
-        raise StageFailed(
-            f"a rollout of weights {oldest} met a learner at {version}; max_staleness={max_staleness}",
-            hint="raise rl.max_staleness",
-        )
+    others = {answer.version for group in groups for answer in group} - {version}
+    if others:
+        raise StageFailed(f"the learner has weights {version}, but weights {min(others)} sampled an answer")

@@ -20,7 +20,7 @@ from components.rl.config import RlConfig
 from components.rl.curriculum import order_problems
 from components.rl.learner import Learner
 from components.rl.reward import Environment
-from components.rl.rollout import Answer, Problem, refuse_stale, roll_out
+from components.rl.rollout import Answer, Problem, check_weight_version, roll_out
 
 
 @dataclass
@@ -73,7 +73,7 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
             groups = rollouts.sample(
                 mixed_modes(rows, state.batches[step], model, config, step), seed=(config.seed or 0) * 7919 + step + 1
             )
-            refuse_stale(groups, step, config.max_staleness)
+            check_weight_version(groups, step)
             numbers = judged(groups) | learner.learn(groups)
             engine.update_weights(policy.named_parameters(), version=step + 1)
             state.curve.append(numbers)
@@ -124,7 +124,7 @@ class Rollouts:
     """Samples and judges answers with the engine's current weights."""
 
     def __init__(self, engine: Engine, model: Path, config: RlConfig, context: StageContext) -> None:
-        self.environment = Environment(config.accuracy_reward, config.format_reward)
+        self.environment = Environment()
         self._engine, self._config, self._context = engine, config, context
         self._tokenizer, self._eos = Tokenizer.from_file(str(model / "tokenizer.json")), eos_token_id(model)
 
@@ -161,7 +161,6 @@ class Rollouts:
             [rate_of[problems[i].id] for i in kept],
             batch_size=config.prompts_per_step,
             num_batches=config.num_steps,
-            width=config.curriculum_width,
             seed=config.seed or 0,
         )
         mean = sum(rate_of.values()) / max(1, len(rate_of))

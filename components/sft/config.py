@@ -7,10 +7,6 @@ from components.core.training.train_config import TrainConfig
 class SftConfig(TrainConfig):
     """Supervised fine-tuning on chats of both modes."""
 
-    add_tokens: bool = True
-    """Give the model rows for tokens that its vocabulary lacks, `<think>` and `</think>` among them; else such a
-    model is refused."""
-
 
 STAGE = Stage(
     name="sft",

@@ -22,7 +22,7 @@ def run(
 ) -> dict[str, JsonValue]:
     """Tune `model` on chats that think and on chats that do not; only answers count in the loss."""
     student = load_model(model)
-    fit_vocabulary(student, tokenizer, add_tokens=config.add_tokens)
+    fit_vocabulary(student, tokenizer)
     examples = encode_chats(read_rows(chats / "train.jsonl"), tokenizer)
     fitting = [example for example in examples if len(example.token_ids) <= config.seq_len]
     if len(fitting) < len(examples):
@@ -36,11 +36,11 @@ def run(
     return {"loss": losses[-1], "num_steps": len(losses), "chats": len(fitting)}
 
 
-def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path, *, add_tokens: bool) -> None:
+def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path) -> None:
     """Give the embedding rows for tokens it lacks, and end answers with the tokenizer's end token.
 
     Raises:
-        CheckpointError: the tokenizer has no tags, or has more tokens than the model and none may be added.
+        CheckpointError: the tokenizer has no tags.
     """
     vocabulary = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     if vocabulary.token_to_id(THINK) is None or vocabulary.token_to_id(END_THINK) is None:
@@ -50,10 +50,6 @@ def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path, *, add_tokens: bo
         )
     size = vocabulary.get_vocab_size()
     if size > model.config.vocab_size:
-        if not add_tokens:
-            raise CheckpointError(
-                f"the tokenizer has {size} tokens, the model {model.config.vocab_size}", hint="set sft.add_tokens: true"
-            )
         resize_vocabulary(model, size)
     model.config.eos_token_id = eos_token_id(tokenizer)
 

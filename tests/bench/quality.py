@@ -218,7 +218,7 @@ def distil(world: World, parent: TesseraForCausalLM, child: TesseraForCausalLM, 
         learning_rate=2e-3,
         seed=seed,
     )
-    loss = distillation_loss(parent, paired_layers(parent, child), cosine_weight=1.0, kl_weight=1.0)
+    loss = distillation_loss(parent, paired_layers(parent, child))
     with tempfile.TemporaryDirectory() as folder:
         train(child, stream, loss, config, quiet_context(Path(folder)))
 

@@ -29,10 +29,8 @@ def paired_layers(parent: TesseraForCausalLM, child: TesseraForCausalLM) -> list
     return [(p, c) for p, c in pairs if p < parent.config.num_hidden_layers and c < depth] + [(-1, -1)]
 
 
-def distillation_loss(
-    parent: TesseraForCausalLM, pairs: list[tuple[int, int]], *, cosine_weight: float, kl_weight: float
-) -> LossFunction[Batch]:
-    """The loss of one micro batch: sum over paired layers of the cosine distance, plus KL, each with its weight."""
+def distillation_loss(parent: TesseraForCausalLM, pairs: list[tuple[int, int]]) -> LossFunction[Batch]:
+    """The loss of one micro batch: cosine distance summed over paired layers, plus KL, unweighted as in the paper."""
 
     def loss(child: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -44,8 +42,7 @@ def distillation_loss(
         mask_BT = batch.labels_BT != IGNORE
         cosines = [cosine_sum(student[c][mask_BT], teacher[p][mask_BT]) for p, c in pairs]
         cosine = torch.stack(cosines).sum()
-        total = cosine_weight * cosine + kl_weight * kl
-        return {"loss": total, "kl": kl, "cosine": cosine}
+        return {"loss": cosine + kl, "kl": kl, "cosine": cosine}
 
     return loss
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from components.core.model.decoder import TesseraForCausalLM
 
+MAX_GRAD_NORM = 1.0
+"""Gradients are scaled down to this global norm. Source: arXiv 2307.09288, section 2.2."""
+
 BatchT = TypeVar("BatchT")
 
 LossFunction = Callable[[TesseraForCausalLM, BatchT], dict[str, Tensor]]
@@ -36,14 +39,12 @@ class OptimizerStep(Generic[BatchT]):
     Attributes:
         objective: model and loss.
         optimizer: of the model's parameters.
-        max_grad_norm: gradients are scaled down to this global norm.
         compute_dtype: type of matrix products; weights and optimizer state stay float32.
         num_ranks: processes that take this step together.
     """
 
     objective: Objective[BatchT]
     optimizer: torch.optim.Optimizer
-    max_grad_norm: float
     compute_dtype: torch.dtype = torch.float32
     num_ranks: int = 1
 
@@ -69,7 +70,7 @@ class OptimizerStep(Generic[BatchT]):
             (terms["loss"] * (self.num_ranks / num_targets)).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), MAX_GRAD_NORM)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()

@@ -22,30 +22,24 @@ class TrainConfig(Config):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak of the schedule."""
     final_learning_rate: float = Field(default=0.0, ge=0)
-    """End of the cosine."""
+    """Learning rate at the end of the cosine; the paper goes from 1e-5 to 1e-6."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps that climb linearly to the peak."""
+    """Fraction of the steps that climb linearly to the peak; the paper has 0.1."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up."""
+    """Learning rate after the warm-up; the paper has `cosine` for its largest model, `constant` for the 49B one."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled decay of matrices; norms and biases are left alone."""
-    beta1: float = 0.9
-    """Decay of AdamW's first moment."""
-    beta2: float = 0.95
-    """Decay of AdamW's second moment."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """AdamW's decay of matrices, none for norms and biases; Llama 2 has 0.1 (arXiv 2307.09288, section 2.2)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that matrix products are computed in; weights and optimizer state stay float32."""
     compile: bool | None = None
     """Compile each decoder layer with torch.compile. Where not given: on a CPU with a C++ compiler, for runs of at
     least 1e14 FLOPs (about ten minutes on one core); shorter ones end sooner without it."""
     activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Compute activations again in the backward pass instead of storing them: less memory, more time."""
     resume_interval_s: float = Field(default=60.0, gt=0)
     """Seconds between resume points."""
     seed: int | None = None
-    """Order of the data and all randomness; the recipe's seed where not given."""
+    """Seed of the order of the data and of all randomness; the recipe's seed if null."""
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -67,7 +67,7 @@ def compare_candidates(
     for number, (choice, _) in enumerate(choices):
         child = trainable(make(choice))
         before += held_out_kl(parent, [child], batches)
-        loss = distillation_loss(parent, paired_layers(parent, child), cosine_weight=1.0, kl_weight=1.0)
+        loss = distillation_loss(parent, paired_layers(parent, child))
         own = replace(context, resume=Resume(context.resume.folder / f"candidate-{number}"))
         train(child, stream, loss, training, own)
         after += held_out_kl(parent, [child], batches)

@@ -10,7 +10,7 @@ RATES = [i / 100 for i in range(100)]
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=60), st.integers(1, 8), st.integers(1, 10))
 def test_every_batch_is_full_and_problems_repeat_only_after_all_were_used(rates, size, batches):
-    plan = order_problems(rates, batch_size=size, num_batches=batches, width=0.2, seed=0)
+    plan = order_problems(rates, batch_size=size, num_batches=batches, seed=0)
 
     assert [len(batch) for batch in plan] == [size] * batches
     uses = Counter(i for batch in plan for i in batch)

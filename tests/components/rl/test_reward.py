@@ -16,7 +16,7 @@ from components.rl.reward import Environment, Reward
     ],
 )
 def test_an_answer_earns_accuracy_and_format(text, mode, expected):
-    environment = Environment(1.0, 0.2)
+    environment = Environment()
 
     assert environment.score("p", text, "4", mode) == expected
     assert environment.quarantine == {}
@@ -28,7 +28,7 @@ def test_a_problem_whose_judge_fails_is_put_in_quarantine_and_scores_nothing():
             raise ValueError("what is asked?")
         return answer == expected
 
-    environment = Environment(1.0, 0.2, judge)
+    environment = Environment(judge)
 
     assert environment.score("bad", "<think>x</think>4", "?", "on") is None
     assert environment.score("good", "<think>x</think>4", "4", "on") == Reward(1.2, True, True)

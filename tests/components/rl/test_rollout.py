@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from components.core.base.errors import StageFailed
 from components.core.serving.engine import Engine, Sample
 from components.rl.reward import Environment, Reward
-from components.rl.rollout import Answer, Problem, answer_text, refuse_stale, roll_out
+from components.rl.rollout import Answer, Problem, answer_text, check_weight_version, roll_out
 from tests.components.core import tiny_models
 from tests.components.core.tiny_models import EOS, TOKENS
 
@@ -43,7 +43,7 @@ def rolled_out(engine: Engine, tokenizer: Tokenizer, environment: Environment, s
 
 def test_every_problem_gets_its_group_of_judged_answers(tokenizer):
     right, wrong = ids("<think>", "1", "</think>", "4", "<eos>"), ids("4", "4")
-    groups = rolled_out(engine(right, wrong), tokenizer, Environment(1.0, 0.2))
+    groups = rolled_out(engine(right, wrong), tokenizer, Environment())
 
     assert [[answer.problem.id for answer in group] for group in groups] == [["a", "a"], ["b", "b"]]
     assert [answer.reward for answer in groups[0]] == [Reward(1.2, True, True), Reward(0.0, False, False)]
@@ -55,7 +55,7 @@ def test_requests_have_seeds_of_their_own(tokenizer):
     seeds = []
     for seed in (1, 1, 2):
         asked: dict[str, Any] = {}
-        rolled_out(engine(ids("4"), ids("4"), asked=asked), tokenizer, Environment(1.0, 0.2), seed)
+        rolled_out(engine(ids("4"), ids("4"), asked=asked), tokenizer, Environment(), seed)
         seeds.append(asked["seeds"])
 
     assert seeds[0] == seeds[1]
@@ -68,7 +68,7 @@ def test_a_problem_in_quarantine_is_left_out_as_a_whole(tokenizer):
             raise ZeroDivisionError("judge")
         return True
 
-    environment = Environment(1.0, 0.2, judge)
+    environment = Environment(judge)
     groups = rolled_out(engine(ids("4"), ids("4")), tokenizer, environment)
 
     assert [[answer.problem.id for answer in group] for group in groups] == [["b", "b"]]
@@ -81,11 +81,10 @@ def test_the_text_has_its_tags_and_not_its_end(tokenizer):
     assert answer_text(tokenizer, ids("<eos>"), EOS) == ""
 
 
-def test_answers_of_too_old_weights_are_refused(tokenizer):
-    groups = rolled_out(engine(ids("4"), ids("4")), tokenizer, Environment(1.0, 0.2))
+def test_answers_of_other_weights_are_refused(tokenizer):
+    groups = rolled_out(engine(ids("4"), ids("4")), tokenizer, Environment())
 
-    refuse_stale(groups, version=3, max_staleness=0)
-    refuse_stale(groups, version=5, max_staleness=2)
-    refuse_stale([], version=5, max_staleness=0)
-    with pytest.raises(StageFailed, match="weights 3 met a learner at 4; max_staleness=0"):
-        refuse_stale(groups, version=4, max_staleness=0)
+    check_weight_version(groups, version=3)
+    check_weight_version([], version=5)
+    with pytest.raises(StageFailed, match="learner has weights 4, but weights 3 sampled an answer"):
+        check_weight_version(groups, version=4)

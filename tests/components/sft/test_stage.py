@@ -96,7 +96,7 @@ def test_without_chats_there_is_nothing_to_learn(
 def test_tokens_that_the_model_lacks_get_the_mean_of_its_rows(tmp_path, tokenizer_folder, vocab_size):
     model = load_model(llama(tmp_path / "model", vocab_size - 2))
     before = model.state_dict()
-    fit_vocabulary(model, tokenizer_folder, add_tokens=True)
+    fit_vocabulary(model, tokenizer_folder)
 
     assert model.config.vocab_size == vocab_size
     assert model.config.eos_token_id == Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json")).token_to_id(
@@ -111,19 +111,9 @@ def test_tokens_that_the_model_lacks_get_the_mean_of_its_rows(tmp_path, tokenize
 
 def test_a_larger_vocabulary_of_the_model_stays(tmp_path, tokenizer_folder, vocab_size):
     model = load_model(llama(tmp_path / "model", vocab_size + 7))
-    fit_vocabulary(model, tokenizer_folder, add_tokens=False)
+    fit_vocabulary(model, tokenizer_folder)
 
     assert model.lm_head.weight.shape[0] == model.config.vocab_size == vocab_size + 7
-
-
-def test_a_model_that_lacks_tokens_is_refused_where_none_may_be_added(tmp_path, tokenizer_folder, vocab_size):
-    model = load_model(llama(tmp_path / "model", vocab_size - 2))
-
-    with pytest.raises(
-        CheckpointError, match=f"has {vocab_size} tokens, the model {vocab_size - 2}\n  hint: .*add_tokens"
-    ):
-        fit_vocabulary(model, tokenizer_folder, add_tokens=False)
-    assert model.config.vocab_size == vocab_size - 2
 
 
 def test_a_tokenizer_without_the_tags_is_refused(tmp_path, tokenizer_folder, vocab_size):
@@ -131,4 +121,4 @@ def test_a_tokenizer_without_the_tags_is_refused(tmp_path, tokenizer_folder, voc
     (tmp_path / "tokenizer.json").write_text(text)
 
     with pytest.raises(CheckpointError, match=f"no {THINK} and {END_THINK}"):
-        fit_vocabulary(load_model(llama(tmp_path / "model", vocab_size)), tmp_path, add_tokens=True)
+        fit_vocabulary(load_model(llama(tmp_path / "model", vocab_size)), tmp_path)

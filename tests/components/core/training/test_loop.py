@@ -18,7 +18,7 @@ from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.text.example import Example
 from components.core.text.packing import PackedStream
-from components.core.training.loop import pays_to_compile, train
+from components.core.training.loop import adamw, pays_to_compile, train
 from components.core.training.losses import counted, cross_entropy_sum
 from components.core.training.train_config import TrainConfig, learning_rate
 
@@ -133,6 +133,18 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     two = json.loads((tmp_path / "two" / "losses.json").read_text())
 
     assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_norms_alone():
+    model = tiny_model()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    adamw(model, 0.5, weight_decay=0.1).step()
+
+    for name, parameter in model.named_parameters():
+        kept = 1.0 if name.endswith("norm.weight") else 1 - 0.5 * 0.1
+        torch.testing.assert_close(parameter.detach(), before[name] * kept)
 
 
 def test_schedule_climbs_then_falls_as_the_cosine():
