@@ -1,6 +1,8 @@
-"""Whether a model may become the champion."""
+"""The gate: whether a model may become the champion."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from components.deploy.config import Gate
@@ -28,6 +30,17 @@ def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, threshold in gate.model_dump().items()
         if threshold is not None
     ]
+
+
+def measurements(metrics: Path, role: str) -> dict[str, Any]:
+    """Metrics of the model in a role; of the last evaluated model if the role is absent."""
+    models: dict[str, dict[str, Any]] = json.loads((metrics / "metrics.json").read_text(encoding="utf-8"))["models"]
+    return models.get(role) or list(models.values())[-1]
+
+
+def failed_checks(checks: Sequence[Mapping[str, Any]]) -> str:
+    """The failed checks, for a message."""
+    return ", ".join(f"{e['check']}={e['threshold']} (found {e['value']})" for e in checks if not e["passed"])
 
 
 def _lowest_format(measured: Mapping[str, Any]) -> float | None:

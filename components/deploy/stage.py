@@ -1,19 +1,20 @@
-"""The deployment: gate, bundle, smoke test."""
+"""The deployment: gate, bundle, and a smoke test: questions to a running server, answered complete and streamed."""
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from openai import OpenAI
 
 from components.core.base.errors import CheckpointError, StageFailed
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.serving.server import Server
-from components.core.text.chat import Mode, has_toggle
+from components.core.text.chat import END_THINK, THINK, Mode, has_toggle, system_message
 from components.deploy.bundle import write_bundle
 from components.deploy.config import DeployConfig
-from components.deploy.gate import check
-from components.deploy.smoke import SERVED_NAME, converse
+from components.deploy.gate import check, failed_checks, measurements
 
+SERVED_NAME = "model"
+TIMEOUT_S = 120.0
 MODES: tuple[Mode, ...] = ("on", "off")
 
 
@@ -47,17 +48,6 @@ def run(
     }
 
 
-def measurements(metrics: Path, role: str) -> dict[str, Any]:
-    """Metrics of the model in a role; of the last evaluated model if the role is absent."""
-    models: dict[str, dict[str, Any]] = json.loads((metrics / "metrics.json").read_text(encoding="utf-8"))["models"]
-    return models.get(role) or list(models.values())[-1]
-
-
-def failed_checks(checks: Sequence[Mapping[str, Any]]) -> str:
-    """The failed checks, for a message."""
-    return ", ".join(f"{e['check']}={e['threshold']} (found {e['value']})" for e in checks if not e["passed"])
-
-
 def smoke_test(config: DeployConfig, bundle: Path, context: StageContext) -> list[dict[str, Any]]:
     """Ask a server of the bundle every question in both modes; returns the transcript."""
 
@@ -78,3 +68,46 @@ def smoke_test(config: DeployConfig, bundle: Path, context: StageContext) -> lis
             transcript.append(reply)
             context.progress(len(transcript), len(requests), what="smoke test")
     return transcript
+
+
+def converse(url: str, question: str, mode: Mode, max_tokens: int) -> dict[str, Any]:
+    """Ask one question in one mode, greedily: once for the complete reply, once streamed.
+
+    Returns:
+        `question` and `mode`; `reasoning` and `answer` of the complete reply; `streamed`: the same two, joined from the
+        deltas; `same_when_streamed`; `format_ok`: with thinking on, reasoning and an answer; with thinking off, an
+        answer alone.
+
+    Raises:
+        StageFailed: the stream contains a tag as text that the complete reply does not contain.
+    """
+    with OpenAI(base_url=url, api_key="-", timeout=TIMEOUT_S) as client:
+        request: dict[str, Any] = {
+            "model": SERVED_NAME,
+            "messages": [system_message(mode), {"role": "user", "content": question}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        complete = _fields(client.chat.completions.create(**request).choices[0].message)
+        streamed = {"reasoning": "", "answer": ""}
+        for chunk in client.chat.completions.create(**request, stream=True):
+            for choice in chunk.choices:
+                for name, text in _fields(choice.delta).items():
+                    streamed[name] += text
+    for tag in (THINK, END_THINK):
+        if tag in "".join(streamed.values()) and tag not in "".join(complete.values()):
+            raise StageFailed(f"the server streams {tag} as text: {streamed} instead of {complete}")
+    return {
+        "question": question,
+        "mode": mode,
+        **complete,
+        "streamed": streamed,
+        "same_when_streamed": complete == streamed,
+        "format_ok": bool(complete["answer"].strip()) and bool(complete["reasoning"].strip()) == (mode == "on"),
+    }
+
+
+def _fields(message: Any) -> dict[str, str]:
+    """Reasoning and answer of a message or delta. The field `reasoning` is vLLM's addition to OpenAI's types."""
+    reasoning = (message.model_extra or {}).get("reasoning")
+    return {"reasoning": str(reasoning or ""), "answer": message.content or ""}

@@ -1,4 +1,4 @@
-"""What distillation needs, takes and makes."""
+"""Settings, inputs and outputs of distillation."""
 
 from components.core.runtime.stage import Input, Output, Stage
 from components.core.training.train_config import TrainConfig

@@ -9,8 +9,8 @@ from components.core.base.errors import InputError
 from components.core.model.checkpoint import load_model, save_model
 from components.core.runtime.context import StageContext
 from components.core.text.packing import PackedStream, load_corpus
-from components.core.training.distillation import distillation_loss, paired_layers
 from components.core.training.loop import train, unsharded
+from components.core.training.losses import distillation_loss, paired_layers
 from components.distill.config import DistillConfig
 
 

@@ -1,10 +1,30 @@
-"""The answers of an evaluation, one row per problem and prompt mode, from which all scores can be computed again."""
+"""Test problems, the answers of all models to them, and the checkpoint from which an evaluation resumes."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from components.core.base.config import Config
+from components.core.base.errors import DataError
+from components.core.runtime.resume import Resume
+from components.core.text.problems import Problem, read_problems
+
+SPLITS = ("standard", "hard")
+
+
+def load_problems(folder: Path, limit: int) -> list[Problem]:
+    """Read the first `limit` problems of each split that exists.
+
+    Raises:
+        DataError: there are none, or a row lacks a field.
+    """
+    found = [problem for split in SPLITS for problem in read_problems(folder / f"test-{split}.jsonl", split, limit)]
+    if not found:
+        raise DataError("there are no test problems", hint="give the recipe `rl:` problems with answers")
+    return found
+
 
 PromptMode = Literal["on", "off", "plain"]
 """A chat with thinking on or off; for a base model, a completion of the plain prompt."""
@@ -41,3 +61,31 @@ def write_answers(path: Path, rows: Iterable[AnswerRow]) -> None:
 def read_answers(path: Path) -> list[AnswerRow]:
     """Read what `write_answers` wrote."""
     return [AnswerRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass
+class EvalCheckpoint:
+    """Speeds, once all are measured, and the answers of models that have answered every problem."""
+
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Tokens per second by role."""
+    answers: dict[str, list[AnswerRow]] = field(default_factory=dict)
+    """Answers by role."""
+
+    @classmethod
+    def latest(cls, resume: Resume) -> Self:
+        """Read the newest resume point; empty if there is none."""
+        checkpoint, point = cls(), resume.latest()
+        if point is not None:
+            checkpoint.speeds = json.loads((point / "speeds.json").read_text(encoding="utf-8"))
+            for row in read_answers(point / "answers.jsonl"):
+                checkpoint.answers.setdefault(row.model, []).append(row)
+        return checkpoint
+
+    def save(self, resume: Resume) -> None:
+        """Write a resume point."""
+        resume.save(len(self.answers), self._write)
+
+    def _write(self, point: Path) -> None:
+        (point / "speeds.json").write_text(json.dumps(self.speeds), encoding="utf-8")
+        write_answers(point / "answers.jsonl", (row for rows in self.answers.values() for row in rows))

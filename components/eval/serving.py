@@ -18,8 +18,7 @@ from components.core.runtime.context import Interrupted, StageContext
 from components.core.serving.server import Server, max_position_embeddings, tail
 from components.core.serving.settings import vllm_uses_gpu
 from components.core.text.problems import Problem
-from components.eval.answers import AnswerRow, PromptMode
-from components.eval.checkpoint import EvalCheckpoint
+from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode
 from components.eval.client import SERVED_NAME, ask
 from components.eval.config import WITH_TOGGLE, EvalConfig
 

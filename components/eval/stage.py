@@ -15,10 +15,8 @@ from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import Workload
 from components.core.serving.timing import measure_step_ms
 from components.core.text.chat import has_toggle
-from components.eval.answers import write_answers
-from components.eval.checkpoint import EvalCheckpoint
+from components.eval.answers import EvalCheckpoint, load_problems, write_answers
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
-from components.eval.problems import load_problems
 from components.eval.scores import scores
 from components.eval.serving import EvalRunner
 

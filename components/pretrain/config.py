@@ -1,4 +1,4 @@
-"""What pretraining needs, takes and makes."""
+"""Settings, inputs and outputs of pretraining."""
 
 from typing import Self
 

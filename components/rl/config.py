@@ -1,4 +1,4 @@
-"""What reinforcement learning needs, takes and makes."""
+"""Settings, inputs and outputs of reinforcement learning."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -17,19 +17,19 @@ class RlConfig(Config):
     num_steps: int = Field(default=40, ge=0)
     """Rollouts, each followed by `updates_per_step` optimizer steps."""
     prompts_per_step: int = Field(default=16, gt=0)
-    """Different problems a rollout; the paper has 72."""
+    """Different problems in a rollout; the paper has 72."""
     samples_per_prompt: int = Field(default=16, gt=1)
-    """Answers to each problem, the group that advantages are taken in; the paper has 16."""
+    """Answers to each problem: a group, within which advantages are computed; the paper has 16."""
     updates_per_step: int = Field(default=2, gt=0)
-    """Optimizer steps a rollout, each on an equal share of the prompts; the paper has 2."""
+    """Optimizer steps after each rollout, each on an equal part of the prompts; the paper has 2."""
     micro_batch_size: int = Field(default=128, gt=0)
-    """Answers that the learner works on at a time."""
+    """Answers that the learner computes at a time."""
     max_tokens: int = Field(default=96, gt=0)
-    """Longest answer, tokens."""
+    """Maximum length of an answer, tokens."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature of the rollouts; the paper has 1."""
     learning_rate: float = Field(default=5e-5, gt=0)
-    """Constant after the warm-up."""
+    """Learning rate after the warm-up, constant."""
     warmup_steps: int = Field(default=2, ge=0)
     """Optimizer steps that climb linearly to the learning rate."""
     clip_ratio: float = Field(default=0.2, gt=0)
@@ -41,11 +41,11 @@ class RlConfig(Config):
     max_pass_rate: float = Field(default=0.75, gt=0, le=1)
     """Problems that the incoming model solves at least this often are dropped; the paper has 0.75."""
     pass_rate_samples: int = Field(default=8, gt=0)
-    """Answers a problem that estimate its pass rate; the paper has 8."""
+    """Answers to each problem from which its pass rate is estimated; the paper has 8."""
     min_level: int = Field(default=0, ge=0)
-    """Problems of a lower level are not drawn; the level is the data's own, 0 where it has none."""
+    """Problems of a lower level are not drawn. The data gives each problem its level; without one it is 0."""
     max_problems: int = Field(default=512, gt=0)
-    """Problems drawn from the training split before any is dropped."""
+    """Maximum number of problems drawn from the training split, before easy ones are dropped."""
     resume_interval_s: float = Field(default=60.0, gt=0)
     """Seconds between resume points."""
     seed: int | None = None

@@ -1,13 +1,61 @@
-"""Which problems a batch holds: by pass rate, from easy to hard. Source: arXiv 2505.00949, section 5.1."""
+"""The training problems: which are drawn, their prompts, and their order from easy to hard.
 
+Source: arXiv 2505.00949, section 5.1.
+"""
+
+import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from components.core.base.errors import DataError
+from components.core.text.chat import prompt_ids
+from components.core.text.packing import read_rows
+from components.rl.config import RlConfig
+from components.rl.rollout import Problem
+
 NUM_BINS = 10
 WIDTH = 0.2
 """Standard deviation of the Gaussian over pass rates; the paper does not say which it has."""
+
+
+def load_problems(problems: Path, config: RlConfig) -> list[dict[str, object]]:
+    """Training problems of `min_level` and above in seeded order, at most `max_problems`.
+
+    Raises:
+        DataError: there are none.
+    """
+    all_rows = list(read_rows(problems / "train.jsonl"))
+    if not all_rows:
+        raise DataError("there are no training problems", hint="give the recipe `rl:` problems with answers")
+    levels = [int(str(row.get("level", 0))) for row in all_rows]
+    rows = [row for row, level in zip(all_rows, levels, strict=True) if level >= config.min_level]
+    if not rows:
+        raise DataError(
+            f"no training problem has level {config.min_level} or above; the highest is {max(levels)}",
+            hint="lower rl.min_level",
+        )
+    random.Random(config.seed or 0).shuffle(rows)
+    return rows[: config.max_problems]
+
+
+def to_problems(rows: Sequence[dict[str, object]], tokenizer: Path, mode: str) -> list[Problem]:
+    """Problems with their prompts in one mode."""
+    encoded = prompt_ids(tokenizer, [str(row["question"]) for row in rows], mode)
+    return [Problem(str(row["id"]), ids, str(row["answer"]), mode) for row, ids in zip(rows, encoded, strict=True)]
+
+
+def mixed_modes(
+    rows: Sequence[dict[str, object]], batch: Sequence[int], tokenizer: Path, config: RlConfig, step: int
+) -> list[Problem]:
+    """The problems of a batch, `thinking_off_fraction` of them with thinking off."""
+    chosen = [rows[number] for number in batch]
+    num_off = round(config.thinking_off_fraction * len(chosen))
+    random.Random((config.seed or 0) + step).shuffle(chosen)
+    off = to_problems(chosen[:num_off], tokenizer, "off") if num_off else []
+    return to_problems(chosen[num_off:], tokenizer, "on") + off
 
 
 def order_problems(
@@ -15,23 +63,23 @@ def order_problems(
 ) -> list[list[int]]:
     """Problem numbers of each batch.
 
-    A batch aims at a Gaussian over pass rates whose centre moves from the highest rate to the lowest; what a bin has
-    not left comes from the fullest bins. When all problems were used the pools are filled anew.
+    The target of a batch is a Gaussian over pass rates, whose centre moves from the highest rate to the lowest. What a
+    bin lacks is taken from the fullest bins. When all problems are used, the bins are filled again.
 
     Args:
-        pass_rates: of each problem, 0 to 1.
-        batch_size: problems a batch.
-        num_batches: batches to plan.
+        pass_rates: pass rate of each problem, 0 to 1.
+        batch_size: problems in a batch.
+        num_batches: number of batches.
         seed: order within bins and batches.
         width: standard deviation of the Gaussian, in pass rate.
 
     Returns:
         `num_batches` lists of `batch_size` numbers.
     """
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     rates = np.asarray(pass_rates, dtype=np.float64)
     bins = np.minimum((rates * NUM_BINS).astype(int), NUM_BINS - 1)
-    pools = _pools(bins, random)
+    pools = _pools(bins, generator)
     batches = []
     for centre in np.linspace(rates.max(), rates.min(), num_batches):
         target = _target(centre, width, batch_size)
@@ -41,20 +89,20 @@ def order_problems(
         while len(batch) < batch_size:
             fullest = max(range(NUM_BINS), key=lambda k: len(pools[k]))
             if not pools[fullest]:
-                pools = _pools(bins, random)
+                pools = _pools(bins, generator)
                 continue
             batch.append(pools[fullest].pop())
-        batches.append([int(i) for i in random.permutation(batch)])
+        batches.append([int(i) for i in generator.permutation(batch)])
     return batches
 
 
-def _pools(bins: NDArray[np.int_], random: np.random.Generator) -> list[list[int]]:
+def _pools(bins: NDArray[np.int_], generator: np.random.Generator) -> list[list[int]]:
     """Problem numbers of each bin, shuffled."""
-    return [[int(i) for i in random.permutation(np.flatnonzero(bins == number))] for number in range(NUM_BINS)]
+    return [[int(i) for i in generator.permutation(np.flatnonzero(bins == number))] for number in range(NUM_BINS)]
 
 
 def _target(centre: float, width: float, batch_size: int) -> list[int]:
-    """How many problems of each bin a batch aims at; rounded so that they sum to at most `batch_size`."""
+    """Target number of problems from each bin, rounded down, so that their sum is at most `batch_size`."""
     middles = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
     weight = np.exp(-0.5 * ((middles - centre) / width) ** 2)
     return [int(count) for count in np.floor(batch_size * weight / weight.sum())]

@@ -1,19 +1,32 @@
-"""Group-relative policy optimisation: advantages within a group, clipped ratio. Source: arXiv 2402.03300, section 4.
+"""Group-relative policy optimisation: advantages within a group, the clipped loss, and the learner.
 
-Shape letters: G groups (problems), S samples of a group, N answer tokens.
+Source: arXiv 2402.03300, section 4.
+
+Shape letters: G groups (problems), S answers of a group, N answer tokens.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.text.example import Example
+from components.core.text.packing import Batch, best_fit_decreasing, pack_rows
+from components.core.training.loop import Objective, OptimizerStep, adamw
+from components.core.training.losses import counted, token_logprobs
+from components.core.training.train_config import warm_up
+from components.rl.config import RlConfig
+from components.rl.rollout import Answer
+
 
 def group_advantages(rewards_GS: Tensor) -> Tensor:
-    """Each reward less its group's mean, in units of the group's deviation; zero where all of a group are equal.
+    """Rewards minus the mean of their group, divided by its standard deviation; 0 if all rewards of a group are equal.
 
     Args:
-        rewards_GS: float, one row a problem.
+        rewards_GS: float, one row per problem.
 
     Returns:
         Float, same shape.
@@ -25,11 +38,12 @@ def group_advantages(rewards_GS: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """Sums over answer tokens, and what the curves show."""
+    """Sums over answer tokens: the loss, and two numbers for the curves."""
 
     total: Tensor
+    """The loss, with gradient."""
     clipped: Tensor
-    """Tokens whose ratio lay outside the trust region on the side that the clip acts on."""
+    """Number of tokens whose gradient is cut off because their ratio was clipped."""
     kl: Tensor
     """KL(policy || reference), nats, summed; zero without a reference."""
 
@@ -46,20 +60,128 @@ def policy_loss(
     """The clipped surrogate, negated and summed over answer tokens.
 
     Args:
-        logprobs_N: of the sampled tokens under the learner; receives the gradient.
-        old_logprobs_N: under the model that sampled them.
-        advantages_N: advantage of the answer each token belongs to.
-        clip_ratio: half-width of the trust region around a ratio of 1.
-        reference_logprobs_N: under the reference model, where `kl_coef` is above zero.
-        kl_coef: weight of the low-variance KL estimate to the reference.
+        logprobs_N: log-probabilities of the sampled tokens under the learner; they receive the gradient.
+        old_logprobs_N: log-probabilities under the weights that sampled the tokens.
+        advantages_N: advantage of the answer that each token belongs to.
+        clip_ratio: half-width of the interval around 1 that the ratio is clipped to.
+        reference_logprobs_N: log-probabilities under the reference model; None without a KL term.
+        kl_coef: weight of the low-variance estimate of the KL.
     """
     ratio_N = torch.exp(logprobs_N - old_logprobs_N)
-    free_N = ratio_N * advantages_N
-    bound_N = ratio_N.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages_N
-    total = -torch.minimum(free_N, bound_N).sum()
+    surrogate_N = ratio_N * advantages_N
+    clipped_N = ratio_N.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages_N
+    total = -torch.minimum(surrogate_N, clipped_N).sum()
     kl = torch.zeros(())
     if reference_logprobs_N is not None:
         gap_N = reference_logprobs_N - logprobs_N
         kl = (torch.exp(gap_N) - gap_N - 1).sum()
         total = total + kl_coef * kl
-    return PolicyLoss(total, (free_N > bound_N).sum(), kl.detach())
+    return PolicyLoss(total, (surrogate_N > clipped_N).sum(), kl.detach())
+
+
+MIN_SEQ_LEN = 128
+"""Minimum length of a packed row, tokens; longer answers make longer rows."""
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """Packed answers of a rollout.
+
+    Attributes:
+        rows: prompts and answers; only tokens of answers count in the loss.
+        old_logprobs_N: log-probabilities under the weights that sampled the answers.
+        advantages_N: advantage of the answer that each token belongs to.
+    """
+
+    rows: Batch
+    old_logprobs_N: Tensor
+    advantages_N: Tensor
+
+
+class Learner:
+    """The policy, its optimizer, and the reference model if the loss has a KL term."""
+
+    def __init__(self, policy: TesseraForCausalLM, config: RlConfig) -> None:
+        self.optimizer = adamw(policy, config.learning_rate)
+        self.num_updates = 0
+        """Optimizer steps so far; the warm-up counts them."""
+        self._policy, self._config = policy, config
+        self._reference = copy.deepcopy(policy).train(False).requires_grad_(False) if config.kl_coef else None
+        self._step = OptimizerStep(Objective(policy, self._loss), self.optimizer)
+
+    def learn(self, groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
+        """Take `updates_per_step` optimizer steps, each on an equal share of the groups.
+
+        Returns:
+            `clipped`, `kl` and `grad_norm` of the last step; empty if the advantage of every answer is 0.
+        """
+        metrics: dict[str, float] = {}
+        for part in range(self._config.updates_per_step):
+            metrics |= self._update(with_advantages(groups[part :: self._config.updates_per_step]))
+        return metrics
+
+    def _update(self, answers: Sequence[tuple[Answer, float]]) -> dict[str, float]:
+        """One optimizer step, the loss averaged over all tokens of these answers."""
+        if not answers:
+            return {}
+        self._policy.train()
+        num_tokens = sum(len(answer.token_ids) for answer, _ in answers)
+        size = self._config.micro_batch_size
+        micro_batches = (pack_answers(answers[start : start + size]) for start in range(0, len(answers), size))
+        rate = warm_up(self._config.learning_rate, self.num_updates, self._config.warmup_steps)
+        metrics = self._step.run(micro_batches, num_tokens, rate)
+        self.num_updates += 1
+        return {name: metrics[name] for name in ("clipped", "kl", "grad_norm")}
+
+    def _loss(self, policy: TesseraForCausalLM, batch: PolicyBatch) -> dict[str, Tensor]:
+        """The loss of a micro batch of answers."""
+        reference_N = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference_N = answer_logprobs(self._reference, batch.rows)
+        loss = policy_loss(
+            answer_logprobs(policy, batch.rows),
+            batch.old_logprobs_N,
+            batch.advantages_N,
+            clip_ratio=self._config.clip_ratio,
+            reference_logprobs_N=reference_N,
+            kl_coef=self._config.kl_coef,
+        )
+        return {"loss": loss.total, "clipped": loss.clipped, "kl": loss.kl}
+
+
+def with_advantages(groups: Sequence[Sequence[Answer]]) -> list[tuple[Answer, float]]:
+    """Answers and their advantages. Answers with advantage 0 are left out, because they have no gradient."""
+    if not groups:
+        return []
+    rewards_GS = torch.tensor([[answer.reward.total for answer in group] for group in groups])
+    answers = [answer for group in groups for answer in group]
+    advantages = group_advantages(rewards_GS).flatten().tolist()
+    return [pair for pair in zip(answers, advantages, strict=True) if pair[1] != 0.0]
+
+
+def pack_answers(answers: Sequence[tuple[Answer, float]]) -> PolicyBatch:
+    """Pack prompts and answers into rows; log-probabilities and advantages are in the order of the packed tokens."""
+    examples = [
+        Example(
+            [*answer.problem.prompt_ids, *answer.token_ids],
+            [False] * len(answer.problem.prompt_ids) + [True] * len(answer.token_ids),
+        )
+        for answer, _ in answers
+    ]
+    lengths = [len(example.token_ids) for example in examples]
+    seq_len = max(MIN_SEQ_LEN, *lengths)
+    rows = best_fit_decreasing(lengths, seq_len)
+    in_order = [answers[number] for row in rows for number in row]
+    return PolicyBatch(
+        pack_rows([[examples[number] for number in row] for row in rows], seq_len, pad=0),
+        torch.tensor([logprob for answer, _ in in_order for logprob in answer.logprobs]),
+        torch.tensor([advantage for answer, advantage in in_order for _ in answer.token_ids]),
+    )
+
+
+def answer_logprobs(model: TesseraForCausalLM, rows: Batch) -> Tensor:
+    """Log-probabilities of the answer tokens, (N,), in the order of the rows."""
+    output = model.model(rows.input_ids_BT, position_ids=rows.position_ids_BT, segment_ids=rows.segment_ids_BT)
+    hidden_ND, labels_N = counted(output.last_hidden_state, rows.labels_BT)
+    return token_logprobs(hidden_ND, labels_N, model.lm_head)

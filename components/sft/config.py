@@ -1,4 +1,4 @@
-"""What supervised fine-tuning needs, takes and makes."""
+"""Settings, inputs and outputs of supervised fine-tuning."""
 
 from components.core.runtime.stage import Input, Output, Stage
 from components.core.training.train_config import TrainConfig

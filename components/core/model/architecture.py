@@ -1,4 +1,4 @@
-"""The shape of a checkpoint, read from its configuration alone: blocks, parameter counts, KV cache. Light: no torch."""
+"""The architecture of a checkpoint, from its configuration alone: blocks, parameters, KV cache. Imports no torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,15 @@ Family = Literal["llama", "mistral", "qwen2", "nemotron-nas"]
 KV_BYTES_PER_VALUE = 2
 """KV cache figures are stated at 16 bits a value."""
 UNSUPPORTED_KEYS = {"attention": ("window_length", "num_sink_tokens", "mamba"), "ffn": ("moe",)}
-"""Keys of NVIDIA's block configurations that ask for another kind of block."""
+"""Keys of NVIDIA's block configurations for kinds of blocks that the decoder does not have."""
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 
 
 MAX_LAYERS, MAX_SIZE = 10_000, 1 << 32
-"""More than any model has; configurations come from strangers."""
+"""Upper limits, above those of any model: a configuration is untrusted input."""
 
 Linear = Literal["linear"]
-"""An attention or FFN that is one square matrix without bias, behind its norm."""
+"""An attention or FFN that is one square matrix without bias, after its norm."""
 LINEAR: Linear = "linear"
 Count = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
@@ -43,7 +43,7 @@ class BlockConfig(Config):
 
     @property
     def attends(self) -> bool:
-        """Whether tokens of this layer see each other, which takes KV cache."""
+        """Whether the layer has attention with a KV cache."""
         return isinstance(self.num_key_value_heads, int)
 
 
@@ -71,7 +71,7 @@ class Architecture(Config):
     tie_word_embeddings: bool = False
     """Whether input and output embedding are one matrix."""
     numbers: tuple[int, ...] | None = None
-    """Number of each layer in the names of its weights, where it is not its place."""
+    """Number of each layer in the names of its weights; None: 0, 1, 2, …."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -86,7 +86,7 @@ class Architecture(Config):
         """Read a `config.json` of a supported family.
 
         Raises:
-            CheckpointError: another family, or a key is missing or has a value that makes no sense.
+            CheckpointError: the family is not supported, or a key is missing or has an impossible value.
         """
         refuse_unknown_family(config)
         family = config["model_type"]
@@ -119,14 +119,14 @@ class Architecture(Config):
 
     @property
     def uniform(self) -> BlockConfig | None:
-        """The block that every layer is, with attention and FFN, neither linear; None where layers differ."""
+        """The block of all layers, if they are equal and have attention and FFN, neither of them linear; else None."""
         first = self.blocks[0]
         same = all(block == first for block in self.blocks)
         whole = first.attends and isinstance(first.intermediate_size, int)
         return first if same and whole else None
 
     def needs_plugin(self) -> str | None:
-        """Why vLLM cannot run this model without our plug-in; None where it can."""
+        """The reason why vLLM needs our plug-in for this model; None if it does not."""
         for number, block in zip(self.layer_numbers, self.blocks, strict=True):
             if LINEAR in (block.num_key_value_heads, block.intermediate_size):
                 return f"layer {number} has a linear part"
@@ -139,11 +139,11 @@ class Architecture(Config):
         return range(len(self.blocks)) if self.numbers is None else self.numbers
 
     def without_gaps(self) -> Self:
-        """The same model, whatever its layers are called in files."""
+        """The same architecture with layers numbered 0, 1, 2, …, for comparing models."""
         return self.model_copy(update={"numbers": None})
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every weight, as Hugging Face names them; a tied head is not stored."""
+        """Shape of every weight by its Hugging Face name; a tied head has no entry."""
         size = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, size)}
         for number, block in zip(self.layer_numbers, self.blocks, strict=True):
@@ -205,7 +205,7 @@ class Architecture(Config):
         return weights + (2 * block.intermediate_size + self.hidden_size) * self.mlp_bias
 
     def parameters_by_part(self) -> dict[str, int]:
-        """Parameters of embedding, attention, FFN, norms and language-model head; a tied head has none of its own."""
+        """Parameters of embedding, attention, FFN, norms and language-model head; a tied head counts as 0."""
         embedding = self.vocab_size * self.hidden_size
         norms = 1 + sum(
             (block.num_key_value_heads is not None) + (block.intermediate_size is not None) for block in self.blocks
@@ -224,17 +224,17 @@ class Architecture(Config):
         return sum(self.parameters_by_part().values())
 
     def kv_bytes(self, block: BlockConfig) -> int:
-        """Bytes of KV cache a token of one layer."""
+        """KV cache of one layer, bytes per token."""
         heads = block.num_key_value_heads if isinstance(block.num_key_value_heads, int) else 0
         return 2 * heads * self.head_dim * KV_BYTES_PER_VALUE
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache a token of all layers."""
+        """KV cache of all layers, bytes per token."""
         return sum(self.kv_bytes(block) for block in self.blocks)
 
     def block_configs(self) -> list[dict[str, Any]]:
-        """The layers as a nemotron-nas `config.json` holds them; `intermediate_size` alone, since `ffn_mult` rounds."""
+        """The `block_configs` of a nemotron-nas `config.json`; widths are written exactly, without `ffn_mult`."""
         return [{"attention": self._attention_config(block), "ffn": _ffn_config(block)} for block in self.blocks]
 
     def _attention_config(self, block: BlockConfig) -> dict[str, Any]:
@@ -249,17 +249,17 @@ def _ffn_config(block: BlockConfig) -> dict[str, Any]:
 
 
 def _linear_key(size: int | Linear | None) -> dict[str, bool]:
-    """NVIDIA's mark of a linear part; absent elsewhere, as in folders from before."""
+    """NVIDIA's key for a linear part; other parts do not have it."""
     return {"replace_with_linear": True} if size == LINEAR else {}
 
 
 def ffn_mult_width(ffn_mult: float, hidden_size: int) -> int:
-    """Width that NVIDIA's `ffn_mult` stands for: 2/3 of the multiple, rounded up to a multiple of 256."""
+    """FFN width for NVIDIA's `ffn_mult`: 2/3 of the multiple, rounded up to a multiple of 256."""
     return 256 * math.ceil(int(2 * ffn_mult * hidden_size / 3) / 256)
 
 
 def _dense_blocks(config: Mapping[str, Any]) -> tuple[BlockConfig, ...]:
-    """Equal layers of a dense checkpoint."""
+    """The layers of a dense checkpoint, which are all equal."""
     heads = _number(config.get("num_key_value_heads")) or config["num_attention_heads"]
     block = BlockConfig(num_key_value_heads=heads, intermediate_size=_number(config["intermediate_size"]))
     return (block,) * min(int(config["num_hidden_layers"]), MAX_LAYERS + 1)
@@ -274,7 +274,7 @@ def _nas_blocks(config: Mapping[str, Any]) -> tuple[BlockConfig, ...]:
 
 
 def _nas_block(number: int, block: Mapping[str, Any], config: Mapping[str, Any]) -> BlockConfig:
-    """One layer; `ffn_mult` counts where no width is given."""
+    """One layer of a nemotron-nas configuration."""
     attention, ffn = block["attention"], block["ffn"]
     unknown = [f"{part}.{key}" for part, keys in UNSUPPORTED_KEYS.items() for key in keys if block[part].get(key)]
     unknown += ["parallel_blocks"] * bool(block.get("parallel_blocks"))
@@ -299,7 +299,7 @@ def _nas_heads(number: int, attention: Mapping[str, Any], config: Mapping[str, A
 
 
 def _nas_width(ffn: Mapping[str, Any], config: Mapping[str, Any]) -> int | Linear | None:
-    """FFN width of one layer; `ffn_mult` counts where none is given."""
+    """FFN width of one layer, from `intermediate_size` or else from `ffn_mult`."""
     kind = _without_size(ffn)
     if kind is not None:
         return None if kind == "no_op" else kind
@@ -307,14 +307,14 @@ def _nas_width(ffn: Mapping[str, Any], config: Mapping[str, Any]) -> int | Linea
 
 
 def _without_size(part: Mapping[str, Any]) -> Literal["no_op", "linear"] | None:
-    """Whether a part is absent or one matrix; None where it is an ordinary one."""
+    """The kind of a part that has no size: absent or one matrix; None for an ordinary part."""
     if part.get("no_op") and part.get("replace_with_linear"):
         raise ValueError("a part of a layer has both no_op and replace_with_linear")
     return "no_op" if part.get("no_op") else LINEAR if part.get("replace_with_linear") else None
 
 
 def _number(value: Any) -> Any:
-    """A size of a configuration, which never names a kind of block."""
+    """A size from a configuration; the name of a kind of block is no size."""
     if value == LINEAR:
         raise ValueError(f"{value!r} is no size")
     return value

@@ -26,13 +26,12 @@ from components.core.model.inspection import (
     read_config,
     weight_files,
 )
+from components.core.model.layer_files import LayerFiles, page_layers, state_in_pieces, write_blocks
 from components.core.model.layer_numbering import LAYERS, name_in_model, with_gaps
-from components.core.model.layer_paging import LayerFiles, page_layers, state_in_pieces
-from components.core.model.subblock_files import write_blocks
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 HETEROGENEOUS_CLASS = "DeciLMForCausalLM"
-KEPT_KEYS = (
+COPIED_KEYS = (
     "vocab_size",
     "hidden_size",
     "num_attention_heads",
@@ -47,7 +46,7 @@ KEPT_KEYS = (
     "pad_token_id",
     "parent_layers",
 )
-"""Keys that are copied unchanged; everything about the blocks comes from the architecture."""
+"""Keys that are copied unchanged; those of the blocks are derived from the architecture."""
 DERIVED_KEYS = ("num_hidden_layers", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
 """Further keys of every configuration, derived from the architecture."""
 HETEROGENEOUS_KEYS = ("block_configs", "qkv_bias", "source_family")
@@ -59,7 +58,7 @@ NOT_TOKENIZER = ("config.json", "generation_config.json", INDEX)
 
 
 def model_config(values: dict[str, Any]) -> TesseraConfig:
-    """The decoder's configuration for a supported `config.json`; `source_family` says which family it came from.
+    """The decoder's configuration for a supported `config.json`; its `source_family` is the family of the file.
 
     Raises:
         CheckpointError: the decoder cannot represent this model.
@@ -69,7 +68,7 @@ def model_config(values: dict[str, Any]) -> TesseraConfig:
     family = (
         values.get("source_family", "llama") if architecture.family == HETEROGENEOUS_FAMILY else architecture.family
     )
-    copied = {key: values[key] for key in KEPT_KEYS if key in values}
+    copied = {key: values[key] for key in COPIED_KEYS if key in values}
     depths = copied.get("parent_layers")
     if architecture.numbers is not None and depths is not None:
         if not isinstance(depths, list) or len(depths) != values["num_hidden_layers"]:
@@ -120,7 +119,7 @@ def load_model(
         model = TesseraForCausalLM(config)
     wanted = {name for name in model.state_dict() if not (paged and name.startswith(LAYERS))}
     state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
-    take_weights(model, state, strict=not paged)
+    assign_weights(model, state, strict=not paged)
     model.model.embed_tokens.computes_in = computes_in
     model.requires_grad_(not paged)
     model.train(False)
@@ -129,13 +128,13 @@ def load_model(
     return model
 
 
-def take_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, strict: bool = True) -> None:
+def assign_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, strict: bool = True) -> None:
     """Assign tensors to a model on the meta device, without a copy; a tied head may be missing.
 
     Args:
         model: a model on the meta device.
         state: tensors by name.
-        strict: raise where one is missing.
+        strict: raise an error if one is missing.
     """
     if model.config.tie_word_embeddings:
         state = {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
@@ -174,7 +173,7 @@ def save_model(
     Args:
         model: its weights are written in their own dtype.
         folder: created; where it exists, it has to be empty.
-        tokenizer: a folder whose tokenizer files are copied beside the weights.
+        tokenizer: a folder whose tokenizer files are copied into this one.
         by_block: write one file for each sub-block, for models that share sub-blocks; a paged model stays paged.
         numbers: with `by_block`, number of each layer in the files, ascending, see `layer_numbering`; None: 0, 1, 2, ….
 
@@ -244,7 +243,7 @@ def written_config(model: TesseraForCausalLM) -> dict[str, Any]:
 def _heterogeneous_config(model: TesseraForCausalLM) -> dict[str, Any]:
     """The `config.json` of any model."""
     plain = model.config.to_dict()
-    values = {name: plain[name] for name in (*KEPT_KEYS, *HETEROGENEOUS_KEYS, *DERIVED_KEYS) if name in plain}
+    values = {name: plain[name] for name in (*COPIED_KEYS, *HETEROGENEOUS_KEYS, *DERIVED_KEYS) if name in plain}
     values["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
     return values | {"model_type": HETEROGENEOUS_FAMILY, "architectures": [HETEROGENEOUS_CLASS]}
 
@@ -267,7 +266,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def resize_vocabulary(model: TesseraForCausalLM, size: int) -> None:
-    """Give the embeddings `size` rows; new rows start as the mean of the old ones."""
+    """Give embedding and head `size` rows; new rows are the mean of the old ones."""
     embedding, head = model.model.embed_tokens, model.lm_head
     embedding.weight = _resized(embedding.weight, size)
     head.weight = embedding.weight if model.config.tie_word_embeddings else _resized(head.weight, size)

@@ -1,4 +1,4 @@
-"""The decoder: a Llama whose layers each take their own KV heads, FFN width, or no attention or FFN at all.
+"""The decoder: a Llama in which each layer has its own number of KV heads and FFN width, or no attention or FFN.
 
 Shape letters: B sequences, T tokens, D hidden size, H query heads, K key and value heads, E head size, V vocabulary.
 """
@@ -14,12 +14,11 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from components.core.model.mixed_precision import Embedding, Linear
-from components.core.model.norm_and_rotary import rms_norm, rotate
+from components.core.model.layers import Embedding, Linear, RMSNorm, rotate
 
 
 def _attribute_access(value: Any) -> Any:
-    """Nested dictionaries as objects, the way vLLM reads block configurations."""
+    """Convert nested dictionaries to objects with attributes, as vLLM reads block configurations."""
     if isinstance(value, dict):
         return SimpleNamespace(**{key: _attribute_access(item) for key, item in value.items()})
     return value
@@ -36,14 +35,14 @@ class TesseraConfig(PretrainedConfig):
     """Configuration of model type `nemotron-nas`: Llama's, with a block configuration for each layer.
 
     Attributes:
-        block_configs: a layer each: `attention` {no_op, n_heads_in_group, replace_with_linear}, `ffn` {no_op,
-            intermediate_size, replace_with_linear}; the last key may be absent.
+        block_configs: for each layer, `attention` {no_op, n_heads_in_group, replace_with_linear} and `ffn` {no_op,
+            intermediate_size, replace_with_linear}; `replace_with_linear` may be absent.
         qkv_bias: biases on the query, key and value projections (Qwen2).
-        attention_bias: biases on the attention's output projection, and on the other three where `qkv_bias` is absent.
+        attention_bias: bias on the attention's output projection, and on the other three if `qkv_bias` is absent.
         mlp_bias: biases on the three FFN projections.
         rope_parameters: type, base and scaling of the rotary positions; `rope_theta` and `rope_scaling` are read too.
-        source_family: the dense family that the first parent had: llama, mistral or qwen2.
-        parent_layers: for each layer, how many layers of the parent are behind its output.
+        source_family: dense family of the first parent: llama, mistral or qwen2.
+        parent_layers: for each layer, the number of parent layers whose work its output contains.
     """
 
     model_type = "nemotron-nas"
@@ -91,7 +90,7 @@ class TesseraConfig(PretrainedConfig):
         return values
 
     def num_key_value_heads_of(self, layer: int) -> int:
-        """Key and value heads of a layer; 0 where its tokens do not see each other."""
+        """Key and value heads of a layer; 0 if it has no attention, or a linear one."""
         attention = self.block_configs[layer].attention
         return 0 if attention.no_op or is_linear(attention) else self.num_attention_heads // attention.n_heads_in_group
 
@@ -101,26 +100,13 @@ def is_linear(part: Any) -> bool:
     return bool(getattr(part, "replace_with_linear", False))
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise over the last dimension."""
-        return rms_norm(x, self.weight, self.eps)
-
-
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: TesseraConfig, layer: int) -> None:
         super().__init__()
         size, self.head_dim = config.hidden_size, config.head_dim
-        # Layers without attention take no place in the cache, so that its first place always counts the tokens.
+        # Layers without attention have no entry in the cache: Hugging Face counts the cached tokens in its first entry.
         self.cache_index = sum(config.num_key_value_heads_of(other) > 0 for other in range(layer))
         self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads_of(layer)
         width, narrow = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
@@ -132,7 +118,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: DynamicCache | None
     ) -> Tensor:
-        """Attend within the mask, or causally where there is none; cached keys and values come first."""
+        """Attend within the mask, causally if there is none; cached keys and values precede those of `x`."""
         B, T, _ = x_BTD.shape
         q_BHTE = self.q_proj(x_BTD).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
         k_BKTE = self.k_proj(x_BTD).view(B, T, self.num_key_value_heads, self.head_dim).transpose(1, 2)
@@ -153,7 +139,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU feed-forward network; a fused one is just wider."""
+    """SwiGLU feed-forward network; a fused one differs only in its width."""
 
     def __init__(self, config: TesseraConfig, layer: int) -> None:
         super().__init__()
@@ -169,14 +155,14 @@ class Mlp(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """One matrix in place of an attention: each token sees itself alone."""
+    """One matrix in place of an attention: no token attends to another."""
 
     def __init__(self, config: TesseraConfig) -> None:
         super().__init__()
         self.linear_attn = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
-        """The product with the matrix; what an attention is given besides is not looked at."""
+        """The product with the matrix; the other arguments of an attention are ignored."""
         output: Tensor = self.linear_attn(x)
         return output
 
@@ -195,7 +181,7 @@ class LinearMlp(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then FFN, each behind its norm and added to the stream; either may be absent, norm and all."""
+    """Attention, then FFN, each after its norm and added to the residual stream; either may be absent with its norm."""
 
     def __init__(self, config: TesseraConfig, layer: int) -> None:
         super().__init__()
@@ -209,7 +195,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: DynamicCache | None
     ) -> Tensor:
-        """One step of the residual stream."""
+        """The residual stream after this layer."""
         if self.self_attn is not None and self.input_layernorm is not None:
             x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, cache)
         if self.mlp is not None and self.post_attention_layernorm is not None:
@@ -228,7 +214,7 @@ def _mlp(config: TesseraConfig, layer: int) -> nn.Module:
 
 
 class TesseraPreTrainedModel(PreTrainedModel):
-    """What Hugging Face needs to know of the family."""
+    """Base class that tells Hugging Face the properties of the family."""
 
     config_class = TesseraConfig
     base_model_prefix = "model"
@@ -245,7 +231,7 @@ class TesseraModel(TesseraPreTrainedModel):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads no more than we have
+        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # our configuration has the fields that it reads
         self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -265,13 +251,13 @@ class TesseraModel(TesseraPreTrainedModel):
 
         Args:
             input_ids: (B, T).
-            position_ids: (B, T) or (1, T); where not given they restart with each segment, or count on from the cache.
-            segment_ids: (B, T), equal for the tokens of one document of a packed row, which lie side by side; attention
-                stays within a document. Not for use with a cache.
+            position_ids: (B, T) or (1, T); None: they restart with each segment, or continue after the cache.
+            segment_ids: (B, T), the number of the document of each token in a packed row; attention stays within a
+                document. The tokens of a document are contiguous. Not for use with a cache.
             attention_mask: (B, S), 0 for padding, over cache and input together.
-            past_key_values: keys and values of tokens before these.
+            past_key_values: cached keys and values of the tokens before.
             use_cache: return a cache.
-            output_hidden_states: also return the embedding's output and every layer's, the last after the final norm.
+            output_hidden_states: also return the output of the embedding and of each layer, the last after the norm.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -318,7 +304,7 @@ class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutputWithPast(
-            loss=loss,  # type: ignore[arg-type]  # any float will do
+            loss=loss,  # type: ignore[arg-type]  # Hugging Face's hint names another tensor type
             logits=logits_BTV,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
@@ -326,35 +312,35 @@ class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
 
 
 def _positions(input_ids_BT: Tensor, segment_ids_BT: Tensor | None, past: int) -> Tensor:
-    """Place of each token in its document, (1, T) or (B, T)."""
-    places_1T = torch.arange(past, past + input_ids_BT.shape[1], device=input_ids_BT.device)[None]
+    """Position of each token in its document, (1, T) or (B, T)."""
+    positions_1T = torch.arange(past, past + input_ids_BT.shape[1], device=input_ids_BT.device)[None]
     if segment_ids_BT is None:
-        return places_1T
+        return positions_1T
     begins_BT = segment_ids_BT.diff(dim=1, prepend=segment_ids_BT[:, :1] - 1) != 0
-    return places_1T - (places_1T * begins_BT).cummax(dim=1).values
+    return positions_1T - (positions_1T * begins_BT).cummax(dim=1).values
 
 
 def _mask(
     input_ids_BT: Tensor, segment_ids_BT: Tensor | None, attention_mask_BS: Tensor | None, past: int
 ) -> Tensor | None:
-    """Which key each query may see (B, 1, T, S), or None where it is plain causal attention from an empty cache."""
+    """Boolean mask of the keys that each query attends to, (B, 1, T, S); None for causal attention without a cache."""
     T = input_ids_BT.shape[1]
     if segment_ids_BT is not None:
         return segment_mask(segment_ids_BT)
     if attention_mask_BS is not None and bool((attention_mask_BS == 0).any()):
         causal_TS = torch.ones(T, past + T, dtype=torch.bool, device=input_ids_BT.device).tril(past)
-        seen_BTS = causal_TS[None] & attention_mask_BS[:, None, :].bool()
+        allowed_BTS = causal_TS[None] & attention_mask_BS[:, None, :].bool()
         itself_TS = torch.eye(T, past + T, dtype=torch.bool, device=input_ids_BT.device).roll(past, 1)
-        return (seen_BTS | itself_TS)[:, None]
+        return (allowed_BTS | itself_TS)[:, None]
     if past and T > 1:
         return torch.ones(T, past + T, dtype=torch.bool, device=input_ids_BT.device).tril(past)[None, None]
     return None
 
 
 def segment_mask(segment_ids_BT: Tensor) -> Tensor | None:
-    """Which key each query of packed rows may see, (B, 1, T, T): none of another document, none that comes later.
+    """Boolean mask of packed rows, (B, 1, T, T): a query attends to earlier keys of its own document, and to itself.
 
-    None, for plain causal attention, which is faster, where each row is one document.
+    None, for causal attention without a mask, which is faster, where each row is one document.
     """
     if bool((segment_ids_BT == segment_ids_BT[:, :1]).all()):
         return None

@@ -1,4 +1,4 @@
-"""What a checkpoint is, and whether it may be read, from its configuration and file headers alone. Light: no torch."""
+"""Describes a checkpoint and checks it, from its configuration and file headers alone. Imports no torch."""
 
 import json
 import struct
@@ -14,13 +14,13 @@ from components.core.model.families import refuse_unsupported
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
-"""What is parsed at once; configurations and indexes are far smaller."""
+"""Maximum size of a JSON file that is parsed; configurations and indexes are far smaller."""
 MAX_HEADER_BYTES = 16 << 20
-"""Header of a safetensors file at most: a hundred thousand tensors. Parsing takes several times as much memory."""
+"""Maximum header of a safetensors file: 100,000 tensors. Parsing takes several times as much memory."""
 WEIGHT_DTYPES = ("F64", "F32", "BF16", "F16")
-"""What unquantised weights are stored as."""
+"""Types of unquantised weights in safetensors files."""
 RECOMPUTED = ".rotary_emb.inv_freq"
-"""Ending of names that old checkpoints carry and nobody reads."""
+"""End of the names of tensors that old checkpoints contain; they are computed instead of read."""
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
@@ -49,11 +49,11 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_checkpoint(folder: Path) -> Architecture:
-    """Refuse, before any work starts, a folder that cannot or must not be read.
+    """Check, before any work starts, that a model folder can be read safely.
 
     Raises:
-        CheckpointError: pickled weights, code of its own, an unsupported family, a missing or damaged file, or weights
-            that do not fit the configuration; says which, and the way out.
+        CheckpointError: pickled weights, remote code, an unsupported family, a missing or damaged file, or weights that
+            do not fit the configuration.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder", hint="give a Hugging Face model folder")
@@ -91,7 +91,7 @@ def read_architecture(path: Path) -> Architecture:
 
 
 def check_weights(folder: Path, shape: Architecture) -> list[Path]:
-    """Make sure that every weight is there, whole, and of the shape that the configuration asks for.
+    """Check that every weight is present and complete, and has the shape that the configuration asks for.
 
     Returns:
         The safetensors files.
@@ -149,7 +149,7 @@ def _damaged(file: Path, reason: str) -> CheckpointError:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, by its index where it has one.
+    """The safetensors files of a model folder: those of its index, or all if it has no index.
 
     Raises:
         CheckpointError: there are none, or some are missing.
@@ -164,12 +164,14 @@ def weight_files(folder: Path) -> list[Path]:
                 f"the weights in {folder.name} are pickled ({pickled[0]}), and reading a pickle can run any code",
                 hint="save them as safetensors: model.save_pretrained(folder)",
             )
-        raise CheckpointError(f"{folder} has no weights", hint="copy its *.safetensors beside its config.json")
+        raise CheckpointError(
+            f"{folder} has no weights", hint="copy its *.safetensors into the folder of its config.json"
+        )
     return files
 
 
 def _indexed_files(folder: Path) -> list[Path]:
-    """The files that an index names; all of them in the folder itself."""
+    """The files that an index names; they must be in the folder itself."""
     names = _read_object(folder / INDEX).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{INDEX} has no weight_map", hint="copy or download it again")

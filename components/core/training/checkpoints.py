@@ -1,4 +1,4 @@
-"""Resume points of training: model, optimizer and randomness, whole, so that any number of ranks can go on."""
+"""Resume points of training: model, optimizer and random state, unsharded, so that any number of ranks can resume."""
 
 import json
 from pathlib import Path
@@ -20,17 +20,17 @@ from components.core.runtime.context import StageContext
 _GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SCATTER = StateDictOptions(full_state_dict=True)
 _SEPARATOR = "/"
-"""Between the name of a parameter and the name of one of its moments; torch's own flattening cannot be read back
-(2.13)."""
+"""Separates the name of a parameter from that of its moment. Torch can flatten an optimizer's state itself, but torch
+2.13 cannot read it back."""
 
 
 def save_point(
     context: StageContext, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Save everything needed to go on after `step`; collective where there are several ranks, written by rank 0.
+    """Save everything that a run needs to resume after `step`. Every rank calls it; rank 0 writes.
 
-    Training stands still while values are copied in memory; they are written while it goes on, or before the return
-    where the job is to stop. The copies of one point take the memory of those of the last.
+    The values are copied in memory, and training goes on while the copies are written. If the stage is asked to stop,
+    the function returns after they are written. Each resume point reuses the memory of the copies before it.
     """
     context.resume.wait()
     weights: dict[str, Any] = get_model_state_dict(model, options=_GATHER)
@@ -39,8 +39,8 @@ def save_point(
         return
     optimizer_state = {
         f"{parameter}{_SEPARATOR}{moment}": tensor
-        for parameter, held in moments["state"].items()
-        for moment, tensor in held.items()
+        for parameter, values in moments["state"].items()
+        for moment, tensor in values.items()
     }
     tensors = {
         "model": _copied(weights, context.resume.memory),
@@ -65,7 +65,7 @@ def load_point(
     """Load the newest resume point into model and optimizer.
 
     Returns:
-        The step it was saved after and the state saved with it, or None where there is no point.
+        The step after which it was saved, and the state saved with it; None if there is no resume point.
     """
     point = context.resume.latest()
     if point is None:
@@ -77,22 +77,23 @@ def load_point(
     for name, tensor in load_file(point / "optimizer.safetensors").items():
         parameter, _, moment = name.rpartition(_SEPARATOR)
         moments.setdefault(parameter, {})[moment] = tensor
-    whole = {"state": moments, "param_groups": saved["param_groups"]}
-    set_optimizer_state_dict(model, optimizer, whole, options=_SCATTER)
+    unsharded = {"state": moments, "param_groups": saved["param_groups"]}
+    set_optimizer_state_dict(model, optimizer, unsharded, options=_SCATTER)
     torch.set_rng_state(load_file(point / "random.safetensors")["torch"])
     context.note(f"goes on from step {int(point.name)}")
     return int(point.name), saved["state"]
 
 
 def _copied(values: dict[str, Any], memory: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors among `values`, laid out as safetensors wants them; shared storage (tied embeddings) is copied.
+    """Contiguous copies of the tensors among `values`, in the buffers of `memory`, each with storage of its own.
 
-    New memory would have to be got from the system page by page, which takes several times as long as the copy.
+    The buffers are reused, because the system hands out new memory page by page, which takes several times as long as
+    the copy.
     """
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     for name, tensor in tensors.items():
-        held = memory.get(name)
-        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+        buffer = memory.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             memory[name] = torch.empty_like(tensor, memory_format=torch.contiguous_format)
         memory[name].copy_(tensor)
     return {name: memory[name] for name in tensors}

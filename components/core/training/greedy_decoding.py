@@ -1,7 +1,7 @@
-"""Greedy completions of a model in this process, the likeliest token each time.
+"""Greedy completions of a model in this process: each token is the most likely one.
 
-A completion that is expected can be checked in one forward pass instead of a pass a token: up to the first token that
-the model would not have said it is the model's own. What follows that is generated.
+An expected completion is checked in one forward pass instead of one pass for each token. Up to the first token that the
+model would not have chosen, it is the model's own completion; the rest is generated.
 
 Source of the check: arXiv 2211.17192, section 2, at temperature 0.
 """
@@ -16,39 +16,39 @@ from transformers import GenerationMixin
 from components.core.model.decoder import TesseraForCausalLM
 
 ROWS = 64
-"""Completions at a time."""
+"""Completions that are generated or checked together."""
 
 Tokens = list[int]
 
 
 @torch.no_grad()
 def complete(model: TesseraForCausalLM, prompts: Sequence[Tokens], limits: Sequence[int], eos: int) -> list[Tokens]:
-    """What follows each prompt, up to and with the end token, or as many tokens as its limit says.
+    """The completion of each prompt, up to its end token, which is included, or to its limit.
 
     Args:
         model: in evaluation mode.
         prompts: token ids, none empty.
-        limits: tokens of each completion at most, at least 1.
+        limits: maximum number of tokens of each completion, at least 1.
         eos: the end token.
     """
     completions: list[Tokens] = []
     for start in range(0, len(prompts), ROWS):
-        rows, slacks = prompts[start : start + ROWS], limits[start : start + ROWS]
+        rows, row_limits = prompts[start : start + ROWS], limits[start : start + ROWS]
         longest = max(map(len, rows))
         ids_BT = torch.tensor([[eos] * (longest - len(row)) + row for row in rows])
         mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        generate: Any = GenerationMixin.generate  # its type is of many kinds of models and answers
+        generate: Any = GenerationMixin.generate  # its type hints allow many kinds of models and results
         found_BT: Tensor = generate(
             model,
             ids_BT,
             attention_mask=mask_BT,
-            max_new_tokens=max(slacks),
+            max_new_tokens=max(row_limits),
             do_sample=False,
             eos_token_id=eos,
             pad_token_id=eos,
         )
-        new = zip(found_BT[:, longest:].tolist(), slacks, strict=True)
-        completions += [_until_end(tokens[:room], eos) for tokens, room in new]
+        new = zip(found_BT[:, longest:].tolist(), row_limits, strict=True)
+        completions += [_until_end(tokens[:limit], eos) for tokens, limit in new]
     return completions
 
 
@@ -56,13 +56,13 @@ def complete(model: TesseraForCausalLM, prompts: Sequence[Tokens], limits: Seque
 def complete_like(
     model: TesseraForCausalLM, prompts: Sequence[Tokens], expected: Sequence[Tokens], limit: int, eos: int
 ) -> list[Tokens]:
-    """The same completions as `complete` gives, sooner the more the model says what is expected.
+    """The same completions as `complete`; faster, the more of the expected tokens the model would choose.
 
     Args:
         model: in evaluation mode.
         prompts: token ids, none empty.
-        expected: a completion of each, none empty, ending as `complete` ends it.
-        limit: tokens of a completion at most.
+        expected: the expected completion of each prompt, none empty, with the end that `complete` would give it.
+        limit: maximum number of tokens of a completion.
         eos: the end token.
     """
     completions: list[Tokens] = []
@@ -72,22 +72,22 @@ def complete_like(
         ids_BT = torch.tensor([row + [eos] * (longest - len(row)) for row in (p + t for p, t in rows)])
         likeliest_BT = model(ids_BT).logits.argmax(dim=-1).tolist()
         for (prompt, tokens), likeliest_T in zip(rows, likeliest_BT, strict=True):
-            said = likeliest_T[len(prompt) - 1 : len(prompt) - 1 + len(tokens)]
-            agreed = next((k for k, pair in enumerate(zip(said, tokens, strict=True)) if pair[0] != pair[1]), None)
-            completions.append(tokens if agreed is None else said[: agreed + 1])
-    open_ends = [
+            chosen = likeliest_T[len(prompt) - 1 : len(prompt) - 1 + len(tokens)]
+            mismatch = next((k for k, pair in enumerate(zip(chosen, tokens, strict=True)) if pair[0] != pair[1]), None)
+            completions.append(tokens if mismatch is None else chosen[: mismatch + 1])
+    unfinished = [
         number
-        for number, (found, wanted) in enumerate(zip(completions, expected, strict=True))
-        if found is not wanted and found[-1] != eos and len(found) < limit
+        for number, (found, tokens) in enumerate(zip(completions, expected, strict=True))
+        if found is not tokens and found[-1] != eos and len(found) < limit
     ]
-    if open_ends:
+    if unfinished:
         rests = complete(
             model,
-            [prompts[number] + completions[number] for number in open_ends],
-            [limit - len(completions[number]) for number in open_ends],
+            [prompts[number] + completions[number] for number in unfinished],
+            [limit - len(completions[number]) for number in unfinished],
             eos,
         )
-        for number, rest in zip(open_ends, rests, strict=True):
+        for number, rest in zip(unfinished, rests, strict=True):
             completions[number] = completions[number] + rest
     return completions
 

@@ -1,18 +1,19 @@
-"""The one training loop: pretrain, distil and fine-tune on one process or on many.
+"""The training loop of pretraining, distillation and fine-tuning, and the optimizer step that RL shares with them.
 
-Data is a stream addressed by the global count of samples (packed rows), so a run can stop anywhere and go on with
+Data is a stream addressed by the global count of samples (packed rows), so a run can stop anywhere and resume with
 another number of processes. FSDP2 shards the model where there is more than one.
 """
 
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
@@ -20,16 +21,83 @@ from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import Batch, PackedStream
 from components.core.training.checkpoints import load_point, save_point
-from components.core.training.step import LossFunction, Objective, OptimizerStep
+from components.core.training.losses import BatchT, LossFunction
 from components.core.training.train_config import TrainConfig, learning_rate
 
+MAX_GRAD_NORM = 1.0
+"""Gradients are scaled down to this global norm. Source: arXiv 2307.09288, section 2.2."""
+
 OWN_GROUP_PARAMETERS = 1 << 20
-"""Parameters from which on a decoder layer is gathered by itself."""
+"""Decoder layers with at least this many parameters are sharded and gathered one at a time."""
 COMPILED_RUN_FLOPS = 1e14
 """Work from which on a run on a CPU is compiled: it saves an eighth of the time, and compiling takes 5 to 15 s a shape
 of layer."""
 ADAM_BETAS = (0.9, 0.95)
 """Decay of AdamW's two moments. Source: arXiv 2307.09288, section 2.2."""
+
+
+class Objective(nn.Module, Generic[BatchT]):
+    """Model and loss as one module, so that FSDP has gathered the parameters while the loss is computed."""
+
+    def __init__(self, model: TesseraForCausalLM, loss_function: LossFunction[BatchT]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss_function = loss_function
+
+    def forward(self, batch: BatchT) -> dict[str, Tensor]:
+        """The loss of one micro batch."""
+        return self._loss_function(self.model, batch)
+
+
+@dataclass(frozen=True)
+class OptimizerStep(Generic[BatchT]):
+    """Takes optimizer steps: sums the gradients of micro batches, clips them and applies them.
+
+    Attributes:
+        objective: model and loss.
+        optimizer: of the model's parameters.
+        compute_dtype: type of matrix products; weights and optimizer state stay float32.
+        num_ranks: processes that take this step together.
+    """
+
+    objective: Objective[BatchT]
+    optimizer: torch.optim.Optimizer
+    compute_dtype: torch.dtype = torch.float32
+    num_ranks: int = 1
+
+    def run(self, micro_batches: Iterable[BatchT], num_targets: int, learning_rate: float) -> dict[str, float]:
+        """Step on the mean over the counted positions of all ranks.
+
+        FSDP averages gradients over ranks, so each rank's sum is multiplied by the number of ranks: the step does not
+        depend on that number.
+
+        Args:
+            micro_batches: micro batches of this rank.
+            num_targets: counted positions of all ranks.
+            learning_rate: learning rate of this step.
+
+        Returns:
+            Mean of each term of the loss, and `grad_norm`: the norm of the gradient before clipping.
+        """
+        device = next(self.objective.parameters()).device
+        sums: dict[str, Tensor] = {}
+        for batch in micro_batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16):
+                terms: dict[str, Tensor] = self.objective(batch)
+            (terms["loss"] * (self.num_ranks / num_targets)).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), MAX_GRAD_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        means = torch.stack(list(sums.values())) / num_targets
+        if self.num_ranks > 1:
+            dist.all_reduce(means)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        values = torch.cat([means, norm.float()[None]]).tolist()  # one transfer from the device
+        return dict(zip([*sums, "grad_norm"], values, strict=True))
 
 
 def train(
@@ -46,10 +114,10 @@ def train(
         stream: packed rows.
         loss_function: sums a loss over one micro batch.
         config: optimizer, schedule, batch.
-        context: takes progress, keeps resume points, says when to stop.
+        context: receives progress and resume points; says when to stop.
 
     Returns:
-        Loss of each step since the start, nats a counted token, resumed steps included.
+        Loss of each step, nats a counted token; after a resume, the steps before it are included.
 
     Raises:
         Interrupted: the stage was asked to stop; a checkpoint was saved.
@@ -60,22 +128,22 @@ def train(
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     optimizer_step = prepare(model, loss_function, config, device, ranks)
     optimizer = optimizer_step.optimizer
-    found = load_point(context, model, optimizer)
-    losses: list[float] = found[1]["losses"] if found else []
+    resumed = load_point(context, model, optimizer)
+    losses: list[float] = resumed[1]["losses"] if resumed else []
     context.resume.interval_s = config.resume_interval_s
     started, tokens = time.monotonic(), 0
     while len(losses) < config.num_steps:
         step = len(losses)
         rate = learning_rate(config, step)
         batch = stream.batch(step * config.global_batch_size, config.global_batch_size)
-        mine = batch.rows(context.rank, config.global_batch_size, ranks)
-        numbers = optimizer_step.run(
-            _micro_batches(mine, config.micro_batch_size, device), batch.num_targets, learning_rate=rate
+        rows_of_rank = batch.rows(context.rank, config.global_batch_size, ranks)
+        metrics = optimizer_step.run(
+            _micro_batches(rows_of_rank, config.micro_batch_size, device), batch.num_targets, learning_rate=rate
         )
-        losses.append(numbers["loss"])
+        losses.append(metrics["loss"])
         tokens += int((batch.segment_ids_BT > 0).sum())
         per_s = tokens / (time.monotonic() - started)
-        context.progress(step + 1, config.num_steps, "", **numbers, learning_rate=rate, tokens_per_s=per_s)
+        context.progress(step + 1, config.num_steps, "", **metrics, learning_rate=rate, tokens_per_s=per_s)
         stopping = _any_rank(context.stopping(), ranks, device)
         if stopping or (_any_rank(context.resume.due(), ranks, device) and step + 1 < config.num_steps):
             save_point(context, step + 1, model, optimizer, {"losses": losses})
@@ -128,8 +196,8 @@ def adamw(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) 
 def shard(objective: Objective[Batch]) -> None:
     """Shard parameters, gradients and optimizer state over all processes with FSDP2.
 
-    Large decoder layers are gathered one at a time; small ones go with the whole, since a collective costs more than
-    it saves.
+    Large decoder layers are gathered one at a time. Small ones are gathered with the rest of the model, because a
+    collective operation for each would cost more than it saves.
     """
     for layer in objective.model.model.layers:
         if sum(parameter.numel() for parameter in layer.parameters()) >= OWN_GROUP_PARAMETERS:
@@ -138,7 +206,7 @@ def shard(objective: Objective[Batch]) -> None:
 
 
 def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:
-    """The whole model on every rank's CPU; the model itself where nothing is sharded."""
+    """The unsharded model on the CPU, with its weights on rank 0 only; the model itself if it is not sharded."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -1,4 +1,4 @@
-"""Losses that two stages share, summed over the positions that count.
+"""Losses, each summed over the positions that count: cross-entropy, KL and cosine distance, and that of distillation.
 
 Logits of a large vocabulary are never whole in memory: they are computed for some positions at a time, and the
 gradient with them, so that the backward pass computes no logits again.
@@ -7,7 +7,7 @@ Shape letters: B rows, T tokens, N positions that count, n positions of one chun
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import LinearCrossEntropyOptions
 
-from components.core.text.packing import IGNORE
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.text.packing import IGNORE, Batch
+
+BatchT = TypeVar("BatchT")
+
+LossFunction = Callable[[TesseraForCausalLM, BatchT], dict[str, Tensor]]
+"""From model and micro batch to sums over its counted positions: `loss`, with gradient, and terms for the curves."""
 
 CHUNK_LOGITS = 1 << 25
-"""Logits in memory at once: 128 MiB in float32. Fewer make the matrix products slower."""
+"""Maximum number of logits in memory: 128 MiB in float32. With smaller chunks the matrix products are slower."""
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
-"""Takes the logits (n, V) of the positions of a slice, returns their summed loss, and overwrites the logits with the
-gradient of it."""
+"""Function from the logits (n, V) of a slice of positions to their summed loss; it overwrites the logits with the
+gradient of the loss."""
 
 
 def counted(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +72,9 @@ def kl_sum(student_ND: Tensor, teacher_ND: Tensor, student_head: nn.Linear, teac
     def chunk_loss(logits_nV: Tensor, chunk: slice) -> Tensor:
         teacher_nV = F.log_softmax(_at_least_float32(teacher_head(teacher_ND[chunk])), dim=-1)
         student_nV = logits_nV.sub_(logits_nV.logsumexp(dim=-1, keepdim=True))
-        lost_nV = teacher_nV - student_nV
+        log_ratio_nV = teacher_nV - student_nV
         probs_nV = teacher_nV.exp_()
-        loss = lost_nV.mul_(probs_nV).sum()
+        loss = log_ratio_nV.mul_(probs_nV).sum()
         student_nV.exp_().sub_(probs_nV)
         return loss
 
@@ -85,8 +91,55 @@ def token_logprobs(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linear) -> T
     return -_linear_cross_entropy(_at_least_float32(hidden_ND), labels_N, lm_head, reduction="none")
 
 
+def paired_layers(parent: TesseraForCausalLM, child: TesseraForCausalLM) -> list[tuple[int, int]]:
+    """Pairs (parent, child) of hidden states of the same depth; index 0 is the embedding's output.
+
+    The search writes `parent_layers` into the child's configuration: for each child layer, the number of parent layers
+    whose work its output contains. Without it, models of equal depth pair one to one, others only their last states.
+
+    Source: arXiv 2411.19146, section 4.3.
+    """
+    depth = child.config.num_hidden_layers
+    parent_depths = getattr(child.config, "parent_layers", None)
+    if parent_depths is None:
+        same = depth == parent.config.num_hidden_layers
+        parent_depths = list(range(1, depth + 1)) if same else []
+    pairs = [(int(parent_depth), layer) for layer, parent_depth in enumerate(parent_depths, 1)]
+    return [(p, c) for p, c in pairs if p < parent.config.num_hidden_layers and c < depth] + [(-1, -1)]
+
+
+def distillation_loss(parent: TesseraForCausalLM, pairs: list[tuple[int, int]]) -> LossFunction[Batch]:
+    """The loss of one micro batch: cosine distance summed over paired layers, plus KL, unweighted as in the paper."""
+
+    def loss(child: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            teacher = hidden_states(parent, batch)
+        student = hidden_states(child, batch)
+        student_ND, _ = counted(student[-1], batch.labels_BT)
+        teacher_ND, _ = counted(teacher[-1], batch.labels_BT)
+        kl = kl_sum(student_ND, teacher_ND, child.lm_head, parent.lm_head)
+        mask_BT = batch.labels_BT != IGNORE
+        cosines = [cosine_sum(student[c][mask_BT], teacher[p][mask_BT]) for p, c in pairs]
+        cosine = torch.stack(cosines).sum()
+        return {"loss": cosine + kl, "kl": kl, "cosine": cosine}
+
+    return loss
+
+
+def hidden_states(model: TesseraForCausalLM, batch: Batch) -> tuple[Tensor, ...]:
+    """Hidden states (B, T, D): the embedding's output, then each layer's, the last after the final norm."""
+    output = model.model(
+        batch.input_ids_BT,
+        position_ids=batch.position_ids_BT,
+        segment_ids=batch.segment_ids_BT,
+        output_hidden_states=True,
+    )
+    states: tuple[Tensor, ...] = output.hidden_states
+    return states
+
+
 def _linear_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linear, *, reduction: str) -> Tensor:
-    """PyTorch's own, in chunks of ours: its choice of a chunk is seven times slower on a CPU."""
+    """PyTorch's function with our chunk size; with its own choice it is seven times slower on a CPU."""
     weight_VD = lm_head.weight.to(hidden_ND.dtype)
     options = LinearCrossEntropyOptions(batch_chunk_size=_chunk_rows(len(hidden_ND), len(weight_VD)))
     return F.linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction=reduction, options=options)
@@ -128,11 +181,11 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("the gradient of a chunked loss can be taken once; compute the loss again for another")
-        return (*(None if gradient is None else gradient.mul_(outer[0]) for gradient in gradients), None)
+            raise RuntimeError("the gradient of a chunked loss can be taken only once; compute the loss again first")
+        return (*(None if gradient is None else gradient.mul_(grad_outputs[0]) for gradient in gradients), None)
 
 
 def _compute_dtype(hidden_ND: Tensor) -> torch.dtype:
@@ -146,7 +199,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 
 def _chunk_rows(num_rows: int, vocabulary: int) -> int:
-    """Positions of a chunk: as few chunks as `CHUNK_LOGITS` allows, all about equally large."""
+    """Positions of a chunk: the fewest chunks that `CHUNK_LOGITS` allows, all about equally large."""
     num_chunks = -(-num_rows // max(1, CHUNK_LOGITS // vocabulary))
     return -(-num_rows // max(1, num_chunks)) or 1
 

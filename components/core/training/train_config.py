@@ -1,4 +1,4 @@
-"""Settings of a training run, and its learning rate; light, so that a recipe is checked without torch."""
+"""Settings of a training run, and its learning rate. Imports no torch, so that a recipe is checked without it."""
 
 import math
 from typing import Literal
@@ -14,9 +14,9 @@ class TrainConfig(Config):
     num_steps: int = Field(gt=0)
     """Optimizer steps."""
     global_batch_size: int = Field(default=32, gt=0)
-    """Packed rows an optimizer step, over all processes."""
+    """Packed rows in an optimizer step, over all processes."""
     micro_batch_size: int = Field(default=32, gt=0)
-    """Packed rows a process works on at a time."""
+    """Packed rows that a process computes at a time."""
     seq_len: int = Field(default=128, gt=1)
     """Tokens of a packed row."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -30,7 +30,7 @@ class TrainConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decay of matrices, none for norms and biases; Llama 2 has 0.1 (arXiv 2307.09288, section 2.2)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that matrix products are computed in; weights and optimizer state stay float32."""
+    """Type of matrix products; weights and optimizer state stay float32."""
     compile: bool | None = None
     """Compile each decoder layer with torch.compile. Where not given: on a CPU with a C++ compiler, for runs of at
     least 1e14 FLOPs (about ten minutes on one core); shorter ones end sooner without it."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from components.core.model.checkpoint import take_weights
+from components.core.model.checkpoint import assign_weights
 from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.layer_files import is_paged, page_layers, state_outside_layers
 from components.core.model.layer_numbering import LAYERS
-from components.core.model.layer_paging import is_paged, page_layers, state_outside_layers
 from components.core.text.packing import Batch
 from components.search.child.ffn_fusion import ChildLayer, Dependencies, drop_empty, ffn_dependencies, fuse_layers
 from components.search.child.records import ChildRecord, ChoiceRecord, LayerShape
@@ -73,7 +73,7 @@ def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> Tesser
     else:
         for number, layer in enumerate(layers):
             state |= {f"{LAYERS}{number}.{name}": tensor for name, tensor in layer.read().items()}
-    take_weights(child, state, strict=not paged)
+    assign_weights(child, state, strict=not paged)
     child.config.parent_layers = _depths([layer.parent_layers for layer in layers], len(parent.model.layers))
     return child
 

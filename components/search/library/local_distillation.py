@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.layer_paging import is_paged
+from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import PackedStream
 from components.core.training.train_config import TrainConfig, learning_rate

@@ -10,8 +10,8 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.runtime.resume import Resume
 from components.core.text.packing import Batch, PackedStream
-from components.core.training.distillation import distillation_loss, paired_layers
 from components.core.training.loop import train
+from components.core.training.losses import distillation_loss, paired_layers
 from components.core.training.train_config import TrainConfig
 from components.search.child.child_model import trainable
 from components.search.child.held_out_kl import HeldOut, held_out_kl

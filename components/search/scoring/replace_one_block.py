@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.core.model.decoder import Attention, TesseraForCausalLM, segment_mask
-from components.core.model.layer_paging import is_paged
+from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import Batch
 from components.search.config import MEASURES

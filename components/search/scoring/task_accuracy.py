@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from components.core.base.errors import DataError, InputError
 from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.layer_paging import is_paged
+from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import eos_token_id
 from components.core.text.problems import Problem, read_problems

@@ -6,7 +6,7 @@ import torch
 from transformers import PretrainedConfig
 
 from components.core.model.architecture import Architecture
-from components.core.model.checkpoint import model_config, take_weights
+from components.core.model.checkpoint import assign_weights, model_config
 from components.core.model.decoder import DecoderLayer, TesseraConfig, TesseraForCausalLM
 from components.core.model.layer_numbering import LAYERS
 from components.search.space.layer_space import Shape, Variant, block_of
@@ -59,7 +59,7 @@ def with_replaced(parent: TesseraForCausalLM, key: BlockKey, block: Subblock | N
     state = {name: value for name, value in parent.state_dict().items() if name not in replaced}
     if block is not None:
         state |= {prefix + name: value for name, value in block.weights().items()}
-    take_weights(model, state)
+    assign_weights(model, state)
     model.model.embed_tokens.computes_in = parent.model.embed_tokens.computes_in
     return model
 

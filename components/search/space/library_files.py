@@ -5,8 +5,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from components.core.model.layer_files import write_block
 from components.core.model.layer_numbering import LAYERS
-from components.core.model.subblock_files import write_block
 from components.search.space.layer_space import Variant
 from components.search.space.variant_weights import Weights
 

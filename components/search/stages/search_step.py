@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from components.core.base.errors import RecipeError
 from components.core.model.architecture import Architecture
 from components.core.model.checkpoint import save_model
-from components.core.model.layer_paging import is_paged
+from components.core.model.layer_files import is_paged
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile
 from components.core.text.packing import PackedStream, load_corpus

@@ -13,7 +13,7 @@ from components.core.store.manifest import describe
 from components.core.text.chat import encode_chats, has_toggle
 from components.data.config import STAGE, ArithmeticConfig, DataConfig
 from components.data.stage import own_tables, run
-from components.eval.problems import load_problems
+from components.eval.answers import load_problems
 from tests.components.conftest import Recorder, write_rows
 from tests.components.core.tiny_models import tokenizer as plain_tokenizer
 

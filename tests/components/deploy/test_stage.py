@@ -14,8 +14,8 @@ from components.core.base.errors import CheckpointError, StageFailed
 from components.core.runtime.context import StageContext
 from components.core.text.chat import Mode
 from components.deploy.config import DeployConfig, Gate
-from components.deploy.smoke import converse
-from components.deploy.stage import measurements, run
+from components.deploy.gate import measurements
+from components.deploy.stage import converse, run
 from tests.components.conftest import Recorder
 from tests.components.core import tiny_models
 
@@ -154,7 +154,7 @@ def talk_with(monkeypatch: pytest.MonkeyPatch, whole: Reply, pieces: list[Reply]
 
     client = MagicMock()
     client.return_value.__enter__.return_value.chat.completions.create = create
-    monkeypatch.setattr("components.deploy.smoke.OpenAI", client)
+    monkeypatch.setattr("components.deploy.stage.OpenAI", client)
     return converse("", "6*7=", mode, 8)
 
 

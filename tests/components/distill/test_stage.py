@@ -13,7 +13,7 @@ from components.core.base.errors import InputError
 from components.core.model.checkpoint import load_model, model_config, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.text.packing import IGNORE, Batch, load_batches
-from components.core.training.distillation import distillation_loss, hidden_states, paired_layers
+from components.core.training.losses import distillation_loss, hidden_states, paired_layers
 from components.distill.config import DistillConfig
 from components.distill.stage import run
 

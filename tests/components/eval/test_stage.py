@@ -17,9 +17,9 @@ from components.core.serving.server import Server
 from components.core.text.chat import END_THINK, parse_answer, plain_answer
 from components.eval.client import num_samples
 from components.eval.config import EvalConfig
+from components.eval.scores import interval
 from components.eval.serving import group_by_architecture
 from components.eval.stage import run
-from components.eval.statistics import interval
 from tests.components.conftest import write_rows
 from tests.components.core import tiny_models
 

@@ -20,7 +20,8 @@ from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.rl import grpo
 from components.rl.config import RlConfig
-from components.rl.stage import load_problems, mixed_modes, run
+from components.rl.curriculum import load_problems, mixed_modes
+from components.rl.stage import run
 from tests.components.conftest import Recorder, write_rows
 from tests.components.core import tiny_models
 
@@ -81,7 +82,7 @@ def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(
         gaps.append((logprobs_N - old_logprobs_N).abs().max().item())
         return loss(logprobs_N, old_logprobs_N, *rest, **options)
 
-    monkeypatch.setattr("components.rl.learner.policy_loss", watched)
+    monkeypatch.setattr("components.rl.grpo.policy_loss", watched)
     result = run(CONFIG, context=job_in(tmp_path), out=out, model=model, problems=problems)
     curve = result["curve"]
 

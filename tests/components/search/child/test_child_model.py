@@ -8,7 +8,7 @@ import torch
 from components.core.base.errors import RecipeError
 from components.core.model.checkpoint import load_model, save_model
 from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.layer_paging import is_paged
+from components.core.model.layer_files import is_paged
 from components.core.runtime.context import quiet_context
 from components.core.runtime.placement import Placement
 from components.core.text.packing import Batch

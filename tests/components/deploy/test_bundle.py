@@ -10,7 +10,7 @@ import pytest
 
 from components.core.base.errors import CheckpointError
 from components.core.model.checkpoint import save_model
-from components.deploy.standalone import FILE, add_configuration_file
+from components.deploy.bundle import FILE, add_configuration_file
 from tests.components.core import tiny_models
 
 WITHOUT_TESSERA = """

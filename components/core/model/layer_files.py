@@ -1,19 +1,69 @@
-"""Models larger than memory: only one decoder layer is in memory at a time.
+"""Files of parts of a model: written one per sub-block, read one layer at a time.
 
-A layer is loaded when one of its modules runs or its state is read, and evicts the layer that was loaded before. Code
-that visits the layers in order, and does all of its work at a layer before the next, reads each layer once.
+Models that share a sub-block share its file in a store: a file is named by layer and part, its tensors have their names
+in the whole model, and equal tensors give equal files.
+
+A paged model is larger than memory, and has only one decoder layer in memory at a time. A layer is loaded when one of
+its modules runs or its state is read, and evicts the layer that was loaded before. Code that visits the layers in
+order, and does all of its work at a layer before the next, reads each layer once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from components.core.model.inspection import RECOMPUTED, weight_files
+from components.core.model.inspection import INDEX, RECOMPUTED, weight_files
 from components.core.model.layer_numbering import LAYERS
+
+LAYER = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?P<module>\w+)\.")
+PARTS = {
+    "input_layernorm": "attention",
+    "self_attn": "attention",
+    "post_attention_layernorm": "ffn",
+    "mlp": "ffn",
+}
+"""Part of each module of a layer."""
+
+
+def file_of(name: str) -> str:
+    """Name of the file of a tensor: that of its sub-block; a tensor outside the layers has a file of its own."""
+    found = LAYER.match(name)
+    if found is None:
+        return f"{name.removesuffix('.weight').removeprefix('model.')}.safetensors"
+    return f"layer-{found['layer']}-{PARTS[found['module']]}.safetensors"
+
+
+def write_block(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write one file; equal tensors give equal bytes."""
+    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path, {"format": "pt"})
+
+
+def write_blocks(pieces: Iterable[Mapping[str, Tensor]], folder: Path) -> None:
+    """Write all files of a model, and the index of its tensors.
+
+    Args:
+        pieces: the state of the model; each piece contains whole sub-blocks, and one piece is in memory at a time.
+        folder: where the files are written.
+    """
+    size, weight_map = 0, {}
+    for piece in pieces:
+        files: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in piece.items():
+            files.setdefault(file_of(name), {})[name] = tensor
+            size += tensor.numel() * tensor.element_size()
+            weight_map[name] = file_of(name)
+        for file, weights in files.items():
+            write_block(folder / file, weights)
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
 
 State = Mapping[str, Tensor]
 """Tensors by name."""
@@ -55,7 +105,7 @@ class LayerFiles:
 
 
 class _Pager:
-    """Keeps one layer in memory and evicts it when another is loaded."""
+    """Has one layer in memory, and evicts it when another is loaded."""
 
     def __init__(self, layers: nn.ModuleList, read: ReadLayer) -> None:
         self._layers, self._read = layers, read
