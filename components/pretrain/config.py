@@ -41,15 +41,15 @@ class PretrainConfig(TrainConfig):
     """Next-token training on the corpus."""
 
     shape: Shape = Shape()
-    """The parent's shape; used only where no model is given to go on from."""
+    """Shape of a new model; used only if there is no model to train further."""
 
 
 STAGE = Stage(
     name="pretrain",
     config=PretrainConfig,
     inputs={
-        "model": Input("model", "the model to go on from; a new one of `shape` where absent", optional=True),
-        "tokenizer": Input("tokenizer", "the tokenizer that the model is to carry"),
+        "model": Input("model", "the model to train further; a new one of `shape` if absent", optional=True),
+        "tokenizer": Input("tokenizer", "the tokenizer of a new model; another model brings its own"),
         "corpus": Input("data", "train.jsonl with rows {text} or {prompt, completion}"),
     },
     outputs={"trained": Output("model", "the trained model with its tokenizer")},

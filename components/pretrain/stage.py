@@ -29,12 +29,13 @@ def run(
 ) -> dict[str, JsonValue]:
     """Train a new parent, or `model` further, on the corpus. Source: arXiv 2505.00949, section 2.2."""
     student = load_model(model) if model else new_model(config.shape, tokenizer, config.seed or 0)
-    carried = model or tokenizer
-    stream = PackedStream(load_corpus(corpus, carried, "train"), config.seq_len, config.seed or 0)
+    tokenizer_folder = model or tokenizer
+    stream = PackedStream(load_corpus(corpus, tokenizer_folder, "train"), config.seq_len, config.seed or 0)
     losses = train(student, stream, next_token_loss, config, context)
     whole = unsharded(student)
     if context.rank == 0:
-        save_model(whole, out / "trained", tokenizer=carried, by_block=model is None)  # a parent shares with children
+        # A new parent has a file for each sub-block, so that its children share those that do not change.
+        save_model(whole, out / "trained", tokenizer=tokenizer_folder, by_block=model is None)
     return {"loss": losses[-1], "num_steps": len(losses)}
 
 
@@ -48,8 +49,8 @@ def next_token_loss(model: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor
 def new_model(shape: Shape, tokenizer: Path, seed: int) -> TesseraForCausalLM:
     """A dense Llama with random weights for a tokenizer's vocabulary.
 
-    What writes to the residual stream starts smaller by the square root of the number of writers, so that depth does
-    not slow the first steps (the initialisation of GPT-2).
+    Projections that write to the residual stream start smaller, by the square root of their number, so that a deep
+    model trains as fast at first as a shallow one (the initialisation of GPT-2).
 
     Raises:
         RecipeError: heads do not divide.

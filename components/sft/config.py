@@ -16,7 +16,7 @@ STAGE = Stage(
         "tokenizer": Input("tokenizer", "a tokenizer with the toggle: `<think>`, `</think>` and the chat template"),
         "chats": Input("data", "train.jsonl with rows {messages, reasoning}"),
     },
-    outputs={"tuned": Output("model", "the model that thinks when told to")},
+    outputs={"tuned": Output("model", "the model whose thinking can be switched on and off")},
     entry="components.sft.stage:run",
     doc="Teach both modes of detailed thinking, loss on the answers alone.",
     source="arXiv 2505.00949, section 4",

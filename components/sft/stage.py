@@ -37,7 +37,7 @@ def run(
 
 
 def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path) -> None:
-    """Give the embedding rows for tokens it lacks, and end answers with the tokenizer's end token.
+    """Add embedding rows for tokens that the model lacks, and set its end token to the tokenizer's.
 
     Raises:
         CheckpointError: the tokenizer has no tags.
@@ -46,7 +46,7 @@ def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path) -> None:
     if vocabulary.token_to_id(THINK) is None or vocabulary.token_to_id(END_THINK) is None:
         raise CheckpointError(
             f"the tokenizer has no {THINK} and {END_THINK}, which the toggle needs",
-            hint="take the tokenizer that the data stage makes",
+            hint="use the tokenizer from the data stage",
         )
     size = vocabulary.get_vocab_size()
     if size > model.config.vocab_size:

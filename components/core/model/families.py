@@ -30,7 +30,7 @@ def refuse_unknown_family(config: Mapping[str, Any]) -> None:
     elif family in (*DENSE_FAMILIES, HETEROGENEOUS_FAMILY):
         return
     else:
-        reason = "the decoder does not know its blocks"
+        reason = "its blocks are unknown to the decoder"
     raise CheckpointError(
         f"model_type {family!r} is not supported: {reason}",
         hint="start from a Llama, Mistral, Qwen2 or nemotron-nas checkpoint",

@@ -3,7 +3,7 @@
 A child keeps the layer numbers of its parent in its files, so that the file of a layer that did not change is equal to
 the parent's file, byte for byte, and is stored once. Layers that the child does not have are gaps in these numbers: its
 `config.json` describes each gap as a layer without attention and FFN, and has the key `SKIPS_LAYERS`. In memory a model
-has no gaps: the names of weights are translated where files are read. Light: no torch.
+has no gaps: the names of weights are translated where files are read. Imports no torch.
 """
 
 from bisect import bisect_right
@@ -34,8 +34,8 @@ def name_in_model(name: str, numbers: Sequence[int]) -> str:
 
 def name_in_files(name: str, numbers: Sequence[int]) -> str:
     """Name of a weight in the files; the inverse of `name_in_model`."""
-    place, rest = _parts(name)
-    return name if place is None else f"{LAYERS}{numbers[place]}.{rest}"
+    index, rest = _parts(name)
+    return name if index is None else f"{LAYERS}{numbers[index]}.{rest}"
 
 
 def _parts(name: str) -> tuple[int | None, str]:

@@ -40,7 +40,7 @@ def check_turns(messages: Sequence[Mapping[str, str]]) -> None:
     """Refuse a chat that the template would render wrongly.
 
     Raises:
-        ValueError: the order is not an optional system message, then user and assistant alternately, assistant last.
+        ValueError: the order is not: an optional system message, then user and assistant in turn, assistant last.
     """
     roles = [message["role"] for message in messages]
     start = 1 if roles[:1] == ["system"] else 0

@@ -1,4 +1,4 @@
-"""A tokenized document. Light: no torch."""
+"""A tokenized document. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """One document: its tokens, and the mask of those that count in the loss."""
+    """One document: its tokens, and which of them count in the loss."""
 
     token_ids: Sequence[int]
     counts: Sequence[bool]

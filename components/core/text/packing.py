@@ -1,4 +1,4 @@
-"""Rows of text to packed batches: a deterministic stream that one global count of samples addresses.
+"""Packs tokenized documents into batches: a deterministic stream, addressed by the global count of samples.
 
 Shape letters: B rows of a batch, T tokens of a row.
 """
@@ -21,10 +21,10 @@ from components.core.text.example import Example
 from components.core.text.tokenizer_files import token_text
 
 IGNORE = -100
-"""Label of a position that no loss counts (PyTorch's own value)."""
+"""Label of a position that does not count in the loss; the value is PyTorch's default."""
 
 PACKING_WINDOW = 4096
-"""Examples that best-fit packing looks at together: enough for a fill above 99 %, small enough to stay a stream."""
+"""Examples that are packed together: enough to fill rows to over 99 %, few enough to pack while training runs."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Batch:
         return int((self.labels_BT != IGNORE).sum())
 
     def rows(self, start: int, stop: int, step: int = 1) -> "Batch":
-        """A part of the rows, as a batch of its own."""
+        """The batch of some of the rows."""
         part = slice(start, stop, step)
         return Batch(
             self.input_ids_BT[part], self.labels_BT[part], self.position_ids_BT[part], self.segment_ids_BT[part]
@@ -60,14 +60,14 @@ class Batch:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, object]]:
-    """Rows of a JSONL file that a stage of ours wrote."""
+    """Rows of a JSONL file that one of our stages wrote."""
     with path.open(encoding="utf-8") as stream:
         for line in stream:
             yield json.loads(line)
 
 
 def encode_corpus(rows: Iterable[dict[str, object]], tokenizer: Tokenizer, eos: int) -> list[Example]:
-    """Corpus rows to examples: of `{"prompt", "completion"}` the completion counts, of `{"text"}` everything."""
+    """Tokenize corpus rows. Of `{"prompt", "completion"}` only the completion counts in the loss, of `{"text"}` all."""
     prompts, completions = [], []
     for row in rows:
         prompts.append(str(row.get("prompt", "")))
@@ -106,7 +106,7 @@ def eos_token_id(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class PackedStream:
-    """Packed rows of endless epochs over `examples`; row k is the same wherever and however often it is asked for.
+    """Packed rows of endless epochs over `examples`; row k is the same on every rank and in every run.
 
     Attributes:
         examples: documents; longer than `seq_len` are cut into pieces.
@@ -170,28 +170,28 @@ class PackedStream:
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Pack items into bins of `capacity`: longest first, each into the fullest bin that still takes it.
+    """Pack items into bins of `capacity`: longest first, each into the fullest bin that it fits.
 
     Returns:
-        Item numbers a bin. O(n log n): bins are kept sorted by the room they have left.
+        Item numbers of each bin. Bins are sorted by their free space, so the time is O(n log n).
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (room left, bin number), sorted
+    free: list[tuple[int, int]] = []  # (free space, bin number), sorted
     for item in order:
-        at = bisect.bisect_left(room, (lengths[item], -1))
-        if at == len(room):
+        place = bisect.bisect_left(free, (lengths[item], -1))
+        if place == len(free):
             bins.append([item])
-            bisect.insort(room, (capacity - lengths[item], len(bins) - 1))
+            bisect.insort(free, (capacity - lengths[item], len(bins) - 1))
         else:
-            left, number = room.pop(at)
+            space, number = free.pop(place)
             bins[number].append(item)
-            bisect.insort(room, (left - lengths[item], number))
+            bisect.insort(free, (space - lengths[item], number))
     return bins
 
 
 def pack_rows(rows: Sequence[Sequence[Example]], seq_len: int, pad: int) -> Batch:
-    """Lay the examples of each row end to end, each its own segment with positions from 0."""
+    """Concatenate the examples of each row; each is a segment of its own, with positions from 0."""
     shape = (len(rows), seq_len)
     input_ids: NDArray[np.int64] = np.full(shape, pad, dtype=np.int64)
     labels: NDArray[np.int64] = np.full(shape, IGNORE, dtype=np.int64)

@@ -13,7 +13,8 @@ from components.core.text.tokenizer_files import SETTINGS, VOCABULARY, read_sett
 
 PAD, EOS = "<|pad|>", "<|end|>"
 PIECES = r"\d|[-+*/=]| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
-"""Pre-tokens, which merges never cross: digits, operators, words and runs of signs with the space before, spaces."""
+"""Pre-tokens, which merges never cross: digits, operators, words and runs of other signs, each with the space before
+it, and runs of spaces."""
 TAGS = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_THINK)]
 """Not special tokens: decoding must not remove them, since the reasoning parser needs them."""
 
@@ -24,12 +25,12 @@ SPECIAL_LISTS = {"additional_special_tokens", "extra_special_tokens", "model_spe
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
     """Train a byte-level BPE tokenizer and write a Hugging Face folder with the toggle.
 
-    Every digit and every sign of arithmetic is a token of its own, so that sums are spelled digit by digit.
+    Every digit and every arithmetic operator is a token of its own, so that numbers are written digit by digit.
 
     Args:
-        texts: what to learn merges from.
-        vocab_size: tokens in all, at most.
-        out: folder to fill.
+        texts: texts from which merges are learned.
+        vocab_size: maximum number of tokens.
+        out: folder to write.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -63,9 +64,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
 def add_toggle(source: Path, out: Path) -> int:
     """Add the tags and roles to a user's tokenizer as single tokens, and replace its chat template by ours.
 
-    Its tokens stay as they are, and those that it lacks come after them. Tags that it has as special tokens become
-    plain ones. Only `tokenizer.json`, `tokenizer_config.json` and the template are written: what older forms of the
-    same vocabulary say beside them could contradict the toggle.
+    Its tokens do not change, and missing ones are added after them. Tags that are special tokens become plain ones.
+    Only `tokenizer.json`, `tokenizer_config.json` and the template are written, because files of older tokenizer
+    formats could contradict them.
 
     Returns:
         Tokens of the new vocabulary.
@@ -79,13 +80,13 @@ def add_toggle(source: Path, out: Path) -> int:
 
 
 def _write_toggled(source: Path, settings: dict[str, Any], out: Path) -> int:
-    """The same for settings that were read already."""
+    """Write the tokenizer with the toggle; returns its number of tokens."""
     tokenizer = _with_toggle(_load(source))
     ids = tokenizer.get_vocab().values()
     if max(ids) >= tokenizer.get_vocab_size() or len(set(ids)) < len(ids):
         raise CheckpointError(
-            f"the tokenizer of {source.name} leaves out some ids, and new tokens would be given those of old ones",
-            hint=f"give the ids that are left out in the vocabulary of {VOCABULARY} to unused tokens",
+            f"the tokenizer of {source.name} leaves out some ids, and new tokens would get the ids of old ones",
+            hint=f"add unused tokens for the missing ids to the vocabulary of {VOCABULARY}",
         )
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / VOCABULARY))
@@ -93,7 +94,7 @@ def _write_toggled(source: Path, settings: dict[str, Any], out: Path) -> int:
         settings.pop(key, None)
     for key in SPECIAL_LISTS & settings.keys():
         settings[key] = _without_tags(settings[key])
-    # Any other class may build another tokenizer of the same vocabulary; this one reads tokenizer.json as it is.
+    # Any other class may build another tokenizer from the same vocabulary; this one uses tokenizer.json unchanged.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (out / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
@@ -115,7 +116,7 @@ def _load(folder: Path) -> Tokenizer:
     """
     try:
         return Tokenizer.from_file(str(folder / VOCABULARY))
-    except Exception as error:  # the library knows no other type, save panics
+    except Exception as error:  # the library raises plain Exception
         raise CheckpointError(
             f"the {VOCABULARY} of {folder.name} cannot be read: {error}", hint="copy or download it again"
         ) from None
@@ -129,7 +130,7 @@ def _with_toggle(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_tokens(TAGS)
     described = json.loads(tokenizer.to_str())
     for token in described["added_tokens"]:
-        if token["content"] in (THINK, END_THINK):  # adding leaves a token that was there as it was
+        if token["content"] in (THINK, END_THINK):  # adding does not change a token that exists
             token |= {"special": False, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
     changed: Tokenizer = Tokenizer.from_str(json.dumps(described))
     return changed

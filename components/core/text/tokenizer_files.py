@@ -1,4 +1,4 @@
-"""Reads the files of a tokenizer folder without the tokenizers library. Light: `tessera plan` uses it."""
+"""Reads the files of a tokenizer folder without the tokenizers library, so that `tessera plan` can use it."""
 
 import contextlib
 import json
@@ -9,16 +9,16 @@ from typing import Any
 from components.core.base.errors import CheckpointError, TesseraError
 
 MAX_BYTES = 256 << 20
-"""Largest file that is parsed, bytes; the largest known vocabularies take a tenth of it."""
+"""Maximum size of a file that is parsed, bytes; the largest published vocabularies have a tenth of it."""
 VOCABULARY, SETTINGS, NAMED_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Turn any error of reading a tokenizer into one that says which file is damaged.
+    """Turn any error while a tokenizer is read into one that names the folder.
 
     Raises:
-        CheckpointError: the values make no sense, or the tokenizers library gave up, which it does by a panic.
+        CheckpointError: a file has impossible values, or the tokenizers library panicked.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def readable(folder: Path) -> Iterator[None]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a tokenizer; tokens that older folders have in a file of their own are added.
+    """The settings of a tokenizer, with the tokens that older folders name in a file of their own.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the end-of-sequence token is not named or not in the
@@ -68,7 +68,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def token_text(token: Any) -> str:
-    """The text of a token that is given as text or as an object."""
+    """The text of a token, which settings contain as text or as an object."""
     return str(token.get("content", "") if isinstance(token, dict) else token)
 
 

@@ -109,7 +109,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "qwen3": ({"model_type": "qwen3"}, "no norms on queries and keys"),
     "qwen3 moe": ({"model_type": "qwen3_moe", "num_experts": 8}, r"mixtures of experts \(num_experts=8\)"),
     "mixtral": ({"model_type": "mixtral", "num_local_experts": 8}, "mixtures of experts"),
-    "gpt2": ({"model_type": "gpt2"}, "'gpt2' is not supported: the decoder does not know its blocks"),
+    "gpt2": ({"model_type": "gpt2"}, "'gpt2' is not supported: its blocks are unknown to the decoder"),
     "none": ({"model_type": None}, "'None' is not supported"),
     "own code": ({"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}, "modeling_own.Own.* is never run"),
     "qwen2 window": (
