@@ -26,7 +26,7 @@ from components.core.base.fault_injection import fault_point
 from components.core.base.processes import end_tree
 from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.runner import events_path, lookup_cached_stage
-from components.core.runtime.stage_command import GRACE_S, RUNNER_PID, command_line
+from components.core.runtime.stage_command import GRACE_S, RUNNER_PID, TRACKING_URI, command_line
 from components.core.store.store import Store, open_store
 from pipelines.recipe.checks import check
 from pipelines.recipe.graph import Digests, Graph, Made, Task
@@ -36,6 +36,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.source_files import KINDS
 from pipelines.records.run_lock import hold_run_lock
 from pipelines.records.runs import Outcome, begin_run, end_run
+from pipelines.run.finish_run import tracking_uri
 from pipelines.run.ingest import ingest
 from pipelines.run.progress import Follower, StageState
 from pipelines.run.terminal_view import View, open_view
@@ -178,6 +179,7 @@ class _Walk:
         compiled = f"{tempfile.gettempdir()}/torchinductor_{getuser()}"
         environment = {"TORCHINDUCTOR_CACHE_DIR": compiled, **os.environ}
         environment |= {"TMPDIR": str(self.folder), RUNNER_PID: str(os.getpid())}
+        environment[TRACKING_URI] = tracking_uri(self.store)
         log = log_path(self.store, self.run, item.label)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:

@@ -1,11 +1,11 @@
-"""What is known of each stage of a run, from the events that the stages write."""
+"""State of each stage of a run, from the events that the stages write."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from components.core.runtime.events import read_event
+from components.core.runtime.events import EventFile
 
 Status = Literal["waiting", "running", "done", "cached", "failed", "interrupted"]
 STATUS_AFTER: Mapping[str, Status] = {
@@ -64,28 +64,13 @@ class Follower:
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self.stages = {label: StageState(label) for label in files}
-        self._files = dict(files)
-        self._offsets = {label: path.stat().st_size if path.exists() else 0 for label, path in files.items()}
+        self._files = {
+            label: EventFile(path, path.stat().st_size if path.exists() else 0) for label, path in files.items()
+        }
 
     def poll(self) -> Iterator[tuple[StageState, dict[str, Any]]]:
         """Take in whatever is new; yields each event with the state after it."""
-        for label, path in self._files.items():
-            for event in self._new_events(label, path):
+        for label, file in self._files.items():
+            for event in file.read():
                 self.stages[label].apply(event)
                 yield self.stages[label], event
-
-    def _new_events(self, label: str, path: Path) -> Iterator[dict[str, Any]]:
-        """Whole new lines of one file."""
-        if not path.exists() or path.stat().st_size <= self._offsets[label]:
-            return
-        with path.open("rb") as stream:
-            stream.seek(self._offsets[label])
-            for line in _whole_lines(stream):
-                self._offsets[label] += len(line)
-                if (event := read_event(line)) is not None:
-                    yield event
-
-
-def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines that end; the last one may still be being written."""
-    return (line for line in lines if line.endswith(b"\n"))

@@ -1,1 +1,1 @@
-"""What MLflow is told."""
+"""Records and metrics of runs in MLflow."""

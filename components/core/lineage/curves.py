@@ -1,22 +1,30 @@
-"""Curves of metrics: what a stage reported while it ran, thinned out and kept in the store under the stage's key.
+"""Curves of metrics: the numbers that a stage reported while it ran, thinned and stored under the stage's key.
 
-Events stay on the machine that wrote them; curves go where the results go, so that whoever reads a result finds
-its curves.
+Events stay on the machine that wrote them. Curves are stored with the results, so that reports, and runs that take the
+result from the store, find them on any machine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from components.core.runtime.events import read_event
+from components.core.runtime.events import EventFile
 from components.core.runtime.runner import events_path
 from components.core.store.store import Store
 
 MAX_POINTS = 400
-"""Points kept of a curve."""
+"""Most points of a stored curve."""
 
 Curve = dict[str, list[float]]
 """`step`, `value` and `time` (Unix seconds), of equal length."""
+
+
+class Point(NamedTuple):
+    """One value of a metric; `time` is Unix seconds."""
+
+    metric: str
+    step: int
+    value: float
+    time: float
 
 
 def record_curves(store: Store, run: str) -> None:
@@ -25,7 +33,7 @@ def record_curves(store: Store, run: str) -> None:
         stage = store.read_document_or_none(path)
         if stage is None or stage["cached"] or store.read_document_or_none(_path(stage["key"])) is not None:
             continue
-        events = read_events(events_path(store, run, stage["label"]))
+        events = EventFile(events_path(store, run, stage["label"])).read()
         curves = curves_of_events(events_of_key(events, stage["key"]))
         if curves:
             store.put_document(_path(stage["key"]), curves)
@@ -38,13 +46,26 @@ def stage_curves(store: Store, key: str) -> dict[str, Curve]:
 
 
 def curves_of_events(events: Iterable[Mapping[str, Any]], max_points: int = MAX_POINTS) -> dict[str, Curve]:
-    """A curve for each metric of each phase; a step that was repeated after a restart counts as it came last."""
-    found: dict[str, dict[int, tuple[float, float]]] = {}
+    """A curve for each metric of each phase; of a step that was repeated after a restart the last value counts."""
+    found: dict[str, dict[int, Point]] = {}
+    for point in points_of_events(events):
+        found.setdefault(point.metric, {})[point.step] = point
+    return {metric: _thinned(points, max_points) for metric, points in found.items()}
+
+
+def points_of_events(events: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
+    """The values of metrics in their order; the name of a phase is part of the metric's name."""
     for event in events:
         for name, value in event.get("metrics", {}).items():
             metric = f"{event['what']}/{name}" if event["what"] else name
-            found.setdefault(metric, {})[event["done"]] = (value, event["time"])
-    return {metric: _thinned(points, max_points) for metric, points in found.items()}
+            yield Point(metric, event["done"], value, event["time"])
+
+
+def points_of_curves(curves: Mapping[str, Curve]) -> Iterator[Point]:
+    """The points of stored curves, one curve after the other."""
+    for metric, curve in curves.items():
+        for step, value, time in zip(curve["step"], curve["value"], curve["time"], strict=True):
+            yield Point(metric, int(step), value, time)
 
 
 def events_of_key(events: Iterable[Mapping[str, Any]], key: str) -> Iterator[Mapping[str, Any]]:
@@ -57,21 +78,13 @@ def events_of_key(events: Iterable[Mapping[str, Any]], key: str) -> Iterator[Map
             yield event
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Events of a file, none where there is no file; lines that were cut off are left out."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as stream:
-        return [event for line in stream if line.endswith("\n") and (event := read_event(line)) is not None]
-
-
-def _thinned(points: Mapping[int, tuple[float, float]], max_points: int) -> Curve:
+def _thinned(points: Mapping[int, Point], max_points: int) -> Curve:
     """At most `max_points` of the points, evenly spread, the first and the last among them."""
-    steps = _evenly(sorted(points), max_points)
+    chosen = [points[step] for step in _evenly(sorted(points), max_points)]
     return {
-        "step": [float(step) for step in steps],
-        "value": [points[step][0] for step in steps],
-        "time": [points[step][1] for step in steps],
+        "step": [float(point.step) for point in chosen],
+        "value": [point.value for point in chosen],
+        "time": [point.time for point in chosen],
     }
 
 

@@ -1,4 +1,4 @@
-"""What the store holds, in the shapes that MLflow takes: flat settings, numbers, data sets, facts about a model."""
+"""Contents of the store as MLflow's entities: flat parameters, metrics, data sets, facts about a model."""
 
 import functools
 import itertools
@@ -14,14 +14,14 @@ from components.core.store.manifest import Manifest
 from components.core.store.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput, Metric
+    from mlflow.entities import DatasetInput, Metric, Param
 
 Item = TypeVar("Item")
 
 DIGEST_CHARACTERS = 36
-"""MLflow takes no longer digest of a data set; the whole one is in its source."""
+"""Longest digest of a data set in MLflow; the whole digest is in its source."""
 MAX_FILES = 1000
-"""Files of a data set whose digests MLflow is told; `tessera lineage` knows all."""
+"""Most files of a data set whose digests are sent to MLflow; `tessera lineage` lists all."""
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +35,13 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def params(values: Mapping[str, Any]) -> list["Param"]:
+    """Nested settings as MLflow's parameters."""
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)) for name, value in flatten(values).items()]
+
+
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among nested values, by dotted name."""
     return {
@@ -45,12 +52,12 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """The items in portions that MLflow takes at once."""
+    """The items in lists of at most `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def milliseconds(seconds: float) -> int:
-    """Unix time as MLflow has it."""
+    """Unix time in MLflow's unit."""
     return int(seconds * 1000)
 
 
@@ -85,15 +92,15 @@ def dataset_inputs(store: Store, data: Sequence[tuple[str, str]]) -> list["Datas
 
 
 def address(store: Store, digest: str) -> str:
-    """Where an artifact is, in the form in which a recipe takes it."""
+    """Address of an artifact, in the form that a recipe accepts."""
     return f"{store.uri}#{digest}"
 
 
 def manifest_of(store: Store, digest: str) -> Manifest | None:
-    """The manifest of an artifact; None where it is damaged or gone, so that lineage goes on without its files.
+    """The manifest of an artifact; None where it is damaged or gone, so that lineage continues without its files.
 
     Raises:
-        StoreError: the store cannot be asked.
+        StoreError: the store cannot be read.
     """
     try:
         return store.manifest(digest)
@@ -106,13 +113,13 @@ def manifest_of(store: Store, digest: str) -> Manifest | None:
 
 
 def kind_of(store: Store, digest: str) -> str | None:
-    """The kind of an artifact, as far as it can be told."""
+    """The kind of an artifact; None where its manifest is damaged or gone."""
     manifest = manifest_of(store, digest)
     return manifest.kind if manifest else None
 
 
 def _files(store: Store, digest: str) -> str | None:
-    """Digests of an artifact's files, as far as MLflow has room for them."""
+    """Number, size and digests of an artifact's files as JSON; digests of the first `MAX_FILES` only."""
     manifest = manifest_of(store, digest)
     if manifest is None:
         return None
@@ -122,7 +129,7 @@ def _files(store: Store, digest: str) -> str | None:
 
 
 def model_facts(store: Store, digest: str) -> dict[str, str]:
-    """Size and shape of a model as its configuration tells them; nothing of one that is not ours to read."""
+    """Size and shape of a model by its configuration; empty where the configuration is not one of ours."""
     try:
         shape = Architecture.from_config(json.loads(store.read(digest, "config.json")))
     except (TesseraError, ValueError):
@@ -139,7 +146,7 @@ def model_facts(store: Store, digest: str) -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit that this code was checked out at, with `-dirty` where files differ; None where it is no checkout."""
+    """The commit that this code was checked out at, with `-dirty` where files differ; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe"]
     command += ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -149,5 +156,5 @@ def git_commit() -> str | None:
 
 
 def _allowed(name: str) -> str:
-    """A metric's name with what MLflow refuses in one, commas, left out."""
+    """A metric's name without commas, which MLflow refuses."""
     return name.replace(",", "")

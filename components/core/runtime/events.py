@@ -1,8 +1,8 @@
-"""What a stage reports while it works, and the JSONL file that keeps it."""
+"""Events that a stage reports while it works, and the JSONL file that they are appended to."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from components.core.base.fault_injection import fault_point
 
 
 class Reporter(Protocol):
-    """Receives what happens in a stage, in order."""
+    """Receives the events of a stage in order."""
 
     def emit(self, event: Mapping[str, object]) -> None:
         """Take one event: a plain JSON object with at least `type` and `time`."""
@@ -36,12 +36,32 @@ class Events:
 
 
 def read_event(line: str | bytes) -> dict[str, Any] | None:
-    """The event of one line of a file of events, None for a line that was cut off."""
+    """The event of one line of a file of events; None for a line that was cut off."""
     try:
         event = json.loads(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) else None
+
+
+class EventFile:
+    """Reads a file of events in portions; a line that is still being written is left to the next one."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._path, self._offset = path, offset
+
+    def read(self, until: int = -1) -> Iterator[dict[str, Any]]:
+        """The events that were appended since the last call; those before the position `until` where it is given."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as stream:
+            stream.seek(self._offset)
+            for line in stream:
+                if not line.endswith(b"\n") or 0 <= until <= self._offset:
+                    return
+                self._offset += len(line)
+                if (event := read_event(line)) is not None:
+                    yield event
 
 
 class NullReporter:

@@ -9,24 +9,32 @@ saved where the stage has them.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from components.core.base.errors import RecipeError, TesseraError
 from components.core.base.processes import on_exit_of, terminate_gracefully
 from components.core.runtime.context import Interrupted
 from components.core.runtime.placement import Placement
-from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, Digests, run_stage
+from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, Digests, events_path, run_stage
 from components.core.runtime.stage import Stage, item_label
-from components.core.store.store import open_store
+from components.core.store.store import Store, open_store
 
 RUNNER_PID = "TESSERA_RUNNER_PID"
 """Environment variable with the process id of the local runner; the stage stops when that process has ended."""
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+"""Environment variable with the address of MLflow; metrics are sent there while the stage works."""
+SENDER = "components.core.lineage.live_metrics"
+"""The module that sends them. It is above this package, and runs as a process of its own."""
+SENDER_EXIT_S = 8.0
+"""Longest time that the sender may take to end; it takes none where MLflow does not answer."""
 GRACE_S = 60.0
 """Time that a stage has to save a checkpoint when its run ends or is stopped."""
 
@@ -82,19 +90,41 @@ def _run(options: argparse.Namespace) -> None:
     if options.shard:
         settings["shard"] = options.shard
         label = item_label(label, options.shard.partition("/")[0])
-    record = run_stage(
-        stage,
-        stage.config.parse(settings, where=label),
-        _digests(options.input),
-        store=open_store(options.store),
-        label=label,
-        run=options.run,
-        placement=Placement.parse(_json(options.placement, "--placement"), where=f"{label}.placement"),
-    )
+    store = open_store(options.store)
+    with _live_metrics(store, options.run, label):
+        record = run_stage(
+            stage,
+            stage.config.parse(settings, where=label),
+            _digests(options.input),
+            store=store,
+            label=label,
+            run=options.run,
+            placement=Placement.parse(_json(options.placement, "--placement"), where=f"{label}.placement"),
+        )
     for name, file in options.output:
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(record.outputs.get(name, ""), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _live_metrics(store: Store, run: str | None, label: str) -> Iterator[None]:
+    """Let a process send the metrics of this attempt to MLflow during the block, where MLflow's address is set."""
+    if run is None or not os.environ.get(TRACKING_URI):
+        yield
+        return
+    events = events_path(store, run, label)
+    offset = events.stat().st_size if events.exists() else 0
+    command = [sys.executable, "-m", SENDER, store.uri, run, label, str(offset)]
+    sender = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        try:
+            sender.communicate(b"\n", timeout=SENDER_EXIT_S)
+        except subprocess.TimeoutExpired:
+            sender.kill()
+            sender.wait()
 
 
 def _digests(inputs: Sequence[Sequence[str]]) -> Digests:

@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from components.core.lineage import mlflow_run as lineage
 from components.core.lineage.curves import record_curves
 from components.core.lineage.mlflow_entities import flatten, numbers
-from components.core.lineage.mlflow_run import LineageError
-from components.core.lineage.replay import _public, deliver, sync_pending_runs
+from components.core.lineage.replay import deliver, sync_pending_runs
+from components.core.lineage.tracking import LineageError, without_password
 from components.core.store.store import Store, open_store
 from pipelines.records.runs import artifacts
 from pipelines.report.summary import build_summary
@@ -219,7 +219,7 @@ def test_a_server_that_is_down_is_one_error_that_says_what_becomes_of_the_record
 
 
 def test_a_password_in_the_address_is_not_written_down() -> None:
-    assert _public("https://user:secret@host:5000/path") == "https://host:5000/path"
+    assert without_password("https://user:secret@host:5000/path") == "https://host:5000/path"
 
 
 def test_settings_are_flat_and_numbers_are_numbers() -> None:

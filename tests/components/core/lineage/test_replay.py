@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from components.core.base.errors import CorruptArtifact
-from components.core.lineage import replay as outbox
-from components.core.lineage.mlflow_run import LineageError, MlflowAway, Pipeline
+from components.core.lineage import replay, tracking
+from components.core.lineage.mlflow_run import Pipeline
 from components.core.lineage.replay import deliver, sync_pending_runs
+from components.core.lineage.tracking import LineageError, MlflowUnavailable
 from components.core.store.store import Store, open_store
 from pipelines.records.runs import artifacts
 from tests.components.core.lineage.test_mlflow_run import recorded_run
@@ -43,7 +44,7 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     results = made_up_run.RESULTS["deploy"] | {"registered_model": name}
     monkeypatch.setitem(made_up_run.RESULTS, "deploy", results)
-    monkeypatch.setattr(outbox, "PAUSE_S", 0.05)
+    monkeypatch.setattr(replay, "PAUSE_S", 0.05)
     return name
 
 
@@ -64,7 +65,7 @@ def another_run(store: Store, name: str, run: str, **how: Any) -> None:
     store.put_document(f"runs/{run}/run.json", store.document(f"runs/{run}/run.json") | {"recipe_name": name})
 
 
-def assert_told_once(store: Store, server: MlflowServer, name: str) -> None:
+def assert_delivered_once(store: Store, server: MlflowServer, name: str) -> None:
     """The server holds what an undisturbed delivery leaves in a database of its own, and no more."""
     undisturbed = server.database.with_name("undisturbed.db")
     for run in sorted({path.split("/")[1] for path in store.documents("runs/")}):
@@ -92,7 +93,7 @@ def test_answers_that_are_lost_and_requests_that_are_make_nothing_twice(
     deliver(store, "one", proxy.endpoint)
     assert [fault.times for fault in proxy.faults] == [0] * 9
     assert sync_pending_runs(store, proxy.endpoint) == []
-    assert_told_once(store, server, name)
+    assert_delivered_once(store, server, name)
 
 
 def test_requests_that_a_slow_server_carries_out_too_late_make_nothing_twice(
@@ -102,14 +103,14 @@ def test_requests_that_a_slow_server_carries_out_too_late_make_nothing_twice(
     late = ("runs/create", "logged-models", "model-versions/create")
     proxy.faults = [Fault("late", "POST", path, skip=STEPS[path], after=1.3) for path in late]
     deliver(store, "one", proxy.endpoint)
-    assert_told_once(store, server, name)
+    assert_delivered_once(store, server, name)
 
 
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_delivery_and_restarted_is_waited_for(
     server: MlflowServer, proxy: FaultyProxy, store: Store, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "PATIENCE_S", 200.0)  # the server starts in 10 s on a quiet machine
+    monkeypatch.setattr(replay, "PATIENCE_S", 200.0)  # the server starts in 10 s on a quiet machine
     proxy.faults = [Fault("hang", "POST", "runs/outputs", skip=1)]
 
     def kill_and_restart() -> None:
@@ -124,7 +125,7 @@ def test_a_server_killed_in_the_middle_of_a_delivery_and_restarted_is_waited_for
         deliver(store, "one", proxy.endpoint)
     finally:
         killer.join()
-    assert_told_once(store, server, name)
+    assert_delivered_once(store, server, name)
 
 
 def _deliver_from(uri: str, endpoint: str) -> None:
@@ -145,26 +146,26 @@ def test_a_delivery_killed_at_any_step_is_taken_up_by_the_next(
             child.join()
     assert store.document("runs/one/mlflow.json") is None
     assert sync_pending_runs(store, server.uri) == ["one"]
-    assert_told_once(store, server, name)
+    assert_delivered_once(store, server, name)
 
 
 def test_what_a_slow_server_has_not_taken_in_time_is_told_the_next_time(
     server: MlflowServer, proxy: FaultyProxy, store: Store, name: str, tmp_path: Path
 ) -> None:
     proxy.faults = [Fault("delay", times=999, after=0.1)]
-    with pytest.raises(MlflowAway, match=r"MLflow is slow: it was told of \d+ of the 5 stages of run one"):
+    with pytest.raises(MlflowUnavailable, match=r"MLflow is slow: it has \d+ of the 5 stages of run one"):
         sync_pending_runs(store, proxy.endpoint, within_s=3)
     proxy.faults = []
     assert sync_pending_runs(store, proxy.endpoint) == ["one"]
-    assert_told_once(store, server, name)
+    assert_delivered_once(store, server, name)
 
 
 def test_a_server_that_stops_answering_in_the_middle_is_given_up_after_a_while(
     proxy: FaultyProxy, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr(outbox, "PROBE_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(outbox, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(tracking, "PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(replay, "PATIENCE_S", 1.0)
     proxy.faults = [Fault("hang", skip=9, times=999)]
     started = time.monotonic()
     with pytest.raises(LineageError, match=r"took no records: .*timed out"):
@@ -174,7 +175,7 @@ def test_a_server_that_stops_answering_in_the_middle_is_given_up_after_a_while(
 
 
 def test_a_port_that_accepts_and_never_answers_costs_seconds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(tracking, "PROBE_TIMEOUT_S", 0.5)
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
@@ -230,8 +231,8 @@ def test_artifacts_that_are_damaged_or_gone_keep_their_place(tmp_path: Path, nam
     store.backend.delete(f"artifacts/{roles['chats']}.json")
     store.backend.put(f"artifacts/{roles['parent']}.json", b"{}")
     assert sync_pending_runs(store, f"sqlite:///{tmp_path / 'mlflow.db'}") == ["one"]
-    told = mlflow_records(tmp_path / "mlflow.db", name, name)
-    (sft,) = [run for run in told["runs"] if run["name"] == "sft"]
+    records = mlflow_records(tmp_path / "mlflow.db", name, name)
+    (sft,) = [run for run in records["runs"] if run["name"] == "sft"]
     assert ("chats", roles["chats"][:36], None) in sft["data"]
     assert sft["tags"]["tessera.dev/output.tuned"] == roles["sft"]
 
