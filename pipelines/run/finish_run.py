@@ -7,11 +7,12 @@ from rich.console import Console
 
 from components.core.base.errors import TesseraError
 from components.core.lineage.curves import record_curves
+from components.core.runtime.stage_command import TRACKING_URI
 from components.core.store.store import Store, open_store
 from pipelines.records.run_lock import mark_dead_runs_where_allowed
 
 DELIVERY_S = 120.0
-"""How long the end of a run waits for MLflow; what it has not taken then is delivered the next time."""
+"""Longest time that the end of a run delivers to MLflow; the next delivery continues."""
 
 
 def deliver_run(store_uri: str, run: str, console: Console) -> None:
@@ -35,27 +36,27 @@ def deliver_run(store_uri: str, run: str, console: Console) -> None:
 
 
 def deliver_lineage(store: Store, console: Console, run: str | None = None) -> None:
-    """Tell MLflow of all runs that it does not know yet; a server that is away or slow is no reason to fail.
+    """Deliver all runs that MLflow lacks; a server that is away or slow is no reason to fail.
 
     Args:
         store: where the runs are.
-        console: is told of what was not delivered, and of older runs than `run` that now were.
+        console: shows why something was not delivered, and which runs before `run` now were.
         run: the run that has just ended.
     """
     from components.core.lineage.replay import sync_pending_runs
 
     mark_dead_runs_where_allowed(store)
     try:
-        told = sync_pending_runs(store, tracking_uri(store), within_s=DELIVERY_S)
+        delivered = sync_pending_runs(store, tracking_uri(store), within_s=DELIVERY_S)
     except TesseraError as error:
-        console.print(f"MLflow was not told: {error}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"not delivered to MLflow: {error}", style="yellow", markup=False, soft_wrap=True)
         return
-    if older := [name for name in told if name != run]:
-        console.print(f"MLflow was told of earlier runs: {', '.join(older)}", highlight=False, soft_wrap=True)
+    if older := [name for name in delivered if name != run]:
+        console.print(f"delivered to MLflow, from earlier runs: {', '.join(older)}", highlight=False, soft_wrap=True)
 
 
 def rebuild_lineage(store: Store) -> list[str]:
-    """Tell MLflow of all runs, whatever it was told before; returns their names.
+    """Deliver all runs to MLflow, also those that were delivered before; returns their names.
 
     Raises:
         LineageError: MLflow cannot be reached or refuses.
@@ -72,5 +73,5 @@ def report_path(store: Store, run: str) -> Path:
 
 
 def tracking_uri(store: Store) -> str:
-    """Where MLflow keeps its records: a server named by the environment, or a database beside the store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(store.local / 'mlflow.db').resolve()}"
+    """Address of MLflow: a server that the environment names, or an SQLite database in the store's local folder."""
+    return os.environ.get(TRACKING_URI) or f"sqlite:///{(store.local / 'mlflow.db').resolve()}"

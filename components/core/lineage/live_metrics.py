@@ -122,9 +122,12 @@ class _StageRun:
                 self.metrics = RunMetrics(client, self._run)
 
     def end(self, attempt: Attempt) -> None:
-        """Mark the run as ended; a stage that did not report its end was killed."""
-        status = "KILLED" if attempt.status == "RUNNING" else attempt.status
-        self._runs.end(self._run, status, attempt.ended or time.time(), attempt.error)
+        """Mark the run as ended, and that of the pipeline with it where the stage did not succeed."""
+        status = "KILLED" if attempt.status == "RUNNING" else attempt.status  # killed stages report no end
+        ended = attempt.ended or time.time()
+        self._runs.end(self._run, status, ended, attempt.error)
+        if status != "FINISHED":
+            self._runs.end(self._runs.pipeline, status, ended)
 
 
 def main(store_uri: str, run: str, label: str, offset: str) -> None:

@@ -94,7 +94,11 @@ class Pipeline:
 
     def remove_duplicates(self) -> None:
         """Remove what was created twice: by a request that MLflow carried out late, and by the one that repeated it."""
-        for run in self._find_runs().duplicates:
+        runs = self._find_runs()
+        for run in runs.stages.values():
+            if run.data.tags["mlflow.parentRunId"] != runs.pipeline.info.run_id:  # created below a duplicate
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", runs.pipeline.info.run_id)
+        for run in runs.duplicates:
             self.client.delete_run(run.info.run_id)
         self.models.remove_duplicates()
         for (name, digest), used in self.versions.items():

@@ -84,8 +84,6 @@ class PipelineRuns:
             tags |= self.tags() | {"mlflow.parentRunId": self.pipeline.info.run_id}
             found = self._create(started, tags, label)
             self.stages[label, key] = found
-        elif found.data.tags.get("mlflow.parentRunId") != self.pipeline.info.run_id:  # below a duplicate
-            self.client.set_tag(found.info.run_id, "mlflow.parentRunId", self.pipeline.info.run_id)
         return found
 
     def reopen(self, run: "Run") -> None:

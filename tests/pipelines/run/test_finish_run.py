@@ -28,10 +28,10 @@ def test_a_run_says_that_mlflow_was_away_and_the_next_one_that_it_knows_now(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        assert "MLflow was not told: MLflow at http://127.0.0.1" in (away := said(store, "demo-1"))
+        assert "not delivered to MLflow: MLflow at http://127.0.0.1" in (away := said(store, "demo-1"))
     assert "they stay in the store; the next run or `tessera ui` delivers them" in away
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     recorded_run(store, "demo-2", cached=True)
-    assert said(store, "demo-2") == "MLflow was told of earlier runs: demo-1\n"
+    assert said(store, "demo-2") == "delivered to MLflow, from earlier runs: demo-1\n"
     assert said(store, "demo-2") == ""
