@@ -161,7 +161,8 @@ class Pipeline:
             self._log_evaluation(run_id, record, at)
         if record.stage == "deploy":
             self._register(run_id, record)
-        self.runs.reopen(run)  # removes the error of an earlier attempt
+        if run.info.status != "FINISHED":
+            self.runs.reopen(run)  # without the error of an earlier attempt
         self.runs.end(run, "FINISHED", document["finished"])
         self._tag_as_delivered(run_id, document, record)
 

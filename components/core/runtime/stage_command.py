@@ -116,15 +116,22 @@ def _live_metrics(store: Store, run: str | None, label: str) -> Iterator[None]:
     events = events_path(store, run, label)
     offset = events.stat().st_size if events.exists() else 0
     command = [sys.executable, "-m", SENDER, store.uri, run, label, str(offset)]
-    sender = subprocess.Popen(command, stdin=subprocess.PIPE)
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as stack:
         try:
-            sender.communicate(b"\n", timeout=SENDER_EXIT_S)
-        except subprocess.TimeoutExpired:
-            sender.kill()
-            sender.wait()
+            sender = subprocess.Popen(command, stdin=subprocess.PIPE)
+            stack.callback(_end_sender, sender)
+        except OSError as error:
+            sys.stderr.write(f"metrics are sent to MLflow at the end of the run: {error}\n")
+        yield
+
+
+def _end_sender(sender: "subprocess.Popen[bytes]") -> None:
+    """Say that the stage has ended, and wait while the last batch is sent."""
+    try:
+        sender.communicate(b"\n", timeout=SENDER_EXIT_S)
+    except subprocess.TimeoutExpired:
+        sender.kill()
+        sender.wait()
 
 
 def _digests(inputs: Sequence[Sequence[str]]) -> Digests:
