@@ -80,6 +80,7 @@ def _save(step: int, point: Path) -> None:
 
 def run_paced(store_uri: str, name: str, words: str) -> None:
     """Run the stage as a run of its own through the local runner; call it in a process of its own."""
+    assert isinstance(STAGES, dict)
     STAGES["paced"] = "tests.components.core.lineage.paced_run:STAGE"
     store, config = open_store(store_uri), PacedConfig(words=words)
     graph = Graph("paced", digest_of(config.canonical()), roles={"steps": Made(LABEL, "steps")})

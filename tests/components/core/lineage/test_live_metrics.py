@@ -320,15 +320,11 @@ def test_no_run_is_created_after_its_run_was_delivered(tmp_path: Path) -> None:
 def test_a_new_database_gets_the_runs_that_the_lost_one_had(tmp_path: Path) -> None:
     uri, store = f"sqlite:///{tmp_path / 'mlflow.db'}", open_store(tmp_path / "store")
     recorded_run(store, "demo-1")
-    assert sync_pending_runs(store, uri) == ["demo-1"]
-    (tmp_path / "mlflow.db").rename(tmp_path / "moved.db")
+    record = run_record(store, "demo-1")
+    receipt = {"tracking_uri": uri, "finished": record["finished"], "status": record["status"]}
+    store.put_document("runs/demo-1/mlflow.json", receipt)  # of a database that is not there any more
 
-    lost = f"sqlite:///{tmp_path / 'other.db'}"
-    for path in store.documents("runs/"):
-        if path.endswith("/mlflow.json"):
-            store.put_document(path, store.document(path) | {"tracking_uri": lost})
-    run = PacedRun(tmp_path, "paced-1", lost)
-    emit(begin_stage(store, run.name), 1)
-    send_all(store, run.name, lost)
-    assert run.steps() == [1]
-    assert sync_pending_runs(store, lost) == ["demo-1"]
+    emit(begin_stage(store, "paced-1"), 1)
+    send_all(store, "paced-1", uri)
+    assert PacedRun(tmp_path, "paced-1", uri).steps() == [1]
+    assert sync_pending_runs(store, uri) == ["demo-1"]
