@@ -60,7 +60,8 @@ def write_answers(path: Path, rows: Iterable[AnswerRow]) -> None:
 
 def read_answers(path: Path) -> list[AnswerRow]:
     """Read what `write_answers` wrote."""
-    return [AnswerRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as stream:  # `splitlines` would also split at U+2028 inside an answer
+        return [AnswerRow.model_validate_json(line) for line in stream]
 
 
 @dataclass

@@ -115,6 +115,7 @@ def sweep(
 ) -> None:
     """Solve for a range of limits: a Pareto front over any cost, or over throughput (tokens_per_s)."""
     from pipelines.report import sweeps
+    from pipelines.report.search_export import write_csv
 
     name, values, others = parse_swept_limit(limits, points)
     if Path(what).is_file() and not sweeps.is_search_table(Path(what)):
@@ -127,7 +128,7 @@ def sweep(
         sizes = None if batch is None else parse_batch_sizes(batch)
         rows = sweeps.sweep_search(_search_table(what, store), name, values, others, sizes)
     if csv is not None:
-        sweeps.write_csv(rows, csv)
+        write_csv(csv, map(sweeps.csv_row, rows))
     if as_json:
         print_json({"limit": name, "points": [sweeps.row_json(row) for row in rows]})
     else:
@@ -202,8 +203,6 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the results of a search as JSON and CSV: options, choices, fronts, margins, measurements, fusion."""
-    import json
-
     from components.core.store.store import open_store
     from components.search.costs.records import COSTS_FILE
     from components.search.stages.records import TABLE_FILE
@@ -211,10 +210,10 @@ def export(
     from pipelines.report.search_export import export_search
 
     opened = open_store(store)
-    table = json.loads(opened.read(runs.artifact(opened, run, "search"), TABLE_FILE))
-    measured = runs.artifacts(opened, runs.find_run(opened, run)).get("costs")
-    costs = json.loads(opened.read(measured, COSTS_FILE)) if measured else None
-    written = export_search(table, costs, folder)
+    name = runs.find_run(opened, run)
+    runs.artifact(opened, name, "search")  # says so where the run has not come so far
+    table = runs.read_table(opened, name, "search", TABLE_FILE) or {}
+    written = export_search(table, runs.read_table(opened, name, "costs", COSTS_FILE), folder)
     if as_json:
         print_json([str(path) for path in written])
         return

@@ -14,8 +14,8 @@ from components.core.base.suggestions import nearest
 from components.core.lineage.mlflow_entities import manifest_of
 from components.core.store.artifact_store import manifest_path
 from components.core.store.manifest import Manifest, describe, hash_file
-from components.core.store.store import StageRecord, Store
-from pipelines.records.runs import artifact, artifacts, find_run, flat, run_names, run_records, stage_documents
+from components.core.store.store import StageRecord, Store, digests_by_name
+from pipelines.records.runs import artifact, artifacts, find_run, run_names, run_records, stage_documents
 
 SHORTEST_PREFIX = 6
 """Characters of a digest, at least, that identify an artifact."""
@@ -133,7 +133,7 @@ class LineageGraph:
         producers: dict[str, list[StageRecord]] = {}
         for record in sorted(self.store.stage_records(), key=lambda record: order.get(record.key, float("inf"))):
             for digest in record.outputs.values():
-                if digest not in flat(record.inputs).values():
+                if digest not in digests_by_name(record.inputs).values():
                     producers.setdefault(digest, []).append(record)
         return producers
 
@@ -172,7 +172,7 @@ class LineageGraph:
     def _inputs(self, digest: str) -> dict[str, str]:
         """Inputs of the stage that produced an artifact, by name."""
         producers = self._producers.get(digest, [])
-        return flat(producers[0].inputs) if producers else {}
+        return digests_by_name(producers[0].inputs) if producers else {}
 
     def _with_ancestors(self, digest: str) -> list[str]:
         """The artifact and all its ancestors, nearest first."""
@@ -198,7 +198,7 @@ class LineageGraph:
         """Artifacts that were made directly from each artifact."""
         consumers: dict[str, list[str]] = {}
         for output, records in self._producers.items():
-            for digest in {value for record in records for value in flat(record.inputs).values()}:
+            for digest in {value for record in records for value in digests_by_name(record.inputs).values()}:
                 consumers.setdefault(digest, []).append(output)
         return consumers
 

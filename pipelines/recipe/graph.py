@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from components.core.base.config import Config
 from components.core.runtime.placement import Placement
+from components.core.runtime.runner import Digests
 from components.core.runtime.stage import Stage, item_label
 
 
@@ -24,9 +25,6 @@ class Made:
 
 
 Binding = Source | Made
-
-Digests = dict[str, str | list[str]]
-"""Digest of each artifact by name; a list where there is one for each item of a fan-out."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Task:
         def digest(binding: Binding) -> str | list[str] | None:
             return sources[binding.name] if isinstance(binding, Source) else made[binding.task].get(binding.output)
 
-        digests: Digests = {}
+        digests: dict[str, str | list[str]] = {}
         for name, binding in self.inputs.items():
             if isinstance(binding, tuple):
                 digests[name] = [found for one in binding if isinstance(found := digest(one), str)]

@@ -10,6 +10,7 @@ from components.core.runtime.stage import Stage, item_label
 from components.data.config import STAGE as DATA
 from components.deploy.config import STAGE as DEPLOY
 from components.distill.config import STAGE as DISTILL
+from components.eval.config import ROLES as EVAL_INPUTS
 from components.eval.config import STAGE as EVAL
 from components.pretrain.config import STAGE as PRETRAIN
 from components.rl.config import STAGE as RL
@@ -61,17 +62,12 @@ def llama_nemotron(recipe: Recipe) -> Graph:
     return pipeline.graph
 
 
-EVALUATED = {
-    "parent": "parent",
-    "child": "child",
-    "random": "random_child",
-    "greedy": "greedy_child",
-    "distilled": "distilled",
-    "pretrained": "pretrained",
-    "sft": "sft",
-    "rl": "rl",
-}
+EVALUATED = {name.removesuffix("_child"): name for name in EVAL_INPUTS}
 """Roles of models, and the input of the evaluation that takes each."""
+BASELINES = ("random", "greedy")
+"""Roles of the children that were chosen without the solver, for comparison."""
+MODELS = tuple(role for role in EVALUATED if role not in BASELINES)
+"""Roles of the models on the way from the parent to the last one."""
 
 
 def sources_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:

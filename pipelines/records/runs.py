@@ -1,5 +1,6 @@
 """The records of runs in a store: begun, ended, listed, and asked for what they made."""
 
+import json
 import time
 from typing import Any, Literal
 
@@ -8,7 +9,6 @@ from pydantic import JsonValue
 from components.core.base.errors import InputError
 from components.core.base.suggestions import nearest
 from components.core.lineage.mlflow_entities import git_commit
-from components.core.runtime.runner import Digests
 from components.core.store.store import Store
 from pipelines.recipe.graph import Graph
 from pipelines.recipe.llama_nemotron import llama_nemotron
@@ -43,16 +43,6 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
 def begin_stage(store: Store, graph: Graph, settings: dict[str, JsonValue], sources: dict[str, str]) -> str:
     """Claim a name and write the record for a graph of one stage; its settings stand for the recipe."""
     return _claim_number(store, graph.name, _new_record(settings, graph, sources))
-
-
-def flat(inputs: Digests) -> dict[str, str]:
-    """Inputs with lists spread out, so that each name has one digest."""
-    flat: dict[str, str] = {}
-    for name, value in inputs.items():
-        flat |= (
-            {f"{name}[{index}]": item for index, item in enumerate(value)} if isinstance(value, list) else {name: value}
-        )
-    return flat
 
 
 def _new_record(recipe: dict[str, JsonValue], graph: Graph, sources: dict[str, str]) -> dict[str, Any]:
@@ -140,6 +130,15 @@ def artifact(store: Store, run: str, role: str) -> str:
     if role in roles:
         raise InputError(f"run {name!r} has not made {role!r} yet", hint="tessera run RECIPE goes on with it")
     raise InputError(f"run {name!r} has no artifact {role!r}", hint=nearest(role, list(roles)))
+
+
+def read_table(store: Store, run: str, role: str, file: str) -> dict[str, Any] | None:
+    """A JSON file of the artifact that has a role in a run; None where the run has no such artifact."""
+    digest = artifacts(store, run).get(role)
+    if digest is None or file not in store.manifest(digest).files:
+        return None
+    table: dict[str, Any] = json.loads(store.read(digest, file))
+    return table
 
 
 def stage_documents(store: Store, run: str) -> dict[str, dict[str, Any]]:

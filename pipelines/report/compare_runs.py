@@ -1,21 +1,21 @@
 """Comparison of two runs: size, costs and accuracy of their children, for example after one search step and two."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from components.core.lineage.curves import stage_curves
 from components.core.store.store import Store
-from pipelines.records.runs import artifacts, stage_documents
-from pipelines.report.summary import MODES, SPLITS, build_summary
+from pipelines.recipe.llama_nemotron import MODELS
+from pipelines.records.runs import artifacts, read_table, stage_documents
+from pipelines.report.summary import MODES, SPLITS, Unit, build_summary, format_value
 
-CHILDREN = ("child", "distilled", "pretrained", "sft", "rl")
+CHILDREN = MODELS[1:]
 """Roles of the child and of the models trained from it."""
 PREDICTED = {
     "memory_bytes": "predicted memory, bytes",
@@ -25,8 +25,6 @@ PREDICTED = {
 }
 SAME_BUDGET = 0.02
 """Relative difference up to which two limits count as equal: limits given as shares depend on measured costs."""
-
-Unit = Literal["count", "number", "share"]
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,12 @@ class Row:
 
     def cells(self) -> tuple[str, str, str]:
         """Both values and the difference as text."""
-        first, second = (self._format(value) for value in self.values)
+        first, second = (format_value(value, self.unit) for value in self.values)
         if self.difference is None:
             return first, second, ""
-        error = "" if self.error is None else f" ± {self._format(self.error)}"
+        error = "" if self.error is None else f" ± {format_value(self.error, self.unit)}"
         sign = "−" if self.difference < 0 else "+"
-        return first, second, f"{sign}{self._format(abs(self.difference))}{error}"
-
-    def _format(self, value: float) -> str:
-        if self.unit == "count":
-            return f"{value:,.0f}"
-        return f"{100 * value:.1f} %" if self.unit == "share" else f"{value:,.4g}"
+        return first, second, f"{sign}{format_value(abs(self.difference), self.unit)}{error}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ def compare_runs(store: Store, run: str, other: str) -> RunComparison:
     runs = (run, other)
     roles = [artifacts(store, name) for name in runs]
     summaries = [build_summary(store, name) for name in runs]
-    searches = [json.loads(store.read(made["search"], "search.json")) if "search" in made else None for made in roles]
+    searches = [read_table(store, name, "search", "search.json") for name in runs]
     same_parent = roles[0].get("parent") == roles[1].get("parent")
     notes = [*_parent_notes(runs, roles)]
     same_budget = None

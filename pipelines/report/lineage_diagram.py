@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from components.core.store.store import Store
-from pipelines.records.runs import flat, stage_documents
+from components.core.store.store import Store, digests_by_name
+from pipelines.records.runs import stage_documents
 
 ROW_PX = 46
 WIDTH_PX = 170
@@ -86,7 +86,7 @@ def lineage_diagram(store: Store, run: str, sources: Mapping[str, str]) -> Linea
         if record is None:
             continue
         by_producer: dict[int, list[RowArtifact]] = {}
-        for name, digest in flat(record.inputs).items():
+        for name, digest in digests_by_name(record.inputs).items():
             if digest in producers:
                 artifact = RowArtifact(name, digest, store.manifest(digest).kind)
                 by_producer.setdefault(producers[digest], []).append(artifact)

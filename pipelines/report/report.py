@@ -18,12 +18,13 @@ from components.core.lineage.curves import stage_curves
 from components.core.lineage.mlflow_entities import flatten
 from components.core.model.architecture import Architecture
 from components.core.store.store import Store
-from pipelines.records.runs import artifacts, run_record, stage_documents
+from pipelines.recipe.llama_nemotron import BASELINES
+from pipelines.records.runs import read_table, run_record, stage_documents
 from pipelines.report import figures, search_figures, search_tables
 from pipelines.report.architecture_map import ArchitectureMap, model_map, search_maps
 from pipelines.report.compare_runs import RunComparison
 from pipelines.report.lineage_diagram import lineage_diagram
-from pipelines.report.summary import BASELINES, MODES, ROW_ORDER, SPLITS, TARGETS, build_summary
+from pipelines.report.summary import MODES, ROW_ORDER, SPLITS, TARGETS, build_summary, format_duration
 
 HERE = Path(__file__).parent
 
@@ -38,7 +39,7 @@ def write_report(store: Store, run: str, out: Path, *, comparison: RunComparison
         comparison: of this run with another.
     """
     record, summary = run_record(store, run), build_summary(store, run)
-    search = _read_table(store, run, "search", "search.json")
+    search = read_table(store, run, "search", "search.json")
     all_models = {**summary["models"], **summary["baselines"]}
     models = {role: all_models[role] for role in ROW_ORDER if role in all_models}
     page = {
@@ -95,7 +96,7 @@ def _headlines(summary: Mapping[str, Any]) -> Iterator[Headline]:
 def _search_section(store: Store, run: str, search: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
     """Tables, sentences and figures on the search."""
     notes = search_tables.slot_notes(search)
-    costs = _read_table(store, run, "costs", "costs.json")
+    costs = read_table(store, run, "costs", "costs.json")
     return {
         "proof": search_tables.proof_sentence(search),
         "noise": search_tables.noise_sentence(notes),
@@ -145,15 +146,6 @@ def _stage_rows(store: Store, run: str) -> Iterator[StageRow]:
             )
 
 
-def _read_table(store: Store, run: str, role: str, name: str) -> dict[str, Any] | None:
-    """A JSON file of one of the run's artifacts; None where the run has no such artifact."""
-    digest = artifacts(store, run).get(role)
-    if digest is None or name not in store.manifest(digest).files:
-        return None
-    table: dict[str, Any] = json.loads(store.read(digest, name))
-    return table
-
-
 def _model_maps(store: Store, summary: Mapping[str, Any]) -> dict[str, ArchitectureMap]:
     """Maps of the models of a run without a search, one for each architecture."""
     maps: dict[Architecture, ArchitectureMap] = {}
@@ -181,17 +173,9 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters["duration"] = _format_duration
+    environment.filters["duration"] = format_duration
     environment.filters["figure"] = figures.figure_json
     return environment
-
-
-def _format_duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
 @functools.cache

@@ -2,11 +2,13 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from components.core.lineage.mlflow_entities import flatten
+
+Row = Mapping[str, Any]
 
 
 def export_search(search: Mapping[str, Any], costs: Mapping[str, Any] | None, folder: Path) -> list[Path]:
@@ -22,23 +24,22 @@ def export_search(search: Mapping[str, Any], costs: Mapping[str, Any] | None, fo
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [_json(folder / "search.json", search)]
-    tables: dict[str, Iterator[Row]] = {
+    tables: dict[str, Iterable[Row]] = {
         "options": _options(search),
         "choices": _choices(search),
         "fronts": _fronts(search),
-        "margins": _records(search.get("margins", ())),
+        "margins": search.get("margins", ()),
         "dependencies": _dependencies(search),
-        "candidates": _records(search.get("candidates", ())),
-        "rounds": _records(search.get("latency_feedback", ())),
-        "importance": _records(search["importance"]),
+        "candidates": search.get("candidates", ()),
+        "rounds": search.get("latency_feedback", ()),
+        "importance": search["importance"],
     }
     if costs is not None:
         written.append(_json(folder / "costs.json", costs))
-        tables["measured"] = _records(costs["models"])
+        tables["measured"] = costs["models"]
     for name, rows in tables.items():
-        found = list(rows)
-        if found:
-            written.append(_csv(folder / f"{name}.csv", found))
+        if found := list(rows):
+            written.append(write_csv(folder / f"{name}.csv", found))
     return written
 
 
@@ -50,7 +51,7 @@ def _options(search: Mapping[str, Any]) -> Iterator[Row]:
             block = trained.get((slot["layer"], slot["part"], option["size"]), {})
             more = {key: value for key, value in block.items() if key not in ("layer", "part", "size")}
             place = {"layer": slot["layer"], "part": slot["part"], "option": option["name"], "chosen": number == chosen}
-            yield {**place, "score": option["score"], **option["costs"], **_flat(more)}
+            yield {**place, "score": option["score"], **option["costs"], **more}
 
 
 def _choices(search: Mapping[str, Any]) -> Iterator[Row]:
@@ -63,7 +64,7 @@ def _choices(search: Mapping[str, Any]) -> Iterator[Row]:
             "score": choice["score"],
             "within_limits": choice["within_limits"],
             **choice["costs"],
-            "options": _join(choice["choice"]),
+            "options": choice["choice"],
         }
     yield {"choice": "limit", **search["limits"]}
 
@@ -74,7 +75,7 @@ def _fronts(search: Mapping[str, Any]) -> Iterator[Row]:
     for resource, points in {"latency_ms": latency, **search.get("fronts", {})}.items():
         for point in points:
             place = {"resource": resource, "limit": point["limit"], "score": point["score"]}
-            yield {**place, **point["costs"], "options": _join(point["choice"])}
+            yield {**place, **point["costs"], "options": point["choice"]}
 
 
 def _dependencies(search: Mapping[str, Any]) -> Iterator[Row]:
@@ -87,36 +88,17 @@ def _dependencies(search: Mapping[str, Any]) -> Iterator[Row]:
                 yield {**pair, "cosine_distance": run["dependency"][row][column], "fused": fused}
 
 
-def _records(records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """One row for each record."""
-    yield from map(_flat, records)
-
-
-def _flat(record: Mapping[str, Any]) -> Row:
-    """Flatten a record: nested records become dotted columns, lists become text."""
-    row: Row = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            row |= {f"{key}.{inner}": found for inner, found in _flat(value).items()}
-        else:
-            row[key] = _join(value) if isinstance(value, list | tuple) else value
-    return row
-
-
-def _join(values: Sequence[Any]) -> str:
-    return " ".join(map(str, values))
-
-
 def _json(path: Path, document: Mapping[str, Any]) -> Path:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def _csv(path: Path, rows: Sequence[Row]) -> Path:
-    """Write rows with a column for each key, in order of first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def write_csv(path: Path, rows: Iterable[Row]) -> Path:
+    """Write rows with a column for each key; nested records become dotted columns, lists become JSON."""
+    flat = list(map(flatten, rows))
+    columns = list(dict.fromkeys(key for row in flat for key in row))
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(flat)
     return path

@@ -12,17 +12,19 @@ from rich.text import Text
 
 from components.core.model.architecture import Architecture
 from components.core.store.store import Store
-from pipelines.records.runs import artifacts, run_record, stage_documents
+from pipelines.recipe.llama_nemotron import BASELINES, MODELS
+from pipelines.records.runs import artifacts, read_table, run_record, stage_documents
 
-MODELS = ("parent", "child", "distilled", "pretrained", "sft", "rl")
-BASELINES = ("random", "greedy")
+ROW_ORDER = (MODELS[0], *BASELINES, *MODELS[1:])
+"""Models in the order of the pipeline; baselines stand before the child."""
 SPLITS = ("standard", "hard")
 MODES = ("on", "off")
 """Thinking on and off; a base model has a single mode, recorded as `on`."""
 
 Models = Mapping[str, Mapping[str, Any]]
 
-Unit = Literal["times", "share", "points"]
+Unit = Literal["count", "number", "times", "share", "points"]
+"""A whole number, any number, a ratio, a share of the whole, or a difference of two shares."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Target:
         title: two or three words.
         name: what is compared, in words.
         target: the smallest value that meets it.
-        unit: a ratio, a share of the whole, or a difference of two shares.
+        unit: of the number.
         value: computes the number from the models; None where it was not measured.
     """
 
@@ -44,16 +46,33 @@ class Target:
     value: Callable[[Models], float | None]
 
     def format(self, value: float) -> str:
-        """Format a value with its unit."""
-        if self.unit == "times":
-            return f"{value:.2f}×"
-        return f"{100 * value:.1f} %" if self.unit == "share" else f"{100 * value:+.1f} points"
+        """Format a value with the unit of the target."""
+        return format_value(value, self.unit)
+
+
+def format_value(value: float, unit: Unit) -> str:
+    """Format a number with its unit."""
+    formats = {
+        "count": "{:,.0f}",
+        "number": "{:,.4g}",
+        "times": "{:.2f}×",
+        "share": "{:.1f} %",
+        "points": "{:+.1f} points",
+    }
+    return formats[unit].format(100 * value if unit in ("share", "points") else value)
+
+
+def format_duration(seconds: float | None) -> str:
+    """Format a time in seconds, from a minute on in minutes and seconds."""
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
 def build_summary(store: Store, run: str) -> dict[str, Any]:
     """Build the `summary.json` of a run; numbers that were not measured are None."""
     record, roles = run_record(store, run), artifacts(store, run)
-    measured = _evaluation(store, roles.get("metrics"))
+    measured = (read_table(store, run, "metrics", "metrics.json") or {"models": {}})["models"]
 
     def described(role: str) -> dict[str, Any]:
         return _describe(store, roles[role], measured.get(role, {}))
@@ -75,14 +94,6 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     if any(target["value"] is not None for target in summary["targets"]):
         console.print(_targets_table(summary["targets"]))
     console.print(_stages_line(summary))
-
-
-def _evaluation(store: Store, digest: str | None) -> dict[str, Any]:
-    """Results of the evaluation by role."""
-    if digest is None:
-        return {}
-    models: dict[str, Any] = json.loads(store.read(digest, "metrics.json"))["models"]
-    return models
 
 
 def _describe(store: Store, digest: str, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,8 +217,6 @@ def _models_table(summary: Mapping[str, Any], *, wide: bool) -> Table:
 
 WIDE = 100
 """Terminal width, in characters, from which tables show confidence intervals."""
-ROW_ORDER = ("parent", "random", "greedy", "child", "distilled", "pretrained", "sft", "rl")
-"""Models in the order of the pipeline; baselines stand before the child."""
 
 
 def _model_cells(model: Mapping[str, Any], *, wide: bool) -> Iterator[str]:
@@ -238,10 +247,10 @@ def _targets_table(targets: Sequence[Mapping[str, Any]]) -> Table:
 
 def _stages_line(summary: Mapping[str, Any]) -> Text:
     times = [
-        f"{label} {'cached' if stage['cached'] else format(stage['seconds'], '.1f') + ' s'}"
+        f"{label} {'cached' if stage['cached'] else format_duration(stage['seconds'])}"
         for label, stage in summary["stages"].items()
     ]
-    total = "" if summary["seconds"] is None else f"{summary['seconds']:.1f} s in all: "
+    total = "" if summary["seconds"] is None else f"{format_duration(summary['seconds'])} in all: "
     return Text(total + ", ".join(times), style="dim")
 
 

@@ -1,6 +1,5 @@
 """Sweeps of a limit for `tessera search sweep`: over a table, or over a run at several batch sizes."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -169,20 +168,10 @@ def row_json(row: SweepRow) -> dict[str, object]:
     }
 
 
-def write_csv(rows: Sequence[SweepRow], path: Path) -> None:
-    """Write one line per row: batch, limit, status, score, every cost, and the chosen options."""
-    names = next((list(row.costs) for row in rows if row.costs), [])
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["batch", "best", "limit", "status", "objective", "bound", *names, "choice"])
-        for row in rows:
-            point, solution = row.point, row.solution
-            head = [point.batch or "", int(point.best), point.limit]
-            if solution is None:
-                writer.writerow([*head, "infeasible", "", "", *([""] * len(names)), ""])
-                continue
-            costs = [row.costs.get(name, 0) for name in names]
-            writer.writerow([*head, solution.status, solution.objective, solution.bound, *costs, " ".join(row.names)])
+def csv_row(row: SweepRow) -> dict[str, object]:
+    """A row as `--csv` writes it: a column for each cost, and the names of the chosen options as one text."""
+    plain = {name: value for name, value in row_json(row).items() if name not in ("choice", "names", "costs")}
+    return {**plain, **row.costs, "choice": " ".join(row.names)}
 
 
 def terminal_table(rows: Sequence[SweepRow], name: str) -> Table:

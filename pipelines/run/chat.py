@@ -1,23 +1,23 @@
 """Serving the result of a run, and talking to it."""
 
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from components.core.base.errors import InputError, MissingPackage, TesseraError
+from components.core.base.processes import sigterm_as_interrupt
 from components.core.serving.server import Server
 from components.core.store.store import Store, open_store
+from pipelines.recipe.llama_nemotron import MODELS
 from pipelines.records.runs import artifacts, find_run, run_record
 from pipelines.run.trust import demand_served
 
 if TYPE_CHECKING:
     import openai
 
-LAST_FIRST = ("bundle", "rl", "sft", "pretrained", "distilled", "child", "parent")
+LAST_FIRST = ("bundle", *reversed(MODELS))
 """Roles of models, from the end of the pipeline to its beginning."""
 
 
@@ -45,17 +45,16 @@ def serve_run(name: str, port: int, store_uri: str, console: Console, keys: Sequ
     store = open_store(store_uri)
     run = find_run(store, name)
     server = _server(store, run, port, keys)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with console.status(f"starting a server for {run}"):
-            server.start()
-        console.print(f"{server.url}  model {run}; Ctrl-C ends it", highlight=False, markup=False, soft_wrap=True)
-        server.wait()
-    except KeyboardInterrupt:
-        console.print("stopped")
-    finally:
-        server.stop()
-        signal.signal(signal.SIGTERM, before)
+    with sigterm_as_interrupt():
+        try:
+            with console.status(f"starting a server for {run}"):
+                server.start()
+            console.print(f"{server.url}  model {run}; Ctrl-C ends it", highlight=False, markup=False, soft_wrap=True)
+            server.wait()
+        except KeyboardInterrupt:
+            console.print("stopped")
+        finally:
+            server.stop()
 
 
 def chat_with_run(
@@ -122,7 +121,3 @@ def _harmless(text: str) -> str:
 def _server(store: Store, run: str, port: int | None, keys: Sequence[Path] = ()) -> Server:
     """A server of the last model of a run, named after the run."""
     return Server(served_model(store, run, keys), name=run, log=store.local / "runs" / run / "server.log", port=port)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

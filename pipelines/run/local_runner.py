@@ -16,20 +16,19 @@ from dataclasses import dataclass, field
 from getpass import getuser
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from components.core.base.config import canonical_json
 from components.core.base.errors import InputError, RunStopped, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
-from components.core.base.processes import end_tree
+from components.core.base.processes import end_tree, sigterm_as_interrupt
 from components.core.base.scratch_dir import scratch_dir
-from components.core.runtime.runner import events_path, lookup_cached_stage
+from components.core.runtime.runner import Digests, events_path, lookup_cached_stage
 from components.core.runtime.stage_command import GRACE_S, RUNNER_PID, TRACKING_URI, command_line
 from components.core.store.store import Store, open_store
 from pipelines.recipe.checks import check
-from pipelines.recipe.graph import Digests, Graph, Made, Task
+from pipelines.recipe.graph import Graph, Made, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.registry import STAGES
 from pipelines.recipe.schema import Recipe
@@ -88,7 +87,7 @@ def run_graph(
     """
     outcome: Outcome = "failed"
     try:
-        with _stoppable(), hold_run_lock(store, run), _temporary_folder() as folder:
+        with sigterm_as_interrupt(), hold_run_lock(store, run), _temporary_folder() as folder:
             items = list(graph.items())
             follower = Follower({item.label: events_path(store, run, item.label) for item in items})
             with open_view(follower.stages, console) as view:
@@ -243,17 +242,3 @@ def _temporary_folder() -> Iterator[Path]:
         raise InputError(f"{parent} belongs to somebody else", hint="set TMPDIR to a folder of your own")
     with scratch_dir(parent, str(os.getpid())) as folder:
         yield folder
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

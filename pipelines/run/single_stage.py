@@ -11,11 +11,11 @@ from components.core.base.config import Config, digest_of
 from components.core.base.errors import InputError
 from components.core.base.suggestions import nearest
 from components.core.runtime.placement import Placement
-from components.core.runtime.runner import stage_key
+from components.core.runtime.runner import Digests, stage_key
 from components.core.runtime.stage import Input, Stage
-from components.core.store.store import StageRecord, Store, open_store
-from pipelines.recipe.graph import Digests, Graph, Made, Source, Task
-from pipelines.records.runs import begin_stage, flat
+from components.core.store.store import StageRecord, Store, digests_by_name, open_store
+from pipelines.recipe.graph import Graph, Made, Source, Task
+from pipelines.records.runs import begin_stage
 from pipelines.run.ingest import ingest
 from pipelines.run.local_runner import run_graph
 
@@ -79,7 +79,7 @@ def _run_recorded(
     graph = Graph(stage.name, digest_of(config.canonical()))
     graph.tasks.append(Task(stage.name, stage, config, placement, {name: Source(name) for name in digests}))
     graph.roles |= {name: Made(stage.name, name) for name in stage.outputs}
-    run = begin_stage(store, graph, {stage.name: config.canonical()}, flat(digests))
+    run = begin_stage(store, graph, {stage.name: config.canonical()}, digests_by_name(digests))
     console.print(f"run {run}", style="bold", highlight=False)
     run_graph(store, run, graph, digests, console)
     record = store.stage_record(stage_key(stage, config, digests))

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.report.summary import format_duration
 from pipelines.run.progress import StageState
 
 PLAIN_INTERVAL_S = 15.0
@@ -97,7 +98,7 @@ class PlainView:
         elif event["type"] == "failed":
             text = "failed"
         else:
-            text = f"{stage.status} {_seconds(stage.seconds)} {_numbers(stage)}"
+            text = f"{stage.status} {_spent(stage)} {_numbers(stage)}"
         self._console.print(f"{stage.label}: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -106,31 +107,29 @@ def _row(stage: StageState, now: float) -> list[RenderableType]:
     mark = Text(f"{MARKS[stage.status]} {stage.label}", style=STYLES[stage.status])
     if stage.status == "running":
         bar: RenderableType = ProgressBar(total=stage.total or None, completed=stage.done, width=20)
-        spent = _seconds(now - stage.started)
+        spent = format_duration(now - stage.started)
         return [mark, bar, Text(spent), Text(_left(stage, now)), Text(f"{stage.what} {_numbers(stage)}".strip())]
     word = "" if stage.status == "waiting" else stage.status
     return [
         mark,
         Text(word, style=STYLES[stage.status]),
-        Text(_seconds(stage.seconds)),
+        Text(_spent(stage)),
         Text(""),
         Text(_numbers(stage)),
     ]
 
 
+def _spent(stage: StageState) -> str:
+    """Time that a finished stage took."""
+    return "" if stage.seconds is None else format_duration(stage.seconds)
+
+
 def _left(stage: StageState, now: float) -> str:
     """Time left, in words."""
     left = stage.seconds_left(now)
-    return "" if left is None else f"{_seconds(left)} left"
+    return "" if left is None else f"{format_duration(left)} left"
 
 
 def _numbers(stage: StageState) -> str:
     """The metrics last reported."""
     return "  ".join(f"{name} {value:.4g}" for name, value in stage.metrics.items())
-
-
-def _seconds(seconds: float | None) -> str:
-    """A duration as people say it."""
-    if seconds is None:
-        return ""
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

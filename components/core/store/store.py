@@ -42,6 +42,13 @@ def key_of(
     return digest_of({"stage": stage, "code": code, "libraries": libraries, "config": config, "inputs": given})
 
 
+def digests_by_name(inputs: Mapping[str, str | list[str]]) -> dict[str, str]:
+    """Inputs with each list spread, so that every name has one digest: `libraries[0]`, `libraries[1]` and so on."""
+    single = {name: value for name, value in inputs.items() if not isinstance(value, list)}
+    lists = {name: value for name, value in inputs.items() if isinstance(value, list)}
+    return single | {f"{name}[{number}]": each for name, value in lists.items() for number, each in enumerate(value)}
+
+
 class StageRecord(Config):
     """What a finished stage made of what."""
 

@@ -11,7 +11,7 @@ from components.core.store.checkpoint_manifest import is_whole, read_list
 from components.core.store.garbage_collection import DIGEST, children, map_concurrently
 from components.core.store.manifest import Kind, Manifest
 from components.core.store.object_store import Stored
-from components.core.store.store import StageRecord, Store
+from components.core.store.store import StageRecord, Store, digests_by_name
 
 DOCUMENTS = ("runs/", "curves/", "signatures/")
 """Where sealed documents are."""
@@ -105,10 +105,7 @@ class _Inspection:
         """Every record is sealed, is of the computation it is named after, and names artifacts of the right kind."""
         found = [Path(stored.path).stem for stored in self.store.backend.list("stages/")]
         for record in filter(None, map_concurrently(self._record, found)):
-            given = [
-                each for value in record.inputs.values() for each in (value if isinstance(value, list) else [value])
-            ]
-            self._present((*record.outputs.values(), *given))
+            self._present((*record.outputs.values(), *digests_by_name(record.inputs).values()))
             declared = self.kinds.get(record.stage)
             if declared is not None:
                 self._of_right_kind(record, declared)

@@ -27,7 +27,7 @@ from components.core.training.train_config import TrainConfig, learning_rate
 from components.search.config import Distillation
 from components.search.library.activations import SubblockIO, iterate_layers
 from components.search.space.layer_space import LayerSpace, Part, Variant
-from components.search.space.library_files import BlockKey, save_block
+from components.search.space.library_files import BlockKey, block_name, save_block
 from components.search.space.subblock import Subblock
 
 STATE = "block-trainer.json"
@@ -170,7 +170,7 @@ class BlockTrainer:
             shutil.copytree(self.folder / f"layer-{layer}", point / f"layer-{layer}", copy_function=_link)
         for layer, here in self._variants.items():
             here.save(point / f"layer-{layer}.safetensors")
-        errors = {_name(key): values for key, values in self.errors.items()}
+        errors = {block_name(key): values for key, values in self.errors.items()}
         steps = [self._steps[layer] for layer in self.layers]
         (point / STATE).write_text(json.dumps({"errors": errors, "steps": steps, "finished": sorted(self.finished)}))
 
@@ -180,9 +180,9 @@ class BlockTrainer:
         if point is None or not (point / STATE).exists():
             return
         saved = json.loads((point / STATE).read_text())
-        if saved["errors"].keys() != set(map(_name, self.keys)):
+        if saved["errors"].keys() != set(map(block_name, self.keys)):
             return
-        self.errors = {key: saved["errors"][_name(key)] for key in self.keys}
+        self.errors = {key: saved["errors"][block_name(key)] for key in self.keys}
         self._steps = dict(zip(self.layers, saved["steps"], strict=True))
         for layer in self.layers:
             if layer in saved["finished"]:
@@ -192,10 +192,6 @@ class BlockTrainer:
                 self._variants[layer] = self._begin(layer)
                 self._variants[layer].load(point / f"layer-{layer}.safetensors")
         self.context.note(f"goes on with the block library after {int(point.name)} steps of layers")
-
-
-def _name(key: BlockKey) -> str:
-    return f"{key[0]}/{key[1].name}"
 
 
 def _link(source: str, target: str) -> None:

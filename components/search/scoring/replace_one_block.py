@@ -26,7 +26,7 @@ from components.core.text.packing import Batch
 from components.search.config import MEASURES
 from components.search.scoring.measures import Counted, measure_sums
 from components.search.space.layer_space import PARTS, Part
-from components.search.space.library_files import BlockKey
+from components.search.space.library_files import BlockKey, block_name
 from components.search.space.subblock import Subblock
 
 TOKENS_IN_FLIGHT = 1 << 14
@@ -180,7 +180,7 @@ def _is_attention(block: Subblock | None) -> bool:
 
 def _save(folder: Path, scores: Scores) -> None:
     """Write a resume point."""
-    sums = {_name(key): sums_RM for key, sums_RM in scores.sums.items()}
+    sums = {block_name(key): sums_RM for key, sums_RM in scores.sums.items()}
     save_file({"tokens": scores.tokens_R, **sums}, folder / POINT)
 
 
@@ -192,13 +192,8 @@ def _resumed(context: StageContext, keys: Sequence[BlockKey]) -> tuple[int, Scor
     if point is None or not (point / POINT).exists():
         return 0, scores
     saved = load_file(point / POINT)
-    if saved.keys() != {"tokens", *map(_name, keys)}:
+    if saved.keys() != {"tokens", *map(block_name, keys)}:
         return 0, scores
-    sums = {key: saved[_name(key)] for key in keys}
+    sums = {key: saved[block_name(key)] for key in keys}
     context.note(f"goes on with the scores of {len(saved['tokens'])} rows")
     return int(point.name), Scores(saved["tokens"], sums)
-
-
-def _name(key: BlockKey) -> str:
-    layer, variant = key
-    return f"{layer}/{variant.name}"

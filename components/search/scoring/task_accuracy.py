@@ -23,7 +23,7 @@ from components.core.training.greedy_decoding import Tokens, complete, complete_
 from components.search.config import TaskSet
 from components.search.scoring.replace_one_block import Replacements
 from components.search.space.build import with_replaced
-from components.search.space.library_files import BlockKey
+from components.search.space.library_files import BlockKey, block_name
 
 POINT = "accuracy.json"
 WHAT = "accuracy of sub-blocks"
@@ -111,7 +111,7 @@ def solve_replaced(
     limits = [tasks.max_tokens] * len(tasks.prompts)
     expected = complete(parent, tasks.prompts, limits, tasks.eos)
     solved = _resumed(context, tasks)
-    found = {key: solved[_name(key)] for key in replacements if _name(key) in solved}
+    found = {key: solved[block_name(key)] for key in replacements if block_name(key) in solved}
     for key, block in replacements.items():
         if key not in found:
             model = with_replaced(parent, key, block)
@@ -126,7 +126,7 @@ def solve_replaced(
 
 
 def _save(folder: Path, found: Mapping[BlockKey, Right]) -> None:
-    rows = {_name(key): [int(right) for right in rights] for key, rights in found.items()}
+    rows = {block_name(key): [int(right) for right in rights] for key, rights in found.items()}
     (folder / POINT).write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -138,8 +138,3 @@ def _resumed(context: StageContext, tasks: Tasks) -> dict[str, Right]:
     saved = json.loads((point / POINT).read_text(encoding="utf-8"))
     context.note(f"goes on with the accuracy of {len(saved)} sub-blocks")
     return {name: tuple(map(bool, rights)) for name, rights in saved.items() if len(rights) == len(tasks.problems)}
-
-
-def _name(key: BlockKey) -> str:
-    layer, variant = key
-    return f"{layer}/{variant.name}"

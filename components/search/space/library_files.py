@@ -14,6 +14,12 @@ BlockKey = tuple[int, Variant]
 """A variant in its layer."""
 
 
+def block_name(key: BlockKey) -> str:
+    """Name of a variant of a layer, unique in a library."""
+    layer, variant = key
+    return f"{layer}/{variant.name}"
+
+
 def save_block(folder: Path, key: BlockKey, weights: Weights) -> None:
     """Write one variant as the file that a model has which holds it in this layer: a store keeps the bytes once."""
     path = block_path(folder, key)
