@@ -49,7 +49,9 @@ def main() -> None:
 def run_command(arguments: list[str], *, debug: bool = False) -> int:
     """Run a command line; returns its exit code: 0 good, 1 the work failed, 2 wrong use or input."""
     from components.core.base.errors import TesseraError
+    from components.core.base.ports import never_proxy_loopback
 
+    never_proxy_loopback()  # here also for MLflow, and for the stages, which inherit the environment
     try:
         app(args=arguments, prog_name="tessera")
     except SystemExit as leaving:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from pydantic import Field, TypeAdapter
 
 from components.core.base.config import Config
+from components.core.base.yaml_text import read_yaml
 from components.core.serving.load_profile import Dtype
 
 
@@ -36,7 +36,7 @@ class Device(Config):
 DEVICES = {
     device.name: device
     for device in TypeAdapter(tuple[Device, ...]).validate_python(
-        yaml.safe_load(Path(__file__).with_name("devices.yaml").read_text(encoding="utf-8"))
+        read_yaml(Path(__file__).with_name("devices.yaml").read_text(encoding="utf-8"), "devices.yaml")
     )
 }
 """The devices of devices.yaml, by name."""

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from components.search.solver.score_file import LayerTable
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. pipelines/recipes/demo.yaml.")]
+
+
+def check_run_option(name: str | None) -> str | None:
+    """Return the value of `--run`, where it can be the name of a run."""
+    from components.core.base.run_name import check_run_name
+
+    return name if name is None else check_run_name(name)
+
+
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or `latest`.")]
 StoreUri = Annotated[
     str,

@@ -12,6 +12,7 @@ from pipelines.commands.options import (
     RecipeFile,
     SkipBad,
     StoreUri,
+    check_run_option,
     console,
     print_json,
 )
@@ -22,7 +23,10 @@ def run(
     overrides: Overrides = [],  # noqa: B006  Typer reads the default and never changes it
     store: StoreUri = DEFAULT_STORE,
     name: Annotated[
-        str | None, typer.Option("--run", metavar="NAME", help="Name of the run; <recipe>-<n> by default.")
+        str | None,
+        typer.Option(
+            "--run", metavar="NAME", callback=check_run_option, help="Name of the run; RECIPE-NUMBER if left out."
+        ),
     ] = None,
     skip_bad: SkipBad = False,
 ) -> None:
@@ -64,7 +68,15 @@ def compile_(
     ),
     overrides: Overrides = [],  # noqa: B006
     store: StoreUri = DEFAULT_STORE,
-    name: Annotated[str | None, typer.Option("--run", metavar="NAME", help="Label the pods with this run.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            callback=check_run_option,
+            help="Name of the run, a label of the pods; none if left out.",
+        ),
+    ] = None,
 ) -> None:
     """Write a recipe as a pipeline that a Kubeflow Pipelines server takes; files it names go into the store."""
     from components.core.store.store import open_store

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.base.config import canonical_json
+from components.core.base.run_name import check_run_name
 from components.core.runtime.stage import Stage
 from components.core.runtime.stage_command import command_line
 from pipelines.recipe.graph import Graph, Source, Task
@@ -34,8 +35,14 @@ def compile_pipeline(graph: Graph, sources: Mapping[str, str], out: Path, *, run
         sources: digests of the artifacts that come from the user's files.
         out: the file.
         run_label: the run that the pipeline is built for, a label of its pods; one for any run has no such label.
+
+    Raises:
+        InputError: no run can have the name `run_label`.
     """
     from kfp import compiler, dsl
+
+    if run_label is not None:
+        check_run_name(run_label)
 
     def pipeline(store: str, run: str) -> None:
         builder = _Builder(graph, sources, run_label, store=store, run=run)

@@ -1,15 +1,16 @@
 """The recipe: what a user writes, checked as a whole before any work starts."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BeforeValidator, Field, JsonValue
 
 from components.core.base.config import Config, digest_of
 from components.core.base.errors import RecipeError
+from components.core.base.yaml_text import read_yaml
 from components.core.runtime.placement import Placement
 from components.data.config import DataConfig
 from components.deploy.config import DeployConfig
@@ -191,10 +192,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: the YAML file; paths in it are relative to its folder.
-        overrides: `dotted.key=value` with YAML values; paths in them are relative to the working folder.
+        overrides: `dotted.key=value` with YAML values; paths are taken as they stand, relative to the working folder.
 
     Raises:
-        RecipeError: the file is not there, no YAML, or says something wrong.
+        RecipeError: the file is not there, is not YAML, has a key twice, or has a wrong key or value.
     """
     values = _absolute(_read(path), path.resolve().parent)
     for override in overrides:
@@ -215,9 +216,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"there is no file {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
     return values
@@ -230,14 +231,24 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise RecipeError(
             f"--set {text!r} is not of the form key=value", hint="e.g. --set search.limits.latency_ms=55%"
         )
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {key}: {value!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    names_files = tuple(key.split(".")) in PATH_KEYS
+    nested: Any = value if names_files and _is_path(value) else read_yaml(value, f"--set {text}")
     for part in reversed(key.split(".")):
         nested = {part: nested}
     override: dict[str, Any] = nested
     return override
+
+
+def _is_path(text: str) -> bool:
+    """Whether the value of a key that names files is a path as it stands, and not YAML.
+
+    YAML are a list, a section and a quoted text by their brackets and quotes, and the words that switch a stage. What
+    YAML would make of a ` #`, `: `, `%` or `~` in a path is of no interest.
+    """
+    if os.path.exists(text):
+        return True
+    enclosed = text[:1] + text[-1:] in ("[]", "{}", "''", '""')
+    return not enclosed and text.lower() not in ("", "null", "true", "false", "yes", "no", "on", "off")
 
 
 def _merge(values: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

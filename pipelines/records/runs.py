@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from components.core.base.errors import InputError
+from components.core.base.run_name import RUN_NAME, check_run_name
 from components.core.base.suggestions import nearest
 from components.core.lineage.mlflow_entities import git_commit
 from components.core.store.store import Store
@@ -27,7 +28,7 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
         name: a name of the user's choice, taken again if the recipe is the same; by default the recipe's with a number.
 
     Raises:
-        InputError: the name belongs to a run of another recipe.
+        InputError: the name belongs to a run of another recipe, or no run can have it.
     """
     record = _new_record(recipe.canonical(), llama_nemotron(recipe), sources)
     if name is None:
@@ -80,7 +81,8 @@ def end_run(store: Store, run: str, outcome: Outcome, *, finished: float | None 
 
 def run_names(store: Store) -> list[str]:
     """Names of all runs."""
-    return sorted({path.split("/")[1] for path in store.documents("runs/") if path.endswith("/run.json")})
+    found = (path.removeprefix("runs/").removesuffix("/run.json") for path in store.documents("runs/"))
+    return sorted(run for run in found if RUN_NAME.fullmatch(run))
 
 
 def run_records(store: Store) -> list[dict[str, Any]]:
@@ -158,7 +160,7 @@ def _digest_of(store: Store, record: dict[str, Any], binding: dict[str, str]) ->
 
 
 def _record_path(run: str) -> str:
-    return f"runs/{run}/run.json"
+    return f"runs/{check_run_name(run)}/run.json"
 
 
 def _number(run: str, recipe_name: str) -> int:

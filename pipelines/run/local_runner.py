@@ -23,6 +23,7 @@ from components.core.base.config import canonical_json
 from components.core.base.errors import InputError, RunStopped, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
 from components.core.base.processes import end_tree, sigterm_as_interrupt
+from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.runner import Digests, events_path, lookup_cached_stage
 from components.core.runtime.stage_command import GRACE_S, RUNNER_PID, TRACKING_URI, command_line
@@ -54,6 +55,8 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
         StageFailed: a stage failed; the message names it and its log.
         RunStopped: the run was stopped.
     """
+    if name is not None:
+        check_run_name(name)
     check(recipe)
     store = open_store(store_uri)
     sources = {source: ingest(store, source, paths, KINDS[source]) for source, paths in sources_of(recipe).items()}

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from components.core.base.errors import InputError
 from components.core.store.store import open_store
 from pipelines.cli import run_command
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.schema import Recipe, load_recipe
 from pipelines.records.runs import begin_run, end_run
+from pipelines.run.local_runner import run_recipe
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
 EOS = "<eos>"
@@ -83,6 +86,37 @@ def write_corpus(folder: Path) -> Path:
 def test_a_misspelt_key_is_told_the_nearest_right_one(refused: Refused, store: Path) -> None:
     message = refused("run", RECIPES / "demo.yaml", "--set", "distill.lerning_rate=1", "--store", store)
     assert "unknown key 'distill.lerning_rate'\n  hint: did you mean 'learning_rate'?" in message
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "latest", "x" * 300, "My run ü 1"])
+def test_a_name_that_no_run_can_have_is_refused_at_every_door(
+    refused: Refused, store: Path, only_data: Path, tmp_path: Path, name: str
+) -> None:
+    commands = [
+        ("run", only_data, "--run", name),
+        ("compile", only_data, "--run", name, "-o", tmp_path / "pipeline.yaml"),
+    ]
+    if name != "latest":  # which these take as the last run
+        commands += [("report", name), ("serve", name), ("export", name, "tokenizer", tmp_path / "out")]
+    for command in commands:
+        assert "no run can be called" in refused(*command, "--store", store)
+    with pytest.raises(InputError, match="no run can be called"):
+        run_recipe(load_recipe(only_data), store_uri=str(store), name=name, console=Console())
+    assert not store.exists()
+    assert sorted(tmp_path.iterdir()) == [only_data]
+
+
+def test_a_key_twice_in_a_recipe_or_in_a_setting(refused: Refused, store: Path, only_data: Path) -> None:
+    twice = "arithmetic: {num_train: 1,\n num_train: 2}"
+    (only_data.parent / "twice.yaml").write_text("seed: 1\nrl: null\nseed: 2\n")
+    message = refused("run", only_data.parent / "twice.yaml", "--store", store)
+    assert "twice.yaml: the key 'seed' is on line 1 and again on line 3\n  hint: remove one of them" in message
+    (only_data.parent / "settings.yaml").write_text(twice)
+    message = refused("stage", "data", "--config", only_data.parent / "settings.yaml", "--store", store)
+    assert "settings.yaml: the key 'num_train' is on line 1 and again on line 2" in message
+    message = refused("run", only_data, "--set", "data={skip_bad: true, skip_bad: false}", "--store", store)
+    assert "the key 'skip_bad' is on line 1 and again on line 1" in message
     assert not store.exists()
 
 

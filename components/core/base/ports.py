@@ -1,10 +1,24 @@
-"""Ports on the loopback interface."""
+"""Ports on the loopback interface, and clients that reach them without a proxy."""
 
+import os
 import socket
 
 from components.core.base.errors import InputError
 
 HOST = "127.0.0.1"
+LOOPBACK_NAMES = (HOST, "localhost", "::1")
+
+
+def never_proxy_loopback() -> None:
+    """Keep requests to this machine from going to a proxy, in this process and those that it starts.
+
+    A proxy is named by variables such as `http_proxy`, which every HTTP library reads, as it reads `no_proxy`. Some
+    prefer the variable in capitals, so both get the names.
+    """
+    hosts = [host.strip() for name in ("no_proxy", "NO_PROXY") for host in os.environ.get(name, "").split(",")]
+    if "*" not in hosts:
+        hosts = list(dict.fromkeys(filter(None, (*hosts, *LOOPBACK_NAMES))))
+        os.environ |= {"no_proxy": ",".join(hosts), "NO_PROXY": ",".join(hosts)}
 
 
 def usable_port(wanted: int | None) -> int:

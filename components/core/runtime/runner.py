@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from components.core.base.config import Config
 from components.core.base.errors import CorruptArtifact, InputError, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
+from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.code_digest import code_digest
 from components.core.runtime.context import Interrupted, StageContext
@@ -102,10 +103,12 @@ def run_stage(
         reporter: takes events; by default a JSONL file in the run's local folder.
 
     Raises:
-        InputError: an input is missing or of the wrong kind; the stage refused its data.
+        InputError: an input is missing or of the wrong kind; the stage refused its data; no run can have this name.
         StageFailed: the stage raised an error of its own.
         Interrupted: SIGTERM or Ctrl-C arrived; a resume point was saved where the stage has them.
     """
+    if run is not None:
+        check_run_name(run)
     label, placement = label or stage.name, placement or Placement()
     inputs = select_shard_inputs(stage, config, inputs)
     _check_inputs(stage, inputs, store)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from components.core.base.errors import InputError, TesseraError
-from components.core.base.ports import HOST, is_free, usable_port
+from components.core.base.ports import HOST, is_free, never_proxy_loopback, usable_port
 from components.core.model.inspection import read_architecture
 from components.core.serving.settings import (
     BATCHED_TOKENS,
@@ -129,6 +129,7 @@ class Server:
             TesseraError: the server ended, or was not ready in time; with the last lines of its log.
         """
         require_vllm()
+        never_proxy_loopback()
         self.port = usable_port(self.port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 from obstore.exceptions import BaseError
 
 from components.core.base.errors import StoreError
+from components.core.base.ports import never_proxy_loopback
 
 SCHEMES = ("s3", "gs", "az")
 UPLOAD_DAYS = 2
@@ -94,6 +95,8 @@ class Bucket:
             StoreError: no bucket can have this name, or the environment has no endpoint or no keys.
         """
         from obstore.store import from_url
+
+        never_proxy_loopback()
 
         options: dict[str, Any] = {}
         if self._scheme == "s3":

@@ -79,6 +79,7 @@ def test_the_answer_of_a_base_model_follows_its_last_colon(text, answer):
 
 def test_answers_are_read_as_they_were_written(tmp_path):
     rows = [answer_row("hard", "on", True, False, format_ok=(True, False)), answer_row("hard", "plain", True)]
+    rows.append(rows[0].model_copy(update={"samples": ("a\u2028b\x85c", "d\r\ne")}))
     write_answers(tmp_path / "answers.jsonl", rows)
 
     assert read_answers(tmp_path / "answers.jsonl") == rows

@@ -78,6 +78,35 @@ def test_paths_are_relative_to_the_recipe_and_on_the_command_line_to_the_working
     assert recipe.rl.data == (tmp_path / "elsewhere" / "problems.jsonl",)
 
 
+@pytest.mark.parametrize(
+    "name", ["a #b.txt", "a: b", "[x].txt", "[x]", "%a", "~", "#a", "'a", "- a", "&a", "*.txt", "{a}.txt"]
+)
+def test_a_path_on_the_command_line_is_taken_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    recipe = load_recipe(write(tmp_path, "sft: {num_steps: 7}"), [f"corpus={name}", f"sft={name}", f"rl.data={name}"])
+    expected = (tmp_path if name == "~" else tmp_path / name,)
+    assert recipe.sft is not None
+    assert recipe.rl is not None
+    assert recipe.corpus == recipe.sft.data == recipe.rl.data == expected
+    assert recipe.sft.num_steps == 7
+
+
+def test_lists_quotes_sections_and_switches_on_the_command_line_are_yaml_still(tmp_path: Path) -> None:
+    changes = ["corpus=[a.txt, 'b: c.txt']", 'parent="model #1"', "sft={num_steps: 3}", "rl=false", "search.costs=null"]
+    recipe = load_recipe(write(tmp_path, "{}"), changes)
+    assert recipe.corpus == (Path.cwd() / "a.txt", Path.cwd() / "b: c.txt")
+    assert recipe.parent == str(Path.cwd() / "model #1")
+    assert recipe.sft is not None
+    assert recipe.sft.num_steps == 3
+    assert recipe.rl is None
+    assert recipe.search is not None
+    assert recipe.search.costs is None
+
+
 def test_an_address_of_an_artifact_is_no_path(tmp_path: Path) -> None:
     digest = "0" * 64
     for address in (digest, f"s3://bucket/prefix#{digest}", "run://latest/child"):

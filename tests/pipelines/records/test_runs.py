@@ -37,6 +37,21 @@ def test_a_chosen_name_is_taken_up_again_by_the_same_recipe_alone(store: Store) 
         begin_run(store, Recipe(name="small", seed=1), {}, "mine")
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "latest", "x" * 300, "My run ü 1"])
+def test_a_name_that_no_run_can_have_is_refused_before_anything_is_written_or_read(store: Store, name: str) -> None:
+    with pytest.raises(InputError, match="no run can be called"):
+        begin_run(store, RECIPE, {}, name)
+    assert not Path(store.uri).exists()
+    with pytest.raises(InputError, match="no run can be called"):
+        run_record(store, name)
+
+
+def test_a_record_below_another_folder_is_no_run(store: Store) -> None:
+    begin_run(store, RECIPE, {}, "mine")
+    store.put_document("runs/a/b/run.json", {"run": "a/b"})
+    assert run_names(store) == ["mine"]
+
+
 def test_a_run_ends_with_its_outcome_and_time(store: Store) -> None:
     run = begin_run(store, RECIPE, {})
     assert run_record(store, run)["status"] == "running"

@@ -39,8 +39,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**folders, "other": root / "other"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def dead_proxy() -> Iterator[None]:
+    """The environment names a proxy at which nobody answers."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("http_proxy", f"http://{HOST}:1")
+        yield
+
+
 @pytest.fixture(scope="module")
-def server(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(folders: dict[str, Path], dead_proxy: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "server.log"
     waited: list[float] = []
     with Server(folders["first"], name="tiny", log=log, swappable=True, on_wait=waited.append) as running:

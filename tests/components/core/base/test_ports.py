@@ -1,0 +1,78 @@
+"""Requests to this machine, and a proxy that the environment names."""
+
+import http.server
+import os
+import threading
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import requests
+
+from components.core.base.errors import StoreError
+from components.core.base.ports import never_proxy_loopback
+from components.core.store.object_store import open_object_store
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Answers every request."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A server on loopback."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names a proxy at which nobody answers, and no exception from it."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_library_asks_a_proxy_for_loopback(url: str, host: str) -> None:
+    url = url.replace("127.0.0.1", host)
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=10)
+    never_proxy_loopback()
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert answer.read() == b"ok"
+    assert httpx.get(url, timeout=10).text == "ok"
+    assert requests.get(url, timeout=10).text == "ok"
+
+
+def test_a_store_on_loopback_is_reached(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setenv("TESSERA_S3_ENDPOINT", url)
+    with pytest.raises(StoreError, match=r"what answers at 127\.0\.0\.1:\d+ is no S3 server"):
+        open_object_store("s3://bucket/prefix").get("file")
+
+
+def test_exceptions_that_the_environment_has_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "intern.example,localhost")
+    never_proxy_loopback()
+    never_proxy_loopback()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intern.example,localhost,127.0.0.1,::1"
+    monkeypatch.setenv("no_proxy", "*")
+    never_proxy_loopback()
+    assert os.environ["no_proxy"] == "*"
