@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipelines.commands import artifacts, recipes, records, search, serving, stages
+from pipelines.commands import artifacts, recipes, records, search
 
 app = typer.Typer(
     name="tessera",
@@ -19,13 +19,13 @@ app.command(rich_help_panel=RECIPES)(recipes.run)
 app.command(rich_help_panel=RECIPES)(recipes.plan)
 app.command("compile", rich_help_panel=RECIPES)(recipes.compile_)
 app.command(rich_help_panel=RECIPES)(recipes.schema)
-app.command(rich_help_panel=RECIPES)(stages.stage)
+app.command(rich_help_panel=RECIPES)(recipes.stage)
 app.command(rich_help_panel=RECORDS)(records.runs)
 app.command(rich_help_panel=RECORDS)(records.report)
 app.command(rich_help_panel=RECORDS)(records.lineage)
 app.command(rich_help_panel=RECORDS)(records.ui)
-app.command(rich_help_panel=MODELS)(serving.chat)
-app.command(rich_help_panel=MODELS)(serving.serve)
+app.command(rich_help_panel=MODELS)(artifacts.chat)
+app.command(rich_help_panel=MODELS)(artifacts.serve)
 app.command(rich_help_panel=MODELS)(artifacts.inspect)
 app.command(rich_help_panel=MODELS)(artifacts.export)
 app.add_typer(search.search_app, name="search", rich_help_panel=MODELS)

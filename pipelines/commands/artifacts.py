@@ -1,11 +1,11 @@
-"""Commands on artifacts and checkpoints: inspect, export, store."""
+"""Commands on models and artifacts: chat, serve, inspect, export, store."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
+from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, TrustedKeys, console, print_json
 
 store_app = typer.Typer(no_args_is_help=True, help="Check a store, and remove unused artifacts.")
 
@@ -48,6 +48,30 @@ def export(
     console().print(f"wrote {folder}", highlight=False, soft_wrap=True)
 
 
+def serve(
+    run: RunName = "latest",
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 8000,
+    store: StoreUri = DEFAULT_STORE,
+    trust: TrustedKeys = [],  # noqa: B006
+) -> None:
+    """Serve the model of a run over the OpenAI API until Ctrl-C; its name is the name of the run."""
+    from pipelines.run.chat import serve_run
+
+    serve_run(run, port, store, console(), trust)
+
+
+def chat(
+    run: RunName = "latest",
+    thinking: Annotated[Literal["on", "off"], typer.Option(help="Whether the model thinks before it answers.")] = "on",
+    store: StoreUri = DEFAULT_STORE,
+    trust: TrustedKeys = [],  # noqa: B006
+) -> None:
+    """Chat with the model of a run; an empty line or Ctrl-D ends."""
+    from pipelines.run.chat import chat_with_run
+
+    chat_with_run(run, thinking, store, console(), trust)
+
+
 @store_app.command()
 def path(store: StoreUri = DEFAULT_STORE) -> None:
     """Print the address of a store."""
@@ -62,7 +86,7 @@ def list_(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     from rich.table import Table
 
     from components.core.store.store import open_store
-    from pipelines.records.inventory import list_artifacts
+    from pipelines.records.runs import list_artifacts
 
     found = list_artifacts(open_store(store))
     if as_json:

@@ -1,4 +1,4 @@
-"""Commands on a recipe: run, plan, compile, schema."""
+"""Commands that run stages: run, plan, compile and schema for a recipe, stage for a single one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -82,23 +82,60 @@ def compile_(
     from components.core.store.store import open_store
     from pipelines.recipe.checks import check
     from pipelines.recipe.kfp_pipeline import compile_pipeline
-    from pipelines.recipe.llama_nemotron import sources_of
     from pipelines.recipe.schema import load_recipe
-    from pipelines.recipe.source_files import KINDS
-    from pipelines.run.ingest import ingest
-    from pipelines.run.trust import demand_sources
+    from pipelines.run.ingest import ingest_sources
 
     loaded = load_recipe(recipe, overrides)
     graph = check(loaded)
     target = open_store(store)
-    sources = {source: ingest(target, source, paths, KINDS[source]) for source, paths in sources_of(loaded).items()}
-    demand_sources(target, loaded, sources)  # the pipeline names them by digest: nothing else can take their place
-    compile_pipeline(graph, sources, out, run_label=name)
+    # The pipeline names the user's files by digest, so nothing else can take their place.
+    compile_pipeline(graph, ingest_sources(target, loaded), out, run_label=name)
     console().print(f"wrote {out}", highlight=False)
 
 
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from pipelines.recipe.json_schema import recipe_schema
+    from pipelines.recipe.schema import recipe_schema
 
     print_json(recipe_schema())
+
+
+def stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="data, pretrain, search, distill, sft, rl, eval, deploy, …")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML or JSON file with the stage's settings.")
+    ] = None,
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", metavar="NAME=PATH_OR_URI", help="An input; repeat for each, and for each of a list."),
+    ] = [],  # noqa: B006
+    outputs: Annotated[
+        list[str],
+        typer.Option("--output", metavar="NAME=PATH_OR_URI", help="Where to write an output: a new folder or a store."),
+    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    skip_bad: SkipBad = False,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Run one stage on files of your own, with the same cache and resume as in a run."""
+    from components.core.store.store import open_store
+    from pipelines.recipe.registry import find_stage
+    from pipelines.recipe.schema import load_settings
+    from pipelines.run.single_stage import pairs, run_single
+
+    declared = find_stage(name)
+    settings = load_settings(config, overrides)
+    if skip_bad:
+        settings["skip_bad"] = True
+    screen = console(stderr=as_json)
+    record = run_single(declared, settings, pairs(inputs), pairs(outputs), open_store(store), screen)
+    if as_json:
+        print_json(record.canonical())
+        return
+    for name, value in record.result.items():
+        screen.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)
+    for output in declared.outputs:
+        screen.print(f"{output} {record.outputs.get(output, 'not made')}", highlight=False, soft_wrap=True)

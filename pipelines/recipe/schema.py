@@ -187,6 +187,15 @@ class Recipe(Config):
         return self.placement.model_copy(update=own)
 
 
+SCHEMA_FILE = Path(__file__).parents[1] / "recipes" / "schema.json"
+"""JSON Schema of recipes, for editors; `make golden` renews it."""
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema by which an editor completes and checks a recipe."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 

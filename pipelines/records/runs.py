@@ -1,12 +1,14 @@
-"""The records of runs in a store: begun, ended, listed, and asked for what they made."""
+"""The records of runs in a store: begun, ended, listed, and asked for what they made; the list of all artifacts."""
 
 import json
 import time
+from collections import defaultdict
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from components.core.base.errors import InputError
+from components.core.base.errors import CorruptArtifact, InputError, StoreError
 from components.core.base.run_name import RUN_NAME, check_run_name
 from components.core.base.suggestions import nearest
 from components.core.lineage.mlflow_entities import git_commit
@@ -167,3 +169,46 @@ def _number(run: str, recipe_name: str) -> int:
     """The number in a run's name, 0 where it is not one of this recipe's."""
     name, _, number = run.rpartition("-")
     return int(number) if name == recipe_name and number.isdigit() else 0
+
+
+# All artifacts of a store
+
+
+def list_artifacts(store: Store) -> list[dict[str, Any]]:
+    """Every artifact: `digest`, `kind` (None: damaged), number of `files`, `bytes`, `made_by` and `roles`."""
+    makers, roles = _makers(store), _roles(store)
+    return [
+        {
+            "digest": digest,
+            **_contents(store, digest),
+            "made_by": makers.get(digest, []),
+            "roles": sorted(roles.get(digest, ())),
+        }
+        for digest in (Path(path).stem for path in store.documents("artifacts/"))
+    ]
+
+
+def _contents(store: Store, digest: str) -> dict[str, Any]:
+    try:
+        manifest = store.manifest(digest)
+    except (CorruptArtifact, StoreError):
+        return {"kind": None, "files": None, "bytes": None}
+    return {"kind": manifest.kind, "files": len(manifest.files), "bytes": manifest.size}
+
+
+def _makers(store: Store) -> dict[str, list[dict[str, str]]]:
+    """Stages by the digest of what they made."""
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for record in store.stage_records():
+        for output, digest in record.outputs.items():
+            found[digest].append({"stage": record.stage, "output": output, "key": record.key})
+    return found
+
+
+def _roles(store: Store) -> dict[str, set[str]]:
+    """`RUN/ROLE` by digest."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in run_records(store):
+        for role, digest in (artifacts(store, record["run"]) | record["sources"]).items():
+            found[digest].add(f"{record['run']}/{role}")
+    return found

@@ -21,9 +21,8 @@ from components.core.store.store import Store
 from pipelines.recipe.llama_nemotron import BASELINES
 from pipelines.records.runs import read_table, run_record, stage_documents
 from pipelines.report import figures, search_figures, search_tables
-from pipelines.report.architecture_map import ArchitectureMap, model_map, search_maps
 from pipelines.report.compare_runs import RunComparison
-from pipelines.report.lineage_diagram import lineage_diagram
+from pipelines.report.diagrams import ArchitectureMap, lineage_diagram, model_map, search_maps
 from pipelines.report.summary import MODES, ROW_ORDER, SPLITS, TARGETS, build_summary, format_duration
 
 HERE = Path(__file__).parent

@@ -1,6 +1,6 @@
 """Serving the result of a run, and talking to it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +11,8 @@ from components.core.base.processes import sigterm_as_interrupt
 from components.core.serving.server import Server
 from components.core.store.store import Store, open_store
 from pipelines.recipe.llama_nemotron import MODELS
+from pipelines.recipe.schema import Trust
 from pipelines.records.runs import artifacts, find_run, run_record
-from pipelines.run.trust import demand_served
 
 if TYPE_CHECKING:
     import openai
@@ -35,9 +35,31 @@ def served_model(store: Store, run: str, keys: Sequence[Path] = ()) -> Path:
     made = artifacts(store, run)
     for role in LAST_FIRST:
         if role in made:
-            demand_served(store, made[role], run_record(store, run), keys)
+            require_signature(store, made[role], run_record(store, run), keys)
             return store.fetch(made[role])
     raise InputError(f"run {run!r} has made no model yet", hint="tessera run RECIPE goes on with it")
+
+
+def require_signature(store: Store, digest: str, record: Mapping[str, Any], keys: Sequence[Path]) -> None:
+    """Refuse to serve a model that is not signed, where its recipe or the user requires a signature.
+
+    Args:
+        store: where the model is.
+        digest: of the model.
+        record: of its run.
+        keys: trusted keys of the user, in place of those of the recipe.
+
+    Raises:
+        UntrustedArtifact: names the artifact, and how it is signed.
+    """
+    from components.core.store.signatures import demand_signature
+
+    written = record["recipe"].get("trust")
+    trust = Trust.parse(written, where="trust") if written else None
+    if keys:
+        demand_signature(store, digest, keys, "model")
+    elif trust is not None and "deploy" in trust.require:
+        demand_signature(store, digest, trust.keys, "model")
 
 
 def serve_run(name: str, port: int, store_uri: str, console: Console, keys: Sequence[Path] = ()) -> None:

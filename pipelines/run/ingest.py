@@ -7,8 +7,9 @@ from pathlib import Path
 from components.core.base.errors import InputError
 from components.core.store.manifest import FileEntry, Kind, Manifest, hash_file
 from components.core.store.store import Store, open_store
-from pipelines.recipe.schema import is_address
-from pipelines.recipe.source_files import files_of, numbered_name, recipe_key
+from pipelines.recipe.llama_nemotron import sources_of
+from pipelines.recipe.schema import Recipe, is_address
+from pipelines.recipe.source_files import KINDS, files_of, numbered_name, recipe_key
 
 QUICK_BYTES = 256 << 20
 """As much as is read within a second, to tell what is cached."""
@@ -39,6 +40,23 @@ def ingest(store: Store, name: str, paths: Sequence[str], kind: Kind) -> str:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
         return store.put_folder(Path(staging), kind).digest
+
+
+def ingest_sources(store: Store, recipe: Recipe) -> dict[str, str]:
+    """Bring everything that a recipe names into the store, signed where the recipe requires it; digests by input.
+
+    Raises:
+        InputError: a file is not there, or not of its kind.
+        UntrustedArtifact: the parent or data is not signed by a trusted key.
+    """
+    sources = {name: ingest(store, name, paths, KINDS[name]) for name, paths in sources_of(recipe).items()}
+    for name, digest in sources.items():
+        part = "parent" if name == "parent" else "data"
+        if recipe.trust is not None and part in recipe.trust.require:
+            from components.core.store.signatures import demand_signature
+
+            demand_signature(store, digest, recipe.trust.keys, name)
+    return sources
 
 
 def source_digest(store: Store, name: str, paths: Sequence[str], kind: Kind) -> str | None:

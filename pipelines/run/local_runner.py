@@ -30,17 +30,15 @@ from components.core.runtime.stage_command import GRACE_S, RUNNER_PID, TRACKING_
 from components.core.store.store import Store, open_store
 from pipelines.recipe.checks import check
 from pipelines.recipe.graph import Graph, Made, Task
-from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
+from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.registry import STAGES
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.source_files import KINDS
 from pipelines.records.run_lock import hold_run_lock
 from pipelines.records.runs import Outcome, begin_run, end_run
 from pipelines.run.finish_run import tracking_uri
-from pipelines.run.ingest import ingest
+from pipelines.run.ingest import ingest_sources
 from pipelines.run.progress import Follower, StageState
 from pipelines.run.terminal_view import View, open_view
-from pipelines.run.trust import demand_sources
 
 POLL_S = 0.2
 MAX_PARALLEL_ITEMS = 2
@@ -59,8 +57,7 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
         check_run_name(name)
     check(recipe)
     store = open_store(store_uri)
-    sources = {source: ingest(store, source, paths, KINDS[source]) for source, paths in sources_of(recipe).items()}
-    demand_sources(store, recipe, sources)
+    sources = ingest_sources(store, recipe)
     run = begin_run(store, recipe, sources, name)
     fault_point("run.begun")
     console.print(f"run {run}", style="bold", highlight=False)

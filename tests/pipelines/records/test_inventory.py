@@ -9,7 +9,7 @@ import pytest
 from components.core.store.store import Store, open_store
 from components.core.store.verification import find_faults
 from pipelines.cli import run_command
-from pipelines.records.inventory import list_artifacts
+from pipelines.records.runs import list_artifacts
 from tests.pipelines.made_up_run import make_run
 
 

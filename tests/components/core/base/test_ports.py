@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-import requests
+import requests  # type: ignore[import-untyped]
 
 from components.core.base.errors import StoreError
 from components.core.base.ports import never_proxy_loopback

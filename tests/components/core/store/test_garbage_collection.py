@@ -24,7 +24,7 @@ from components.core.store.gc_lock import COLLECTORS, WRITERS, Marker, collectin
 from components.core.store.manifest import hash_file
 from components.core.store.store import StageRecord, Store, key_of, open_store
 from components.core.store.verification import find_faults
-from pipelines.records.inventory import list_artifacts
+from pipelines.records.runs import list_artifacts
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 from tests.components.core.runtime.test_runner import Events
 
