@@ -7,14 +7,14 @@ import typer
 
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, TrustedKeys, console, print_json
 
-store_app = typer.Typer(no_args_is_help=True, help="Check a store, and remove unused artifacts.")
+store_app = typer.Typer(no_args_is_help=True, help="List, sign, verify and clean up the artifacts of a store.")
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint folder or a config.json.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show the architecture, parameters and memory of a checkpoint; its weights may be missing."""
+    """Show the architecture, parameters and memory of a checkpoint; config.json alone is enough."""
     from rich.table import Table
 
     from components.core.model.inspection import inspect_checkpoint
@@ -37,7 +37,7 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
-    """Write an artifact of a run as plain files, models as Hugging Face folders."""
+    """Copy an artifact of a run into a folder; a model becomes a Hugging Face folder."""
     from components.core.store.store import open_store
     from pipelines.records import runs
     from pipelines.run.single_stage import check_free, export
@@ -54,7 +54,7 @@ def serve(
     store: StoreUri = DEFAULT_STORE,
     trust: TrustedKeys = [],  # noqa: B006
 ) -> None:
-    """Serve the model of a run over the OpenAI API until Ctrl-C; its name is the name of the run."""
+    """Serve the last model of a run through the OpenAI API; the run's name is the model's, and Ctrl-C stops it."""
     from pipelines.run.chat import serve_run
 
     serve_run(run, port, store, console(), trust)
@@ -66,7 +66,7 @@ def chat(
     store: StoreUri = DEFAULT_STORE,
     trust: TrustedKeys = [],  # noqa: B006
 ) -> None:
-    """Chat with the model of a run; an empty line or Ctrl-D ends."""
+    """Chat with the last model of a run; an empty line or Ctrl-D ends the chat."""
     from pipelines.run.chat import chat_with_run
 
     chat_with_run(run, thinking, store, console(), trust)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
     from components.search.solver.score_file import LayerTable
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. pipelines/recipes/demo.yaml.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file, e.g. pipelines/recipes/demo.yaml.")
+]
 
 
 def check_run_option(name: str | None) -> str | None:
@@ -21,7 +23,9 @@ def check_run_option(name: str | None) -> str | None:
     return name if name is None else check_run_name(name)
 
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or `latest`.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name of a run, or `latest` for the one that started last.")
+]
 StoreUri = Annotated[
     str,
     typer.Option(
@@ -30,10 +34,16 @@ StoreUri = Annotated[
 ]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key, e.g. --set sft.num_steps=50. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a value of the recipe or the settings, e.g. --set sft.num_steps=50. Repeatable.",
+    ),
 ]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip malformed rows instead of stopping.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Skip malformed rows of your data instead of stopping with an error.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 TrustedKeys = Annotated[
     list[Path],

@@ -30,7 +30,7 @@ def run(
     ] = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Run a recipe on this machine, from where an earlier run of it got to."""
+    """Run a recipe on this machine; finished stages are reused, and an interrupted one resumes."""
     from pipelines.recipe.schema import load_recipe
     from pipelines.run.finish_run import deliver_run
     from pipelines.run.local_runner import run_recipe
@@ -47,7 +47,7 @@ def plan(
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show the stages of a recipe, what is cached, what each will need, and what is wrong."""
+    """Show, without running anything, the stages of a recipe, what is cached, what each needs, and all errors."""
     from components.core.store.store import open_store
     from pipelines.recipe.schema import load_recipe
     from pipelines.run.plan import make_plan, plan_as_json, show_plan
@@ -63,7 +63,7 @@ def plan(
 
 def compile_(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where to write the pipeline.")] = Path(
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The pipeline's YAML file.")] = Path(
         "pipeline.yaml"
     ),
     overrides: Overrides = [],  # noqa: B006
@@ -78,7 +78,7 @@ def compile_(
         ),
     ] = None,
 ) -> None:
-    """Write a recipe as a pipeline that a Kubeflow Pipelines server takes; files it names go into the store."""
+    """Compile a recipe to a pipeline for Kubeflow Pipelines; the files that it names are copied into the store."""
     from components.core.store.store import open_store
     from pipelines.recipe.checks import check
     from pipelines.recipe.kfp_pipeline import compile_pipeline
@@ -102,25 +102,31 @@ def schema() -> None:
 
 def stage(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="data, pretrain, search, distill, sft, rl, eval, deploy, …")
+        str, typer.Argument(metavar="NAME", help="data, pretrain, search, distill, sft, rl, eval or deploy.")
     ],
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML or JSON file with the stage's settings.")
     ] = None,
     inputs: Annotated[
         list[str],
-        typer.Option("--input", metavar="NAME=PATH_OR_URI", help="An input; repeat for each, and for each of a list."),
+        typer.Option(
+            "--input", metavar="NAME=PATH_OR_URI", help="An input of the stage, or one of a list of them. Repeatable."
+        ),
     ] = [],  # noqa: B006
     outputs: Annotated[
         list[str],
-        typer.Option("--output", metavar="NAME=PATH_OR_URI", help="Where to write an output: a new folder or a store."),
+        typer.Option(
+            "--output",
+            metavar="NAME=PATH_OR_URI",
+            help="A new folder, or the address of a store, for an output of the stage. Repeatable.",
+        ),
     ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
     skip_bad: SkipBad = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Run one stage on files of your own, with the same cache and resume as in a run."""
+    """Run one stage alone on files of your own; results are cached and interrupted work resumes, as in a run."""
     from components.core.store.store import open_store
     from pipelines.recipe.registry import find_stage
     from pipelines.recipe.schema import load_settings

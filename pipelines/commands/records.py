@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def runs(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List the runs of a store."""
+    """List the runs of a store with their status and duration."""
     from datetime import UTC, datetime
 
     from rich.table import Table
@@ -38,7 +38,7 @@ def report(
     run: RunName = "latest",
     store: StoreUri = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary.json.")] = False,
-    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
     compare: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Also compare the run's children with those of another run.")
     ] = None,
@@ -126,7 +126,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
-    """Serve the MLflow UI on the records of the runs; Ctrl-C ends it."""
+    """Start the MLflow UI with the records of all runs; Ctrl-C stops it."""
     import os
     import sys
 

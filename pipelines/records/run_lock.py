@@ -1,6 +1,7 @@
-"""Which runs are worked on: a command that is killed cannot write how its run ended, so others find out.
+"""Locks of active runs, and the status of runs whose process was killed.
 
-Whoever works on a run holds a lock on a file of this machine, which the kernel lets go of however the process ends.
+A command that is killed cannot record how its run ended. So each process that works on a run holds a lock on a file of
+this machine, which the kernel releases when the process ends. A later command that gets the lock records the status.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ MARK = "alive"
 
 @contextlib.contextmanager
 def hold_run_lock(store: Store, run: str) -> Iterator[None]:
-    """Have a run marked as worked on as long as the block lasts; several processes may."""
+    """Hold the lock of a run while the block runs; several processes may hold it together."""
     mark = _mark(store, run)
     mark.parent.mkdir(parents=True, exist_ok=True)
     with mark.open("a+") as file:
@@ -30,7 +31,7 @@ def hold_run_lock(store: Store, run: str) -> Iterator[None]:
 
 
 def mark_dead_runs_killed(store: Store) -> list[str]:
-    """Record as `killed` the runs of this machine that say they are running and on which nobody works.
+    """Record as `killed` the runs of this machine with the status `running` whose lock no process holds.
 
     Returns:
         Their names.
@@ -49,18 +50,18 @@ def mark_dead_runs_killed(store: Store) -> list[str]:
 
 
 def mark_dead_runs_where_allowed(store: Store) -> None:
-    """The same for a reader, who may lack the right to write."""
+    """Call `mark_dead_runs_killed`, except where this user may not write to the store."""
     with contextlib.suppress(StoreError, PermissionError):
         mark_dead_runs_killed(store)
 
 
 def _attempt(started: float) -> str:
-    """Tells one attempt at a run from the next, which another machine may have made."""
+    """Identify one attempt at a run; another machine may have made the next."""
     return repr(started)
 
 
 def _last_sign(folder: Path) -> float:
-    """When anything of a run was last written here, Unix time, s."""
+    """Time of the last change to the local files of a run, Unix time, s."""
     return max(os.stat(path).st_mtime for path in folder.iterdir())
 
 

@@ -21,13 +21,14 @@ Outcome = Literal["succeeded", "failed", "interrupted", "killed"]
 
 
 def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str | None = None) -> str:
-    """Claim the name of a run and write its record; returns the name.
+    """Write the record of a new run under a name that no other run has; returns the name.
 
     Args:
         store: where the record goes.
         recipe: what is run.
         sources: digests of the user's own artifacts.
-        name: a name of the user's choice, taken again if the recipe is the same; by default the recipe's with a number.
+        name: chosen by the user; a run of the same recipe with this name is continued. By default, the recipe's name
+            with a number.
 
     Raises:
         InputError: the name belongs to a run of another recipe, or no run can have it.
@@ -44,7 +45,7 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
 
 
 def begin_stage(store: Store, graph: Graph, settings: dict[str, JsonValue], sources: dict[str, str]) -> str:
-    """Claim a name and write the record for a graph of one stage; its settings stand for the recipe."""
+    """Write the record of a run of one stage; its settings take the place of the recipe. Returns the run's name."""
     return _claim_number(store, graph.name, _new_record(settings, graph, sources))
 
 
@@ -65,7 +66,7 @@ def _new_record(recipe: dict[str, JsonValue], graph: Graph, sources: dict[str, s
 
 
 def _claim_number(store: Store, name: str, record: dict[str, Any]) -> str:
-    """Claim the next free number after a name; others may be doing the same."""
+    """Write a record under a name with the next free number; other processes may do the same at the same time."""
     number = 1 + max((_number(run, name) for run in run_names(store)), default=0)
     while not store.claim(_record_path(f"{name}-{number}"), {"run": f"{name}-{number}", **record}):
         number += 1
@@ -73,7 +74,7 @@ def _claim_number(store: Store, name: str, record: dict[str, Any]) -> str:
 
 
 def end_run(store: Store, run: str, outcome: Outcome, *, finished: float | None = None) -> dict[str, Any]:
-    """Write how a run ended, and when, Unix time, s, if not now; returns its record."""
+    """Record how a run ended, and when (Unix time, s; now if None); returns the record."""
     record = run_record(store, run)
     finished = finished or time.time()
     record |= {"status": outcome, "finished": finished, "seconds": finished - record["started"]}
@@ -102,7 +103,7 @@ def run_record(store: Store, run: str) -> dict[str, Any]:
 
 
 def find_run(store: Store, name: str) -> str:
-    """The run of a name; `latest` is the one that began last."""
+    """Resolve the name of a run; `latest` is the run that started last."""
     if name == "latest":
         records = run_records(store)
         if not records:
@@ -114,7 +115,7 @@ def find_run(store: Store, name: str) -> str:
 
 
 def artifacts(store: Store, run: str) -> dict[str, str]:
-    """Digests of what a run made, and of what it was given, by role."""
+    """Digests of the artifacts that a run made or read, by role."""
     record = run_record(store, run)
     digests = {role: _digest_of(store, record, binding) for role, binding in record["roles"].items()}
     return {role: digest for role, digest in digests.items() if digest is not None}
@@ -146,7 +147,7 @@ def read_table(store: Store, run: str, role: str, file: str) -> dict[str, Any] |
 
 
 def stage_documents(store: Store, run: str) -> dict[str, dict[str, Any]]:
-    """What a run recorded of each of its stages, by label, in the order in which they began."""
+    """Records of the stages of a run by label, in the order in which they started."""
     stages = [store.document(path) for path in store.documents(f"runs/{run}/stages/")]
     return {stage["label"]: stage for stage in sorted(stages, key=lambda stage: stage["started"])}
 
