@@ -23,8 +23,8 @@ from components.core.runtime.events import Events
 from components.core.runtime.placement import Placement
 from components.core.runtime.runner import events_path, run_stage, stage_key
 from components.core.store.garbage_collection import collect_garbage
-from components.core.store.object_store import ObjectStore, open_object_store
-from components.core.store.store import Store, open_store
+from components.core.store.object_store import ObjectStore
+from components.core.store.store import Store, open_object_store, open_store
 from tests.components.core.base.fault_points import POINTS
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 

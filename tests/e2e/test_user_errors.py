@@ -280,7 +280,7 @@ def test_no_space_says_how_much_is_missing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "corpus.txt").write_text("a text " * 100)
-    monkeypatch.setattr("components.core.store.object_store.os.fsync", full)
+    monkeypatch.setattr("components.core.store.folder_store.os.fsync", full)
     command = ("stage", "data", "--input", f"own_corpus={tmp_path / 'corpus.txt'}", "--store", store)
     message = refused(*command)
     assert f"no space left at {store}: " in message

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from components.core.base.fault_injection import fault_point
-from components.core.store.checkpoint_manifest import is_whole, list_of, write_list
+from components.core.store.checkpoint_store import (
+    checkpoint_manifest_path,
+    is_valid_checkpoint,
+    write_checkpoint_manifest,
+)
 
 
 @dataclass
@@ -58,19 +62,19 @@ class Resume:
         write(partial)
         fault_point("point.written")
         final = self.folder / f"{step:09d}"
-        list_of(final).unlink(missing_ok=True)
+        checkpoint_manifest_path(final).unlink(missing_ok=True)
         shutil.rmtree(final, ignore_errors=True)
         fault_point("point.cleared")
         partial.rename(final)
         fault_point("point.placed")
-        write_list(final)
+        write_checkpoint_manifest(final)
         fault_point("point.named")
         if self.mirror is not None:
             self.mirror(final)
         fault_point("point.mirrored")
         for old in self.points():
             if old.name < final.name:
-                list_of(old).unlink(missing_ok=True)
+                checkpoint_manifest_path(old).unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
         fault_point("point.trimmed")
         self._last = time.monotonic()
@@ -82,8 +86,8 @@ class Resume:
     def latest(self) -> Path | None:
         """The newest point of which every byte is as it was saved, or None."""
         for point in reversed(self.points()):
-            if is_whole(point):
+            if is_valid_checkpoint(point):
                 return point
-            if self.notice is not None and list_of(point).exists():
+            if self.notice is not None and checkpoint_manifest_path(point).exists():
                 self.notice(f"resume point {point} was changed; it is not used")
         return None

@@ -22,16 +22,16 @@ from pydantic import JsonValue, ValidationError
 from components.core.base.config import canonical_json
 from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.base.fault_injection import fault_point
+from components.core.store.folder_store import explain_write_errors
 from components.core.store.gc_lock import writing
-from components.core.store.manifest import FileEntry, Kind, Manifest, hash_file
-from components.core.store.object_store import ObjectStore, Stored, hash_chunks, room_for
-from components.core.store.source_file import read_source, stamp_of
+from components.core.store.manifest import FileEntry, Kind, Manifest, hash_chunks, hash_file, read_source, stamp_of
+from components.core.store.object_store import ObjectInfo, ObjectStore
 
-TRANSFERS = 4
+PARALLEL_FILES = 4
 """Files moved, or read through, at a time."""
 SMALL_BYTES, MAX_SMALL = 64 << 10, 256
 """Largest contents that stay in memory after they were read, and how many of them: at most 16 MiB."""
-MEND = (
+REPAIR_HINT = (
     "run the recipe again: stages whose results are damaged are computed anew; `tessera store verify` lists all damage"
 )
 
@@ -78,7 +78,7 @@ class ArtifactStore:
     def _put_folder(self, folder: Path, kind: Kind, metadata: Mapping[str, JsonValue]) -> Manifest:
         """Blobs, then the manifest that names them."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        with ThreadPoolExecutor(TRANSFERS) as pool:
+        with ThreadPoolExecutor(PARALLEL_FILES) as pool:
             entries = list(pool.map(self._put_blob, paths))
         files = {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
         try:
@@ -103,13 +103,13 @@ class ArtifactStore:
             manifest = None if data is None else Manifest.model_validate_json(data)
             found = digest if manifest is None else manifest.digest
         except (ValueError, CorruptArtifact):
-            raise CorruptArtifact(f"the manifest of artifact {digest[:12]} cannot be read", hint=MEND) from None
+            raise CorruptArtifact(f"the manifest of artifact {digest[:12]} cannot be read", hint=REPAIR_HINT) from None
         if manifest is None:
             raise StoreError(f"there is no artifact {digest[:12]} in {self.uri}", hint="check --store")
         if found != digest:
             raise CorruptArtifact(
                 f"the manifest of artifact {digest[:12]} was changed: {digest} expected, {found} found",
-                hint=MEND,
+                hint=REPAIR_HINT,
             )
         return manifest
 
@@ -122,7 +122,7 @@ class ArtifactStore:
         """
         manifest, target = self.manifest(digest), self.local / "artifacts" / digest
         if not self.is_whole_copy(target, manifest):
-            with room_for(manifest.size, self.local):
+            with explain_write_errors(manifest.size, self.local):
                 self._bring(digest, manifest, target)
         os.utime(target)  # in use: not for the clean-up
         return target
@@ -149,7 +149,7 @@ class ArtifactStore:
             CorruptArtifact: a file differs in size or digest.
         """
         manifest = self.manifest(digest)
-        with ThreadPoolExecutor(TRANSFERS) as pool:
+        with ThreadPoolExecutor(PARALLEL_FILES) as pool:
             list(pool.map(lambda item: self._verify_blob(digest, *item), manifest.files.items()))
         return manifest
 
@@ -174,7 +174,7 @@ class ArtifactStore:
         if found.size != entry.size or not self.is_whole_blob(entry.sha256, found):
             self._compare(digest, name, entry, self._entry(found))
 
-    def is_whole_blob(self, sha256: str, found: Stored) -> bool:
+    def is_whole_blob(self, sha256: str, found: ObjectInfo) -> bool:
         """Whether a blob has the digest that it is named by; read once a process."""
         if (sha256, found.stamp) not in self._whole:
             entry = self._entry(found)
@@ -215,7 +215,7 @@ class ArtifactStore:
         try:
             fresh.mkdir(parents=True)
             fault_point("copy.begun")
-            with ThreadPoolExecutor(TRANSFERS) as pool:
+            with ThreadPoolExecutor(PARALLEL_FILES) as pool:
                 list(pool.map(lambda item: self._bring_file(digest, fresh, *item), manifest.files.items()))
             fault_point("copy.filled")
             self._settle(fresh, target, manifest)
@@ -249,7 +249,7 @@ class ArtifactStore:
         target.chmod(0o444)
         self._whole.add((entry.sha256, stamp_of(target.stat())))
 
-    def _entry(self, found: Stored) -> FileEntry | None:
+    def _entry(self, found: ObjectInfo) -> FileEntry | None:
         """Digest and size of a blob; None where it cannot be read. Small contents stay in memory, for `read`."""
         with contextlib.suppress(CorruptArtifact):
             if found.size > SMALL_BYTES or len(self._small) >= MAX_SMALL:
@@ -269,11 +269,11 @@ class ArtifactStore:
         raise CorruptArtifact(
             f"file {name} of artifact {digest[:12]} was changed: sha256 {expected.sha256} of {expected.size:,} bytes "
             f"expected, {now}",
-            hint=MEND,
+            hint=REPAIR_HINT,
         )
 
     def _missing(self, digest: str, name: str) -> StoreError:
-        return StoreError(f"file {name} of artifact {digest[:12]} is missing in {self.uri}", hint=MEND)
+        return StoreError(f"file {name} of artifact {digest[:12]} is missing in {self.uri}", hint=REPAIR_HINT)
 
 
 def blob_path(sha256: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from components.core.base.scratch_dir import sweep
-from components.core.store.artifact_store import TRANSFERS, manifest_path
+from components.core.store.artifact_store import PARALLEL_FILES, manifest_path
+from components.core.store.folder_store import remove
 from components.core.store.gc_lock import collecting
-from components.core.store.object_store import remove
 from components.core.store.store import Store
 
 GRACE_S = 3600.0
@@ -125,5 +125,5 @@ def _age(path: Path) -> float:
 
 def map_concurrently(do: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
     """Ask of several at a time, in order."""
-    with ThreadPoolExecutor(TRANSFERS) as pool:
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         return list(pool.map(do, items))

@@ -9,10 +9,7 @@ Stage records and documents carry a checksum (`checksummed_json.py`); one that w
 """
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +18,13 @@ from pydantic import Field, JsonValue
 from components.core.base.config import Config, digest_of
 from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.base.fault_injection import fault_point
-from components.core.store.artifact_store import MEND, TRANSFERS, ArtifactStore
-from components.core.store.checkpoint_manifest import is_whole, list_of, read_list
+from components.core.store.artifact_store import REPAIR_HINT
+from components.core.store.bucket import SCHEMES
+from components.core.store.bucket_store import BucketStore
+from components.core.store.checkpoint_store import CheckpointStore
 from components.core.store.checksummed_json import seal, unseal
-from components.core.store.manifest import Manifest
-from components.core.store.object_store import open_object_store
-from components.core.store.source_file import SourceFile
+from components.core.store.folder_store import FolderStore
+from components.core.store.object_store import ObjectStore
 
 
 def key_of(
@@ -81,7 +79,7 @@ class StageRecord(Config):
         )
 
 
-class Store(ArtifactStore):
+class Store(CheckpointStore):
     """Everything of a run that lasts, behind one address."""
 
     # Finished stages
@@ -104,10 +102,10 @@ class Store(ArtifactStore):
             record = None if data is None else StageRecord.model_validate(unseal(path, data))
             derived = key if record is None else record.derived_key
         except (ValueError, CorruptArtifact):
-            raise CorruptArtifact(f"the record of stage {key[:12]} was changed", hint=MEND) from None
+            raise CorruptArtifact(f"the record of stage {key[:12]} was changed", hint=REPAIR_HINT) from None
         if record is not None and not key == record.key == derived:
             raise CorruptArtifact(
-                f"the record of stage {key[:12]} is of another computation: {derived[:12]}", hint=MEND
+                f"the record of stage {key[:12]} is of another computation: {derived[:12]}", hint=REPAIR_HINT
             )
         return record
 
@@ -142,91 +140,6 @@ class Store(ArtifactStore):
             return kinds == {name: self.verify(digest).kind for name, digest in first.outputs.items()}
         except (StoreError, CorruptArtifact):
             return False
-
-    # Resume points
-
-    def resume_folder(self, key: str) -> Path:
-        """The local folder of a key's resume points; the newest whole one of a remote store is brought there first."""
-        folder = self.resume_root / key
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._is_remote:
-            self._pull_resume(key, folder)
-        return folder
-
-    def push_resume(self, key: str, point: Path) -> None:
-        """Copy a whole local point to a remote store: its files, then the list that makes it count; older points go."""
-        if not self._is_remote:
-            return
-        data = list_of(point).read_bytes()
-        fault_point("mirror.begun")
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            files = [
-                (f"resume/{key}/{point.name}/{name}", SourceFile(point / name, entry))
-                for name, entry in read_list(point, data).files.items()
-            ]
-            list(pool.map(lambda file: self.backend.put_file(*file), files))
-        fault_point("mirror.files")
-        self.backend.put(f"resume/{key}/{point.name}.json", data)
-        fault_point("mirror.list")
-        self._delete_points(key, before=point.name)
-        fault_point("mirror.trimmed")
-
-    def drop_resume(self, key: str) -> None:
-        """Remove all resume points of a finished stage; without its list none counts, so the lists go first."""
-        fault_point("resume.drop")
-        for listed in (self.resume_root / key).glob("*.json"):
-            listed.unlink(missing_ok=True)
-        fault_point("resume.hidden")
-        shutil.rmtree(self.resume_root / key, ignore_errors=True)
-        fault_point("resume.dropped")
-        if self._is_remote:
-            self._delete_points(key)
-
-    def _delete_points(self, key: str, before: str = "a") -> None:
-        """Remove the points of a remote store whose names come before another: their lists, then their files."""
-        for path in sorted(self.documents(f"resume/{key}/"), key=lambda path: path.count("/")):
-            if path.split("/")[2].partition(".")[0] < before:
-                self.backend.delete(path)
-
-    @property
-    def _is_remote(self) -> bool:
-        return self.backend.folder is None
-
-    @property
-    def resume_root(self) -> Path:
-        """Where resume points are on this machine."""
-        return (self.backend.folder or self.local) / "resume"
-
-    def _pull_resume(self, key: str, folder: Path) -> None:
-        """Bring the newest point of a remote store that is whole; a damaged one is passed over."""
-        lists = [path for path in self.documents(f"resume/{key}/") if path.count("/") == 2 and path.endswith(".json")]
-        for path in sorted(lists, reverse=True):
-            point = folder / Path(path).stem
-            with contextlib.suppress(ValueError, FileNotFoundError, CorruptArtifact):
-                data = self.backend.get(path) or b""
-                manifest = read_list(point, data)
-                if not is_whole(point) or list_of(point).read_bytes() != data:
-                    self._pull_point(f"resume/{key}/{point.name}", manifest, point)
-                    list_of(point).write_bytes(data)
-                return
-
-    def _pull_point(self, prefix: str, manifest: Manifest, point: Path) -> None:
-        """Bring one point. Raises ValueError where its bytes are damaged, FileNotFoundError where some are absent."""
-        fresh = point.with_name(f".{point.name}.{os.getpid()}.partial")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        try:
-            for name, entry in manifest.files.items():
-                if self.backend.get_file(f"{prefix}/{name}", fresh / name) != entry:
-                    raise ValueError(name)
-            fault_point("pull.filled")
-            list_of(point).unlink(missing_ok=True)
-            shutil.rmtree(point, ignore_errors=True)
-            fault_point("pull.cleared")
-            fresh.rename(point)
-            fault_point("pull.named")
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
 
     # Documents of runs
 
@@ -282,8 +195,28 @@ def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
     backend = open_object_store(str(uri))
     if backend.folder is not None:
         return Store(str(backend.folder), backend, local or backend.folder / "local")
-    place = [part for part in str(uri).partition("://")[2].split("/") if part.strip(".")]
-    return Store(str(uri), backend, local or Path(".tessera", "local", *place).absolute())
+    location = str(uri).partition("://")[2].strip("/")
+    return Store(str(uri), backend, local or Path(".tessera", "local", location).absolute())
+
+
+def open_object_store(uri: str) -> ObjectStore:
+    """The objects at an address: a folder, or `s3://bucket/prefix`, or the same with `gs` or `az`.
+
+    Raises:
+        StoreError: another scheme, no bucket, or a prefix that would not be stored as written.
+    """
+    scheme, separator, location = uri.partition("://")
+    hint = "a store is a folder or s3://bucket/prefix, or the same with gs:// or az://"
+    if separator:
+        if scheme not in SCHEMES:
+            raise StoreError(f"{uri} is no store", hint=hint)
+        if location[:1] in ("", "/"):
+            raise StoreError(f"{uri} names no bucket", hint="write s3://bucket/prefix")
+        return BucketStore(uri)
+    root = Path(uri).absolute()
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{uri} is a file", hint=hint)
+    return FolderStore(root)
 
 
 def record_path(key: str) -> str:

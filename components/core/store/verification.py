@@ -7,10 +7,10 @@ from pathlib import Path
 
 from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.store.artifact_store import blob_path
-from components.core.store.checkpoint_manifest import is_whole, read_list
+from components.core.store.checkpoint_store import is_valid_checkpoint, parse_checkpoint_manifest
 from components.core.store.garbage_collection import DIGEST, children, map_concurrently
 from components.core.store.manifest import Kind, Manifest
-from components.core.store.object_store import Stored
+from components.core.store.object_store import ObjectInfo
 from components.core.store.store import StageRecord, Store, digests_by_name
 
 DOCUMENTS = ("runs/", "curves/", "signatures/")
@@ -69,7 +69,7 @@ class _Inspection:
             else:
                 self.sizes[name] = blob.size
 
-    def _blob_fault(self, blob: Stored) -> str | None:
+    def _blob_fault(self, blob: ObjectInfo) -> str | None:
         name = Path(blob.path).name
         if blob.path != blob_path(name) or not DIGEST.fullmatch(name.encode()):
             return f"{blob.path} is no blob"
@@ -157,7 +157,7 @@ class _Inspection:
     def _local_points(self) -> Iterator[tuple[str, Callable[[], bool]]]:
         for listed in sorted(self.store.resume_root.glob("*/[0-9]*.json")):
             point = listed.with_suffix("")
-            yield f"resume/{point.parent.name}/{point.name}", partial(is_whole, point)
+            yield f"resume/{point.parent.name}/{point.name}", partial(is_valid_checkpoint, point)
 
     def _remote_points(self) -> Iterator[tuple[str, Callable[[], bool]]]:
         if self.store.backend.folder is not None:
@@ -169,7 +169,7 @@ class _Inspection:
     def _is_remote_whole(self, path: str) -> bool:
         point = self.store.resume_root.parent / path.removesuffix(".json")
         try:
-            files = read_list(point, self.store.backend.get(path) or b"").files
+            files = parse_checkpoint_manifest(point, self.store.backend.get(path) or b"").files
             return all(self.store.backend.entry(f"{path[:-5]}/{name}") == entry for name, entry in files.items())
         except (ValueError, FileNotFoundError, CorruptArtifact):
             return False

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from components.core.store.source_file import SourceFile, read_source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minio import Minio
 
 from components.core.base.errors import CorruptArtifact, StoreError
-from components.core.store import artifact_store, object_store, source_file
+from components.core.store import artifact_store, bucket_store, folder_store
+from components.core.store import manifest as manifest_module
 from components.core.store.artifact_store import blob_path
 from components.core.store.manifest import describe
-from components.core.store.source_file import SourceFile, read_source
 from components.core.store.store import Store, open_store
 from components.core.store.verification import find_faults
 
@@ -170,7 +171,7 @@ MIB = 1 << 20
 @pytest.fixture(params=[5, 8])
 def part_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Size of the parts of a file of 24 MiB, bytes."""
-    monkeypatch.setattr(object_store, "PART_BYTES", request.param * MIB)
+    monkeypatch.setattr(bucket_store, "PART_BYTES", request.param * MIB)
     return int(request.param * MIB)
 
 
@@ -240,7 +241,7 @@ def test_a_large_file_that_changes_on_its_way_to_a_server_is_refused(
             with (source / "weights").open("r+b") as file:
                 change(file)
 
-    monkeypatch.setattr(source_file, "fault_point", fault)
+    monkeypatch.setattr(manifest_module, "fault_point", fault)
     store = opened(s3_uri, tmp_path)
     with pytest.raises(StoreError, match="weights changed while it was being stored"):
         store.put_folder(source, "data")
@@ -377,7 +378,7 @@ def test_no_space_is_told_with_bytes_needed_and_free(
     def no_space(*_: Any) -> Any:
         raise full
 
-    monkeypatch.setattr(object_store, "hash_chunks", no_space)
+    monkeypatch.setattr(folder_store, "hash_stream", no_space)
     monkeypatch.setattr(os, "link", no_space)
     with pytest.raises(StoreError, match=r"3,003 bytes are needed, [\d,]+ are free\n  hint: free some"):
         store.fetch(digest)

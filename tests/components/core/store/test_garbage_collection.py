@@ -18,7 +18,7 @@ from components.core.base.errors import StoreError
 from components.core.runtime.context import Interrupted
 from components.core.runtime.runner import run_stage
 from components.core.store import gc_lock as exclusion
-from components.core.store import object_store
+from components.core.store import folder_store
 from components.core.store.garbage_collection import collect_garbage
 from components.core.store.gc_lock import COLLECTORS, WRITERS, Marker, collecting, writing
 from components.core.store.manifest import hash_file
@@ -254,8 +254,8 @@ def test_a_cached_stage_and_its_report_read_no_byte_twice(tmp_path: Path, monkey
 
         return reading
 
-    monkeypatch.setattr(object_store, "_open_plain_file", counted(object_store._open_plain_file))
-    for module in ("artifact_store", "source_file"):
+    monkeypatch.setattr(folder_store, "open_regular_file", counted(folder_store.open_regular_file))
+    for module in ("artifact_store", "manifest"):
         monkeypatch.setattr(f"components.core.store.{module}.hash_file", counted(hash_file))
     assert once() == made
     blobs = {Path(path).name for path in open_store(uri).documents("blobs/")}

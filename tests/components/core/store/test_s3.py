@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from components.core.base.errors import CorruptArtifact, StoreError
-from components.core.store import object_store
+from components.core.store import bucket_store
 from components.core.store.artifact_store import blob_path
 from components.core.store.store import Store, open_store
 from tests.faulty_proxy import Fault, faulty_proxy
@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PATIENCE_S": 0.1, "QUIET_S": 0.05, "PAUSE_S": 0.001}.items():
-        monkeypatch.setattr(object_store, name, value)
+        monkeypatch.setattr(bucket_store, name, value)
 
 
 USES: dict[str, Callable[[Store, Path], Any]] = {
@@ -155,7 +155,7 @@ def test_addresses_that_are_no_store(s3_uri: str, tmp_path: Path, source: Path, 
 def test_a_large_object_travels_in_parts_and_one_that_was_cut_is_noticed(
     s3_uri: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(object_store, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(bucket_store, "PART_BYTES", PART_BYTES)
     contents = random.Random(size).randbytes(size)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "weights").write_bytes(contents)

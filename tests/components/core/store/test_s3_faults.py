@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from components.core.base.errors import StoreError
-from components.core.store import object_store
+from components.core.store import bucket_store
 from components.core.store.artifact_store import blob_path
 from components.core.store.garbage_collection import collect_garbage
 from components.core.store.manifest import hash_file
@@ -30,7 +30,7 @@ LARGE = random.Random(1).randbytes(2 * PART_BYTES + 12345)
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(bucket_store, "PART_BYTES", PART_BYTES)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up within a second."""
     for name, value in {"PATIENCE_S": 0.5, "QUIET_S": 0.1, "PAUSE_S": 0.01}.items():
-        monkeypatch.setattr(object_store, name, value)
+        monkeypatch.setattr(bucket_store, name, value)
 
 
 def opened(uri: str, tmp_path: Path, machine: str = "here") -> Store:
@@ -118,7 +118,7 @@ def test_what_passes_is_bridged_while_storing(
     "fault",
     [
         Fault("reset", "GET", "blobs/", times=3),
-        Fault("cut", "GET", "blobs/", times=4, after=2.5 * object_store.CHUNK_BYTES),
+        Fault("cut", "GET", "blobs/", times=4, after=2.5 * bucket_store.CHUNK_BYTES),
         Fault("cut", "GET", "blobs/", times=2),
         Fault("cut", "GET", "artifacts/", times=2, after=17),
         Fault("trickle", "GET", "blobs/", times=2, after=0.02),
@@ -141,12 +141,12 @@ def test_a_download_that_breaks_off_asks_only_for_the_rest(
     digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
     store = opened(s3_uri, tmp_path, "elsewhere")
     blob = blob_path(hash_file(source / "weights").sha256)
-    proxy.faults = [Fault("cut", "GET", blob, times=3, after=5 * object_store.CHUNK_BYTES)]
+    proxy.faults = [Fault("cut", "GET", blob, times=3, after=5 * bucket_store.CHUNK_BYTES)]
     assert (store.fetch(digest) / "weights").read_bytes() == LARGE
     asked = [int(range_.partition("=")[2].partition("-")[0]) for range_ in proxy.ranges if range_]
     assert len(asked) in (1, 2)  # of three answers of at most five chunks two are needed before the last one
     assert asked == sorted(asked)
-    assert all(start >= 5 * object_store.CHUNK_BYTES for start in asked)
+    assert all(start >= 5 * bucket_store.CHUNK_BYTES for start in asked)
 
 
 @pytest.mark.parametrize("answered", [True, False], ids=["answer lost", "never arrived"])
@@ -184,7 +184,7 @@ def test_a_claim_that_met_another_under_way_is_made_again(s3_uri: str, proxy: Fa
 LASTING: dict[str, tuple[Fault, str]] = {
     "busy": (
         Fault("answer", times=999, code="SlowDown"),
-        r"answers 503 \(SlowDown: told so\)\n  hint: its log tells why",
+        r"answers 503 \(SlowDown: told so\)\n  hint: its log has the cause",
     ),
     "gateway": (Fault("answer", "PUT", times=999, status=502), r"answers 502 \(<html>busy"),
     "resets": (Fault("reset", times=999), "cannot be reached"),
@@ -250,7 +250,7 @@ def test_a_server_that_hangs_or_babbles_is_one_error_while_reading(
     words: str,
 ) -> None:
     digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
-    monkeypatch.setattr(object_store, "READ_S", 0.3)
+    monkeypatch.setattr(bucket_store, "READ_S", 0.3)
     proxy.faults = [Fault(**vars(fault))]
     started = time.monotonic()
     with pytest.raises(StoreError, match=words):

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core.store.manifest import FileEntry
-from components.core.store.source_file import read_source, stamp_of
+from components.core.store.manifest import FileEntry, read_source, stamp_of
 
 MIB = 1 << 20
 
