@@ -7,7 +7,7 @@ import typer
 
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, TrustedKeys, console, print_json
 
-store_app = typer.Typer(no_args_is_help=True, help="List, sign, verify and clean up the artifacts of a store.")
+store_app = typer.Typer(no_args_is_help=True, help="Create, check, list, sign and clean up a store.")
 
 
 def inspect(
@@ -78,6 +78,25 @@ def path(store: StoreUri = DEFAULT_STORE) -> None:
     from components.core.store.store import open_store
 
     typer.echo(open_store(store).uri)
+
+
+@store_app.command()
+def init(
+    uri: Annotated[
+        str,
+        typer.Argument(metavar="URI", envvar="TESSERA_STORE", help="A folder or s3://bucket/prefix, as in --store."),
+    ],
+) -> None:
+    """Create the bucket of a store and its lifecycle rule, then check access; exit code 2 if a check fails."""
+    from components.core.store.store_setup import init_store
+
+    failed = False
+    for step in init_store(uri):
+        failed |= not step.passed
+        style = None if step.passed else "red"
+        console().print(f"{step.name}: {step.result}", style=style, markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(2)
 
 
 @store_app.command("list")

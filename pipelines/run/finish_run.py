@@ -74,4 +74,6 @@ def report_path(store: Store, run: str) -> Path:
 
 def tracking_uri(store: Store) -> str:
     """Address of MLflow: a server that the environment names, or an SQLite database in the store's local folder."""
-    return os.environ.get(TRACKING_URI) or f"sqlite:///{(store.local / 'mlflow.db').resolve()}"
+    from components.core.lineage.tracking import sqlite_uri
+
+    return os.environ.get(TRACKING_URI) or sqlite_uri((store.local / "mlflow.db").resolve())

@@ -336,5 +336,5 @@ def test_a_bucket_that_does_not_exist(
     monkeypatch.chdir(tmp_path)
     message = refused("run", only_data, "--store", "s3://nowhere/prefix")
     assert "there is no bucket 'nowhere'" in message
-    assert "create it, or check --store" in message
+    assert "create it with `tessera store init s3://nowhere/prefix`, or check --store" in message
     assert not (tmp_path / ".tessera").exists()

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 from typing import TYPE_CHECKING
 
 from components.core.base.errors import TesseraError
@@ -92,9 +93,20 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def sqlite_uri(path: Path) -> str:
+    """The tracking URI of a database file.
+
+    SQLAlchemy reads a URL, so `?` and `%` in the path are quoted. MLflow creates the parent folder of a `sqlite:` URI
+    as written, which would be another folder then; it does not where the URI names the driver.
+    """
+    special = {"?", "%"} & set(str(path))
+    return f"sqlite+pysqlite:///{quote(str(path))}" if special else f"sqlite:///{path}"
+
+
 def database_path(uri: str) -> Path | None:
     """The file of an SQLite database; None of a server."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    found = re.match(r"sqlite(?:\+pysqlite)?:///([^?]*)", uri)
+    return Path(unquote(found[1])) if found else None
 
 
 def without_password(uri: str) -> str:

@@ -38,7 +38,7 @@ class Bucket:
         uri: the address.
         scheme: `s3`, `gs` or `az`.
         name: the bucket.
-        prefix: its part without slashes at the ends, exactly as written in the address.
+        prefix: of all objects, exactly as written in the address, without a slash at the end.
     """
 
     def __init__(self, uri: str) -> None:
@@ -50,11 +50,11 @@ class Bucket:
         self.uri = uri
         self.scheme, _, location = uri.partition("://")
         self.name, _, prefix = location.partition("/")
-        self.prefix = prefix.strip("/")
+        self.prefix = prefix.removesuffix("/")
         if self.scheme == "s3" and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self.name):
             raise StoreError(f"no bucket can have the name {self.name!r}", hint="check --store")
-        is_plain = all(segment not in ("", ".", "..") for segment in self.prefix.split("/"))
-        if (self.prefix and not is_plain) or re.search(r"[\\\x00-\x1f\x7f]", self.prefix):
+        has_dots = {".", ".."} & set(prefix.split("/"))
+        if has_dots or "//" in location or re.search(r"[\\\x00-\x1f\x7f]", prefix):
             raise StoreError(
                 f"{uri!r} is no address of a store: its prefix has an empty segment, `.`, `..`, a backslash or a "
                 "control character",

@@ -1,7 +1,7 @@
-"""Small JSON documents that carry a digest over their contents and their place, so that a reader notices any change.
+"""Small JSON documents with a digest over their contents and their path, so that a reader detects any change.
 
-A seal tells damage, and documents that were exchanged or moved; it is no signature, since whoever writes a document can
-seal it.
+The digest detects damage, and documents that were exchanged or moved. It is no signature: every writer of a document
+can compute it.
 """
 
 import json
@@ -10,36 +10,36 @@ from hashlib import sha256
 from typing import Any
 
 SEAL = "sha256"
-"""Key of the digest in a sealed document."""
+"""Key of the digest in a document."""
 
 
 def seal(path: str, value: Mapping[str, Any]) -> bytes:
-    """A document for a place in a store.
+    """Serialize a document with its digest.
 
     Args:
-        path: where it will lie.
-        value: plain JSON-like values.
+        path: where the document will be stored; part of the digest.
+        value: values that JSON can represent.
     """
     plain = json.loads(json.dumps(value))
     return (json.dumps({**plain, SEAL: _digest(path, plain)}, sort_keys=True, indent=1) + "\n").encode()
 
 
 def unseal(path: str, data: bytes) -> dict[str, Any]:
-    """The contents of a document that was read at a place.
+    """Parse a document and check its digest.
 
     Raises:
-        ValueError: it is not whole, or was sealed for another place.
+        ValueError: the document was changed, or was written for another path.
     """
     try:
         value = json.loads(data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict) or value.pop(SEAL, None) != _digest(path, value):
-        raise ValueError("the contents are not those that were sealed")
+        raise ValueError("the contents do not match their digest")
     return value
 
 
 def _digest(path: str, value: Mapping[str, Any]) -> str:
-    """SHA-256 over place and contents, however the JSON is laid out."""
+    """SHA-256 over path and contents, independent of the layout of the JSON."""
     text = json.dumps([path, value], sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Removes what nothing in a store refers to."""
+"""Garbage collection: removes artifacts, blobs and checkpoints that no record references."""
 
 import re
 import time
@@ -14,11 +14,11 @@ from components.core.store.gc_lock import collecting
 from components.core.store.store import Store
 
 GRACE_S = 3600.0
-"""Age below which unreferenced objects are left alone: a run may be about to name them, s."""
+"""Age below which unreferenced objects are not removed: a run may be about to reference them, s."""
 WAIT_S = 60.0
-"""How long a clean-up waits for writers to finish, s."""
+"""Time to wait for writers to finish, s."""
 PARTIAL_S = 60.0
-"""Age from which a half-written file counts as left behind: it grows as long as its writer lives, s."""
+"""Age from which a partly written file has no writer any more: a live writer extends it all the time, s."""
 DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 Item = TypeVar("Item")
@@ -28,29 +28,28 @@ Found = TypeVar("Found")
 def collect_garbage(
     store: Store, *, dry_run: bool = False, grace_s: float = GRACE_S, wait_s: float = WAIT_S
 ) -> dict[str, int]:
-    """Remove what no finished stage and no run refers to: artifacts, blobs, working copies, resume points, scratch.
+    """Remove what no finished stage and no run references: artifacts, blobs, working copies, checkpoints, scratch.
 
-    Whatever a stage record or a run record names stays, and so do the resume points of stages that have not finished.
-    What is younger than the grace stays too, and no writer is at work meanwhile (`gc_lock.py`), so that nothing is
-    taken from under one. Ages are told by the store's clock.
+    Artifacts in a stage record or a run record stay, and so do the checkpoints of unfinished stages and everything
+    younger than the grace period. Writers are excluded meanwhile (`gc_lock.py`). Ages are by the store's clock.
 
     Args:
-        store: what to clean.
-        dry_run: only tell what would go.
+        store: the store to collect.
+        dry_run: only count what would be removed.
         grace_s: age below which nothing is removed, s.
         wait_s: how long to wait for writers, s.
 
     Returns:
-        How many `artifacts`, `blobs`, their `bytes`, working `copies`, left-behind `scratch`, and `resume` points of
-        finished stages were removed, or would be.
+        Number of removed `artifacts`, `blobs`, their `bytes`, working `copies`, abandoned `scratch` folders, and
+        finished stages whose `resume` checkpoints were removed.
 
     Raises:
-        CorruptArtifact: a manifest that is referred to cannot be read, so that its blobs are unknown.
-        StoreError: a writer was at work all the time.
+        CorruptArtifact: a referenced manifest cannot be read, so that its blobs are unknown.
+        StoreError: a writer was active all the time.
     """
     with collecting(store.backend, wait_s) as marker:
         now = marker.now
-        live = _referred_to(store)
+        live = _referenced_digests(store)
         manifests = list(store.backend.list("artifacts/"))
         dead = [found for found in manifests if Path(found.path).stem not in live and now - found.modified > grace_s]
         gone = {found.path for found in dead}
@@ -67,14 +66,14 @@ def collect_garbage(
             path for path in children(store.local / "artifacts") if path.name not in kept and _age(path) > grace_s
         ]
         scratch = sweep(store.local / "tmp", dry_run=dry_run)
-        half_saved = [path for path in store.resume_root.glob("*/.*") if _age(path) > grace_s]
-        finished = [key for key in _resting_keys(store, now, grace_s) if store.stage_record(key) is not None]
+        partial_checkpoints = [path for path in store.resume_root.glob("*/.*") if _age(path) > grace_s]
+        finished = [key for key in _inactive_keys(store, now, grace_s) if store.stage_record(key) is not None]
         if not dry_run:
             signatures = [path for path in store.documents("signatures/") if manifest_path(path.split("/")[1]) in gone]
             for path in (*signatures, *(found.path for found in (*dead, *blobs))):
                 store.backend.delete(path)
-                marker.keep()
-            for left in (*copies, *half_saved):
+                marker.renew()
+            for left in (*copies, *partial_checkpoints):
                 remove(left)
             for key in finished:
                 store.drop_resume(key)
@@ -84,15 +83,16 @@ def collect_garbage(
         "blobs": len(blobs),
         "bytes": sum(found.size for found in blobs),
         "copies": len(copies),
-        "scratch": scratch + len(half_saved),
+        "scratch": scratch + len(partial_checkpoints),
         "resume": len(finished),
     }
 
 
-def _referred_to(store: Store) -> set[str]:
-    """Artifacts that a finished stage made or read, or that a run was started from.
+def _referenced_digests(store: Store) -> set[str]:
+    """Digests of artifacts that a finished stage wrote or read, or that are sources of a run.
 
-    Whatever looks like a digest counts, so that records of another version, and damaged ones, keep what they name.
+    Every text that looks like a digest counts, so that damaged records and those of other versions protect their
+    artifacts too.
     """
     records = [found.path for found in store.backend.list("stages/")]
     records += [path for path in store.documents("runs/") if path.endswith("/run.json")]
@@ -103,8 +103,8 @@ def _referred_to(store: Store) -> set[str]:
     }
 
 
-def _resting_keys(store: Store, now: float, grace_s: float) -> list[str]:
-    """Keys whose resume points are all old: none is being computed."""
+def _inactive_keys(store: Store, now: float, grace_s: float) -> list[str]:
+    """Keys whose checkpoints are all older than the grace period, so that no stage is writing them."""
     youngest: dict[str, float] = {}
     for found in store.backend.list("resume/"):
         key = found.path.split("/")[1]
@@ -113,17 +113,17 @@ def _resting_keys(store: Store, now: float, grace_s: float) -> list[str]:
 
 
 def children(folder: Path) -> list[Path]:
-    """What a local folder holds, in order; nothing where it is not there."""
+    """Sorted entries of a local folder; empty where there is no folder."""
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _age(path: Path) -> float:
-    """Seconds since anything in a local folder was written."""
+    """Seconds since the last change to a local folder or to anything in it."""
     times = [each.lstat().st_mtime for each in (path, *path.rglob("*")) if each.is_symlink() or each.exists()]
     return time.time() - max(times, default=0.0)
 
 
 def map_concurrently(do: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
-    """Ask of several at a time, in order."""
+    """Results of a function for several items, computed concurrently, in order."""
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         return list(pool.map(do, items))

@@ -1,10 +1,11 @@
-"""Writers and clean-ups of one store keep out of each other's way, across processes and machines.
+"""Lock between writers and garbage collection of one store, across processes and machines.
 
-    writing/<marker>          a writer is at work: what it stored may not be referred to yet
-    collecting/<marker>       a clean-up is deleting
+    writing/<marker>          a writer is active: its artifacts may have no reference yet
+    collecting/<marker>       garbage collection is active
 
-Each announces itself first and looks for the other afterwards, so that at least one of them sees the other. A writer
-that sees a clean-up waits for its end; a clean-up that sees a writer withdraws and tries again. Many may write at once.
+Each writes its own marker first and lists the other kind afterwards, so that at least one of them finds the other. A
+writer that finds a collector waits for its end. A collector that finds a writer removes its marker and tries again.
+Several writers may be active at the same time.
 """
 
 import contextlib
@@ -20,44 +21,44 @@ from components.core.store.object_store import ObjectStore
 
 WRITERS, COLLECTORS = "writing/", "collecting/"
 STALE_S = {WRITERS: 24 * 3600.0, COLLECTORS: 120.0}
-"""Age from which a marker of another machine counts as left behind by a process that was killed, s."""
+"""Age from which a marker of another machine is treated as one of a killed process, s."""
 RENEW_S = 20.0
-"""Time after which a clean-up that goes on renews its marker, s."""
+"""Time after which a collector renews its marker, s."""
 POLL_S = 0.1
 
 
 class Marker:
-    """The announcement of this process."""
+    """A marker of this process in the store."""
 
     def __init__(self, backend: ObjectStore, prefix: str) -> None:
         self._backend = backend
         self._path = f"{prefix}{uuid.uuid4().hex}.{_process(os.getpid())}"
         self._written = time.monotonic()
 
-    def announce(self) -> None:
+    def write(self) -> None:
         """Write the marker."""
         self._backend.put(self._path, b"")
         self._written = time.monotonic()
 
-    def keep(self) -> None:
-        """Renew the marker where that is due; to be called between long steps."""
+    def renew(self) -> None:
+        """Write the marker again after `RENEW_S`; to be called between long steps."""
         if time.monotonic() - self._written > RENEW_S:
             with contextlib.suppress(StoreError):
-                self.announce()
+                self.write()
 
     def remove(self) -> None:
-        """Take the announcement back; a server that is away just now must not spoil what was done."""
+        """Remove the marker. An unreachable server is ignored: the work before it succeeded."""
         with contextlib.suppress(StoreError):
             self._backend.delete(self._path)
 
     @property
     def now(self) -> float:
-        """Time by the store's own clock, Unix, s; clocks of machines differ."""
+        """Unix time of the store's own clock, s; clocks of machines differ."""
         found = self._backend.stat(self._path)
         return (time.time() if found is None else found.modified) + time.monotonic() - self._written
 
     def others(self, prefix: str) -> list[str]:
-        """Markers of processes that may be alive; those that were left behind are removed."""
+        """Markers of processes that may be alive; markers of dead processes are removed."""
         alive = []
         for found in list(self._backend.list(prefix)):
             if _has_ended(found.path) or self.now - found.modified > STALE_S[prefix]:
@@ -69,9 +70,9 @@ class Marker:
 
 @contextlib.contextmanager
 def writing(backend: ObjectStore) -> Iterator[None]:
-    """Announce a writer, and wait for a clean-up that is at work."""
+    """Exclude garbage collection; waits for an active one to end."""
     marker = Marker(backend, WRITERS)
-    marker.announce()
+    marker.write()
     try:
         while marker.others(COLLECTORS):
             time.sleep(POLL_S)
@@ -82,20 +83,20 @@ def writing(backend: ObjectStore) -> Iterator[None]:
 
 @contextlib.contextmanager
 def collecting(backend: ObjectStore, wait_s: float) -> Iterator[Marker]:
-    """Have no writer at work.
+    """Exclude writers.
 
     Args:
-        backend: the store's.
+        backend: objects of the store.
         wait_s: how long to wait for writers to finish, s.
 
     Raises:
-        StoreError: writers were still at work; names one.
+        StoreError: writers were still active; names one.
     """
-    patience = time.monotonic() + wait_s
+    deadline = time.monotonic() + wait_s
     while True:
         marker = Marker(backend, COLLECTORS)
-        with contextlib.suppress(StoreError):  # no space left: no writer can begin either, and this is the way out
-            marker.announce()
+        with contextlib.suppress(StoreError):  # no space left: no writer can start either, and collection frees space
+            marker.write()
         try:
             writers = marker.others(WRITERS)
             if not writers:
@@ -103,7 +104,7 @@ def collecting(backend: ObjectStore, wait_s: float) -> Iterator[Marker]:
                 return
         finally:
             marker.remove()
-        if time.monotonic() > patience:
+        if time.monotonic() > deadline:
             raise StoreError(
                 f"a writer is at work in the store: {writers[0]}",
                 hint="try again when it has finished; if it was killed on another machine, remove this file",
@@ -112,7 +113,7 @@ def collecting(backend: ObjectStore, wait_s: float) -> Iterator[Marker]:
 
 
 def _has_ended(path: str) -> bool:
-    """Whether a marker's process was one of this machine, and is no more."""
+    """Whether a marker is from a process of this machine that has ended."""
     process = path.partition(".")[2]
     host, _, rest = process.partition(".")
     pid = rest.partition(".")[0]
@@ -120,7 +121,7 @@ def _has_ended(path: str) -> bool:
 
 
 def _process(pid: int) -> str:
-    """Name of a process that no other ever has: machine, id, and when it started; the last is missing once it ended."""
+    """Unique name of a process: machine, id and start time; without the start time once it has ended."""
     started = ""
     with contextlib.suppress(OSError, ValueError):
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -129,5 +130,5 @@ def _process(pid: int) -> str:
 
 
 def _host() -> str:
-    """This machine's name, without what parts a marker."""
+    """This machine's name without `.` and `/`, which separate the parts of a marker."""
     return socket.gethostname().replace(".", "-").replace("/", "-")

@@ -1,6 +1,6 @@
-"""Signatures of artifacts: who vouches for a digest.
+"""Signatures of artifacts, by public keys.
 
-    signatures/<digest>/<key id>.json         what was signed, and the signature, base64
+    signatures/<digest>/<key id>.json         the signed line, and the signature in base64
 
 What is signed is one line that names the artifact's digest, which covers every file. Keys are PEM: ECDSA on P-256 with
 SHA-256, as cosign and openssl use it, or Ed25519. `cosign verify-blob --key PUBLIC --signature SIGNATURE LINE` checks
@@ -30,10 +30,10 @@ PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
 def sign_artifact(store: Store, digest: str, key_file: Path) -> str:
-    """Vouch for an artifact, of which every byte is read first; returns the id of the key.
+    """Sign an artifact after verifying every byte of it; returns the id of the key.
 
     Args:
-        store: where the artifact is, and where the signature goes.
+        store: the store of the artifact and of the signature.
         digest: of the artifact.
         key_file: a private key, PEM.
 
@@ -52,10 +52,10 @@ def sign_artifact(store: Store, digest: str, key_file: Path) -> str:
 
 
 def demand_signature(store: Store, digest: str, key_files: Sequence[Path], what: str) -> None:
-    """Let an artifact pass only if one of some keys has signed it.
+    """Refuse an artifact that none of the trusted keys has signed.
 
     Args:
-        store: where the artifact and its signatures are.
+        store: the store of the artifact and its signatures.
         digest: of the artifact.
         key_files: public keys, PEM.
         what: the artifact's part, for the message.
@@ -74,18 +74,18 @@ def demand_signature(store: Store, digest: str, key_files: Sequence[Path], what:
 
 
 def statement(digest: str) -> str:
-    """The line that is signed."""
+    """The line that a signature covers."""
     return f"tessera artifact sha256:{digest}\n"
 
 
 def key_id(key: PublicKey) -> str:
-    """Names a key: the beginning of the SHA-256 of its DER form."""
+    """Id of a key: the beginning of the SHA-256 of its DER form."""
     form = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return sha256(form).hexdigest()[:32]
 
 
 def _has_signed(store: Store, digest: str, key: PublicKey) -> bool:
-    """Whether there is a good signature of a key; the statement is derived, never taken from the store."""
+    """Whether the store has a valid signature by a key. The signed line is computed, never read from the store."""
     found = store.read_document_or_none(_path(digest, key_id(key)))
     line = statement(digest).encode()
     try:

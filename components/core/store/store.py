@@ -1,11 +1,12 @@
-"""The store: artifacts by digest, records of finished stages, resume points, documents of runs.
+"""The store: artifacts by digest, records of finished stages, checkpoints, documents of runs.
 
     blobs/, artifacts/        see `artifact_store.py`
-    stages/<key>.json         what a finished stage made      resume/<key>/<step>/…     resume points
+    resume/                   see `checkpoint_store.py`
+    stages/<key>.json         outputs of a finished stage
     runs/<run>/…              records of runs, small JSON and text
 
-Order of writing: blobs, manifest, stage record. Each is complete or absent, so whatever a reader finds named is there.
-Stage records and documents carry a checksum (`checksummed_json.py`); one that was changed is never used.
+Order of writing: blobs, manifest, stage record. Each is complete or absent, so every object that a reader finds in a
+record exists. Stage records and documents carry a checksum (`checksummed_json.py`); a changed one is never used.
 """
 
 import contextlib
@@ -35,9 +36,9 @@ def key_of(
     config: Mapping[str, JsonValue],
     inputs: Mapping[str, str | list[str]],
 ) -> str:
-    """The name of a computation: hash of the stage's name, its code, its canonical configuration, and its inputs."""
-    given = {name: value for name, value in sorted(inputs.items()) if value}
-    return digest_of({"stage": stage, "code": code, "libraries": libraries, "config": config, "inputs": given})
+    """Cache key of a stage: hash of its name, its code, its canonical configuration, and its inputs."""
+    present = {name: value for name, value in sorted(inputs.items()) if value}
+    return digest_of({"stage": stage, "code": code, "libraries": libraries, "config": config, "inputs": present})
 
 
 def digests_by_name(inputs: Mapping[str, str | list[str]]) -> dict[str, str]:
@@ -48,10 +49,10 @@ def digests_by_name(inputs: Mapping[str, str | list[str]]) -> dict[str, str]:
 
 
 class StageRecord(Config):
-    """What a finished stage made of what."""
+    """A finished stage: its inputs, configuration and outputs."""
 
     key: str
-    """Name of the computation."""
+    """Cache key, see `key_of`."""
     stage: str
     """Name of the stage."""
     config: dict[str, JsonValue]
@@ -65,36 +66,36 @@ class StageRecord(Config):
     outputs: dict[str, str] = Field(default_factory=dict)
     """Digest of each output artifact."""
     result: dict[str, JsonValue] = Field(default_factory=dict)
-    """Small facts that the stage returned."""
+    """Small values that the stage returned."""
     seconds: float = 0.0
-    """Time the computation took, inputs fetched and outputs stored, s."""
+    """Duration with fetching of inputs and storing of outputs, s."""
     work_seconds: float = 0.0
-    """Of these, time in the stage's own code, s."""
+    """Part of `seconds` in the stage's own code, s."""
 
     @property
     def derived_key(self) -> str:
-        """The key that the rest of the record has."""
+        """The key computed from the other fields."""
         return key_of(
             stage=self.stage, code=self.code, libraries=self.libraries, config=self.config, inputs=self.inputs
         )
 
 
 class Store(CheckpointStore):
-    """Everything of a run that lasts, behind one address."""
+    """All persistent data of runs, at one address."""
 
     # Finished stages
 
     def stage_record(self, key: str) -> StageRecord | None:
-        """The record of a finished stage; one that was changed counts as absent."""
+        """The record of a finished stage; None if it is absent or was changed."""
         with contextlib.suppress(CorruptArtifact):
             return self.checked_record(key)
         return None
 
     def checked_record(self, key: str) -> StageRecord | None:
-        """The record of a finished stage, None where it has not finished.
+        """The record of a finished stage; None if it has not finished.
 
         Raises:
-            CorruptArtifact: the record was changed, or is of another computation than its name says.
+            CorruptArtifact: the record was changed, or is from another computation than its path says.
         """
         path = record_path(key)
         try:
@@ -110,10 +111,10 @@ class Store(CheckpointStore):
         return record
 
     def put_stage_record(self, record: StageRecord) -> StageRecord:
-        """Record a finished stage, whose outputs are stored.
+        """Record a finished stage after its outputs were stored. The first of two writers wins.
 
         Returns:
-            The record that holds: another writer's if it came first and what it names is whole.
+            The stored record: another writer's if it was first and its outputs are undamaged.
         """
         path = record_path(record.key)
         data = seal(path, record.model_dump(mode="json"))
@@ -122,7 +123,7 @@ class Store(CheckpointStore):
             fault_point("record.written")
             return record
         first = self.stage_record(record.key)
-        if first is not None and (first.outputs == record.outputs or self._stands(first, record)):
+        if first is not None and (first.outputs == record.outputs or self._is_usable(first, record)):
             return first
         self.backend.put(path, data)
         return record
@@ -133,8 +134,8 @@ class Store(CheckpointStore):
             if (record := self.stage_record(Path(found.path).stem)) is not None:
                 yield record
 
-    def _stands(self, first: StageRecord, record: StageRecord) -> bool:
-        """Whether what the first writer made is there whole, and of the kinds that the second one made."""
+    def _is_usable(self, first: StageRecord, record: StageRecord) -> bool:
+        """Whether the outputs of the first writer are undamaged, and of the same kinds as those of the second."""
         try:
             kinds = {name: self.manifest(digest).kind for name, digest in record.outputs.items()}
             return kinds == {name: self.verify(digest).kind for name, digest in first.outputs.items()}
@@ -144,14 +145,14 @@ class Store(CheckpointStore):
     # Documents of runs
 
     def put_document(self, path: str, value: Mapping[str, Any]) -> None:
-        """Write a small JSON object, replacing what was there at once."""
+        """Write a small JSON object; an existing one is replaced atomically."""
         self.backend.put(path, seal(path, value))
 
     def document(self, path: str) -> Any:
-        """A small JSON object, None where nothing is.
+        """A small JSON object, None if it is absent.
 
         Raises:
-            CorruptArtifact: it was changed.
+            CorruptArtifact: the document was changed.
         """
         try:
             data = self.backend.get(path)
@@ -162,7 +163,7 @@ class Store(CheckpointStore):
             ) from None
 
     def read_document_or_none(self, path: str) -> Any:
-        """The same, None also where it was changed: for lists that one damaged document must not spoil."""
+        """Like `document`, but None for a changed one too: for lists that must work despite a damaged document."""
         with contextlib.suppress(CorruptArtifact):
             return self.document(path)
         return None
@@ -172,25 +173,25 @@ class Store(CheckpointStore):
         return [found.path for found in self.backend.list(prefix)]
 
     def claim(self, path: str, value: Mapping[str, Any]) -> bool:
-        """Write a small JSON object where nothing is; False where something was."""
+        """Write a small JSON object if it is absent; returns whether it was written."""
         return self.backend.put(path, seal(path, value), if_absent=True)
 
     def put_text(self, path: str, text: str) -> None:
-        """Write a text, replacing what was there at once."""
+        """Write a text; an existing one is replaced atomically."""
         self.backend.put(path, text.encode())
 
     def text(self, path: str) -> str | None:
-        """A text, None where nothing is."""
+        """A text, None if it is absent."""
         data = self.backend.get(path)
         return None if data is None else data.decode()
 
 
 def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
-    """Open a store; nothing is written or asked yet.
+    """Open a store; nothing is written or requested yet.
 
     Args:
-        uri: a folder, made on first use, or an address with `s3://`, `gs://` or `az://`.
-        local: where working copies go; inside a folder store, else below `.tessera/local`, each store apart.
+        uri: a folder, created on first use, or an address with `s3://`, `gs://` or `az://`.
+        local: folder of working copies. Default: `local` in a folder store, else `.tessera/local/<bucket>/<prefix>`.
     """
     backend = open_object_store(str(uri))
     if backend.folder is not None:
@@ -220,5 +221,5 @@ def open_object_store(uri: str) -> ObjectStore:
 
 
 def record_path(key: str) -> str:
-    """Where the record of a finished stage lies."""
+    """Path of the record of a finished stage."""
     return f"stages/{key}.json"

@@ -2,6 +2,7 @@
 
 import io
 import socket
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,18 @@ def test_a_run_says_that_mlflow_was_away_and_the_next_one_that_it_knows_now(
     recorded_run(store, "demo-2", cached=True)
     assert said(store, "demo-2") == "delivered to MLflow, from earlier runs: demo-1\n"
     assert said(store, "demo-2") == ""
+
+
+@pytest.mark.parametrize("name", ["what?x=1", "100%25 sure", "exp#1"])
+def test_the_database_is_in_the_store_whatever_the_name_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = open_store(tmp_path / name)
+    recorded_run(store, "demo-1")
+    assert said(store, "demo-1") == ""
+    with sqlite3.connect(tmp_path / name / "local" / "mlflow.db") as database:
+        names = {row[0] for row in database.execute("SELECT name FROM runs")}
+    assert "demo-1" in names
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    database.close()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from components.core.store.source_file import SourceFile, read_source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minio import Minio
@@ -27,7 +26,7 @@ from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.store import artifact_store, bucket_store, folder_store
 from components.core.store import manifest as manifest_module
 from components.core.store.artifact_store import blob_path
-from components.core.store.manifest import describe
+from components.core.store.manifest import SourceFile, describe, read_source
 from components.core.store.store import Store, open_store
 from components.core.store.verification import find_faults
 

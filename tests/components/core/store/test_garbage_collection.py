@@ -17,8 +17,8 @@ import pytest
 from components.core.base.errors import StoreError
 from components.core.runtime.context import Interrupted
 from components.core.runtime.runner import run_stage
-from components.core.store import gc_lock as exclusion
 from components.core.store import folder_store
+from components.core.store import gc_lock as exclusion
 from components.core.store.garbage_collection import collect_garbage
 from components.core.store.gc_lock import COLLECTORS, WRITERS, Marker, collecting, writing
 from components.core.store.manifest import hash_file
@@ -180,8 +180,8 @@ def test_markers_of_other_machines_count_until_they_are_stale(tmp_path: Path, mo
     backend = open_store(tmp_path).backend
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(exclusion, "_host", lambda: "elsewhere")
-        Marker(backend, WRITERS).announce()
-        Marker(backend, COLLECTORS).announce()
+        Marker(backend, WRITERS).write()
+        Marker(backend, COLLECTORS).write()
     (writer,) = (tmp_path / "writing").iterdir()
     (collector,) = (tmp_path / "collecting").iterdir()
     with pytest.raises(StoreError, match="elsewhere"), collecting(backend, 0):

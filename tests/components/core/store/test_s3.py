@@ -84,7 +84,7 @@ def test_wrong_credentials(
 def test_missing_bucket(s3_uri: str, tmp_path: Path, source: Path, use: Callable[[Store, Path], Any]) -> None:
     message = refusal("s3://nowhere/prefix", tmp_path, use)
     assert message.startswith("there is no bucket 'nowhere' at 127.0.0.1:")
-    assert "hint: create it, or check --store" in message
+    assert "hint: create it with `tessera store init s3://nowhere/prefix`, or check --store" in message
 
 
 def test_unreachable_endpoint(
@@ -149,6 +149,32 @@ def test_credentials_come_from_a_mounted_file(
 )
 def test_addresses_that_are_no_store(s3_uri: str, tmp_path: Path, source: Path, uri: str, words: str) -> None:
     assert words in refusal(uri, tmp_path, USES["claim"])
+
+
+@pytest.mark.parametrize("prefix", ["exp#1", "what?x=1", "a%20b", "100%", "a b/+~;/ü", "...", "ends/"])
+def test_a_prefix_is_used_exactly_as_written(s3_uri: str, s3_server: S3Server, tmp_path: Path, prefix: str) -> None:
+    uri = f"{s3_uri}/{prefix}"
+    assert open_store(uri, local=tmp_path).claim("runs/a/run.json", {})
+    root = s3_uri.rpartition("/")[2]
+    names = [found.object_name for found in s3_server.client().list_objects(BUCKET, f"{root}/", recursive=True)]
+    assert names == [f"{root}/{prefix.strip('/')}/runs/a/run.json"]
+    assert open_store(uri, local=tmp_path).documents("runs/") == ["runs/a/run.json"]
+
+
+@pytest.mark.parametrize("prefix", ["a/./x", "a/../x", "double//slash", "/x", "x//", "back\\slash", "new\nline", ".", ".."])
+def test_a_prefix_that_would_be_stored_otherwise_is_refused(s3_uri: str, prefix: str) -> None:
+    with pytest.raises(StoreError, match="is no address of a store: its prefix has"):
+        open_store(f"s3://{BUCKET}/{prefix}")
+
+
+@pytest.mark.parametrize("value", ["http://127.0.0.1:1/path", "http://127.0.0.1:1?x=1", "ftp://127.0.0.1", "http://"])
+def test_an_endpoint_with_more_than_a_server_is_refused(
+    s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("TESSERA_S3_ENDPOINT", value)
+    assert f"TESSERA_S3_ENDPOINT is not the address of an S3 server: {value}" in refusal(
+        s3_uri, tmp_path, USES["claim"]
+    )
 
 
 @pytest.mark.parametrize("size", [PART_BYTES, 2 * PART_BYTES, 2 * PART_BYTES + 1, 4 * PART_BYTES - 7])

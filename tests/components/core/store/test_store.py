@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from components.core.store.checkpoint_store import write_checkpoint_manifest
 
 from components.core.base.errors import CorruptArtifact
 from components.core.store.artifact_store import blob_path
+from components.core.store.checkpoint_store import write_checkpoint_manifest
 from components.core.store.garbage_collection import collect_garbage
 from components.core.store.store import StageRecord, Store, key_of, open_store
 from components.core.store.verification import find_faults
