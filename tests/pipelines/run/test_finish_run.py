@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from components.core.lineage.replay import sync_pending_runs
 from components.core.store.store import Store, open_store
-from pipelines.run.finish_run import deliver_lineage
+from pipelines.run.finish_run import deliver_lineage, tracking_uri
 from tests.components.core.lineage.test_mlflow_run import recorded_run
 
 
@@ -45,7 +46,7 @@ def test_the_database_is_in_the_store_whatever_the_name_of_its_folder(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = open_store(tmp_path / name)
     recorded_run(store, "demo-1")
-    assert said(store, "demo-1") == ""
+    assert sync_pending_runs(store, tracking_uri(store)) == ["demo-1"]
     with sqlite3.connect(tmp_path / name / "local" / "mlflow.db") as database:
         names = {row[0] for row in database.execute("SELECT name FROM runs")}
     assert "demo-1" in names

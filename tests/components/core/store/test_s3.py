@@ -161,7 +161,9 @@ def test_a_prefix_is_used_exactly_as_written(s3_uri: str, s3_server: S3Server, t
     assert open_store(uri, local=tmp_path).documents("runs/") == ["runs/a/run.json"]
 
 
-@pytest.mark.parametrize("prefix", ["a/./x", "a/../x", "double//slash", "/x", "x//", "back\\slash", "new\nline", ".", ".."])
+@pytest.mark.parametrize(
+    "prefix", ["a/./x", "a/../x", "double//slash", "/x", "x//", "back\\slash", "new\nline", ".", ".."]
+)
 def test_a_prefix_that_would_be_stored_otherwise_is_refused(s3_uri: str, prefix: str) -> None:
     with pytest.raises(StoreError, match="is no address of a store: its prefix has"):
         open_store(f"s3://{BUCKET}/{prefix}")

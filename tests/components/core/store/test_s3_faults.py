@@ -104,8 +104,15 @@ PASSING = {
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_what_passes_is_bridged_while_storing(
-    s3_uri: str, proxy: FaultyProxy, source: Path, tmp_path: Path, fault: Fault, caplog: pytest.LogCaptureFixture
+    s3_uri: str,
+    proxy: FaultyProxy,
+    source: Path,
+    tmp_path: Path,
+    fault: Fault,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(bucket_store, "QUIET_S", 20.0)  # so that a slow machine does not make a short fault an outage
     proxy.faults = [Fault(**vars(fault))]
     digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
     assert proxy.faults[0].times == 0
