@@ -377,7 +377,7 @@ def test_a_clean_up_without_the_right_to_set_rules_says_so_and_goes_on(
     proxy.faults = [Fault("answer", path="lifecycle", times=99, status=403, code="AccessDenied")]
     assert collect_garbage(opened(s3_uri, tmp_path))["blobs"] == 0
     (record,) = caplog.records
-    assert record.getMessage().endswith("its rules cannot be set (AccessDenied)")
+    assert record.getMessage().endswith("its lifecycle rule cannot be set (AccessDenied)")
 
 
 def test_an_identity_that_may_only_read_reads_and_is_told_what_it_may_not(
