@@ -48,9 +48,16 @@ class AnswerRow(Config):
     samples: tuple[str, ...]
     """The answers, with the reasoning between its tags."""
     correct: tuple[bool, ...]
-    """Whether each answer is correct."""
+    """Whether each answer is correct; empty where that cannot be decided."""
     format_ok: tuple[bool, ...] | None
     """Whether each answer has the format of its mode; None for a base model, which has no format."""
+    judge_error: str | None = None
+    """Why the answers could not be graded; `correct` is empty then, and the problem counts for no model."""
+
+
+def ungraded(rows: Iterable[AnswerRow]) -> dict[tuple[str, str], str]:
+    """Problems, by split and id, with an answer that could not be graded, and why."""
+    return {(row.split, row.id): row.judge_error for row in rows if row.judge_error is not None}
 
 
 def write_answers(path: Path, rows: Iterable[AnswerRow]) -> None:

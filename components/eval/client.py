@@ -8,6 +8,7 @@ from openai import AsyncOpenAI, BadRequestError
 
 from components.core.base.errors import DataError
 from components.core.text.chat import END_THINK, THINK, format_ok, parse_answer, system_message
+from components.core.text.formulas import JudgeFailed
 from components.core.text.problems import Problem
 from components.core.text.verifier import verify
 from components.eval.answers import AnswerRow, PromptMode
@@ -55,7 +56,7 @@ async def ask(
                         hint="shorten it, leave it out, or lower eval.max_tokens",
                     ) from None
             on_answer()
-            return grade(model, problem, mode, samples)
+            return await asyncio.to_thread(grade, model, problem, mode, samples)
 
         return list(await asyncio.gather(*(ask_one(problem, mode) for mode in modes for problem in problems)))
 
@@ -94,12 +95,18 @@ async def _chat(client: AsyncOpenAI, problem: Problem, mode: PromptMode, config:
 
 
 def grade(model: str, problem: Problem, mode: PromptMode, samples: Sequence[str]) -> AnswerRow:
-    """The answers, with whether each is correct and has its format."""
+    """The answers, with whether each is correct and has its format, or why that cannot be decided."""
     base = mode == "plain"
+    correct: tuple[bool, ...] = ()
+    judge_error = None
 
     def is_correct(text: str) -> bool:
         return problem.is_completed_by(text) if base else verify(parse_answer(text)[1], problem.answer)
 
+    try:
+        correct = tuple(map(is_correct, samples))
+    except JudgeFailed as error:
+        judge_error = str(error)
     return AnswerRow(
         model=model,
         split=problem.split,
@@ -108,8 +115,9 @@ def grade(model: str, problem: Problem, mode: PromptMode, samples: Sequence[str]
         question=problem.question,
         expected=problem.answer,
         samples=tuple(samples),
-        correct=tuple(map(is_correct, samples)),
+        correct=correct,
         format_ok=None if base else tuple(format_ok(text, mode) for text in samples),
+        judge_error=judge_error,
     )
 
 

@@ -15,7 +15,7 @@ from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import Workload
 from components.core.serving.timing import measure_step_ms
 from components.core.text.chat import has_toggle
-from components.eval.answers import EvalCheckpoint, load_problems, write_answers
+from components.eval.answers import EvalCheckpoint, load_problems, ungraded, write_answers
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
 from components.eval.scores import scores
 from components.eval.serving import EvalRunner
@@ -33,15 +33,26 @@ def run(
         checkpoint.speeds = measure_speeds(evaluated, config.workload)
         checkpoint.save(context.resume)
     EvalRunner(config, test_problems, context, checkpoint).ask(evaluated)
+    quarantine = ungraded(row for role in evaluated for row in checkpoint.answers[role])
+    if quarantine:
+        (split, problem), reason = next(iter(quarantine.items()))
+        context.note(
+            f"{len(quarantine)} problems count for no model, because answers to them could not be graded; "
+            f"{problem} of test-{split}: {reason}"
+        )
     rows = {
         report_name(role): {
             **size(folder),
             "tokens_per_second": checkpoint.speeds[role],
-            **scores(checkpoint.answers[role]),
+            **scores([row for row in checkpoint.answers[role] if (row.split, row.id) not in quarantine]),
         }
         for role, folder in evaluated.items()
     }
-    metrics = {"models": rows, "settings": config.canonical()}
+    metrics: dict[str, Any] = {"models": rows, "settings": config.canonical()}
+    if quarantine:
+        metrics["quarantine"] = [
+            {"split": split, "id": problem, "reason": reason} for (split, problem), reason in quarantine.items()
+        ]
     (out / "metrics" / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     write_answers(
         out / "metrics" / "answers.jsonl",

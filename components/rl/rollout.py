@@ -41,7 +41,12 @@ class Environment:
         """For the id of each problem in quarantine, the error of its judge."""
 
     def score(self, problem_id: str, text: str, expected: str, mode: str) -> Reward | None:
-        """Reward of one answer; None if the judge failed. Only an answer with the right format earns for accuracy."""
+        """Reward of one answer; None if the judge failed on this problem, now or before.
+
+        Only an answer with the right format earns for accuracy.
+        """
+        if problem_id in self.quarantine:
+            return None
         in_format = format_ok(text, mode)
         _, answer = parse_answer(text)
         try:

@@ -108,7 +108,11 @@ class Rollouts:
             seed=seed,
         )
         if len(self.environment.quarantine) > before:
-            self._context.note(f"{len(self.environment.quarantine)} problems are in quarantine: their judge failed")
+            problem, reason = next(reversed(self.environment.quarantine.items()))
+            self._context.note(
+                f"{len(self.environment.quarantine)} problems are in quarantine, because answers to them could not be "
+                f"graded; {problem}: {reason}"
+            )
         return groups
 
     def curriculum(self, problems: Sequence[Problem]) -> tuple[float, list[list[int]]]:
@@ -116,6 +120,11 @@ class Rollouts:
         config = self._config
         groups = self.sample(problems, seed=config.seed or 0, samples=config.pass_rate_samples)
         rate_of = {group[0].problem.id: sum(answer.reward.correct for answer in group) / len(group) for group in groups}
+        if not rate_of:
+            raise DataError(
+                "every training problem is in quarantine, because answers to them could not be graded",
+                hint="give problems whose answers are numbers or short formulas",
+            )
         selected = [i for i, p in enumerate(problems) if rate_of.get(p.id, 1.0) < config.max_pass_rate]
         if len(selected) < config.prompts_per_step:
             self._context.note(

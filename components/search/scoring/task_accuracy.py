@@ -17,6 +17,7 @@ from components.core.base.errors import DataError, InputError
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
+from components.core.text.formulas import JudgeFailed
 from components.core.text.packing import eos_token_id
 from components.core.text.problems import Problem, read_problems
 from components.core.training.greedy_decoding import Tokens, complete, complete_like
@@ -30,6 +31,8 @@ WHAT = "accuracy of sub-blocks"
 
 Right = tuple[bool, ...]
 """Which problems were solved."""
+Graded = tuple[bool | None, ...]
+"""Which problems were solved; None where a completion could not be graded."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,10 @@ class Tasks:
     eos: int
     max_tokens: int
 
-    def graded(self, completions: Sequence[Tokens]) -> Right:
+    def graded(self, completions: Sequence[Tokens]) -> Graded:
         """Which of these completions are right."""
         texts = [self.tokenizer.decode(tokens) for tokens in completions]
-        return tuple(problem.is_completed_by(text) for problem, text in zip(self.problems, texts, strict=True))
+        return tuple(_is_right(problem, text) for problem, text in zip(self.problems, texts, strict=True))
 
 
 def load_tasks(config: TaskSet, folder: Path, parent: Path) -> Tasks:
@@ -85,6 +88,14 @@ def load_tasks(config: TaskSet, folder: Path, parent: Path) -> Tasks:
     texts = [problem.prompt for problem in problems]
     prompts = [list(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     return Tasks(problems, prompts, tokenizer, eos_token_id(parent), config.max_tokens)
+
+
+def _is_right(problem: Problem, text: str) -> bool | None:
+    """Whether a completion is right; None where that cannot be decided."""
+    try:
+        return problem.is_completed_by(text)
+    except JudgeFailed:
+        return None
 
 
 @torch.no_grad()
@@ -122,19 +133,39 @@ def solve_replaced(
             context.resume.save(len(found), lambda folder: _save(folder, found))
             if context.stopping():
                 raise Interrupted
-    return Solved(tasks.graded(expected), {key: found[key] for key in replacements})
+    return _solved(tasks, tasks.graded(expected), {key: found[key] for key in replacements}, context)
 
 
-def _save(folder: Path, found: Mapping[BlockKey, Right]) -> None:
-    rows = {block_name(key): [int(right) for right in rights] for key, rights in found.items()}
+def _solved(tasks: Tasks, parent: Graded, variants: Mapping[BlockKey, Graded], context: StageContext) -> Solved:
+    """What was solved, without the problems on which any model's completion could not be graded."""
+    ungraded = [at for at, column in enumerate(zip(parent, *variants.values(), strict=True)) if None in column]
+    if len(ungraded) == len(tasks.problems):
+        raise DataError("no completion of the task set could be graded", hint="set search.task.num_problems to 0")
+    if ungraded:
+        context.note(
+            f"{len(ungraded)} problems count for no sub-block, because completions of them could not be graded within "
+            f"the time limit, such as {tasks.problems[ungraded[0]].id}"
+        )
+
+    def counted(graded: Graded) -> Right:
+        return tuple(bool(right) for at, right in enumerate(graded) if at not in ungraded)
+
+    return Solved(counted(parent), {key: counted(graded) for key, graded in variants.items()})
+
+
+def _save(folder: Path, found: Mapping[BlockKey, Graded]) -> None:
+    rows = {
+        block_name(key): [None if right is None else int(right) for right in rights] for key, rights in found.items()
+    }
     (folder / POINT).write_text(json.dumps(rows), encoding="utf-8")
 
 
-def _resumed(context: StageContext, tasks: Tasks) -> dict[str, Right]:
+def _resumed(context: StageContext, tasks: Tasks) -> dict[str, Graded]:
     """What the newest resume point has, by name of the variant."""
     point = context.resume.latest()
     if point is None or not (point / POINT).exists():
         return {}
     saved = json.loads((point / POINT).read_text(encoding="utf-8"))
     context.note(f"goes on with the accuracy of {len(saved)} sub-blocks")
-    return {name: tuple(map(bool, rights)) for name, rights in saved.items() if len(rights) == len(tasks.problems)}
+    graded = {name: tuple(None if right is None else bool(right) for right in row) for name, row in saved.items()}
+    return {name: row for name, row in graded.items() if len(row) == len(tasks.problems)}

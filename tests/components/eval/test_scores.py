@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from components.core.base.errors import DataError
 from components.core.text.chat import plain_answer
+from components.core.text.formulas import JudgeFailed
 from components.core.text.problems import Problem
-from components.eval.answers import AnswerRow, PromptMode, load_problems, read_answers, write_answers
+from components.eval.answers import AnswerRow, PromptMode, load_problems, read_answers, ungraded, write_answers
 from components.eval.client import grade, joined
 from components.eval.scores import effective_number, interval, pass_at_1, scores
 from tests.components.conftest import write_rows
@@ -64,6 +65,20 @@ def test_a_tuned_model_is_right_by_its_answer_and_keeps_the_format_of_its_mode(r
     row = grade("sft", Problem("standard", 0, "p", "2+2=", "2+2=", "4"), mode, [joined(reasoning, content)])
 
     assert (row.correct, row.format_ok) == ((correct,), (kept,))
+
+
+def test_an_answer_that_cannot_be_graded_is_neither_right_nor_wrong(monkeypatch):
+    def judge(answer: str, expected: str) -> bool:
+        raise JudgeFailed("comparing takes more than 5 s of processor time")
+
+    problem = Problem("standard", 0, "p", "2+2=", "2+2=", "4")
+    graded = grade("sft", problem, "on", ["<think>x</think>4"])
+    monkeypatch.setattr("components.eval.client.verify", judge)
+    failed = grade("rl", problem, "on", ["<think>x</think>4"])
+
+    assert failed.correct == ()
+    assert ungraded([graded, failed]) == {("standard", "p"): "comparing takes more than 5 s of processor time"}
+    assert ungraded([graded]) == {}
 
 
 def test_a_base_model_is_right_by_what_follows_its_last_colon():

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 
 from components.core.base.errors import StageFailed
 from components.core.serving.engine import Engine, Sample
+from components.core.text.formulas import JudgeFailed
 from components.rl.rollout import Answer, Environment, Problem, Reward, answer_text, check_weight_version, roll_out
 from tests.components.core import tiny_models
 from tests.components.core.tiny_models import EOS, TOKENS
@@ -119,3 +120,16 @@ def test_a_problem_whose_judge_fails_is_put_in_quarantine_and_scores_nothing():
     assert environment.score("bad", "<think>x</think>4", "?", "on") is None
     assert environment.score("good", "<think>x</think>4", "4", "on") == Reward(1.2, True, True)
     assert environment.quarantine == {"bad": "ValueError: what is asked?"}
+
+
+def test_a_problem_in_quarantine_is_not_judged_again():
+    judged = []
+
+    def judge(answer: str, expected: str) -> bool:
+        judged.append(answer)
+        raise JudgeFailed("comparing takes more than 5 s of processor time")
+
+    environment = Environment(judge)
+
+    assert [environment.score("bad", f"<think>x</think>{n}", "x", "on") for n in range(3)] == [None] * 3
+    assert judged == ["0"]

@@ -12,6 +12,7 @@ from components.core.base.errors import DataError, InputError
 from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
+from components.core.text.formulas import JudgeFailed
 from components.core.text.verifier import verify
 from components.search.config import TaskSet
 from components.search.scoring.replace_one_block import Replacements, Scores
@@ -108,6 +109,28 @@ def test_an_interrupted_measurement_goes_on_to_the_same(
     context.stopping = lambda: False
     left = {key: None if number < 3 else block for number, (key, block) in enumerate(replacements.items())}
     assert solve_replaced(parent, left, tasks, context) == whole  # the first three were not asked again
+
+
+def test_a_problem_that_cannot_be_graded_counts_for_no_model(
+    parent: TesseraForCausalLM,
+    replacements: Replacements,
+    tasks: Tasks,
+    context: StageContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = solve_replaced(parent, replacements, tasks, context)
+    answers = [problem.answer for problem in tasks.problems]
+
+    def judge(answer: str, expected: str) -> bool:
+        if expected == answers[1]:
+            raise JudgeFailed("comparing takes more than 5 s of processor time")
+        return verify(answer, expected)
+
+    monkeypatch.setattr("components.core.text.problems.verify", judge)
+    solved = solve_replaced(parent, replacements, tasks, context)
+    counted = [at for at, answer in enumerate(answers) if answer != answers[1]]
+    assert solved.parent == tuple(whole.parent[at] for at in counted)
+    assert solved.variants == {key: tuple(row[at] for at in counted) for key, row in whole.variants.items()}
 
 
 def test_without_problems_or_memory_it_is_refused(
