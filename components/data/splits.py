@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence, Set
 
-from components.core.text.jsonl import Row
+from components.core.text.row_files import Row
 
 VALIDATION, TEST = 0, 8
 """First of the eight bytes of a question's hash that decide whether it is held out for this split."""

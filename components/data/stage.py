@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from components.core.runtime.context import StageContext
 from components.core.text.chat import END_THINK, THINK, system_message
-from components.core.text.jsonl import Row, write_rows
+from components.core.text.jsonl import write_rows
+from components.core.text.row_files import Row
 from components.core.text.tokenizer import add_toggle, train_tokenizer
 from components.data import arithmetic, own_files
 from components.data.config import ArithmeticConfig, DataConfig
@@ -35,7 +36,10 @@ def run(
         tables = demo_tables(config.arithmetic, config.seed or 0)
         skipped = 0
     else:
-        tables, skipped = own_tables(config, own_corpus, own_chats, own_problems)
+        notes: list[str] = []
+        tables, skipped = own_tables(config, own_corpus, own_chats, own_problems, notes)
+        for note in notes:
+            context.note(note)
     counts: dict[str, JsonValue] = {}
     for (output, split), rows in tables.items():
         counts[f"{output}/{split}"] = write_rows(out / output / f"{split}.jsonl", rows)
@@ -53,8 +57,6 @@ def run(
             context.note(
                 f"{too_long} chats are longer than nemo_packed={config.nemo_packed} and were left out of NeMo's packs"
             )
-    if skipped:
-        context.note(f"{skipped} malformed lines or files were left out")
     return {"rows": counts, "skipped": skipped, "vocab_size": vocabulary}
 
 
@@ -84,11 +86,12 @@ def demo_tables(config: ArithmeticConfig, seed: int) -> Tables:
 
 
 def own_tables(
-    config: DataConfig, corpus: Path | None, chats: Path | None, problems: Path | None
+    config: DataConfig, corpus: Path | None, chats: Path | None, problems: Path | None, notes: list[str] | None = None
 ) -> tuple[Tables, int]:
     """The user's rows, split by question; tables that the user gives no file for are empty.
 
-    No chat or document for training has the question of a validation or test problem.
+    No chat or document for training has the question of a validation or test problem. `notes` takes one sentence for
+    each reason why something was left out.
 
     Returns:
         The tables, and how many malformed lines and files were skipped.
@@ -101,7 +104,7 @@ def own_tables(
     rows: dict[str, list[Row]] = {}
     skipped = 0
     for output, (folder, read) in readers.items():
-        rows[output], bad = read(folder, skip_bad=config.skip_bad) if folder is not None else ([], 0)
+        rows[output], bad = read(folder, skip_bad=config.skip_bad, notes=notes) if folder is not None else ([], 0)
         skipped += bad
     splits = {"problems": split_problems(rows["problems"], config.validation_fraction, config.test_fraction)}
     excluded = (row for split, out in splits["problems"].items() if split != "train" for row in out)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from components.core.base.errors import DataError
 from components.core.text.chat import prompt_ids
 from components.core.text.packing import read_rows
+from components.core.text.problems import with_distinct_ids
 from components.rl.config import RlConfig
 from components.rl.rollout import Problem
 
@@ -31,7 +32,8 @@ def load_problems(problems: Path, config: RlConfig) -> list[dict[str, object]]:
     if not all_rows:
         raise DataError("there are no training problems", hint="give the recipe `rl:` problems with answers")
     levels = [int(str(row.get("level", 0))) for row in all_rows]
-    rows = [row for row, level in zip(all_rows, levels, strict=True) if level >= config.min_level]
+    distinct_rows = with_distinct_ids(all_rows)
+    rows = [row for row, level in zip(distinct_rows, levels, strict=True) if level >= config.min_level]
     if not rows:
         raise DataError(
             f"no training problem has level {config.min_level} or above; the highest is {max(levels)}",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from components.core.base.errors import InputError
+from components.core.base.errors import DataError, InputError
 from components.core.model.checkpoint import load_model, save_model
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.serving.engine import Engine

@@ -30,7 +30,7 @@ from components.core.store.garbage_collection import collect_garbage
 from components.core.store.manifest import MAX_NAME_BYTES, MAX_PATH_BYTES, FileEntry, Manifest
 from components.core.store.store import open_store, record_path
 from components.core.store.verification import find_faults
-from components.core.text import jsonl as rows
+from components.core.text import row_files as rows
 from components.core.text.jsonl import read_user_rows
 from components.core.text.tokenizer import add_toggle, train_tokenizer
 from components.data.own_files import chat_rows, corpus_rows, problem_rows

@@ -13,8 +13,8 @@ from nemo.utils import sequence_packing_utils as nemo
 
 from components.core.text.chat import encode_chats, system_message
 from components.core.text.example import Example
-from components.core.text.jsonl import Row
 from components.core.text.packing import IGNORE, pack_rows
+from components.core.text.row_files import Row
 from components.data.nemo_packed import write_packed
 
 PACK_SIZE = 256

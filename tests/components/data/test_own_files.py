@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from components.core.base.errors import DataError
-from components.core.text.jsonl import Row
-from components.data.own_files import chat_row, chat_rows, corpus_rows, problem_rows, questions
+from components.core.text.row_files import Row
+from components.data.chat_forms import chat_row
+from components.data.own_files import chat_rows, corpus_rows, problem_rows, questions
 
 THOUGHT = "<think>7+5 is 12</think>2"
 ASKED = {"role": "user", "content": "7+5="}
@@ -118,7 +119,7 @@ def test_turns_before_the_last_stay_as_they_are() -> None:
         ({"input": ASKED, "output": "2"}, "the messages are not a list"),
         ({"input": "7+5=", "output": 2}, "message 2 has no role and text"),
         ({"input": "7+5="}, "no 'output'"),
-        ({"prompt": "7+5=", "response": "2"}, "no 'input'"),
+        ({"text": "7+5=2"}, "keys text are of no known form: give messages, conversations"),
     ],
 )
 def test_a_chat_that_contradicts_itself_or_lacks_something_is_refused(row: Row, reason: str, folder: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.core.text.jsonl import Row
+from components.core.text.row_files import Row
 from components.data.splits import (
     TEST,
     VALIDATION,
