@@ -1,5 +1,6 @@
 """The user's own files, brought into a store as artifacts; and addresses of artifacts that are in one already."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from components.core.base.errors import InputError
 from components.core.model.inspection import check_checkpoint
 from components.core.store.manifest import Kind
 
+logger = logging.getLogger(__name__)
 MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
 """Files of a model or tokenizer folder that count; read-me files, other formats and hidden folders are left behind."""
 SNIFFED_BYTES = 4096
@@ -60,7 +62,7 @@ def _model_files(name: str, folder: Path, kind: Kind) -> Iterator[tuple[str, Pat
     if kind == "model":
         check_checkpoint(folder)
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in MODEL_SUFFIXES:
+        if path.is_file() and path.suffix in MODEL_SUFFIXES and not path.name.startswith("."):
             yield path.name, path
 
 
@@ -80,15 +82,24 @@ def numbered_name(index: int, inner: str) -> str:
 
 
 def _all_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below a folder that is neither hidden nor binary."""
+    """Every file below a folder that is neither hidden nor binary; a warning names what is left out."""
+    binary: list[str] = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts) and not _is_binary(path):
+        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if _is_binary(path):
+            binary.append(relative.as_posix())
+        else:
             yield relative.as_posix(), path
+    if binary:
+        logger.warning("%s: %d binary files are left out, such as %s", folder, len(binary), binary[0])
 
 
 def _is_binary(path: Path) -> bool:
-    """Whether a file is no text, told as grep tells it: by a zero byte near its beginning."""
+    """Whether a file is neither text nor of a form that the data stage reads; text has no zero byte near its start."""
+    if path.suffix.lower() in (".parquet", ".gz", ".zst"):
+        return False
     with path.open("rb") as stream:
         return b"\0" in stream.read(SNIFFED_BYTES)
 

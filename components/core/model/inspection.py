@@ -13,6 +13,7 @@ from components.core.model.families import refuse_unsupported
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
+SINGLE_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
 MAX_JSON_BYTES = 64 << 20
 """Maximum size of a JSON file that is parsed; configurations and indexes are far smaller."""
 MAX_HEADER_BYTES = 16 << 20
@@ -154,9 +155,24 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, or some are missing.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("._"))
     if (folder / INDEX).is_file():
-        files = _indexed_files(folder)
+        indexed = _indexed_files(folder)
+        single = folder / SINGLE_FILE
+        if single.is_file() and single not in indexed:
+            raise CheckpointError(
+                f"{folder.name} has two models: {SINGLE_FILE}, and {len(indexed)} files that {INDEX} names, such as "
+                f"{indexed[0].name}",
+                hint=f"remove {SINGLE_FILE}, or {INDEX} and its files",
+            )
+        files = indexed
+    if (folder / SINGLE_FILE) in files:
+        files = [folder / SINGLE_FILE]
+    if files and all(path.name == ADAPTER_FILE for path in files):
+        raise CheckpointError(
+            f"{folder.name} has an adapter alone ({ADAPTER_FILE}), not a model",
+            hint="merge it first: PeftModel.merge_and_unload() and save_pretrained(folder)",
+        )
     if not files:
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED_SUFFIXES)
         if pickled:
