@@ -13,6 +13,9 @@ TesseraError              exit code 1: the work failed
     └── MissingPackage    an optional part is not installed
 """
 
+HINT = "\n  hint: "
+"""Stands between the message of an error and its hint."""
+
 
 class TesseraError(Exception):
     """The work failed; the message says what, with which values.
@@ -31,7 +34,7 @@ class TesseraError(Exception):
 
     def __str__(self) -> str:
         """The message, and the hint on a line of its own."""
-        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+        return self.message if self.hint is None else f"{self.message}{HINT}{self.hint}"
 
 
 class StageFailed(TesseraError):
@@ -80,3 +83,13 @@ class RunStopped(TesseraError):
     """Ctrl-C or SIGTERM ended the work; the same command continues from what was saved."""
 
     exit_code = 130
+
+
+def parse_error(text: str) -> TesseraError | None:
+    """The error behind the text `NAME: MESSAGE`, as torchrun writes it; None where it is no `TesseraError`."""
+    name, _, sentences = text.partition(": ")
+    message, _, hint = sentences.partition(HINT)
+    kind = globals().get(name)
+    if isinstance(kind, type) and issubclass(kind, TesseraError):
+        return kind(message, hint=hint or None)
+    return None

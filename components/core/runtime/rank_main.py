@@ -1,33 +1,33 @@
-"""One training process of a stage that runs as several: started by torchrun, reports on its standard output."""
+"""One training process (rank) of a stage that runs as several: torchrun starts it; it reports on standard output."""
 
-import faulthandler
 import functools
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
-import time
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from components.core.base.config import Config
-from components.core.base.errors import TesseraError
 from components.core.base.fault_injection import fault_point
-from components.core.base.processes import on_exit_of
+from components.core.base.processes import end_with_owner
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, load_entry
-from components.core.runtime.torchrun import CRASH, FAILURE, ORDER, RESULT
+from components.core.runtime.torchrun import ORDER, RESULT, describe_failure
 from components.core.store.store import open_store
 
 
 class StandardOutput:
-    """Writes events to standard output, a line each; the runner reads them there."""
+    """Writes events to standard output, one a line; the process of the stage reads them there."""
 
     def emit(self, event: Mapping[str, object]) -> None:
         """Write one event."""
@@ -35,22 +35,29 @@ class StandardOutput:
         sys.stdout.flush()
 
 
+@record
 def main(scratch: Path) -> None:
-    """Do what the order in the scratch folder says as this rank; rank 0 leaves the result beside it."""
+    """Run the stage as this rank, with the arguments of `ORDER`; rank 0 writes the result to `RESULT`.
+
+    `record` writes an exception to torchrun's error file, and where Python was at a crash to standard error.
+    """
     order = json.loads((scratch / ORDER).read_text())
     module, _, name = order["config_class"].partition(":")
     config_class: type[Config] = getattr(importlib.import_module(module), name)
     placement = Placement.parse(order["placement"])
     torch.set_num_threads(placement.threads)
-    dist.init_process_group("nccl" if placement.gpus else "gloo")
-    fault_point("rank.begun")
-    asked = [False]
-    signal.signal(signal.SIGTERM, lambda *_: asked.__setitem__(0, True))
     rank = int(os.environ["RANK"])
+    if rank == 0:
+        _empty_folders(Path(order["out"]))  # before the others, who wait for this rank
+    _init_process_group("nccl" if placement.gpus else "gloo", rank)
+    fault_point("rank.begun")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     uri, local, key = order["home"]
     mirror = functools.partial(open_store(uri, local=Path(local)).push_resume, key)
     resume = Resume(Path(order["resume"]), mirror=mirror)
-    context = StageContext(StandardOutput(), resume, scratch, placement, rank, lambda: asked[0])
+    context = StageContext(StandardOutput(), resume, scratch, placement, rank, stop.is_set)
+    _report_restart(context)
     inputs = {
         name: [Path(p) for p in value] if isinstance(value, list) else Path(value)
         for name, value in order["inputs"].items()
@@ -67,34 +74,38 @@ def main(scratch: Path) -> None:
     dist.destroy_process_group()
 
 
-def tell(scratch: Path, error: BaseException) -> None:
-    """Leave word of why this rank failed."""
-    known = error if isinstance(error, TesseraError) else None
-    failure = {
-        "type": type(error).__name__,
-        "message": known.message if known else str(error),
-        "hint": known.hint if known else None,
-        "exit_code": known.exit_code if known else None,
-        "time": time.time(),
-    }
-    (scratch / FAILURE.format(os.environ["RANK"])).write_text(json.dumps(failure))
+def _init_process_group(backend: str, rank: int) -> None:
+    """Join the process group of this attempt.
+
+    torchrun keeps one store over its restarts. A prefix for each attempt keeps a rank from reading the address that
+    another had before the restart.
+    """
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", agent)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
 
 
-def end_at_once() -> None:
-    """Leave no trace of this process: the stage that it works for has ended."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def _empty_folders(out: Path) -> None:
+    """Remove what an attempt that crashed has left in the folders of the outputs."""
+    for folder in out.iterdir():
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+
+def _report_restart(context: StageContext) -> None:
+    """Report why torchrun has restarted the ranks, if it has."""
+    count = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if count > 0:
+        attempt = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]
+        how = describe_failure(attempt.with_name(f"attempt_{count - 1}"))
+        context.note(f"{how}; all training processes start again from the last checkpoint")
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    on_exit_of(os.getppid(), end_at_once)  # torchrun
-    on_exit_of(json.loads((folder / ORDER).read_text())["stage_pid"], end_at_once)
-    faulthandler.enable((folder / CRASH.format(os.environ["RANK"])).open("w"))
+    end_with_owner(os.getppid())  # torchrun
+    end_with_owner(json.loads((folder / ORDER).read_text())["stage_pid"])
     try:
         main(folder)
-    except Interrupted as interrupted:
-        tell(folder, interrupted)
+    except Interrupted:
         sys.exit(INTERRUPTED_EXIT_CODE)
-    except Exception as error:
-        tell(folder, error)
-        raise

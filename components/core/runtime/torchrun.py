@@ -1,9 +1,11 @@
-"""A stage as several training processes under torchrun; rank 0 reports and writes the outputs."""
+"""Runs a stage as several training processes (ranks) under torchrun.
+
+torchrun starts the ranks, restarts all of them after a crash, and keeps their error files and their standard error.
+"""
 
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,19 +14,17 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from components.core.base import errors
 from components.core.base.config import Config
-from components.core.base.errors import StageFailed, TesseraError
+from components.core.base.errors import StageFailed, TesseraError, parse_error
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.stage import Stage
 from components.core.store.store import Store
 
 POLL_S = 0.1
-ORDER, RESULT, FAILURE, CRASH = "order.json", "result.json", "failure-{}.json", "crash-{}.txt"
-"""What the ranks are told, what rank 0 returned, why one failed, where one was when it crashed: files of the scratch
-folder."""
-MAX_CRASHES = 3
-"""How often the processes are started before a crash of native code counts as the stage's failure."""
+ORDER, RESULT, LOGS = "order.json", "result.json", "torchrun"
+"""In the scratch folder: the arguments of the ranks, what rank 0 returned, and torchrun's log folder."""
+MAX_RESTARTS = 2
+"""How often torchrun starts the ranks again after one of them crashed, was killed or raised an exception."""
 
 
 def run_ranks(
@@ -38,14 +38,20 @@ def run_ranks(
 ) -> dict[str, JsonValue]:
     """Run a stage as `placement.processes` ranks, each of which calls its `run` with the same arguments.
 
-    Where one of them crashes in native code (a signal such as SIGSEGV or SIGABRT, not an exception, nor one that was
-    killed), which may be one time in thousands, all start again, from the last resume point.
+    When a rank ends with anything but a `TesseraError`, torchrun ends the others and restarts all ranks from the last
+    checkpoint.
 
-    `home` is the store that resume points are copied to where it is remote, and the key that they have there.
+    Args:
+        stage: what to run.
+        home: the store that takes a copy of each checkpoint, and the stage key of the checkpoints.
+        config: the stage's checked configuration.
+        context: the stage's context in this process; events of rank 0 go to its reporter.
+        out: folder with an empty folder for each output.
+        paths: local folders of the inputs.
 
     Raises:
-        TesseraError: what the first rank that failed raised; StageFailed where it said nothing.
-        Interrupted: the ranks were asked to stop, and have saved a resume point.
+        TesseraError: what a rank raised; `StageFailed` if the ranks failed in another way after all restarts.
+        Interrupted: the stage was asked to stop, and the ranks have saved a checkpoint.
     """
     order = {
         "entry": stage.entry,
@@ -59,71 +65,47 @@ def run_ranks(
         "stage_pid": os.getpid(),
     }
     (context.scratch / ORDER).write_text(json.dumps(order))
+    status = _torchrun(context)
+    if status == 0:
+        result: dict[str, JsonValue] = json.loads((context.scratch / RESULT).read_text())
+        return result
+    raise _failure(stage, context, status)
+
+
+def _torchrun(context: StageContext) -> int:
+    """Run torchrun to its end and report the events of rank 0; returns the exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [
-        f"--nproc-per-node={context.placement.processes}",
-        "-m",
-        "components.core.runtime.rank_main",
-        str(context.scratch),
-    ]
-    for attempt in range(1, MAX_CRASHES + 1):
-        _start_afresh(stage, context.scratch, out)
-        status = _torchrun(command, context)
-        if status == 0:
-            result: dict[str, JsonValue] = json.loads((context.scratch / RESULT).read_text())
-            return result
-        crash = _crash(context.scratch)
-        if crash is None or context.stopping() or attempt == MAX_CRASHES:
-            break
-        context.note(f"{crash}; they start again from the last resume point")
-    raise _failure(stage, context, status, crash)
-
-
-def _start_afresh(stage: Stage, scratch: Path, out: Path) -> None:
-    """Remove what an attempt before has left."""
-    for path in (*scratch.glob(FAILURE.format("*")), *scratch.glob(CRASH.format("*"))):
-        path.unlink()
-    for name in stage.outputs:
-        shutil.rmtree(out / name, ignore_errors=True)
-        (out / name).mkdir(parents=True)
-
-
-def _torchrun(command: list[str], context: StageContext) -> int:
-    """Have all ranks do their work; returns the exit status."""
-    # torchrun runs in its own session, since it cannot handle a second signal while it ends the ranks for the first.
+    command += [f"--nproc-per-node={context.placement.processes}", f"--max-restarts={MAX_RESTARTS}"]
+    command += [f"--log-dir={context.scratch / LOGS}", "--tee=2"]  # standard error: to files, and to the stage's log
+    command += ["-m", "components.core.runtime.rank_main", str(context.scratch)]
     with (
+        # In its own session, so that Ctrl-C does not reach it: it cannot handle a second signal during its shutdown.
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
         ) as process,
-        _stopped_with(context, process),
+        _ended_early(context, process),
     ):
         assert process.stdout is not None
-        for line in process.stdout:  # rank 0 writes its events here, a line each
+        for line in process.stdout:  # rank 0 writes its events here, one a line
             with contextlib.suppress(ValueError):
                 context.reporter.emit(json.loads(line))
     return process.returncode
 
 
-def _crash(scratch: Path) -> str | None:
-    """Which rank crashed and how, in words; None where none did. Where it was then goes to the log."""
-    for path in sorted(scratch.glob(CRASH.format("*"))):
-        if where := path.read_text(errors="replace"):
-            sys.stderr.write(where)
-            return f"training process {path.stem.removeprefix('crash-')} crashed ({where.splitlines()[0]})"
-    return None
-
-
 @contextlib.contextmanager
-def _stopped_with(context: StageContext, process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Hand a request to stop on to torchrun, once; torchrun asks its ranks."""
+def _ended_early(context: StageContext, process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Send torchrun one SIGTERM if the stage is asked to stop, or if a rank raised an error that a restart repeats.
+
+    torchrun passes the signal on to its ranks and does not restart them. It has no option for errors that it should
+    not restart after.
+    """
     done = threading.Event()
 
     def watch() -> None:
-        asked = False
-        while not done.wait(POLL_S) and process.poll() is None:
-            if context.stopping() and not asked:
+        while not done.wait(POLL_S):
+            if context.stopping() or _tessera_error(context.scratch) is not None:
                 process.terminate()
-                asked = True
+                return
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -137,24 +119,54 @@ def _stopped_with(context: StageContext, process: "subprocess.Popen[str]") -> It
         watcher.join()
 
 
-def _failure(stage: Stage, context: StageContext, status: int, crash: str | None = None) -> BaseException:
-    """Why the ranks ended: what one of them raised that a user can act on, else a crash, else what was raised first.
-
-    A rank that was killed says nothing; torchrun then asks the others to stop, and those tell of that alone.
-    """
+def _failure(stage: Stage, context: StageContext, status: int) -> BaseException:
+    """What `run_ranks` raises when torchrun ended with an error."""
     if context.stopping():
         return Interrupted()
-    told = [json.loads(path.read_text()) for path in context.scratch.glob(FAILURE.format("*"))]
-    reasons = sorted((one for one in told if one["type"] != Interrupted.__name__), key=lambda one: one["time"])
-    for reason in reasons:
-        kind = getattr(errors, reason["type"], None)
-        if isinstance(kind, type) and issubclass(kind, TesseraError):
-            return kind(reason["message"], hint=reason["hint"])
-    if crash is not None:
-        return StageFailed(f"{stage.name}: {crash}", hint="the log has where; the same command goes on from here")
-    for reason in reasons:
-        return StageFailed(f"{stage.name} stopped: {reason['type']}: {reason['message']}")
+    error = _tessera_error(context.scratch)
+    if error is not None:
+        return error
+    attempts = sorted((context.scratch / LOGS).glob("*/attempt_*"))
+    how = describe_failure(attempts[-1]) if attempts else "torchrun could not start the training processes"
     return StageFailed(
-        f"{stage.name}: a training process was killed, and said nothing; torchrun ended with status {status}",
-        hint="where memory ran out, smaller batches or fewer processes help; the same command goes on from here",
+        f"{stage.name}: {how}",
+        hint=f"torchrun ended with status {status}, the log has the details; where memory ran out, smaller batches or "
+        "fewer processes help; the same command goes on from the last checkpoint",
     )
+
+
+def describe_failure(attempt: Path) -> str:
+    """Why the ranks ended, in words: a crash in native code, else the first exception, else a process was killed.
+
+    Args:
+        attempt: torchrun's log folder of one start of the ranks.
+    """
+    for log in sorted(attempt.glob("*/stderr.log")):
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("Fatal Python error"):  # written by faulthandler, which `record` enables
+                return f"training process {log.parent.name} crashed ({line})"
+    for rank, text in _exceptions(attempt):
+        return f"training process {rank} stopped: {text}"
+    return "a training process was killed"
+
+
+def _tessera_error(scratch: Path) -> TesseraError | None:
+    """The first error of ours that a rank has raised in any attempt, None where there is none."""
+    for attempt in (scratch / LOGS).glob("*/attempt_*"):
+        for _, text in _exceptions(attempt):
+            if (error := parse_error(text)) is not None:
+                return error
+    return None
+
+
+def _exceptions(attempt: Path) -> list[tuple[str, str]]:
+    """Rank and `NAME: MESSAGE` of each exception in torchrun's error files, the first that was raised first.
+
+    The first is the cause: after it, the other ranks fail because they cannot reach its rank. The files order them by
+    the time of the last write, because torchrun's own timestamps are whole seconds.
+    """
+    found = []
+    for path in sorted(attempt.glob("*/error.json"), key=lambda path: path.stat().st_mtime_ns):
+        with contextlib.suppress(ValueError):  # a file that is being written
+            found.append((path.parent.name, json.loads(path.read_text())["message"]["message"]))
+    return found

@@ -19,49 +19,62 @@ from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
-from components.core.runtime.runner import run_stage, stage_key
-from components.core.runtime.torchrun import FAILURE, _failure
+from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, run_stage, stage_key
+from components.core.runtime.torchrun import LOGS, MAX_RESTARTS, _failure
 from components.core.store.store import open_store
 from tests.chaos.processes import living_with
+from tests.components.conftest import Recorder
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 
 TWO = Placement(processes=2, threads=1)
 PATIENCE_S = 60.0
 
 
-def test_what_a_rank_refuses_is_told_with_its_hint(tmp_path: Path) -> None:
+def test_an_error_of_ours_keeps_kind_hint_and_exit_code_and_is_not_restarted(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     numbers = store.put_folder(numbers_folder(tmp_path / "numbers", 1), "data").digest
-    with pytest.raises(DataError, match=r"row 3 is no number\n  hint: mend row 3") as caught:
-        run_stage(STAGE, FakeConfig(fail="data"), {"numbers": numbers}, store=store, placement=TWO)
+    recorder = Recorder()
+    with pytest.raises(DataError, match=r"^row 3 is no number\n  hint: mend row 3$") as caught:
+        run_stage(STAGE, FakeConfig(fail="data"), {"numbers": numbers}, store=store, placement=TWO, reporter=recorder)
     assert caught.value.exit_code == 2
+    assert recorder.notes == []
 
 
 @pytest.mark.parametrize(
-    ("told", "raised", "message"),
+    ("exceptions", "raised", "message"),
     [
-        ([("RuntimeError", "peer", None, 1.0), ("InputError", "bad", 2, 2.0)], errors.InputError, "bad"),
-        ([("ValueError", "later", None, 2.0), ("KeyError", "first", None, 1.0)], StageFailed, "KeyError: first"),
-        ([("Interrupted", "", None, 2.0), ("RuntimeError", "peer", None, 1.0)], StageFailed, "RuntimeError: peer"),
-        ([("Interrupted", "", None, 2.0)], StageFailed, "a training process was killed"),
-        ([("Exception", "no error of ours", None, 1.0)], StageFailed, "Exception: no error of ours"),
-        ([], StageFailed, "a training process was killed, and said nothing; torchrun ended with status -9"),
+        (["RuntimeError: peer", "InputError: bad"], errors.InputError, "bad"),
+        (["KeyError: first", "ValueError: later"], StageFailed, "training process 0 stopped: KeyError: first"),
+        (["Exception: no error of ours"], StageFailed, "Exception: no error of ours"),
+        ([], StageFailed, "fake: a training process was killed\n  hint: torchrun ended with status -9"),
     ],
 )
-def test_the_rank_that_knows_why_is_believed(
-    tmp_path: Path, told: list[tuple[str, str, int | None, float]], raised: type[BaseException], message: str
+def test_the_cause_is_an_error_of_ours_or_what_was_raised_first(
+    tmp_path: Path, exceptions: list[str], raised: type[BaseException], message: str
 ) -> None:
-    for rank, (kind, text, exit_code, at) in enumerate(told):
-        failure = {"type": kind, "message": text, "hint": None, "exit_code": exit_code, "time": at}
-        (tmp_path / FAILURE.format(rank)).write_text(json.dumps(failure))
-    error = _failure(STAGE, StageContext(NullReporter(), Resume(tmp_path / "resume"), tmp_path), -9)
+    attempt = tmp_path / LOGS / "run" / "attempt_0"
+    attempt.mkdir(parents=True)
+    for rank, text in enumerate(exceptions):
+        (attempt / str(rank)).mkdir()
+        error_file = attempt / str(rank) / "error.json"
+        error_file.write_text(json.dumps({"message": {"message": text, "extraInfo": {"timestamp": "1"}}}))
+        os.utime(error_file, ns=(0, rank))
+    error = _failure(STAGE, _context(tmp_path), -9)
 
     assert type(error) is raised
     assert message in str(error)
-    stopping = _failure(
-        STAGE, StageContext(NullReporter(), Resume(tmp_path / "resume"), tmp_path, stopping=lambda: True), -9
-    )
-    assert type(stopping) is Interrupted
+    assert type(_failure(STAGE, _context(tmp_path, stopping=True), -9)) is Interrupted
+
+
+def test_an_exception_is_followed_by_restarts_and_then_named(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    numbers = store.put_folder(numbers_folder(tmp_path / "numbers", 1), "data").digest
+    recorder = Recorder()
+    with pytest.raises(
+        StageFailed, match=r"fake: training process \d stopped: ZeroDivisionError: division by zero\n  hint: "
+    ):
+        run_stage(STAGE, FakeConfig(fail="bug"), {"numbers": numbers}, store=store, placement=TWO, reporter=recorder)
+    assert len(recorder.notes) == MAX_RESTARTS
 
 
 def test_resume_points_of_ranks_reach_a_remote_store(
@@ -69,7 +82,7 @@ def test_resume_points_of_ranks_reach_a_remote_store(
 ) -> None:
     store = open_store(s3_uri, local=tmp_path / "here")
     inputs = {"numbers": store.put_folder(numbers_folder(tmp_path / "numbers", 1, 2, 4), "data").digest}
-    monkeypatch.setenv(faults.VARIABLE, "mirror.list:3=kill")  # rank 0 alone comes there
+    monkeypatch.setenv(faults.VARIABLE, "mirror.list=kill")  # in rank 0 alone, at the first checkpoint of each start
     with pytest.raises(StageFailed, match="a training process was killed"):
         run_stage(STAGE, FakeConfig(), inputs, store=store, placement=TWO)
     folder = open_store(s3_uri, local=tmp_path / "elsewhere").resume_folder(stage_key(STAGE, FakeConfig(), inputs))
@@ -78,16 +91,15 @@ def test_resume_points_of_ranks_reach_a_remote_store(
     assert json.loads((point / "state.json").read_text()) == [3, 7]
 
 
-@pytest.mark.parametrize("victim", ["stage", "torchrun", "rank", "rank.begun", "rank.computed"])
+@pytest.mark.parametrize("victim", ["stage", "torchrun", "rank.begun", "rank.computed"])
 def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(tmp_path: Path, victim: str) -> None:
     marker = uuid.uuid4().hex
     at_point = {faults.VARIABLE: f"{victim}=kill"} if "." in victim else {}
     stage, events = _slow_stage(tmp_path, MARKER=marker, **at_point)
     if not at_point:
         _wait(lambda: events.exists() and '"done": 2' in events.read_text())
-        torchrun = _children(stage.pid)[0]
-        os.kill({"stage": stage.pid, "torchrun": torchrun, "rank": _children(torchrun)[1]}[victim], signal.SIGKILL)
-    stage.wait(PATIENCE_S)
+        os.kill({"stage": stage.pid, "torchrun": _children(stage.pid)[0]}[victim], signal.SIGKILL)
+    stage.wait(2 * PATIENCE_S)
     _wait(lambda: not living_with("MARKER", marker))
 
     assert stage.returncode == (-signal.SIGKILL if victim == "stage" else 1)
@@ -97,18 +109,43 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
     assert steps.count(1) == 1
 
 
-@pytest.mark.parametrize("crash", [signal.SIGABRT, signal.SIGSEGV])
-def test_ranks_start_again_from_the_last_point_when_one_crashes(tmp_path: Path, crash: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("crash", "how"),
+    [
+        (signal.SIGABRT, r"training process 1 crashed \(Fatal Python error: .*\)"),
+        (signal.SIGSEGV, r"training process 1 crashed \(Fatal Python error: .*\)"),
+        (signal.SIGKILL, "a training process was killed"),
+    ],
+)
+def test_ranks_restart_from_the_last_checkpoint_when_one_crashes(
+    tmp_path: Path, crash: signal.Signals, how: str
+) -> None:
     stage, events = _slow_stage(tmp_path)
     _wait(lambda: events.exists() and '"done": 2' in events.read_text())
     os.kill(_children(_children(stage.pid)[0])[1], crash)
     assert stage.wait(2 * PATIENCE_S) == 0
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    (note,) = [event["text"] for event in told if event["type"] == "note"]
-    assert re.fullmatch(r"training process 1 crashed \(Fatal Python error: .*\); they start again .*", note)
-    assert [event.get("done") for event in told].count(1) == 1
-    assert "fake_stage.py" in (tmp_path / "log").read_text()  # where it was
+    reported = [json.loads(line) for line in events.read_text().splitlines()]
+    (note,) = [event["text"] for event in reported if event["type"] == "note"]
+    assert re.fullmatch(f"{how}; all training processes start again from the last checkpoint", note)
+    assert [event.get("done") for event in reported].count(1) == 1
+    if crash != signal.SIGKILL:
+        assert "fake_stage.py" in (tmp_path / "log").read_text()  # where it was
     assert _run(tmp_path, FakeConfig()) == _run(tmp_path / "whole", FakeConfig())
+
+
+def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
+    marker = uuid.uuid4().hex
+    stage, events = _slow_stage(tmp_path, MARKER=marker)
+    _wait(lambda: events.exists() and '"done": 2' in events.read_text())
+    stage.send_signal(signal.SIGINT)
+    assert stage.wait(PATIENCE_S) == INTERRUPTED_EXIT_CODE
+    _wait(lambda: not living_with("MARKER", marker))
+    reported = [json.loads(line) for line in events.read_text().splitlines()]
+    assert reported[-1]["type"] == "interrupted"
+    assert "note" not in {event["type"] for event in reported}
+    assert _run(tmp_path, FakeConfig()) == _run(tmp_path / "whole", FakeConfig())
+    steps = [json.loads(line).get("done") for line in events.read_text().splitlines()]
+    assert steps.count(1) == 1
 
 
 def test_a_stage_that_crashes_each_time_fails(tmp_path: Path) -> None:
@@ -118,6 +155,10 @@ def test_a_stage_that_crashes_each_time_fails(tmp_path: Path) -> None:
         StageFailed, match=r"fake: training process 0 crashed \(Fatal Python error: Aborted\)\n  hint: "
     ):
         run_stage(STAGE, FakeConfig(fail="crash"), {"numbers": numbers}, store=store, placement=TWO)
+
+
+def _context(folder: Path, stopping: bool = False) -> StageContext:
+    return StageContext(NullReporter(), Resume(folder / "resume"), folder, stopping=lambda: stopping)
 
 
 def _slow_stage(folder: Path, **environment: str) -> tuple["subprocess.Popen[bytes]", Path]:
@@ -157,3 +198,5 @@ if __name__ == "__main__":
         _run(Path(sys.argv[1]), FakeConfig(), placement=TWO)
     except TesseraError:
         sys.exit(1)
+    except Interrupted:
+        sys.exit(INTERRUPTED_EXIT_CODE)
