@@ -22,7 +22,10 @@ from pipelines.recipe.registry import STAGES, find_stage, stage_folder
 
 PIPELINE_NAME = "llama-nemotron"
 MAX_RETRIES = 3
-"""Further attempts at a task: a pod that is evicted or preempted fails its task, and the next attempt resumes."""
+"""Further attempts at a task: a pod that is evicted or preempted fails its task, and the next attempt resumes.
+
+KFP also retries a stage that refuses its input; `stage_command` answers such a retry at once.
+"""
 VALUES = ("config", "placement", "store", "run", "label")
 """Parameters of every component beside the digests of its inputs."""
 
@@ -75,6 +78,7 @@ def component(name: str) -> Callable[..., Any]:
     def container(*placeholders: Any) -> Any:
         given = dict(zip(parameters, placeholders, strict=True))
         values = {key: given[key] for key in parameters if key in (*VALUES, "shard")}
+        values["retries"] = str(MAX_RETRIES)
         inputs, outputs = ({key: given[key] for key in declared} for declared in (stage.inputs, stage.outputs))
         command = ["python", *command_line(STAGES[name], values, inputs, outputs)]
         return dsl.ContainerSpec(image=image(name), command=command[:4], args=command[4:])

@@ -23,7 +23,8 @@ from components.core.base.errors import RecipeError, TesseraError
 from components.core.base.processes import on_exit_of, terminate_gracefully
 from components.core.runtime.context import Interrupted
 from components.core.runtime.placement import Placement
-from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, Digests, events_path, run_stage
+from components.core.runtime.refusals import answer_retries
+from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, Digests, events_path, run_stage, stage_key
 from components.core.runtime.stage import Stage, item_label
 from components.core.store.store import Store, open_store
 
@@ -46,7 +47,8 @@ def command_line(
 
     Args:
         declaration: `module:name` of the stage.
-        values: `config` and `placement` as JSON, `store`, `run`, `label`, and `shard` for an item of a fan-out.
+        values: `config` and `placement` as JSON, `store`, `run`, `label`; `shard` for an item of a fan-out, and
+            `retries` on a cluster.
         inputs: a digest, or a JSON list of digests, by the name of the input; empty for an input that is absent.
         outputs: the file that takes the digest, by the name of the output.
     """
@@ -90,17 +92,15 @@ def _run(options: argparse.Namespace) -> None:
     if options.shard:
         settings["shard"] = options.shard
         label = item_label(label, options.shard.partition("/")[0])
-    store = open_store(options.store)
-    with _live_metrics(store, options.run, label):
-        record = run_stage(
-            stage,
-            stage.config.parse(settings, where=label),
-            _digests(options.input),
-            store=store,
-            label=label,
-            run=options.run,
-            placement=Placement.parse(_json(options.placement, "--placement"), where=f"{label}.placement"),
-        )
+    config, inputs, store = (
+        stage.config.parse(settings, where=label),
+        _digests(options.input),
+        open_store(options.store),
+    )
+    placement = Placement.parse(_json(options.placement, "--placement"), where=f"{label}.placement")
+    refusal = f"runs/{options.run}/refusals/{label}/{stage_key(stage, config, inputs)}.json"
+    with answer_retries(store, refusal, options.retries), _live_metrics(store, options.run, label):
+        record = run_stage(stage, config, inputs, store=store, label=label, run=options.run, placement=placement)
     for name, file in options.output:
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", metavar="NAME", help="the run that the stage belongs to")
     parser.add_argument("--label", help="the stage's role in the run; its name by default")
     parser.add_argument("--shard", default="", metavar="I/N", help="the item of a fan-out")
+    parser.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="how often the cluster starts this again after a failure"
+    )
     parser.add_argument(
         "--input", nargs=2, action="append", default=[], metavar=("NAME", "DIGEST"), help="digest or JSON list of them"
     )

@@ -97,6 +97,8 @@ def test_every_task_is_tried_again_and_its_container_has_no_kfp(compiled: list[d
             container["command"][3],
         ]
         assert "kfp" not in json.dumps(container)
+        at = container["args"].index("--retries")
+        assert container["args"][at + 1] == str(MAX_RETRIES)
 
 
 @pytest.mark.parametrize("name", STAGES)

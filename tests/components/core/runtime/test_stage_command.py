@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from components.core.base.errors import DataError, StageFailed, StoreError
+from components.core.runtime.runner import events_path
 from components.core.runtime.stage_command import command_line, main
 from components.core.store.store import StageRecord, Store, open_store
+from tests.components.core import fake_stage
 from tests.components.core.fake_stage import numbers_folder
 
 DECLARATION = "tests.components.core.fake_stage:STAGE"
@@ -94,6 +97,53 @@ def test_the_exit_code_is_that_of_the_error(store, digests, tmp_path, capsys, va
     assert main(arguments(store, {"numbers": digests[0]}, tmp_path / "out", **values)) == exit_code
     assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "out").exists()
+
+
+def starts(store: Store) -> int:
+    """How often the stage has run."""
+    return events_path(store, "run-1", LABEL).read_text().count('"type": "start"')
+
+
+def test_retries_of_a_cluster_repeat_a_refusal_and_the_next_start_runs_the_stage(store, digests, capsys, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise DataError("row 3 is no number", hint="mend row 3")
+
+    command = arguments(store, {"numbers": digests[0]}, retries=3)
+    with monkeypatch.context() as outside:
+        outside.setattr(fake_stage, "run", refuse)
+        for _ in range(4):
+            assert main(command) == 2
+            assert capsys.readouterr().err == "DataError: row 3 is no number\n  hint: mend row 3\n"
+            assert starts(store) == 1
+
+    assert main(command) == 0  # the user has mended what was refused, and runs the pipeline again
+    assert starts(store) == 2
+    assert recorded(store).result == {"total": 2}
+
+
+def test_another_input_is_not_refused_for_the_first_one(store, digests, monkeypatch):
+    assert main(arguments(store, {"numbers": digests[0]}, config={"fail": "data"}, retries=3)) == 2
+    assert main(arguments(store, {"numbers": digests[1]}, config={"fail": "data"}, retries=3)) == 2
+    assert starts(store) == 2
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+@pytest.mark.parametrize("error", [StoreError("the store is away"), StageFailed("failed"), ValueError("bug")])
+def test_what_may_pass_at_the_next_attempt_is_tried_again(store, digests, monkeypatch, error, retries):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fake_stage, "run", fail)
+    for attempt in (1, 2):
+        assert main(arguments(store, {"numbers": digests[0]}, retries=retries)) != 0
+        assert starts(store) == attempt
+
+
+def test_without_a_cluster_a_refusal_is_not_recorded(store, digests):
+    for attempt in (1, 2):
+        assert main(arguments(store, {"numbers": digests[0]}, config={"fail": "data"})) == 2
+        assert starts(store) == attempt
+    assert store.documents("runs/run-1/refusals/") == []
 
 
 def test_an_input_that_is_missing_or_unknown_is_wrong_use(store, digests, capsys):
