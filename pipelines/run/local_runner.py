@@ -1,7 +1,7 @@
 """Runs a recipe on this machine: each stage is a process with the command line that its container has on a cluster.
 
-Finished stages are looked up and verified in this process, so that they cost no start of Python. A stage runs alone, as
-costs are measured on this machine; only the items of fan-outs run side by side.
+Cached stages are looked up and verified in this process, so that they cost no start of Python. A stage runs alone,
+because costs are measured on this machine; only items of one fan-out run in parallel.
 """
 
 import contextlib
@@ -103,13 +103,13 @@ def run_graph(
 
 
 def log_path(store: Store, run: str, label: str) -> Path:
-    """What a stage of a run has printed, on this machine."""
+    """File of this machine that takes the output of a stage of a run."""
     return events_path(store, run, label).with_suffix(".log")
 
 
 @dataclass
 class _Walk:
-    """The tasks of a run on their way from waiting to done."""
+    """Walks the graph of a run: starts each task once its inputs are made, and collects the outputs."""
 
     store: Store
     run: str
@@ -145,14 +145,14 @@ class _Walk:
                     time.sleep(POLL_S)
         finally:
             for process in self.running.values():
-                process.send_signal(signal.SIGTERM)  # to all first, so that they save at the same time
+                process.send_signal(signal.SIGTERM)  # to all first, so that they save their checkpoints at once
             for process in self.running.values():
                 end_tree(process, GRACE_S)
             self._show()
         return self.made
 
     def _is_cached(self, item: Task, inputs: Digests) -> bool:
-        """Whether the store has a task's verified result, which is then taken."""
+        """Whether the store has a verified result of a task; if so, its outputs are recorded."""
         record = lookup_cached_stage(item.stage, item.config, inputs, store=self.store, label=item.label, run=self.run)
         if record is not None:
             self.made[item.label] = record.outputs
@@ -160,7 +160,7 @@ class _Walk:
         return record is not None
 
     def _start(self, item: Task, inputs: Digests) -> bool:
-        """Start a task if what runs allows it; returns whether it was started."""
+        """Start a task if the limit of parallel tasks allows it; returns whether it was started."""
         fan_out = bool(item.shards) and all(by.shards for by in self.items if by.label in self.running)
         if len(self.running) >= (MAX_PARALLEL_ITEMS if fan_out else 1):
             return False
@@ -174,7 +174,7 @@ class _Walk:
         digests = {name: canonical_json(v) if isinstance(v, list) else v for name, v in inputs.items()}
         outputs = {name: str(self._digest_file(item, name)) for name in item.stage.outputs}
         command = [sys.executable, *command_line(STAGES[item.stage.name], values, digests, outputs)]
-        # Sockets are among the temporary files, so their path is short; what torch has compiled stays for the next run.
+        # A socket needs a short path, so TMPDIR is short. The cache of torch.compile is outside, for the next run.
         compiled = f"{tempfile.gettempdir()}/torchinductor_{getuser()}"
         environment = {"TORCHINDUCTOR_CACHE_DIR": compiled, **os.environ}
         environment |= {"TMPDIR": str(self.folder), RUNNER_PID: str(os.getpid())}
@@ -193,10 +193,10 @@ class _Walk:
         return True
 
     def _finished(self) -> list[str]:
-        """Labels of the tasks that have ended well by now.
+        """Labels of the tasks that have succeeded since the last call.
 
         Raises:
-            TesseraError: one has not.
+            TesseraError: a task has failed.
         """
         ended = [label for label, process in self.running.items() if process.poll() is not None]
         for label in ended:
@@ -211,16 +211,16 @@ class _Walk:
         return ended
 
     def _digest_file(self, item: Task, output: str) -> Path:
-        """Where a task writes the digest of an output."""
+        """File to which a task writes the digest of an output."""
         return self.folder / "digests" / item.label.replace("/", ".") / output
 
     def _show(self) -> None:
-        """Show what the stages have reported since the last time."""
+        """Show the events that the stages have reported since the last call."""
         for stage, event in self.follower.poll():
             self.view.event(stage, event)
 
     def _failure(self, label: str, status: int) -> TesseraError:
-        """Why a stage failed: what it reported, else its exit status and the last line of its log."""
+        """Why a stage failed: its reported error, else its exit status and the last line of its log."""
         log = log_path(self.store, self.run, label)
         state: StageState = self.follower.stages[label]
         kind = InputError if status == InputError.exit_code else StageFailed

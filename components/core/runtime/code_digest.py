@@ -1,9 +1,8 @@
 """The digest of the code that can change what a stage computes.
 
 It covers the module of the stage, every `components` module that it imports or names, directly or not, the files that
-those read from their own folder, and the versions of the libraries that they import. Of Python source counts the syntax
-tree without docstrings. The packages of `PLATFORM` move results about and cannot change them: a fix there re-runs
-nothing.
+those read from their own folder, and the versions of the libraries that they import. Python source is hashed as its
+syntax tree without docstrings. The packages of `PLATFORM` only transport results: a fix there re-runs nothing.
 """
 
 import ast
@@ -18,11 +17,11 @@ from components.core.base.config import digest_of
 from components.core.store.manifest import hash_file
 
 PLATFORM = ("components.core.base", "components.core.store", "components.core.runtime", "components.core.lineage")
-"""Packages that move results about and cannot change them."""
+"""Packages that transport results and cannot change them."""
 VLLM_SETTINGS, VLLM_PLUGIN = "components.core.serving.settings", "components.core.serving.plugin"
-"""Whoever uses vLLM imports these settings; vLLM then loads the plug-in through its entry point."""
+"""A module that uses vLLM imports these settings; vLLM then loads the plug-in through its entry point."""
 DECISIVE_LIBRARIES = ("highspy", "numpy", "tokenizers", "torch", "transformers", "vllm")
-"""Libraries whose version can change a number; others only carry bytes about."""
+"""Libraries whose version can change a number; other libraries only transport bytes."""
 
 
 def code_digest(entry: str) -> tuple[str, dict[str, str]]:
@@ -69,7 +68,7 @@ def _is_docstring(statement: ast.stmt) -> bool:
 def _reachable(start: str) -> tuple[dict[str, Path], frozenset[str]]:
     """Own modules reachable from `start`, the files that they read, and the top-level names of all else they import.
 
-    A string counts where it is the name of a module of ours (run with `-m`, or loaded late) or of a file beside it.
+    A string constant counts if it names a module of ours (run with `-m`, or imported late) or a file of its folder.
     """
     modules: dict[str, Path] = {}
     libraries: set[str] = set()

@@ -1,4 +1,4 @@
-"""What a running stage sees of the platform: a place to report to, and a place to resume from."""
+"""The platform as a running stage sees it: where to report to, and where to resume from."""
 
 import time
 from collections.abc import Callable
@@ -16,11 +16,11 @@ class StageContext:
 
     Attributes:
         reporter: takes progress and metrics.
-        resume: resume points of this very computation.
+        resume: checkpoints of this computation.
         scratch: an empty folder for this run alone, removed afterwards.
-        placement: processes, threads and devices at hand.
+        placement: processes, threads and devices of the stage.
         rank: this process among `placement.processes`; only rank 0 reports and writes outputs.
-        stopping: returns True once the stage was asked to leave (SIGTERM): save a resume point and raise `Interrupted`.
+        stopping: returns True once the stage was asked to stop (SIGTERM): save a checkpoint, raise `Interrupted`.
     """
 
     reporter: Reporter
@@ -46,11 +46,11 @@ class StageContext:
 
 
 class Interrupted(BaseException):
-    """The stage was asked to stop, and has saved what it needs to go on."""
+    """The stage was asked to stop, and has saved a checkpoint to go on from."""
 
 
 def quiet_context(folder: Path) -> StageContext:
-    """A job that reports nowhere and keeps its resume points below `folder`: for tests and for calls by hand."""
+    """A context that reports nowhere and saves its checkpoints below `folder`: for tests and interactive use."""
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     return StageContext(

@@ -1,4 +1,4 @@
-"""Sentences for the user from parts that have no reporter of their own, such as the store."""
+"""Reports log warnings of packages that have no reporter, such as the store, as notes to the user."""
 
 import logging
 import time
@@ -14,10 +14,10 @@ class _Notes(logging.Handler):
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass one warning on."""
+        """Report one warning."""
         try:
             self._reporter.emit({"type": "note", "time": time.time(), "text": record.getMessage()})
-        except OSError:  # a full disk, say, is no reason to fail here
+        except OSError:  # a full disk must not fail the stage here
             self.handleError(record)
 
 

@@ -1,10 +1,10 @@
-"""Where and how wide a stage runs."""
+"""Processes, threads, devices and node pool of a stage."""
 
 from components.core.base.config import Config
 
 
 class Placement(Config):
-    """Where and how wide a stage runs; never part of what it computes, so never part of its key."""
+    """Processes, threads, devices and node pool of a stage; they change no result, so they are not in its key."""
 
     processes: int = 1
     """Training processes (ranks) of the stage."""
@@ -19,5 +19,5 @@ class Placement(Config):
 
     @property
     def engine_threads(self) -> int:
-        """CPU threads of a vLLM that is timed: one where it computes on them, so that others disturb it less."""
+        """CPU threads of a timed vLLM: one on a CPU, so that other processes disturb the timing less."""
         return 1 if self.gpus == 0 else self.threads

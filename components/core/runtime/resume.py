@@ -1,4 +1,4 @@
-"""Training checkpoints of one stage key on this machine: whole or absent."""
+"""Checkpoints of one stage key on this machine; each is complete or absent."""
 
 import shutil
 import time
@@ -18,11 +18,11 @@ from components.core.store.checkpoint_store import (
 
 @dataclass
 class Resume:
-    """Resume points of one stage key: whole or absent, newest wins, older ones go.
+    """Checkpoints of one stage key. The newest complete one is used; older ones are removed.
 
-    A point is a folder `<step>` that `save` fills under another name and then renames; the list of its files, with
-    their digests, makes it count. `mirror` copies a whole point to a remote store. `notice` is told of points that were
-    damaged. `memory` is for what fills points: it keeps its copies there, to use their memory again.
+    `save` fills a folder under a temporary name and renames it to `<step>`; it counts once the list of its files, with
+    their digests, is written. `mirror` copies a complete checkpoint to a remote store. `notice` is called with a
+    message about a damaged checkpoint. `memory` lets the writer of checkpoints reuse its buffers.
     """
 
     folder: Path
@@ -34,11 +34,11 @@ class Resume:
     _background: Future[None] | None = None
 
     def due(self) -> bool:
-        """Whether the last point is older than the interval."""
+        """Whether the last checkpoint is older than the interval."""
         return time.monotonic() - self._last >= self.interval_s
 
     def save_in_background(self, step: int, write: Callable[[Path], None]) -> None:
-        """Save one point while the caller goes on; `write` must not read what the caller changes. See `wait`."""
+        """Save one checkpoint while the caller goes on; `write` must not read what the caller changes. See `wait`."""
         self.wait()
         self._last = time.monotonic()
         pool = ThreadPoolExecutor(1, "resume-point")
@@ -46,15 +46,15 @@ class Resume:
         pool.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Wait until the point that is being saved is whole; raises what kept it from being so."""
+        """Wait until the checkpoint that is being saved is complete; raises the error of a save that failed."""
         if self._background is not None:
             saved, self._background = self._background, None
             saved.result()
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write one point: `write` fills a folder, which counts only once it is whole."""
+        """Write one checkpoint: `write` fills a folder, which counts only once it is complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".*"):  # by attempts that were killed
+        for left in self.folder.glob(".*"):  # from attempts that were killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         partial = self.folder / f".{step}.partial"
         partial.mkdir()
@@ -80,11 +80,11 @@ class Resume:
         self._last = time.monotonic()
 
     def points(self) -> list[Path]:
-        """Saved points, oldest first."""
+        """Folders of the saved checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir()) if self.folder.is_dir() else []
 
     def latest(self) -> Path | None:
-        """The newest point of which every byte is as it was saved, or None."""
+        """The newest checkpoint whose files match their digests, or None."""
         for point in reversed(self.points()):
             if is_valid_checkpoint(point):
                 return point

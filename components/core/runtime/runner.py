@@ -1,4 +1,4 @@
-"""Runs one stage: key, finished result or resume point, inputs, the stage, outputs, record; once for all stages."""
+"""Runs one stage, the same way for all: key, cached result or checkpoint, inputs, the stage, outputs, record."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ from components.core.runtime.torchrun import run_ranks
 from components.core.store.store import StageRecord, Store, key_of
 
 Digests = Mapping[str, str | list[str]]
-"""Digest of each input artifact by name; a list where the stage takes many, or where there is one a shard."""
+"""Digest of each input artifact by name; a list where the stage takes many, or where each shard made one."""
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -47,7 +47,7 @@ def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
 
 
 def select_shard_inputs(stage: Stage, config: Config, inputs: Digests) -> Digests:
-    """What one item of a fan-out reads: of a list with one artifact a shard, where it takes a single one, its own."""
+    """Inputs of one shard. A list with one artifact per shard is narrowed to this shard's if the input is single."""
     index, _, _ = str(getattr(config, "shard", None) or "0/1").partition("/")
     single = {name for name, declared in stage.inputs.items() if not declared.many}
     return {
@@ -59,13 +59,13 @@ def select_shard_inputs(stage: Stage, config: Config, inputs: Digests) -> Digest
 def load_verified_record(
     store: Store, key: str, stage: Stage | None = None, notice: Callable[[str], None] = lambda text: None
 ) -> StageRecord | None:
-    """The record of a finished stage whose outputs are there whole, size and digest; None if it has to run.
+    """The record of a finished stage after its outputs were verified by size and digest; None if it has to run.
 
     Args:
-        store: where it may be.
+        store: holds the record and the outputs.
         key: name of the computation.
-        stage: what it computes, where outputs of a kind that it does not make are to count as damage.
-        notice: told what is wrong with a result that is there and cannot be used.
+        stage: the stage of the record; if given, outputs of another kind than it makes count as damage.
+        notice: called with the reason why a result in the store cannot be used.
     """
     try:
         record = store.checked_record(key)
@@ -90,22 +90,22 @@ def run_stage(
     placement: Placement | None = None,
     reporter: Reporter | None = None,
 ) -> StageRecord:
-    """Compute a stage, or return what it made before.
+    """Compute a stage, or return its cached result.
 
     Args:
         stage: what to run.
         config: its checked configuration.
         inputs: digests of the artifacts it reads.
         store: where artifacts and records are.
-        label: the role of this stage in the run; its name where not given.
-        run: the run that this belongs to; without one nothing is recorded but the result.
+        label: the role of this stage in the run; by default its name.
+        run: the run that this belongs to; without a run only the result is recorded.
         placement: processes, threads, devices; never changes the result.
         reporter: takes events; by default a JSONL file in the run's local folder.
 
     Raises:
         InputError: an input is missing or of the wrong kind; the stage refused its data; no run can have this name.
         StageFailed: the stage raised an error of its own.
-        Interrupted: SIGTERM or Ctrl-C arrived; a resume point was saved where the stage has them.
+        Interrupted: SIGTERM or Ctrl-C arrived; a checkpoint was saved if the stage has checkpoints.
     """
     if run is not None:
         check_run_name(run)
@@ -144,7 +144,7 @@ def run_stage(
 def lookup_cached_stage(
     stage: Stage, config: Config, inputs: Digests, *, store: Store, label: str, run: str
 ) -> StageRecord | None:
-    """What `run_stage` would return from the store, recorded in the run alike; None if it would have to compute."""
+    """The cached result of a stage, recorded in the run as `run_stage` does; None if the stage has to run."""
     started = time.time()
     key = stage_key(stage, config, inputs)
     record = load_verified_record(store, key, stage)
@@ -159,7 +159,7 @@ def lookup_cached_stage(
 def _record_completion(
     record: StageRecord, label: str, cached: bool, started: float, store: Store, run: str | None, reporter: Reporter
 ) -> None:
-    """Record a stage that has its result, and tell of it."""
+    """Record in the run that a stage has its result, and report it."""
     ended = time.time()
     seconds = ended - started
     if run is not None:
@@ -174,7 +174,7 @@ def _record_completion(
 
 
 def events_path(store: Store, run: str, label: str) -> Path:
-    """Where the events of one stage of a run are written on this machine."""
+    """File of this machine that takes the events of one stage of a run."""
     return store.local / "runs" / run / f"{label.replace('/', '.')}.jsonl"
 
 
@@ -186,7 +186,7 @@ def load_entry(entry: str) -> Callable[..., dict[str, JsonValue]]:
 
 
 def _check_inputs(stage: Stage, inputs: Digests, store: Store) -> None:
-    """Every input is known, there, and of the right kind."""
+    """Check that every input is declared, in the store, and of the right kind."""
     for name in inputs:
         if name not in stage.inputs:
             raise InputError(f"stage {stage.name} has no input {name!r}", hint=f"it takes {', '.join(stage.inputs)}")
@@ -217,19 +217,19 @@ def _compute_alone(
     placement: Placement,
     reporter: Reporter,
 ) -> tuple[StageRecord, bool]:
-    """Compute a stage while no other process of this machine does; what another one made meanwhile is taken.
+    """Compute a stage under a lock of this machine; after waiting for the lock, take the result of its holder.
 
     Returns:
         The record, and whether another process made it.
     """
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(_stop_signals())
-        told: list[bool] = []
+        waiting: list[bool] = []
 
         def wait() -> None:
-            if not told:
+            if not waiting:
                 _noting(reporter)("another run computes this: waiting")
-                told.append(True)
+                waiting.append(True)
 
         scratch = stack.enter_context(scratch_dir(store.local / "tmp", f"{stage.name}-{key[:16]}", wait))
         fault_point("stage.alone")
@@ -244,7 +244,7 @@ def _compute_alone(
 def _compute(
     stage: Stage, config: Config, inputs: Digests, key: str, store: Store, context: StageContext
 ) -> StageRecord:
-    """Fetch, run, store: the outputs first, then the record that names them."""
+    """Fetch the inputs, run the stage, store its outputs, then the record that names them."""
     started = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = str(context.placement.threads)
     paths = {
@@ -278,7 +278,7 @@ def _compute(
 
 
 def _store_outputs(stage: Stage, out: Path, store: Store) -> dict[str, str]:
-    """Digests of what the stage left in its output folders; one that stayed empty is none."""
+    """Digest of each output folder that the stage filled; an empty folder is no output."""
     return {
         name: store.put_folder(out / name, output.kind).digest
         for name, output in stage.outputs.items()
@@ -294,7 +294,7 @@ def _record(
     outputs: dict[str, str],
     result: dict[str, JsonValue],
 ) -> StageRecord:
-    """What the stage made of what."""
+    """The record of a computation: code, configuration, inputs, outputs."""
     code, libraries = code_digest(stage.entry)
     return StageRecord(
         key=key,
@@ -309,31 +309,31 @@ def _record(
 
 
 class _Stop:
-    """Whether the stage was asked to leave; long loops look at it."""
+    """Whether the stage was asked to stop; long loops poll it."""
 
     def __init__(self) -> None:
-        self.asked = self.looked_at = False
+        self.requested = self.polled = False
 
     def __call__(self) -> bool:
-        """Look."""
-        self.looked_at = True
-        return self.asked
+        """Whether a signal has arrived."""
+        self.polled = True
+        return self.requested
 
-    def ask(self, signum: int, frame: FrameType | None) -> None:
-        """Take a signal: interrupt at once what was asked before, and what does not look, so has nothing to save."""
-        if self.asked or not self.looked_at:
+    def handle_signal(self, signum: int, frame: FrameType | None) -> None:
+        """Interrupt at once on a second signal, or if the stage does not poll: then it has no checkpoint to save."""
+        if self.requested or not self.polled:
             raise Interrupted
-        self.asked = True
+        self.requested = True
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Turn SIGTERM and SIGINT into something that long loops look at."""
+    """Turn SIGTERM and SIGINT into a flag that long loops poll."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop.handle_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
@@ -342,10 +342,10 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 def _noting(reporter: Reporter) -> Callable[[str], None]:
-    """Tells the user a sentence."""
+    """A function that reports one sentence to the user."""
     return lambda text: reporter.emit({"type": "note", "time": time.time(), "text": text})
 
 
 def _failure(message: str, hint: str | None, exit_code: int) -> dict[str, object]:
-    """The event that tells why a stage failed."""
+    """The event with the reason why a stage failed."""
     return {"type": "failed", "time": time.time(), "error": message, "hint": hint, "exit_code": exit_code}

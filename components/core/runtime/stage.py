@@ -15,7 +15,7 @@ class Input:
     doc: str
     optional: bool = False
     many: bool = False
-    """Whether the stage takes a list: what a fan-out collected."""
+    """Whether the stage takes a list, such as the outputs of a fan-out."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,11 @@ class Stage:
     Attributes:
         name: the name of the stage on the command line.
         config: its configuration class.
-        inputs: what it reads, by name.
-        outputs: what it makes, by name.
-        entry: `module:function` of `run(config, *, context, out, **inputs) -> dict`. Each input arrives as a local
-        folder (`Path`), as
-            `None` where an optional one is absent, as `list[Path]` where `many`. `run` fills the folder `out /
-            <name>` for each output and returns small JSON facts about the result (the `result` of the stage's record).
+        inputs: the artifacts that it reads, by name.
+        outputs: the artifacts that it makes, by name.
+        entry: `module:function` of `run(config, *, context, out, **inputs) -> dict`. Each input is a local folder
+            (`Path`), `None` if it is optional and absent, or `list[Path]` if `many`. `run` fills the folder
+            `out / <name>` of each output and returns a small JSON object, the `result` of the stage's record.
         doc: purpose, one sentence.
         source: paper and section.
     """
