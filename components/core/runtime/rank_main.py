@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.rendezvous import rendezvous
 
 from components.core.base.config import Config
 from components.core.base.fault_injection import fault_point
@@ -49,7 +51,7 @@ def main(scratch: Path) -> None:
     rank = int(os.environ["RANK"])
     if rank == 0:
         _empty_folders(Path(order["out"]))  # before the others, who wait for this rank
-    _init_process_group("nccl" if placement.gpus else "gloo", rank)
+    _init_process_group("nccl" if placement.gpus else "gloo")
     fault_point("rank.begun")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -74,15 +76,15 @@ def main(scratch: Path) -> None:
     dist.destroy_process_group()
 
 
-def _init_process_group(backend: str, rank: int) -> None:
+def _init_process_group(backend: str) -> None:
     """Join the process group of this attempt.
 
     torchrun keeps one store over its restarts. A prefix for each attempt keeps a rank from reading the address that
     another had before the restart.
     """
-    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", agent)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
+    store, rank, world_size = next(rendezvous("env://"))
+    prefixed = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=prefixed, rank=rank, world_size=world_size)
 
 
 def _empty_folders(out: Path) -> None:
