@@ -16,16 +16,14 @@ RUNNER = CliRunner()
 TINY_DATA = "arithmetic: {num_train: 60, num_chats: 20, num_validation: 10, num_test: 10}\n"
 
 
-def test_help_lists_the_commands_and_comes_at_once() -> None:
+def test_help_lists_the_commands_and_loads_no_large_library() -> None:
     result = RUNNER.invoke(app, ["--help"])
     assert result.exit_code == 0
     for command in ("run", "plan", "compile", "stage", "report", "lineage", "chat", "serve", "export", "store"):
         assert command in result.output
     code = "import sys; from pipelines.cli import run_command; run_command(['--help'])"
     code += "; assert not {'torch', 'kfp', 'mlflow', 'pydantic'}.intersection(sys.modules)"
-    started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert time.monotonic() - started < 5  # about 0.4 s on a quiet machine
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.15, 0.3, 0.6])

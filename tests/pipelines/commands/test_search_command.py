@@ -39,7 +39,7 @@ def table(tmp_path: Path) -> Path:
 def solve(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
     assert run_command(["search", "solve", *map(str, arguments), "--json"]) == code
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert 0 <= answer.pop("seconds") < 60
+    assert answer.pop("seconds") >= 0
     return answer
 
 

@@ -1,15 +1,20 @@
-"""The truth loop where the truth is known, and once in vLLM."""
+"""The latency feedback where the true times are known, and one measurement in vLLM."""
+
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.search.config import LatencyFeedback
+from components.core.model.checkpoint import save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.search.config import LatencyFeedback, Measurement
 from components.search.costs.resources import Costs
-from components.search.refine.latency_feedback import MeasuredChild, calibrate_latency, correct
+from components.search.refine.latency_feedback import MeasuredChild, calibrate_latency, correct, measure_child
 from components.search.solver.option_table import Option, OptionTable, Slot
 from components.search.solver.problem import Choice
 from components.search.solver.solve import solve
+from components.search.space.build import heterogeneous_model
 
 NEW_TOKENS = 5
 LOOP = LatencyFeedback(max_rounds=3)
@@ -119,3 +124,16 @@ def test_corrected_costs_add_up_to_what_was_measured(errors: dict[Choice, float]
         assert found.request_ms == pytest.approx(found.time_to_first_token_ms + (NEW_TOKENS - 1) * found.latency_ms)
         if len(measured) == 1:
             assert found.latency_ms == pytest.approx(true.latency_ms, rel=0.01)
+
+
+def test_a_child_and_its_parent_are_measured_in_vllm(
+    parent: TesseraForCausalLM, parent_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("vllm")
+    save_model(heterogeneous_model(parent.config, ((4, 64), (0, 32))), tmp_path, tokenizer=None, by_block=True)
+    load = Measurement(batch_size=2, prompt_tokens=4, new_tokens=NEW_TOKENS, rounds=2)
+    measured = measure_child(parent_folder, tmp_path, load, threads=1)
+    assert measured.spread >= 0
+    for found in (measured.parent, measured.child):
+        assert min(found.latency_ms, found.time_to_first_token_ms) > 0
+        assert found.request_ms == pytest.approx(found.time_to_first_token_ms + (NEW_TOKENS - 1) * found.latency_ms)

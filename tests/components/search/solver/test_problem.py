@@ -2,6 +2,7 @@
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,13 +230,14 @@ def test_a_proof_that_would_be_too_large_leaves_an_honest_gap() -> None:
         check(scores, costs, certificate.model_copy(update={"bound": certificate.objective}))
 
 
-def test_when_time_is_over_the_best_so_far_comes_with_its_gap() -> None:
+@pytest.mark.parametrize("budget", [{"time_limit_s": 0.0}, {"max_nodes": 5000}], ids=["time", "nodes"])
+def test_a_search_that_is_stopped_gives_the_best_so_far_with_its_gap(budget: dict[str, Any]) -> None:
     generator = np.random.default_rng(3)
     sizes = generator.random((60, 30, 3))
     scores = (3 - sizes.sum(axis=2) + 0.3 * generator.random((60, 30))).tolist()
     costs = {name: sizes[:, :, index].tolist() for index, name in enumerate("abc")}
     problem = Problem.of(scores, costs, dict.fromkeys("abc", 30.0))
-    solution = solve_problem(problem, time_limit_s=0.5)
+    solution = solve_problem(problem, **budget)
     assert solution is not None
     assert problem.fits(solution.choice)
     assert solution.status == "feasible"
