@@ -21,7 +21,7 @@ IMPORTANCE = Stage(
     config=ImportanceConfig,
     inputs={"parent": PARENT, "corpus": CORPUS},
     outputs={"importance": Output("library", "importance.safetensors: the contribution of every FFN channel")},
-    entry="components.search.stages.importance_step:importance",
+    entry="components.search.stages.library_step:importance",
     doc="Score FFN channels on calibration text.",
     source="arXiv 2411.19146, appendix A",
 )

@@ -8,7 +8,7 @@ from components.core.model.architecture import Architecture, BlockConfig
 from components.core.model.inspection import read_architecture
 from components.core.text.tokenizer_files import VOCABULARY, read_settings
 from components.search.config import Measurement
-from components.search.costs.memory import model_costs
+from components.search.costs.resources import model_costs
 from components.search.costs.roofline import check as check_device
 from components.search.devices import device_of
 from components.search.space.layer_space import LayerSpace, block_of, layer_spaces, left_out, servable_spaces, shape_of

@@ -9,13 +9,12 @@ from rich.table import Table
 
 from components.core.base.errors import InputError
 from components.search.costs.resources import RESOURCES, TIMES
-from components.search.refine.rebatch import at_batch
+from components.search.search_table import SearchTable
 from components.search.solver.fronts import THROUGHPUT, Point, mark_best, sweep
-from components.search.solver.option_table import OptionTable
+from components.search.solver.option_table import OptionTable, at_batch
 from components.search.solver.problem import Choice
 from components.search.solver.score_file import LayerTable
 from components.search.solver.solve import Solution
-from components.search.stages.records import SearchTable
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,8 @@ from components.core.text.example import Example
 from components.core.text.packing import PackedStream
 from components.search.config import Distillation
 from components.search.library.local_distillation import distil
-from components.search.space.build import build_subblock
 from components.search.space.layer_space import Part, Variant
-from components.search.space.library_files import BlockKey
-from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import initialise, subblock_weights
+from components.search.space.subblocks import BlockKey, Subblock, build_subblock, initialise, subblock_weights
 from tests.bench.growth import Growth, plot_growths
 
 HEADS, VOCABULARY, STEPS, ROUNDS = 8, 256, 3, 3

@@ -32,13 +32,13 @@ from components.data.stage import run as make_data
 from components.pretrain.config import PretrainConfig, Shape
 from components.pretrain.stage import run as pretrain
 from components.search.child.child_model import child_layers, make_child, trainable
-from components.search.child.held_out_kl import HeldOut, held_out_kl
+from components.search.child.evaluation import HeldOut, held_out_kl
 from components.search.config import Distillation, Fusion, Limits, Measurement, SearchConfig
 from components.search.costs.measured import counted_costs
-from components.search.costs.records import CostTable, Machine
-from components.search.space.build import shape_of
+from components.search.costs.resources import CostTable, Machine
+from components.search.search_table import SearchTable
 from components.search.space.layer_space import Variant, layer_spaces
-from components.search.stages.records import SearchTable
+from components.search.space.subblocks import shape_of
 from components.search.stages.search_step import search
 
 SEEDS = range(3)

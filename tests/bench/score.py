@@ -33,11 +33,15 @@ from components.core.runtime.context import quiet_context
 from components.core.text.packing import Batch
 from components.search.config import MEASURES
 from components.search.scoring.replace_one_block import Replacements, Scores, score_replacements
-from components.search.space.build import build_subblock, with_replaced
 from components.search.space.layer_space import PARTS, Part, Size, Variant
-from components.search.space.library_files import BlockKey
-from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import initialise, subblock_weights
+from components.search.space.subblocks import (
+    BlockKey,
+    Subblock,
+    build_subblock,
+    initialise,
+    subblock_weights,
+    with_replaced,
+)
 from pipelines.run.progress import StageState
 from tests.bench.environment import environment
 from tests.bench.growth import Growth, plot_growths

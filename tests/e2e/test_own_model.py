@@ -28,9 +28,9 @@ from components.core.model.checkpoint import load_model
 from components.core.store.store import open_store
 from components.search.config import Measurement, Space
 from components.search.costs.measured import counted_costs
-from components.search.costs.records import CostTable, Machine
-from components.search.space.build import shape_of
+from components.search.costs.resources import CostTable, Machine
 from components.search.space.layer_space import layer_spaces
+from components.search.space.subblocks import shape_of
 from pipelines.records.runs import stage_documents
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "recipes" / "own-model.yaml"

@@ -14,20 +14,25 @@ from components.core.runtime.runner import events_path
 from components.core.store.manifest import Kind
 from components.core.store.store import StageRecord, Store, key_of
 from components.search.child.child_model import choice_record
-from components.search.child.records import ChildRecord, FfnRun, FusionEffect, LayerShape
 from components.search.config import Measurement
-from components.search.costs.records import CostTable, Machine, MeasuredModel
-from components.search.costs.resources import Costs
-from components.search.refine.records import CandidateTrial, FeedbackRound
-from components.search.scoring.records import BlockScore, ShardScores
+from components.search.costs.resources import Costs, CostTable, Machine, MeasuredModel
+from components.search.scoring.score_table import BlockScore, ShardScores
+from components.search.search_table import (
+    CandidateTrial,
+    ChildRecord,
+    FeedbackRound,
+    FfnRun,
+    FusionEffect,
+    LayerShape,
+    Proof,
+    SearchTable,
+)
 from components.search.solver.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
-from components.search.solver.fronts import pareto_front
-from components.search.solver.margins import margins
+from components.search.solver.explain import margins
+from components.search.solver.fronts import FrontPoint, ParetoPoint, pareto_front
 from components.search.solver.option_table import Option, OptionTable, Slot
-from components.search.solver.records import FrontPoint, ParetoPoint, Proof
 from components.search.solver.solve import fits, pool, solve
 from components.search.space.layer_space import Part
-from components.search.stages.records import SearchTable
 from pipelines.recipe.graph import Task
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.schema import Recipe

@@ -15,15 +15,13 @@ from components.core.model.layer_files import is_paged, page_layers, state_outsi
 from components.core.model.layer_numbering import LAYERS
 from components.core.text.packing import Batch
 from components.search.child.ffn_fusion import ChildLayer, Dependencies, drop_empty, ffn_dependencies, fuse_layers
-from components.search.child.records import ChildRecord, ChoiceRecord, LayerShape
 from components.search.config import Fusion
+from components.search.search_table import ChildRecord, ChoiceRecord, LayerShape
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Choice
 from components.search.solver.solve import fits
-from components.search.space.build import heterogeneous_model
 from components.search.space.layer_space import PARTS, LayerSpace, Variant
-from components.search.space.library_files import load_block
-from components.search.space.variant_weights import Weights, subblock_weights
+from components.search.space.subblocks import Weights, heterogeneous_model, load_block, subblock_weights
 
 
 def child_layers(

@@ -21,10 +21,9 @@ from components.core.model.architecture import LINEAR
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.text.packing import Batch
 from components.search.config import Fusion
-from components.search.library.activations import observe
+from components.search.library.calibration import observe
 from components.search.space.layer_space import Size
-from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import Weights
+from components.search.space.subblocks import Subblock, Weights
 
 NORM = "post_attention_layernorm.weight"
 

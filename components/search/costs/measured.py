@@ -29,14 +29,20 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.serving.timing import measure_times
 from components.search.config import Measurement
-from components.search.costs.memory import counted, counted_fixed
-from components.search.costs.records import CostTable, Machine, MeasuredModel, Spread
-from components.search.costs.resources import TIMES, Costs
+from components.search.costs.resources import (
+    TIMES,
+    Costs,
+    CostTable,
+    Machine,
+    MeasuredModel,
+    Spread,
+    counted,
+    counted_fixed,
+)
 from components.search.costs.roofline import predicted, predicted_fixed
 from components.search.devices import Device, device_of
-from components.search.space.build import heterogeneous_model
 from components.search.space.layer_space import PARTS, LayerSpace, Shape, Variant
-from components.search.space.variant_weights import initialise, subblock_weights
+from components.search.space.subblocks import heterogeneous_model, initialise, subblock_weights
 
 USUAL = Measurement()
 NOISY = 1.5

@@ -18,8 +18,7 @@ from components.core.base.errors import RecipeError
 from components.core.model.architecture import KV_BYTES_PER_VALUE, WEIGHT_BYTES, Architecture
 from components.core.serving.load_profile import Dtype
 from components.search.config import Measurement
-from components.search.costs.memory import kv_heads_of, model_costs
-from components.search.costs.resources import Costs
+from components.search.costs.resources import Costs, kv_heads_of, model_costs
 from components.search.devices import Device
 from components.search.space.layer_space import kv_copies
 

@@ -1,15 +1,26 @@
-"""The parent, and the text of calibration and held-out measurements."""
+"""The parent on calibration text: how it is loaded, its packed batches, inputs and outputs of its sub-blocks.
 
+Shape letters: N batches, B rows, T tokens, D hidden size.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from components.core.model.checkpoint import load_model
-from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.decoder import TesseraForCausalLM, segment_mask
 from components.core.model.inspection import weight_files
 from components.core.runtime.context import StageContext
 from components.core.text.packing import Batch, load_batches
 from components.search.config import Calibration
+from components.search.space.layer_space import PARTS, Part
+from components.search.space.subblocks import Subblock
 
 PAGED_SHARE = 0.5
 """Share of a stage's memory that the parent may take; the layers of a larger one are read one at a time."""
@@ -44,3 +55,102 @@ def calibration_batches(config: Calibration, corpus: Path, parent: Path, split: 
         limit=limit,
         seed=config.seed or 0,
     )
+
+
+@dataclass
+class SubblockIO:
+    """One sub-block of the parent in one forward pass.
+
+    Attributes:
+        hidden_BTD: its input, before the norm.
+        context: the other arguments of its module: positions and mask.
+        output_BTD: output of its module, before the residual is added.
+    """
+
+    hidden_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
+    context: tuple[Any, ...] = ()
+    output_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+MAX_BYTES_IN_MEMORY = 1 << 30
+"""Hidden states of all batches up to this size are in memory; larger ones are in a file."""
+
+
+@torch.no_grad()
+def iterate_layers(
+    parent: TesseraForCausalLM, batches: Sequence[Batch], num_layers: int, context: StageContext
+) -> Iterator[tuple[int, int, dict[Part, SubblockIO]]]:
+    """Take all batches through a layer before the next, so that each layer is needed once.
+
+    Only the hidden states between two layers are stored.
+
+    Yields:
+        Number of the layer, number of the batch, and input and output of each sub-block (none of a no-op).
+    """
+    first_BTD = parent.model.embed_tokens(batches[0].input_ids_BT)
+    states_NBTD = _storage(len(batches), first_BTD, context)
+    for number, batch in enumerate(batches):
+        states_NBTD[number] = parent.model.embed_tokens(batch.input_ids_BT)
+    for layer, module in enumerate(islice(parent.model.layers, num_layers)):
+        blocks = {part: block for part in PARTS if (block := Subblock.of(module, part)) is not None}
+        for number, batch in enumerate(batches):
+            ios: dict[Part, SubblockIO] = {}
+            hidden_BTD = states_NBTD[number]
+            for part, block in blocks.items():
+                arguments = attention_context(parent, hidden_BTD, batch) if part == "attention" else ()
+                ios[part] = SubblockIO(hidden_BTD, arguments, block(hidden_BTD, arguments))
+                hidden_BTD = hidden_BTD + ios[part].output_BTD
+            yield layer, number, ios
+            states_NBTD[number] = hidden_BTD
+
+
+def attention_context(parent: TesseraForCausalLM, hidden_BTD: Tensor, batch: Batch) -> tuple[Any, ...]:
+    """Arguments of an attention after the hidden states: rotary positions, mask, no cache."""
+    return parent.model.rotary_emb(hidden_BTD, batch.position_ids_BT), segment_mask(batch.segment_ids_BT), None
+
+
+def _storage(count: int, like: Tensor, context: StageContext) -> Tensor:
+    """Storage for so many tensors, in memory or in a scratch file."""
+    whole = torch.Size((count, *like.shape))
+    if whole.numel() * like.element_size() <= MAX_BYTES_IN_MEMORY:
+        return torch.empty(whole, dtype=like.dtype)
+    file = str(context.scratch / "hidden-states")
+    return torch.from_file(file, shared=True, size=whole.numel(), dtype=like.dtype).view(whole)
+
+
+@torch.no_grad()
+def observe(
+    parent: TesseraForCausalLM, batch: Batch, layers: Iterable[int]
+) -> tuple[dict[tuple[int, Part], SubblockIO], Tensor]:
+    """Run the parent once.
+
+    Returns:
+        Input and output of each sub-block of these layers but no-ops, and hidden states after the final norm.
+    """
+    ios: dict[tuple[int, Part], SubblockIO] = {}
+    with ExitStack() as hooks:
+        for layer in layers:
+            for part in PARTS:
+                own = Subblock.of(parent.model.layers[layer], part)
+                if own is not None:
+                    ios[layer, part] = hooks.enter_context(_recorded(own))
+        output = parent.model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT)
+    return ios, output.last_hidden_state
+
+
+@contextmanager
+def _recorded(own: Subblock) -> Iterator[SubblockIO]:
+    """While in scope, hooks record input and output of a sub-block."""
+    io = SubblockIO()
+
+    def before_norm(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        io.hidden_BTD = args[0]
+
+    def after_module(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        io.context, io.output_BTD = args[1:], output
+
+    with (
+        own.norm.register_forward_pre_hook(before_norm),
+        own.module.register_forward_hook(after_module),
+    ):
+        yield io

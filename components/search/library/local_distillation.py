@@ -25,10 +25,9 @@ from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import PackedStream
 from components.core.training.train_config import TrainConfig, learning_rate
 from components.search.config import Distillation
-from components.search.library.activations import SubblockIO, iterate_layers
+from components.search.library.calibration import SubblockIO, iterate_layers
 from components.search.space.layer_space import LayerSpace, Part, Variant
-from components.search.space.library_files import BlockKey, block_name, save_block
-from components.search.space.subblock import Subblock
+from components.search.space.subblocks import BlockKey, Subblock, block_name, save_block
 
 STATE = "block-trainer.json"
 

@@ -19,14 +19,11 @@ from components.core.base.errors import InputError
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.text.packing import Batch
-from components.search.library.activations import SubblockIO, iterate_layers
+from components.search.library.calibration import SubblockIO, iterate_layers
 from components.search.library.local_distillation import normalised_mse
-from components.search.library.records import LIBRARY_FILE, ShardLibrary
 from components.search.space.layer_space import Part, Variant
-from components.search.space.library_files import BlockKey, load_block
-from components.search.space.records import TrainedBlock
-from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import Weights, subblock_weights
+from components.search.space.library_table import LIBRARY_FILE, ShardLibrary, TrainedBlock
+from components.search.space.subblocks import BlockKey, Subblock, Weights, load_block, subblock_weights
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from components.core.training.loop import train
 from components.core.training.losses import distillation_loss, paired_layers
 from components.core.training.train_config import TrainConfig
 from components.search.child.child_model import trainable
-from components.search.child.held_out_kl import HeldOut, held_out_kl
+from components.search.child.evaluation import HeldOut, held_out_kl
 from components.search.config import Candidates
-from components.search.refine.records import CandidateTrial
+from components.search.search_table import CandidateTrial
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Choice
 from components.search.solver.solve import Solution, pool

@@ -18,7 +18,7 @@ from components.core.serving.load_profile import LoadProfile
 from components.core.serving.timing import measure_times
 from components.search.config import LatencyFeedback
 from components.search.costs.resources import TIMES, Costs
-from components.search.refine.records import FeedbackRound
+from components.search.search_table import FeedbackRound
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Choice
 from components.search.solver.solve import Solution, solve

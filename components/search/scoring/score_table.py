@@ -1,60 +1,78 @@
-"""Scores as they are written: `scores.json` of a shard."""
+"""`scores.json` of one shard: every measure of every sub-block, with its standard error. Light: no torch."""
+
+import math
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
 
-from components.search.config import MEASURES, TextMeasure
-from components.search.scoring.records import BlockScore, ShardScores
-from components.search.scoring.replace_one_block import Scores
-from components.search.scoring.task_accuracy import Solved
-from components.search.scoring.uncertainty import standard_error
-from components.search.space.library_files import BlockKey
+from components.core.base.config import Config
+from components.core.base.errors import InputError
+from components.search.config import Measure
+from components.search.space.library_table import TrainedBlock
 
-DIGITS = 9
-"""Of row sums: finer than their float32 beginnings, and short in JSON."""
-
-
-def shard_scores(scores: Scores, solved: Solved | None = None) -> ShardScores:
-    """Means, standard errors and row sums of every variant, in the order they were given."""
-    blocks = [_block_score(scores, key) for key in scores.sums]
-    if solved is not None:
-        blocks = [_with_accuracy(block, solved, key) for block, key in zip(blocks, scores.sums, strict=True)]
-    return ShardScores(
-        tokens=int(scores.tokens_R.sum()),
-        row_tokens=tuple(scores.tokens_R.tolist()),
-        parent_accuracy=None if solved is None else float(np.mean(solved.parent)),
-        blocks=tuple(blocks),
-    )
+SCORES_FILE = "scores.json"
 
 
-def _block_score(scores: Scores, key: BlockKey) -> BlockScore:
-    """Means, standard errors and row sums of one variant."""
-    layer, variant = key
-    sums_RM = scores.sums[key].numpy()
-    tokens_R = scores.tokens_R.numpy().astype(np.float64)
-    means_M = sums_RM.sum(axis=0) / tokens_R.sum()
-    means: dict[TextMeasure, float] = dict(zip(MEASURES, means_M.tolist(), strict=True))
-    errors = {measure: standard_error(sums_RM[:, index], tokens_R) for index, measure in enumerate(MEASURES)}
-    return BlockScore(
-        layer=layer,
-        part=variant.part,
-        size=variant.size,
-        **means,
-        errors={measure: error for measure, error in errors.items() if error is not None},
-        row_sums={
-            measure: tuple(round(value, DIGITS) for value in sums_RM[:, index].tolist())
-            for index, measure in enumerate(MEASURES)
-        },
-    )
+class BlockScore(TrainedBlock):
+    """One alternative sub-block."""
+
+    kl: float
+    """KL(parent || parent with this one sub-block replaced), nats a token."""
+    lm_loss: float | None = None
+    """What the next-token loss grows by, nats a token; below 0 where it falls. None where it was not measured."""
+    cosine: float | None = None
+    """1 - cos of the last hidden states, mean over tokens."""
+    top1: float | None = None
+    """Share of tokens that become another one where the likeliest is taken."""
+    accuracy: float | None = None
+    """Share of the task set's problems that the parent solves, less the share that is solved with this sub-block."""
+    errors: dict[Measure, float] = Field(default_factory=dict)
+    """Standard error of each measure, rows of text and problems being what was sampled; none from a single one."""
+    row_sums: dict[Measure, tuple[float, ...]] = Field(default_factory=dict)
+    """Each measure summed over the tokens of each row, `accuracy` of each problem; left out of `search.json`."""
+
+    def of(self, measure: Measure) -> float:
+        """One of the measures.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        value: float | None = getattr(self, measure)
+        if value is None:
+            raise InputError(
+                f"scores.json has no {measure} of layer {self.layer}'s {self.part}-{self.size}",
+                hint="score again with search.task.num_problems"
+                if measure == "accuracy"
+                else "score again, or set search.score to kl",
+            )
+        return value
 
 
-def _with_accuracy(block: BlockScore, solved: Solved, key: BlockKey) -> BlockScore:
-    """The same with the problems that are lost: 1 a problem, -1 where it is the parent that fails."""
-    lost_R = np.subtract(solved.parent, solved.variants[key], dtype=np.float64)
-    error = standard_error(lost_R, np.ones_like(lost_R))
-    return block.model_copy(
-        update={
-            "accuracy": float(lost_R.mean()),
-            "errors": block.errors | ({} if error is None else {"accuracy": error}),
-            "row_sums": block.row_sums | {"accuracy": tuple(lost_R.tolist())},
-        }
-    )
+class ShardScores(Config):
+    """`scores.json` of one shard."""
+
+    tokens: int
+    """Held-out tokens that the measures are averaged over."""
+    row_tokens: tuple[int, ...] = ()
+    """Those of each row."""
+    parent_accuracy: float | None = None
+    """Share of the task set's problems that the parent solves; None without a task set."""
+    blocks: tuple[BlockScore, ...]
+    """Every alternative sub-block of the shard's layers."""
+
+
+Rows = NDArray[np.float64]
+
+
+def standard_error(sums_R: Rows, tokens_R: Rows) -> float | None:
+    """Of the mean over all positions, the ratio of two sums over rows; None where there are fewer than two rows.
+
+    sqrt(R / (R - 1) * sum_r (s_r - mean * n_r)^2) / sum_r n_r.
+
+    Source: Cochran, Sampling Techniques, section 6.4 (variance of a ratio estimate).
+    """
+    if len(sums_R) < 2:
+        return None
+    deviations_R = sums_R - sums_R.sum() / tokens_R.sum() * tokens_R
+    return float(math.sqrt(len(sums_R) / (len(sums_R) - 1) * (deviations_R**2).sum()) / tokens_R.sum())

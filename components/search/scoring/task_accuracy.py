@@ -23,8 +23,7 @@ from components.core.text.problems import Problem, read_problems
 from components.core.training.greedy_decoding import Tokens, complete, complete_like
 from components.search.config import TaskSet
 from components.search.scoring.replace_one_block import Replacements
-from components.search.space.build import with_replaced
-from components.search.space.library_files import BlockKey, block_name
+from components.search.space.subblocks import BlockKey, block_name, with_replaced
 
 POINT = "accuracy.json"
 WHAT = "accuracy of sub-blocks"

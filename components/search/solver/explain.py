@@ -1,14 +1,43 @@
 """Why a layer of the child has its sub-blocks: the best choice that has another option there."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from components.core.base.config import Config
+from components.search.config import Measure
 from components.search.costs.resources import Costs
+from components.search.scoring.score_table import Rows, ShardScores, standard_error
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Choice
-from components.search.solver.records import Margin
 from components.search.solver.solve import MAX_NODES, solve_problem
 from components.search.space.layer_space import Part
+
+NOISE = 2.0
+"""Standard errors that a difference must exceed to count as one: about 95 % of chance differences do not."""
+NODES = 1000
+"""Nodes that the search for a next best child may take; beyond, the best one found counts."""
+
+
+class Margin(Config):
+    """A slot of the best child against the best child that has another option there."""
+
+    layer: int
+    """Layer of the parent."""
+    part: Part
+    """Attention or FFN."""
+    chosen: str
+    """What the best child has."""
+    following: str | None = None
+    """What the next best has; None where nothing else is within the limits."""
+    difference: float | None = None
+    """What the next best scores more."""
+    error: float | None = None
+    """Standard error of that, from the rows of text that both were scored on; None where it is not known."""
+    within_noise: bool | None = None
+    """Whether the difference is less than two standard errors: other text could have turned the choice."""
 
 
 @dataclass(frozen=True)
@@ -149,3 +178,57 @@ def _sentence(chosen: Alternative, others: list[Alternative]) -> str:
     return (
         f"the next best is {following.option}: {following.difference:.4g}{error} nats a token more{noise}, {elsewhere}"
     )
+
+
+def margins(
+    table: OptionTable, limits: Mapping[str, float], choice: Choice, shards: Sequence[ShardScores], measure: Measure
+) -> tuple[Margin, ...]:
+    """For each slot, how much worse the best child with another option there is, and how well that is known.
+
+    Args:
+        table: options of all slots.
+        limits: absolute limits.
+        choice: the best one within them.
+        shards: what scores were made from.
+        measure: what the scores of the table are.
+    """
+    problem = table.problem(table.scores, limits).with_fixed(table.fixed_options)
+    sums, tokens_R = _row_sums(table, shards, measure)
+    found = []
+    for number, slot in enumerate(table.slots):
+        others_KJ = problem.allowed_KJ.copy()
+        others_KJ[number, choice[number]] = False
+        margin = Margin(layer=slot.layer, part=slot.part, chosen=slot.options[choice[number]].name)
+        if others_KJ[number].any():
+            other = solve_problem(dataclasses.replace(problem, allowed_KJ=others_KJ), max_nodes=NODES)
+            if other is not None:
+                difference = float(problem.objective(other.choice) - problem.objective(choice))
+                differences_R = sum(
+                    (sums[k][b] - sums[k][a] for k, (a, b) in enumerate(zip(choice, other.choice, strict=True))),
+                    start=np.zeros_like(tokens_R),
+                )
+                error = standard_error(differences_R, tokens_R)
+                margin = margin.model_copy(
+                    update={
+                        "following": slot.options[other.choice[number]].name,
+                        "difference": difference,
+                        "error": error,
+                        "within_noise": None if error is None else difference < NOISE * error,
+                    }
+                )
+        found.append(margin)
+    return tuple(found)
+
+
+def _row_sums(table: OptionTable, shards: Sequence[ShardScores], measure: Measure) -> tuple[list[list[Rows]], Rows]:
+    """Of each option of each slot, the sums over the rows that all variants were scored on; and the tokens of those."""
+    blocks = [block for shard in shards for block in shard.blocks]
+    rows = min((len(block.row_sums.get(measure, ())) for block in blocks), default=0)
+    known = {(block.layer, block.part, block.size): np.array(block.row_sums[measure][:rows]) for block in blocks}
+    nothing = np.zeros(rows)
+    sums = [
+        [known.get((slot.layer, slot.part, option.size), nothing) for option in slot.options] for slot in table.slots
+    ]
+    # A problem counts once, a row of text by its tokens.
+    tokens = [1] * rows if measure == "accuracy" else shards[0].row_tokens[:rows] if shards else ()
+    return sums, np.array(tokens, dtype=np.float64)

@@ -1,16 +1,44 @@
 """Best scores over a range of limits: Pareto fronts, and sweeps at several batch sizes.
 
 The batch size is no variable of the problem: it is solved once for each size, and the best is marked (arXiv 2411.19146,
-appendix B). `refine/rebatch.py` gives the costs at another batch size.
+appendix B). `option_table.at_batch` gives the costs at another batch size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from components.core.base.config import Config
+from components.search.costs.resources import Costs
 from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Problem
-from components.search.solver.records import FrontPoint, ParetoPoint
 from components.search.solver.solve import MAX_NODES, Solution, minimise, solve, solve_problem
+
+
+class ParetoPoint(Config):
+    """The best choice at one latency limit, other limits as they are."""
+
+    limit_ms: float
+    """Latency limit."""
+    choice: tuple[int, ...]
+    """Number of the chosen option of each slot."""
+    score: float
+    """Sum of its scores."""
+    costs: Costs
+    """Predicted, before fusion."""
+
+
+class FrontPoint(Config):
+    """The best choice at one limit of some resource, other limits as they are."""
+
+    limit: float
+    """Of the resource."""
+    choice: tuple[int, ...]
+    """Number of the chosen option of each slot."""
+    score: float
+    """Sum of its scores."""
+    costs: Costs
+    """Predicted, before fusion."""
+
 
 FRONTS = ("parameters", "memory_bytes", "request_ms")
 """Resources besides latency whose front `search.json` has."""

@@ -7,11 +7,11 @@ from pydantic import JsonValue
 from components.core.runtime.context import StageContext
 from components.search.config import CostsConfig
 from components.search.costs.measured import measure_costs, own_costs_of
-from components.search.costs.records import COSTS_FILE
+from components.search.costs.resources import COSTS_FILE
 from components.search.library.calibration import load_parent
-from components.search.space.build import shape_of
 from components.search.space.layer_space import layer_spaces, left_out, servable_spaces
-from components.search.space.records import write_record
+from components.search.space.library_table import write_record
+from components.search.space.subblocks import shape_of
 
 
 def costs(

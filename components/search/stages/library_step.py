@@ -1,4 +1,4 @@
-"""The stage that trains the block library of a share of the layers."""
+"""The stages that score FFN channels, and train the block library of a share of the layers."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,10 @@ from pydantic import JsonValue
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.text.packing import PackedStream, load_corpus
-from components.search.config import LibraryConfig
-from components.search.library.calibration import load_parent
-from components.search.library.importance import load_importance
-from components.search.library.linear_fit import fit_linear
+from components.search.config import ImportanceConfig, LibraryConfig
+from components.search.library.calibration import calibration_batches, load_parent
+from components.search.library.initialisation import channel_contributions, fit_linear, load_importance, save_importance
 from components.search.library.local_distillation import distil, shard_layers, variants_to_train
-from components.search.library.records import LIBRARY_FILE, ShardLibrary
 from components.search.library.warm_start import (
     EarlierBlock,
     better_starts,
@@ -24,12 +22,29 @@ from components.search.library.warm_start import (
     start_from,
     teacher_digests,
 )
-from components.search.space.build import build_subblock, shape_of
 from components.search.space.layer_space import layer_spaces
-from components.search.space.library_files import BlockKey, load_block, save_block
-from components.search.space.records import Start, TrainedBlock, write_record
-from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import initialise, subblock_weights
+from components.search.space.library_table import LIBRARY_FILE, ShardLibrary, Start, TrainedBlock, write_record
+from components.search.space.subblocks import (
+    BlockKey,
+    Subblock,
+    build_subblock,
+    initialise,
+    load_block,
+    save_block,
+    shape_of,
+    subblock_weights,
+)
+
+
+def importance(
+    config: ImportanceConfig, *, context: StageContext, out: Path, parent: Path, corpus: Path
+) -> dict[str, JsonValue]:
+    """Channel importance on calibration text. Source: arXiv 2411.19146, appendix A."""
+    model = load_parent(parent, context, config.dtype)
+    batches = calibration_batches(config, corpus, parent, "train", config.importance_batches)
+    contributions = channel_contributions(model, batches, context)
+    save_importance(contributions, out / "importance")
+    return {"layers": len(contributions)}
 
 
 def library(

@@ -16,15 +16,12 @@ from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile
 from components.core.text.packing import PackedStream, load_corpus
 from components.search.child.child_model import ChildFactory, child_record, choice_record
-from components.search.child.fusion_effect import fusion_effect
-from components.search.child.records import ChildRecord, FusionEffect
+from components.search.child.evaluation import fusion_effect
 from components.search.config import SearchConfig
 from components.search.costs.measured import architecture_of, own_costs_of
-from components.search.costs.records import CostTable
-from components.search.costs.resources import Costs
+from components.search.costs.resources import Costs, CostTable
 from components.search.library.calibration import calibration_batches, load_parent
-from components.search.library.importance import load_importance, spread_of_importance
-from components.search.library.records import LayerImportance
+from components.search.library.initialisation import load_importance, spread_of_importance
 from components.search.refine.candidate_trials import best_choices, compare_candidates
 from components.search.refine.latency_feedback import (
     FeedbackResult,
@@ -32,19 +29,17 @@ from components.search.refine.latency_feedback import (
     calibrate_latency,
     measure_child,
 )
-from components.search.refine.records import CandidateTrial
-from components.search.scoring.records import BlockScore, ShardScores
+from components.search.scoring.score_table import BlockScore, ShardScores
+from components.search.search_table import TABLE_FILE, CandidateTrial, ChildRecord, FusionEffect, Proof, SearchTable
 from components.search.solver.baselines import greedy_choice, most_parameters, random_choice, uniform_choice
+from components.search.solver.explain import margins
 from components.search.solver.fronts import latency_front, other_fronts
-from components.search.solver.margins import margins
 from components.search.solver.option_table import OptionTable, option_table
 from components.search.solver.problem import Choice
-from components.search.solver.records import Proof
 from components.search.solver.solve import absolute_limits, certify
-from components.search.space.build import shape_of
 from components.search.space.layer_space import LayerSpace, Variant, layer_spaces, servable_spaces
-from components.search.space.records import write_record
-from components.search.stages.records import TABLE_FILE, SearchTable
+from components.search.space.library_table import LayerImportance, write_record
+from components.search.space.subblocks import shape_of
 from components.search.stages.upstream import SearchInputs, costs_folder, read_scores, run_missing_upstream
 
 

@@ -8,10 +8,10 @@ from typing import NotRequired, TypedDict
 from components.core.runtime.context import StageContext
 from components.core.runtime.resume import Resume
 from components.search.config import CostsConfig, ImportanceConfig, LibraryConfig, ScoresConfig, SearchConfig
-from components.search.library.records import LIBRARY_FILE, ShardLibrary
-from components.search.scoring.records import SCORES_FILE, BlockScore, ShardScores
+from components.search.scoring.score_table import SCORES_FILE, BlockScore, ShardScores
+from components.search.space.library_table import LIBRARY_FILE, ShardLibrary
 from components.search.stages.costs_step import costs as measure_costs
-from components.search.stages.importance_step import importance as score_channels
+from components.search.stages.library_step import importance as score_channels
 from components.search.stages.library_step import library as train_library
 from components.search.stages.scores_step import score_blocks
 

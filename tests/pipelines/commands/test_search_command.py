@@ -12,9 +12,9 @@ import pytest
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.store.store import open_store
 from components.search.config import Limits, Measurement
+from components.search.search_table import SearchTable
 from components.search.solver.explain import explain_layer
 from components.search.solver.solve import certify, solve_table
-from components.search.stages.records import SearchTable
 from pipelines.cli import run_command
 from tests.pipelines.made_up_run import COSTS, SEARCH, SHAPE, make_run
 

@@ -13,12 +13,10 @@ from components.core.runtime.context import quiet_context
 from components.core.runtime.placement import Placement
 from components.core.text.packing import Batch
 from components.search.child.child_model import Child, ChildFactory, assemble, child_layers, trainable
-from components.search.child.held_out_kl import held_out_kl
+from components.search.child.evaluation import held_out_kl
 from components.search.config import Candidates, Fusion, Space
-from components.search.space.build import build_subblock
 from components.search.space.layer_space import Variant, layer_spaces
-from components.search.space.library_files import save_block
-from components.search.space.variant_weights import initialise, subblock_weights
+from components.search.space.subblocks import build_subblock, initialise, save_block, subblock_weights
 from components.search.stages.search_step import search
 from tests.components.search.stages.test_search_step import CONFIG
 

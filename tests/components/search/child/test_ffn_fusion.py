@@ -21,7 +21,7 @@ from components.search.child.ffn_fusion import (
     fuse_layers,
 )
 from components.search.config import Fusion
-from components.search.space.variant_weights import subblock_weights
+from components.search.space.subblocks import subblock_weights
 
 HIDDEN = 8
 

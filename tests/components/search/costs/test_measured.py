@@ -23,10 +23,9 @@ from components.search.costs.measured import (
     shapes_to_measure,
     split_times,
 )
-from components.search.costs.memory import activation_bytes
-from components.search.costs.resources import Costs
-from components.search.space.build import heterogeneous_model, reshaped
+from components.search.costs.resources import Costs, activation_bytes
 from components.search.space.layer_space import PARTS, Shape, Variant, layer_spaces
+from components.search.space.subblocks import heterogeneous_model, reshaped
 
 SPACE = Space(ffn_fractions=(0.5,), num_key_value_heads=(2,))
 SPACES = layer_spaces(SPACE, ((4, 64),) * 4)

@@ -10,8 +10,7 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.search.config import Measurement, SearchConfig, Space
 from components.search.costs.measured import architecture_of, measure_costs
-from components.search.costs.memory import model_costs
-from components.search.costs.resources import Costs
+from components.search.costs.resources import Costs, model_costs
 from components.search.costs.roofline import CACHED, COMPUTED, STREAMED, largest_batch, predicted, predicted_model
 from components.search.devices import DEVICES, Device, device_named
 from components.search.space.layer_space import layer_spaces, servable_spaces

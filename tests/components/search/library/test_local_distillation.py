@@ -12,13 +12,18 @@ from components.core.runtime.context import Interrupted, StageContext, quiet_con
 from components.core.text.packing import Batch, PackedStream, load_corpus
 from components.search.child.child_model import child_layers
 from components.search.config import Distillation, Space
-from components.search.library.activations import observe
+from components.search.library.calibration import observe
 from components.search.library.local_distillation import distil, normalised_mse, shard_layers, variants_to_train
-from components.search.space.build import build_subblock
 from components.search.space.layer_space import Variant, layer_spaces
-from components.search.space.library_files import BlockKey, load_block, save_block
-from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import initialise, subblock_weights
+from components.search.space.subblocks import (
+    BlockKey,
+    Subblock,
+    build_subblock,
+    initialise,
+    load_block,
+    save_block,
+    subblock_weights,
+)
 
 SPACES = layer_spaces(Space(ffn_fractions=(0.5,)), ((4, 64),) * 4)
 

@@ -11,13 +11,11 @@ from components.core.model.checkpoint import load_model, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import quiet_context
 from components.search.config import Distillation, ImportanceConfig, LibraryConfig, Limits
-from components.search.library.records import ShardLibrary
 from components.search.library.warm_start import digest_of_weights, layers_before
-from components.search.space.build import heterogeneous_model
-from components.search.space.variant_weights import keep_channels, subblock_weights
-from components.search.stages.importance_step import importance
-from components.search.stages.library_step import library
-from components.search.stages.records import TABLE_FILE, SearchTable
+from components.search.search_table import TABLE_FILE, SearchTable
+from components.search.space.library_table import ShardLibrary
+from components.search.space.subblocks import heterogeneous_model, keep_channels, subblock_weights
+from components.search.stages.library_step import importance, library
 from components.search.stages.search_step import search
 from tests.components.search.stages.test_search_step import CONFIG as SEARCHED
 from tests.components.search.stages.test_search_step import write_costs

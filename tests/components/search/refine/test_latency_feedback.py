@@ -14,7 +14,7 @@ from components.search.refine.latency_feedback import MeasuredChild, calibrate_l
 from components.search.solver.option_table import Option, OptionTable, Slot
 from components.search.solver.problem import Choice
 from components.search.solver.solve import solve
-from components.search.space.build import heterogeneous_model
+from components.search.space.subblocks import heterogeneous_model
 
 NEW_TOKENS = 5
 LOOP = LatencyFeedback(max_rounds=3)

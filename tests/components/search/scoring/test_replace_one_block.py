@@ -18,11 +18,8 @@ from components.search.child.ffn_fusion import ChildLayer
 from components.search.config import MEASURES
 from components.search.scoring import replace_one_block as scoring
 from components.search.scoring.replace_one_block import Replacements, Scores, score_replacements
-from components.search.space.build import build_subblock, shape_of
 from components.search.space.layer_space import Part, Size, Variant
-from components.search.space.library_files import BlockKey
-from components.search.space.subblock import Subblock
-from components.search.space.variant_weights import initialise, subblock_weights
+from components.search.space.subblocks import BlockKey, Subblock, build_subblock, initialise, shape_of, subblock_weights
 
 SIZES: dict[Part, tuple[Size, ...]] = {"attention": (1, "linear", 0), "ffn": (16, "linear", 0)}
 VARIANTS: list[BlockKey] = [

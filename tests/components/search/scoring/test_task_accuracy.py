@@ -16,10 +16,9 @@ from components.core.text.formulas import JudgeFailed
 from components.core.text.verifier import verify
 from components.search.config import TaskSet
 from components.search.scoring.replace_one_block import Replacements, Scores
-from components.search.scoring.score_table import shard_scores
 from components.search.scoring.task_accuracy import Tasks, load_tasks, solve_replaced
-from components.search.space.library_files import BlockKey
-from components.search.space.subblock import Subblock
+from components.search.space.subblocks import BlockKey, Subblock
+from components.search.stages.scores_step import shard_scores
 from tests.components.search.scoring.test_replace_one_block import VARIANTS, replacement_for, whole_child
 
 TASK = TaskSet(num_problems=8, max_tokens=5)

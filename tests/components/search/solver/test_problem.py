@@ -10,9 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from components.search.solver.certificate import Certificate, WrongCertificate, check
-from components.search.solver.infeasibility import find_conflict
 from components.search.solver.problem import Choice, Problem
-from components.search.solver.solve import certify, pool, solve_problem
+from components.search.solver.solve import certify, find_conflict, pool, solve_problem
 
 Rows = list[list[float]]
 Table = tuple[Rows, dict[str, Rows]]

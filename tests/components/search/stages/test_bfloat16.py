@@ -11,10 +11,9 @@ from components.core.model.checkpoint import load_model, read_weights, save_mode
 from components.core.model.inspection import read_config
 from components.core.runtime.context import StageContext, quiet_context
 from components.core.text.packing import Batch
-from components.search.library.activations import observe
-from components.search.space.build import build_subblock
+from components.search.library.calibration import observe
 from components.search.space.layer_space import Variant
-from components.search.space.variant_weights import initialise, subblock_weights
+from components.search.space.subblocks import build_subblock, initialise, subblock_weights
 from components.search.stages.search_step import search
 from tests.components.search.stages.test_search_step import CONFIG, write_costs
 

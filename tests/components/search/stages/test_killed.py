@@ -11,7 +11,7 @@ import pytest
 from components.core.base import fault_injection as faults
 from components.core.runtime.context import quiet_context
 from components.search.config import ImportanceConfig
-from components.search.stages.importance_step import importance
+from components.search.stages.library_step import importance
 
 NUM_STEPS, SHARD_LAYERS = 5, 2
 SETTINGS = ("shard=0/2", "ffn_fractions=[0.5]", "seq_len=32", "batch_size=4", "seed=1")

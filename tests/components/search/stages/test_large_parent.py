@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from components.search.config import SearchConfig
-from components.search.stages.records import SearchTable
+from components.search.search_table import SearchTable
 from tests.components.search.stages.test_search_step import write_costs
 
 LAYERS, WEIGHTS_MIB = 40, 300

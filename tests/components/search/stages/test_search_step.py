@@ -13,7 +13,6 @@ from components.core.model.checkpoint import load_model, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
 from components.core.serving.load_profile import LoadProfile
-from components.search.child.records import ChildRecord
 from components.search.config import (
     Candidates,
     CostsConfig,
@@ -29,15 +28,13 @@ from components.search.config import (
     TaskSet,
 )
 from components.search.costs.measured import counted_costs
-from components.search.costs.records import CostTable, Machine
-from components.search.costs.resources import Costs
+from components.search.costs.resources import Costs, CostTable, Machine
 from components.search.refine.latency_feedback import MeasuredChild
-from components.search.space.build import heterogeneous_model, shape_of
+from components.search.search_table import ChildRecord, SearchTable
 from components.search.space.layer_space import Size, layer_spaces
+from components.search.space.subblocks import heterogeneous_model, shape_of
 from components.search.stages.costs_step import costs
-from components.search.stages.importance_step import importance
-from components.search.stages.library_step import library
-from components.search.stages.records import SearchTable
+from components.search.stages.library_step import importance, library
 from components.search.stages.scores_step import scores
 from components.search.stages.search_step import search
 

@@ -6,13 +6,7 @@ import torch
 from components.core.model.checkpoint import model_config
 from components.core.model.decoder import Attention
 from components.search.space.layer_space import Variant
-from components.search.space.variant_weights import (
-    initialise,
-    keep_channels,
-    most_important,
-    pool_kv_heads,
-    subblock_weights,
-)
+from components.search.space.subblocks import initialise, keep_channels, most_important, pool_kv_heads, subblock_weights
 
 SIZES = {
     "vocab_size": 4,

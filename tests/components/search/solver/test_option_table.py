@@ -5,12 +5,12 @@ import pytest
 from components.core.base.errors import InputError
 from components.core.model.architecture import Architecture
 from components.search.config import Measurement
-from components.search.costs.records import Machine
+from components.search.costs.resources import Machine
 from components.search.costs.roofline import predicted_model
 from components.search.devices import DEVICES
-from components.search.refine.rebatch import at_batch as _at_batch
+from components.search.search_table import SearchTable
+from components.search.solver import option_table
 from components.search.solver.option_table import OptionTable
-from components.search.stages.records import SearchTable
 from tests.pipelines.made_up_run import SEARCH
 
 SHAPE = Architecture.from_config(
@@ -27,7 +27,7 @@ SHAPE = Architecture.from_config(
 
 
 def at_batch(search: SearchTable, batch: int) -> OptionTable:
-    return _at_batch(
+    return option_table.at_batch(
         search, batch, measurement=search.measurement, parent=search.architecture, processor=search.machine.device
     )
 

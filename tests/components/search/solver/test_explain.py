@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from components.search.costs.resources import Costs
-from components.search.scoring.records import BlockScore, ShardScores
-from components.search.scoring.uncertainty import standard_error
-from components.search.solver.margins import margins
+from components.search.scoring.score_table import BlockScore, ShardScores, standard_error
+from components.search.solver.explain import margins
 from components.search.solver.option_table import Option, OptionTable, Slot
 from components.search.solver.solve import solve_problem
 

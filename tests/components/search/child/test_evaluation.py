@@ -15,11 +15,11 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.text.packing import IGNORE, Batch, PackedStream, load_corpus
 from components.search.child.child_model import assemble
+from components.search.child.evaluation import HeldOut, held_out_kl
 from components.search.child.ffn_fusion import ChildLayer
-from components.search.child.held_out_kl import HeldOut, held_out_kl
 from components.search.config import Candidates
 from components.search.refine.candidate_trials import compare_candidates, judge
-from components.search.space.variant_weights import subblock_weights
+from components.search.space.subblocks import subblock_weights
 
 
 def without_layer(parent: TesseraForCausalLM, number: int) -> TesseraForCausalLM:
