@@ -58,14 +58,14 @@ class FfnRun(Config):
     layers: tuple[int, ...]
     """The parent's layers that they are of."""
     dependency: tuple[tuple[float, ...], ...]
-    """Of each row's FFN, how much each column's depends on it: the cosine distance of what the latter adds with and
-    without the former; 0 where it comes before."""
+    """Dependency of each column's FFN on each row's: cosine distance of the column's output with and without the row's
+    FFN; 0 where the column comes first."""
     groups: tuple[tuple[int, ...], ...]
     """Which of them became one layer each."""
 
 
 class FusionEffect(Config):
-    """What fusion did to the child, both without any training since the library."""
+    """Effect of fusion on the child; neither model was trained since the library."""
 
     runs: tuple[FfnRun, ...]
     """All runs of two or more FFNs."""
@@ -95,18 +95,18 @@ class FeedbackRound(Config):
     predicted: dict[str, float]
     """Times by name, as the costs of that round add up, milliseconds."""
     measured: dict[str, float]
-    """Times of the assembled child, at the pace of the costs: as if the parent took what it took then, milliseconds.
+    """Times of the assembled child, milliseconds, corrected for the parent's drift since the costs were measured.
 
     A child that the last round measured already is not measured again.
     """
     pace: float
-    """A decode step of the parent as measured beside the child, over what it took when costs were measured."""
+    """Decode step of the parent, measured in turns with the child, over its decode step when costs were measured."""
     spread: float
     """Largest less least decode step of the child, as a share of their median."""
     error: float
     """Largest relative difference of predicted and measured times that are limited; of a decode step where none is."""
     agreed: bool
-    """Whether that is within the tolerance."""
+    """Whether the error is within the tolerance."""
 
 
 class CandidateTrial(Config):
@@ -121,22 +121,22 @@ class CandidateTrial(Config):
     kl_after: float
     """The same after it."""
     difference: float
-    """That less the first candidate's, nats a token."""
+    """`kl_after` less the first candidate's, nats a token."""
     difference_error: float
     """Standard error of the difference over held-out rows, nats a token."""
     chosen: bool
-    """Whether the child is this one."""
+    """Whether the child is made from this candidate."""
 
 
 class Proof(Config):
-    """What the solver says of its answer."""
+    """Proof of optimality of the solution."""
 
     objective: float
     """Score of the child."""
     bound: float
     """No choice within the limits scores below this."""
     gap: float
-    """Relative distance of the two."""
+    """Relative distance of objective and bound."""
     status: str
     """`optimal`, or `feasible` where the gap is not 0."""
 

@@ -55,7 +55,7 @@ def child_layers(
 
 
 def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> TesseraForCausalLM:
-    """A model of these layers between the parent's embeddings and head, to be used as it is; see `trainable`.
+    """A model of these layers between the parent's embeddings and head, frozen; `trainable` makes a copy to train.
 
     It shares the parent's weights, copies none, and is paged where the parent is. Its configuration says in
     `parent_layers`, for each layer, how many layers of the parent are behind its output.

@@ -60,7 +60,7 @@ class HeldOut:
 def held_out_kl(
     parent: TesseraForCausalLM, models: Sequence[TesseraForCausalLM], batches: Sequence[Batch]
 ) -> list[HeldOut]:
-    """KL of each model from the parent; what the parent says is computed once."""
+    """KL of each model from the parent, whose predictions are computed once."""
     sums: list[list[float]] = [[] for _ in models]
     tokens: list[int] = []
     for batch in batches:

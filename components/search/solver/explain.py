@@ -51,10 +51,10 @@ class Alternative:
         own_costs: what it takes by itself.
         objective: score of the best child that has it, nats a token; None where no such child is within the limits, or
             the recipe fixes another option.
-        difference: that less the score of the best child; None likewise.
+        difference: that objective less the score of the best child; None where the objective is.
         error: standard error of the difference, from the rows of text that both were scored on; None where not known.
-        within_noise: whether the difference is less than two of those; None likewise.
-        costs: of that child; None likewise.
+        within_noise: whether the difference is less than two standard errors; None where the difference is.
+        costs: of that child; None where there is none.
         changed: other slots that differ between that child and the best one.
     """
 
@@ -172,7 +172,7 @@ def _sentence(chosen: Alternative, others: list[Alternative]) -> str:
     if following.difference < 0:
         ahead = f"{following.option} scores better by {-following.difference:.4g} nats a token"
         return f"{ahead}, and a short distillation of several candidates chose this child"
-    elsewhere = f"with {following.changed} other sub-blocks changed" if following.changed else "all else as it is"
+    elsewhere = f"with {following.changed} other sub-blocks changed" if following.changed else "all else unchanged"
     error = "" if following.error is None else f" ± {following.error:.2g}"
     noise = ", within the noise" if following.within_noise else ""
     return (

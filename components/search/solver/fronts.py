@@ -15,7 +15,7 @@ from components.search.solver.solve import MAX_NODES, Solution, minimise, solve,
 
 
 class ParetoPoint(Config):
-    """The best choice at one latency limit, other limits as they are."""
+    """The best choice at one latency limit, under the other limits unchanged."""
 
     limit_ms: float
     """Latency limit."""
@@ -28,7 +28,7 @@ class ParetoPoint(Config):
 
 
 class FrontPoint(Config):
-    """The best choice at one limit of some resource, other limits as they are."""
+    """The best choice at one limit of a resource, under the other limits unchanged."""
 
     limit: float
     """Of the resource."""
@@ -43,7 +43,7 @@ class FrontPoint(Config):
 FRONTS = ("parameters", "memory_bytes", "request_ms")
 """Resources besides latency whose front `search.json` has."""
 THROUGHPUT = "tokens_per_s"
-"""The one limit that is a least; it is a most on `request_ms`."""
+"""The only lower limit; it is solved as an upper limit on `request_ms`."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def sweep(
         problem_under: the problem under a value of the swept limit, by name.
         name: of the swept limit.
         values: of it.
-        batch: kept with the points.
+        batch: batch size that the points are for.
     """
     found: dict[float, Solution | None] = {}
     last: Solution | None = None
@@ -102,7 +102,7 @@ def mark_best(fronts: Sequence[Sequence[Point]]) -> list[list[Point]]:
 def pareto_front(
     table: OptionTable, limits: Mapping[str, float], num_points: int, resource: str = "latency_ms"
 ) -> list[tuple[float, Solution]]:
-    """The best choice at each of several limits of one resource, under the other limits as they are.
+    """The best choice at each of several limits of one resource, under the other limits unchanged.
 
     Returns:
         Limit and solution, from the least that the other limits allow to the parent's own; a single limit where that

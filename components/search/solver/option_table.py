@@ -24,7 +24,7 @@ class Option(Config):
     score: float
     """Replace-one-block KL(parent || child), nats a token; the parent's own is 0."""
     costs: Costs
-    """What it takes."""
+    """Its costs."""
 
 
 class Slot(Config):
@@ -159,12 +159,13 @@ def at_batch(
     old, shape = measurement, parent
     if old is None or shape is None:
         raise InputError(
-            "this search did not keep what its costs are of", hint="run it again: earlier versions did not"
+            "search.json has no measurement or architecture, which costs at another batch size need",
+            hint="run the search again: earlier versions did not write them",
         )
     device = device_named(processor) if old.device is None else device_of(old.device)
     if device is None:
         raise InputError(
-            f"nothing is known of {processor!r}, so costs at another batch cannot be told",
+            f"no data sheet of {processor!r}, so costs at another batch size cannot be predicted",
             hint="search with measurement.batch_size set to it, or with measurement.device",
         )
     cached = None if old.cached_tokens is None else max(1, old.cached_tokens * batch // old.batch_size)

@@ -1,4 +1,4 @@
-"""Scores and costs that were measured elsewhere: the table that `tessera search solve` takes."""
+"""Scores and costs from other programs: the table of layers that `tessera search solve` reads."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class _Record(BaseModel):
-    """Keys that are not known are left alone: tables come from other programs."""
+    """A record that ignores unknown keys: tables come from other programs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,7 +30,7 @@ class LayerOption(_Record):
 
 
 class Layer(_Record):
-    """A layer, and the ways to build it."""
+    """A layer and its options."""
 
     options: tuple[LayerOption, ...] = Field(min_length=1)
 
@@ -89,7 +89,7 @@ class LayerTable(_Record):
         return [[option.costs[name] for option in layer.options] for layer in self.layers]
 
     def problem(self, limits: Mapping[str, float]) -> Problem:
-        """What the solver is given.
+        """The problem to solve under these limits.
 
         Raises:
             InputError: a limit on a cost that an option does not have.
@@ -97,7 +97,7 @@ class LayerTable(_Record):
         return Problem.of(self.scores, {name: self.costs(name) for name in limits}, limits)
 
     def totals(self, choice: Choice) -> dict[str, float]:
-        """What a choice costs, by name; whole numbers stay whole."""
+        """Total costs of a choice by name; whole numbers stay integers."""
         totals: dict[str, float] = {}
         for name in self.names():
             chosen = (layer.options[option].costs[name] for layer, option in zip(self.layers, choice, strict=True))

@@ -1,4 +1,4 @@
-"""What is asked of the solver: the best choice within limits, several that differ, and the proof of the best.
+"""Entry points of the solver: best choice, pool of diverse choices, certificate, and conflict of infeasible limits.
 
 Source: arXiv 2411.19146, appendix B.
 """
@@ -73,7 +73,7 @@ def solve_problem(
         mip_start: feasible choices; the first incumbents.
 
     Raises:
-        TimeIsOver: see there.
+        TimeIsOver: nothing was found in time, nor a proof that nothing is within the limits.
     """
     solutions = solutions_of(search(problem, mip_start=mip_start, time_limit_s=time_limit_s, max_nodes=max_nodes))
     return solutions[0] if solutions else None
@@ -195,7 +195,7 @@ def absolute_limits(limits: Limits, parent: Costs, batch_tokens: int = 0) -> dic
     for resource, name in asked.items():
         if parent.of(resource) == 0 or (name == "tokens_per_s" and not batch_tokens):
             raise RecipeError(
-                f"search.limits.{name} is set, and the costs at hand do not know it",
+                f"search.limits.{name} is set, and the given costs do not have it",
                 hint="leave search.costs out to measure again, or set another limit",
             )
     budget = limits.request_budget_ms(parent.request_ms, batch_tokens)

@@ -25,9 +25,9 @@ class TrainedBlock(Config):
     last_error: float | None = None
     """Mean normalised error over the last tenth of the training steps."""
     steps: int = 0
-    """Steps that it was taught in."""
+    """Optimizer steps of its training."""
     start: Start = "parent"
-    """What it was made from: the parent's own weights, an earlier library's, or those as they are, without training."""
+    """Start of its training: `parent` or `earlier` weights; `reused` is an earlier library's block without training."""
 
 
 def write_record(path: Path, record: Config) -> None:
@@ -49,7 +49,7 @@ class ShardLibrary(Config):
     num_steps: int = 0
     """Steps of the distillation."""
     teachers: dict[str, str] = Field(default_factory=dict)
-    """By layer and part, such as `3/ffn`, SHA-256 of the parent's own sub-block, which taught the variants."""
+    """By layer and part, such as `3/ffn`, SHA-256 of the parent's own sub-block, the teacher of the variants."""
 
 
 class LayerImportance(Config):

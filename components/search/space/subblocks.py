@@ -135,11 +135,11 @@ class Subblock(nn.Module):
         return None if module is None else cls(part, norm, module)
 
     def forward(self, hidden_BTD: Tensor, context: tuple[Any, ...]) -> Tensor:
-        """What is added to the residual stream.
+        """Output that is added to the residual stream.
 
         Args:
             hidden_BTD: the residual stream.
-            context: what the module is given beside hidden states: positions and mask.
+            context: the other arguments of the module: positions and mask; empty for an FFN.
         """
         output_BTD: Tensor = self.module(self.norm(hidden_BTD), *context)
         return output_BTD

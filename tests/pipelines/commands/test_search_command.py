@@ -223,7 +223,7 @@ def test_a_search_is_not_swept_over_what_it_does_not_know(tmp_path: Path, capsys
     for arguments, message in (
         (["--limit", "tokens_per_s=1..2"], "do not know tokens_per_s"),
         (["--limit", "speed=1..2"], "a search has no cost 'speed'"),
-        (["--limit", "parameters=1..2", "--batch", "8"], "did not keep what its costs are of"),
+        (["--limit", "parameters=1..2", "--batch", "8"], "has no measurement or architecture"),
         (["--limit", "parameters=1..2", "--batch", "8,x"], "not a list of batch sizes"),
     ):
         assert run_command(["search", "sweep", str(path), *arguments]) == 2

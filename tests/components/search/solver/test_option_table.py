@@ -59,5 +59,5 @@ def test_predicted_costs_are_predicted_anew() -> None:
 
 
 def test_a_machine_that_nothing_is_known_of_is_told() -> None:
-    with pytest.raises(InputError, match="nothing is known of 'abacus'"):
+    with pytest.raises(InputError, match="no data sheet of 'abacus'"):
         at_batch(search(Measurement(), device="abacus"), 8)

@@ -278,5 +278,5 @@ def test_throughput_is_a_time_budget_for_the_batch() -> None:
     assert absolute_limits(Limits(tokens_per_s="250%", request_ms="90%"), parent, 64) == {
         "request_ms": pytest.approx(40)
     }
-    with pytest.raises(RecipeError, match=r"search\.limits\.tokens_per_s is set, and the costs at hand do not know it"):
+    with pytest.raises(RecipeError, match=r"search\.limits\.tokens_per_s is set, and the given costs do not have it"):
         absolute_limits(Limits(tokens_per_s="250%"), Costs(latency_ms=1.0), 64)

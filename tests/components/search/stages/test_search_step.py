@@ -324,7 +324,7 @@ def test_costs_of_another_space_are_refused(
     tmp_path: Path, context: StageContext, parent_folder: Path, given_costs: Path
 ) -> None:
     config = CONFIG.model_copy(update={"ffn_fractions": (1.0, 0.25)}).part(CostsConfig)
-    with pytest.raises(RecipeError, match="know nothing of ffn-16; they know attention-4"):
+    with pytest.raises(RecipeError, match="have no ffn-16; they have attention-4"):
         costs(config, context=context, out=tmp_path, parent=parent_folder, own_costs=given_costs)
 
 
