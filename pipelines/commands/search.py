@@ -20,9 +20,9 @@ from pipelines.commands.options import (
 
 if TYPE_CHECKING:
     from components.core.base.config import Config
+    from components.search.search_table import SearchTable
     from components.search.solver.explain import Alternative
     from components.search.solver.score_file import LayerTable
-    from components.search.stages.records import SearchTable
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -204,8 +204,8 @@ def export(
 ) -> None:
     """Write the results of a search as JSON and CSV: options, choices, fronts, margins, measurements, fusion."""
     from components.core.store.store import open_store
-    from components.search.costs.records import COSTS_FILE
-    from components.search.stages.records import TABLE_FILE
+    from components.search.costs.resources import COSTS_FILE
+    from components.search.search_table import TABLE_FILE
     from pipelines.records import runs
     from pipelines.report.search_export import export_search
 
@@ -291,7 +291,7 @@ def _report_conflict(
     """Print which limits cannot be met together."""
     import time
 
-    from components.search.solver.infeasibility import find_conflict
+    from components.search.solver.solve import find_conflict
 
     best = find_conflict(layers.problem(limits).with_fixed(fixed))
     seconds = time.monotonic() - started
@@ -321,7 +321,7 @@ def _format_cost(value: float) -> str:
 def _search_table(what: str, store: str) -> "SearchTable":
     """`search.json` of a run, or at a path."""
     from components.core.store.store import open_store
-    from components.search.stages.records import TABLE_FILE, SearchTable
+    from components.search.search_table import TABLE_FILE, SearchTable
     from pipelines.records import runs
 
     if Path(what).is_file():

@@ -9,7 +9,7 @@ from components.core.model.inspection import read_architecture
 from components.core.text.tokenizer_files import VOCABULARY, read_settings
 from components.search.config import Measurement
 from components.search.costs.resources import model_costs
-from components.search.costs.roofline import check as check_device
+from components.search.costs.roofline import require_support
 from components.search.devices import device_of
 from components.search.space.layer_space import LayerSpace, block_of, layer_spaces, left_out, servable_spaces, shape_of
 from pipelines.recipe.graph import Graph, Made
@@ -100,7 +100,7 @@ def _check_search(recipe: Recipe) -> None:
     measurement = recipe.search.measurement
     spaces = servable_spaces(layer_spaces(recipe.search, shape_of(parent)), measurement.tensor_parallel)
     if measurement.device is not None:
-        check_device(measurement, device_of(measurement.device))
+        require_support(measurement, device_of(measurement.device))
     for resource, own in _counted(parent, measurement).items():
         limit = recipe.search.limits.absolute(resource, own)
         reachable = _least(parent, spaces, resource, measurement)
