@@ -13,8 +13,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from components.core.base.errors import TesseraError
 from components.core.store.store import Store

@@ -201,7 +201,6 @@ def _resumed(context: StageContext, keys: Sequence[BlockKey]) -> tuple[int, Scor
     return int(point.name), Scores(saved["tokens"], sums)
 
 
-
 @dataclass(frozen=True)
 class Counted:
     """The positions of some rows that count.

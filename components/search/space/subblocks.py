@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from components.core.model.architecture import LINEAR, Architecture
-from components.core.model.checkpoint import model_config, assign_weights
+from components.core.model.checkpoint import assign_weights, model_config
 from components.core.model.decoder import DecoderLayer, TesseraConfig, TesseraForCausalLM
-from components.core.model.layer_numbering import LAYERS
 from components.core.model.layer_files import write_block
+from components.core.model.layer_numbering import LAYERS
 from components.search.space.layer_space import Part, Shape, Variant, block_of
 from components.search.space.layer_space import shape_of as shape_of_architecture
 

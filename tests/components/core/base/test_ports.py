@@ -13,7 +13,7 @@ import requests  # type: ignore[import-untyped]
 
 from components.core.base.errors import StoreError
 from components.core.base.ports import never_proxy_loopback
-from components.core.store.object_store import open_object_store
+from components.core.store.store import open_object_store
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
