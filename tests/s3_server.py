@@ -19,6 +19,7 @@ import urllib3
 from minio import Minio
 
 BUCKET = "tessera"
+ADMIN_GRPC_OFFSET = 10_000
 PORTS = (
     "s3.port",
     "s3.port.grpc",
@@ -40,7 +41,7 @@ class S3Server:
         self.key, self.secret = "test", uuid.uuid4().hex
         self.reader = ("reader", uuid.uuid4().hex)
         self._memory = memory
-        self._folder, self._ports = folder, dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self._folder, self._ports = folder, _server_ports()
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -140,6 +141,19 @@ def fresh_prefix(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+def _server_ports() -> dict[str, int]:
+    """Ports of the server's parts.
+
+    Its worker looks for the admin part's gRPC port 10,000 above the other, whatever the options say, and keeps a third
+    of a core busy where that is no port.
+    """
+    while True:
+        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        ports["admin.port.grpc"] = ports["admin.port"] + ADMIN_GRPC_OFFSET
+        if ports["admin.port.grpc"] < 1 << 16 and len(set(ports.values())) == len(ports):
+            return ports
 
 
 def _free_ports(count: int) -> list[int]:

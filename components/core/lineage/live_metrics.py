@@ -31,7 +31,8 @@ MAX_PAUSE_S = 15.0
 """Longest time between two attempts to reach MLflow."""
 FLUSH_S = 5.0
 """Longest time that the end of a stage waits for the last batch."""
-LOWEST_PRIORITY = 19
+NICENESS = 5
+"""Below the stage's priority, though not the lowest: a busy stage would starve the import of MLflow."""
 
 
 class RunEnded(Exception):
@@ -134,7 +135,7 @@ def main(store_uri: str, run: str, label: str, offset: str) -> None:
     """Send the metrics of a stage until a line on standard input, its end, or the end of the parent process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the stage may save a checkpoint first, and reports until it ends
-    os.nice(LOWEST_PRIORITY)
+    os.nice(NICENESS)
     live = LiveMetrics(open_store(store_uri), run, label, int(offset), os.environ[TRACKING_URI])
     sender = threading.Thread(target=live.send_until_end, daemon=True)
     sender.start()

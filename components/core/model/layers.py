@@ -116,6 +116,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Each pair (first half, second half) rotated by its angle."""
     half = x.shape[-1] // 2
     rotated = x * cos
-    rotated[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    rotated[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    rotated[..., :half].sub_(x[..., half:] * sin[..., :half])
+    rotated[..., half:].add_(x[..., :half] * sin[..., half:])
     return rotated

@@ -52,9 +52,9 @@ def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_library_asks_a_proxy_for_loopback(url: str, host: str) -> None:
     url = url.replace("127.0.0.1", host)
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(url, timeout=10)
+        urllib.request.build_opener().open(url, timeout=10)  # `urlopen` reads the environment at its first call only
     never_proxy_loopback()
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.build_opener().open(url, timeout=10) as answer:
         assert answer.read() == b"ok"
     assert httpx.get(url, timeout=10).text == "ok"
     assert requests.get(url, timeout=10).text == "ok"

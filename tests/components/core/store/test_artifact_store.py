@@ -378,6 +378,7 @@ def test_no_space_is_told_with_bytes_needed_and_free(
         raise full
 
     monkeypatch.setattr(folder_store, "hash_stream", no_space)
+    monkeypatch.setattr(bucket_store, "hash_chunks", no_space)
     monkeypatch.setattr(os, "link", no_space)
     with pytest.raises(StoreError, match=r"3,003 bytes are needed, [\d,]+ are free\n  hint: free some"):
         store.fetch(digest)

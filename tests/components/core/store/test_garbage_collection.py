@@ -221,9 +221,9 @@ def test_what_killed_processes_left_behind_goes(tmp_path: Path) -> None:
 
 def test_stores_behind_s3_have_working_copies_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = [open_store(uri).local for uri in ("s3://a/b", "s3://a/b/", "s3://a", "s3://a/../../c")]
-    here = tmp_path / ".tessera" / "local" / "a"
-    assert folders == [here / "b", here / "b", here, here / "c"]
+    folders = [open_store(uri).local for uri in ("s3://bucket/b", "s3://bucket/b/", "s3://bucket")]
+    here = tmp_path / ".tessera" / "local" / "bucket"
+    assert folders == [here / "b", here / "b", here]
 
 
 def test_a_cached_stage_and_its_report_read_no_byte_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
