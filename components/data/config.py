@@ -69,9 +69,9 @@ STAGE = Stage(
     config=DataConfig,
     inputs={
         "parent": Input("model", "a model whose tokenizer is used, with the toggle added", optional=True),
-        "own_corpus": Input("data", "text files, or JSONL with rows {text}", optional=True),
-        "own_chats": Input("data", "JSONL with rows {messages}, or {input, output, reasoning, …}", optional=True),
-        "own_problems": Input("data", "JSONL with rows {question, answer}, or also {id, level}", optional=True),
+        "own_corpus": Input("data", "text files, or rows {text}", optional=True),
+        "own_chats": Input("data", "rows of chats: {messages}, ShareGPT, Alpaca, {input, output, reasoning, …}", optional=True),
+        "own_problems": Input("data", "rows {question, answer}, also with {id, level}; GSM8K, DAPO or verl rows", optional=True),
     },
     outputs={
         "tokenizer": Output("tokenizer", "the tokenizer with `<think>`, `</think>` and the chat template"),

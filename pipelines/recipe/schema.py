@@ -79,14 +79,14 @@ class SftSection(SftConfig, Placed):
     num_steps: int = Field(default=200, gt=0)
     """Optimizer steps."""
     data: Paths = ()
-    """Chat JSONL files of your own; the data stage makes chats where none are given."""
+    """Files of chats of your own; the data stage makes chats where none are given."""
 
 
 class RlSection(RlConfig, Placed):
     """Reinforcement learning; a path or a list of paths stands for `data`."""
 
     data: Paths = ()
-    """JSONL files of problems with answers of your own; the data stage makes problems where none are given."""
+    """Files of problems with answers of your own; the data stage makes problems where none are given."""
 
 
 class EvalSection(EvalConfig, Placed):
@@ -141,7 +141,7 @@ class Recipe(Config):
     parent: str | None = None
     """The dense model to start from: a Hugging Face folder or the address of an artifact; null trains a new one."""
     corpus: Paths = ()
-    """Text or JSONL files of your own to train and to search on."""
+    """Text of your own to train and to search on."""
     placement: Placement = Placement()
     """Where and how wide stages run that do not say so themselves."""
     trust: Trust | None = None
