@@ -70,8 +70,8 @@ STAGE = Stage(
     inputs={
         "parent": Input("model", "a model whose tokenizer is used, with the toggle added", optional=True),
         "own_corpus": Input("data", "text files, or rows {text}", optional=True),
-        "own_chats": Input("data", "rows of chats: {messages}, ShareGPT, Alpaca, {input, output, reasoning, …}", optional=True),
-        "own_problems": Input("data", "rows {question, answer}, also with {id, level}; GSM8K, DAPO or verl rows", optional=True),
+        "own_chats": Input("data", "chats: {messages}, ShareGPT, Alpaca, {input, output, …}", optional=True),
+        "own_problems": Input("data", "rows {question, answer, id?, level?}, GSM8K, DAPO or verl rows", optional=True),
     },
     outputs={
         "tokenizer": Output("tokenizer", "the tokenizer with `<think>`, `</think>` and the chat template"),

@@ -4,7 +4,6 @@ Source: arXiv 2505.00949, section 4, and the model cards' chat template.
 """
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from tokenizers import Tokenizer
 
 from components.core.base.errors import DataError
 from components.core.text.example import Example
-from components.core.text.tokenizer_files import token_text
+from components.core.text.tokenizer_files import end_token
 
 THINK, END_THINK = "<think>", "</think>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -126,8 +125,7 @@ def _template() -> Template:
 @functools.lru_cache(maxsize=4)
 def _load(folder: Path) -> tuple[Tokenizer, str]:
     """The tokenizer of a folder, and its end-of-sequence token as text."""
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    return Tokenizer.from_file(str(folder / "tokenizer.json")), token_text(config["eos_token"])
+    return Tokenizer.from_file(str(folder / "tokenizer.json")), end_token(folder)
 
 
 def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from components.core.base.errors import DataError
 from components.core.text.example import Example
-from components.core.text.tokenizer_files import token_text
+from components.core.text.tokenizer_files import end_token
 
 IGNORE = -100
 """Label of a position that does not count in the loss; the value is PyTorch's default."""
@@ -96,8 +96,7 @@ def load_corpus(corpus: Path, tokenizer_folder: Path, split: str) -> list[Exampl
 
 def eos_token_id(folder: Path) -> int:
     """The id of the end-of-sequence token of a tokenizer folder."""
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    token = token_text(config["eos_token"])
+    token = end_token(folder)
     found = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token)
     if found is None:
         raise DataError(f"eos_token {token!r} is not in the vocabulary of {folder.name}")

@@ -67,6 +67,15 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def end_token(folder: Path) -> str:
+    """The text of a tokenizer's end-of-sequence token, from whichever file names it.
+
+    Raises:
+        CheckpointError: as in `read_settings`.
+    """
+    return token_text(read_settings(folder)["eos_token"])
+
+
 def token_text(token: Any) -> str:
     """The text of a token, which settings contain as text or as an object."""
     return str(token.get("content", "") if isinstance(token, dict) else token)

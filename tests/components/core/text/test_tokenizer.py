@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from components.core.base.errors import CheckpointError
 from components.core.text.chat import END_THINK, ROLE_TOKENS, THINK, has_toggle
+from components.core.text.packing import eos_token_id
 from components.core.text.tokenizer import EOS, PAD, add_toggle, train_tokenizer
 from tests.components.core.tiny_models import tokenizer as plain_tokenizer
 
@@ -181,6 +182,7 @@ def test_transformers_reads_the_vocabulary_as_it_is_whatever_class_was_claimed(
 def test_an_end_that_older_folders_name_in_a_file_of_its_own_is_found(own: Path, tmp_path: Path) -> None:
     edit_settings(own, eos_token=None)
     (own / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<eos>", "lstrip": False}}))
+    assert eos_token_id(own) == reload(own).convert_tokens_to_ids("<eos>")  # what the stages before the toggle use
     add_toggle(own, tmp_path / "out")
     assert reload(tmp_path / "out").eos_token == "<eos>"
 
