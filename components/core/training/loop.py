@@ -165,7 +165,7 @@ def prepare(
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     objective = Objective(model, loss_function)
-    if pays_to_compile(model, config, device) if config.compile is None else config.compile:
+    if pays_to_compile(model, config, device, num_ranks) if config.compile is None else config.compile:
         for layer in model.model.layers:  # one at a time: layers of one shape share the compiled code
             layer.compile()
     if num_ranks > 1:
@@ -174,12 +174,15 @@ def prepare(
     return OptimizerStep(objective, optimizer, getattr(torch, config.dtype), num_ranks)
 
 
-def pays_to_compile(model: TesseraForCausalLM, config: TrainConfig, device: torch.device) -> bool:
-    """Whether compiled layers save more time in this run than compiling takes. Not measured on GPUs: no there."""
+def pays_to_compile(model: TesseraForCausalLM, config: TrainConfig, device: torch.device, num_ranks: int = 1) -> bool:
+    """Whether compiled layers save more time in this run than compiling takes.
+
+    Never on GPUs or with several ranks, where it was not measured.
+    """
     tokens = config.num_steps * config.global_batch_size * config.seq_len
     flops = 6 * sum(parameter.numel() for parameter in model.parameters()) * tokens
     has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-    return device.type == "cpu" and has_compiler and flops >= COMPILED_RUN_FLOPS
+    return device.type == "cpu" and num_ranks == 1 and has_compiler and flops >= COMPILED_RUN_FLOPS
 
 
 def adamw(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) -> torch.optim.AdamW:

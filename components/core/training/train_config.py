@@ -32,8 +32,8 @@ class TrainConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matrix products; weights and optimizer state stay float32."""
     compile: bool | None = None
-    """Compile each decoder layer with torch.compile. Where not given: on a CPU with a C++ compiler, for runs of at
-    least 1e14 FLOPs (about ten minutes on one core); shorter ones end sooner without it."""
+    """Compile each decoder layer with torch.compile. Where not given: in one process on a CPU with a C++ compiler,
+    for runs of at least 1e14 FLOPs (about ten minutes on one core); shorter ones end sooner without it."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of storing them: less memory, more time."""
     resume_interval_s: float = Field(default=60.0, gt=0)

@@ -207,5 +207,6 @@ def test_only_long_runs_on_a_cpu_with_a_compiler_are_compiled(monkeypatch):
     assert pays_to_compile(model, long, cpu)
     assert not pays_to_compile(model, CONFIG, cpu)
     assert not pays_to_compile(model, long, cuda)
+    assert not pays_to_compile(model, long, cpu, num_ranks=2)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not pays_to_compile(model, long, cpu)
