@@ -26,6 +26,9 @@ class RlConfig(Config):
     """Answers that the learner computes at a time."""
     max_tokens: int = Field(default=96, gt=0)
     """Maximum length of an answer, tokens."""
+    mask_truncated: bool = False
+    """Leave the tokens of answers that were cut off at `max_tokens` out of the loss (DAPO, arXiv 2503.14476, section
+    3.4); their rewards count in the advantages of their group."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature of the rollouts; the paper has 1."""
     learning_rate: float = Field(default=5e-5, gt=0)

@@ -49,6 +49,12 @@ def to_problems(rows: Sequence[dict[str, object]], tokenizer: Path, mode: str) -
     return [Problem(str(row["id"]), ids, str(row["answer"]), mode) for row, ids in zip(rows, encoded, strict=True)]
 
 
+def longest_prompt(rows: Sequence[dict[str, object]], tokenizer: Path, config: RlConfig) -> int:
+    """Tokens of the longest prompt, over the modes that rollouts ask for."""
+    modes = ("on", "off") if config.thinking_off_fraction else ("on",)
+    return max(len(problem.prompt_ids) for mode in modes for problem in to_problems(rows, tokenizer, mode))
+
+
 def mixed_modes(
     rows: Sequence[dict[str, object]], batch: Sequence[int], tokenizer: Path, config: RlConfig, step: int
 ) -> list[Problem]:
@@ -84,7 +90,7 @@ def order_problems(
     pools = _pools(bins, generator)
     batches = []
     for centre in np.linspace(rates.max(), rates.min(), num_batches):
-        target = _target(centre, width, batch_size)
+        target = gaussian_counts(centre, width, batch_size)
         batch: list[int] = []
         for number in range(NUM_BINS):
             batch += [pools[number].pop() for _ in range(min(target[number], len(pools[number])))]
@@ -103,8 +109,12 @@ def _pools(bins: NDArray[np.int_], generator: np.random.Generator) -> list[list[
     return [[int(i) for i in generator.permutation(np.flatnonzero(bins == number))] for number in range(NUM_BINS)]
 
 
-def _target(centre: float, width: float, batch_size: int) -> list[int]:
-    """Target number of problems from each bin, rounded down, so that their sum is at most `batch_size`."""
+def gaussian_counts(centre: float, width: float, batch_size: int) -> list[int]:
+    """Target number of problems from each bin: the Gaussian, rounded by largest remainders to a sum of `batch_size`."""
     middles = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
-    weight = np.exp(-0.5 * ((middles - centre) / width) ** 2)
-    return [int(count) for count in np.floor(batch_size * weight / weight.sum())]
+    weights = np.exp(-0.5 * ((middles - centre) / width) ** 2)
+    exact = batch_size * weights / weights.sum()
+    counts = np.floor(exact).astype(int)
+    largest = np.argsort(counts - exact, kind="stable")[: batch_size - counts.sum()]
+    counts[largest] += 1
+    return [int(count) for count in counts]

@@ -1,13 +1,16 @@
 """Group-relative policy optimisation: advantages within a group, the clipped loss, and the learner.
 
-Source: arXiv 2402.03300, section 4.
+The engine samples with the learner's weights, and yet with slightly other probabilities where its kernels or its
+precision differ. Truncated importance weights correct for that.
+
+Source: arXiv 2402.03300, section 4; arXiv 1802.01561, section 4.1, for the truncated weights.
 
 Shape letters: G groups (problems), S answers of a group, N answer tokens.
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +64,7 @@ def policy_loss(
 
     Args:
         logprobs_N: log-probabilities of the sampled tokens under the learner; they receive the gradient.
-        old_logprobs_N: log-probabilities under the weights that sampled the tokens.
+        old_logprobs_N: the learner's log-probabilities before the first update with these answers.
         advantages_N: advantage of the answer that each token belongs to.
         clip_ratio: half-width of the interval around 1 that the ratio is clipped to.
         reference_logprobs_N: log-probabilities under the reference model; None without a KL term.
@@ -81,6 +84,8 @@ def policy_loss(
 
 MIN_SEQ_LEN = 128
 """Minimum length of a packed row, tokens; longer answers make longer rows."""
+MAX_IMPORTANCE_WEIGHT = 2.0
+"""Maximum importance weight of a token; it bounds the variance of the gradient."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,16 @@ class PolicyBatch:
 
     Attributes:
         rows: prompts and answers; only tokens of answers count in the loss.
-        old_logprobs_N: log-probabilities under the weights that sampled the answers.
+        engine_logprobs_N: log-probabilities under the engine that sampled the answers.
         advantages_N: advantage of the answer that each token belongs to.
+        old_logprobs_N: the learner's log-probabilities before the first update with the rollout; None in the first
+            update, where they are those of the learner as it is.
     """
 
     rows: Batch
-    old_logprobs_N: Tensor
+    engine_logprobs_N: Tensor
     advantages_N: Tensor
+    old_logprobs_N: Tensor | None = None
 
 
 class Learner:
@@ -108,41 +116,70 @@ class Learner:
         self._policy, self._config = policy, config
         self._reference = copy.deepcopy(policy).train(False).requires_grad_(False) if config.kl_coef else None
         self._step = OptimizerStep(Objective(policy, self._loss), self.optimizer)
+        self._log_ratios: list[Tensor] = []
 
     def learn(self, groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
         """Take `updates_per_step` optimizer steps, each on an equal share of the groups.
 
-        Returns:
-            `clipped`, `kl` and `grad_norm` of the last step; empty if the advantage of every answer is 0.
-        """
-        metrics: dict[str, float] = {}
-        for part in range(self._config.updates_per_step):
-            metrics |= self._update(with_advantages(groups[part :: self._config.updates_per_step]))
-        return metrics
+        A share in which nothing has a gradient takes no step.
 
-    def _update(self, answers: Sequence[tuple[Answer, float]]) -> dict[str, float]:
-        """One optimizer step, the loss averaged over all tokens of these answers."""
-        if not answers:
-            return {}
+        Returns:
+            `clipped`, `kl` and `grad_norm` of the last step; `log_ratio` and `max_log_ratio`: mean and maximum over
+            tokens of |log ratio| of learner and engine, nats. Empty if no step was taken.
+        """
         self._policy.train()
-        num_tokens = sum(len(answer.token_ids) for answer, _ in answers)
+        updates = self._config.updates_per_step
+        shares = [self._micro_batches(groups[part::updates]) for part in range(updates)]
+        steps = [(batches, num_tokens) for batches, num_tokens in shares if batches]
+        for batches, _ in steps[1:]:  # before the first update changes the weights
+            batches[:] = [replace(batch, old_logprobs_N=self._logprobs_before(batch)) for batch in batches]
+        self._log_ratios.clear()
+        metrics: dict[str, float] = {}
+        for batches, num_tokens in steps:
+            metrics = self._update(batches, num_tokens)
+        if not metrics:
+            return {}
+        log_ratios = torch.cat(self._log_ratios)
+        return metrics | {"log_ratio": float(log_ratios.mean()), "max_log_ratio": float(log_ratios.max())}
+
+    def _micro_batches(self, groups: Sequence[Sequence[Answer]]) -> tuple[list[PolicyBatch], int]:
+        """Packed answers for one optimizer step, and the number of tokens that its loss is a mean over.
+
+        Answers with advantage 0 count in that number. They are computed only for the KL term: without it they have no
+        gradient.
+        """
+        pairs = [pair for pair in with_advantages(groups) if not (self._config.mask_truncated and pair[0].truncated)]
+        num_tokens = sum(len(answer.token_ids) for answer, _ in pairs)
+        computed = [pair for pair in pairs if pair[1] != 0.0 or self._reference is not None]
         size = self._config.micro_batch_size
-        micro_batches = (pack_answers(answers[start : start + size]) for start in range(0, len(answers), size))
+        return [pack_answers(computed[start : start + size]) for start in range(0, len(computed), size)], num_tokens
+
+    def _update(self, micro_batches: Sequence[PolicyBatch], num_tokens: int) -> dict[str, float]:
+        """One optimizer step."""
         rate = warm_up(self._config.learning_rate, self.num_updates, self._config.warmup_steps)
         metrics = self._step.run(micro_batches, num_tokens, rate)
         self.num_updates += 1
         return {name: metrics[name] for name in ("clipped", "kl", "grad_norm")}
 
+    @torch.no_grad()
+    def _logprobs_before(self, batch: PolicyBatch) -> Tensor:
+        return answer_logprobs(self._policy, batch.rows, self._config.temperature)
+
     def _loss(self, policy: TesseraForCausalLM, batch: PolicyBatch) -> dict[str, Tensor]:
         """The loss of a micro batch of answers."""
+        temperature = self._config.temperature
         reference_N = None
         if self._reference is not None:
             with torch.no_grad():
-                reference_N = answer_logprobs(self._reference, batch.rows)
+                reference_N = answer_logprobs(self._reference, batch.rows, temperature)
+        logprobs_N = answer_logprobs(policy, batch.rows, temperature)
+        old_logprobs_N = logprobs_N.detach() if batch.old_logprobs_N is None else batch.old_logprobs_N
+        log_ratio_N = old_logprobs_N - batch.engine_logprobs_N
+        self._log_ratios.append(log_ratio_N.abs())
         loss = policy_loss(
-            answer_logprobs(policy, batch.rows),
-            batch.old_logprobs_N,
-            batch.advantages_N,
+            logprobs_N,
+            old_logprobs_N,
+            log_ratio_N.exp().clamp(max=MAX_IMPORTANCE_WEIGHT) * batch.advantages_N,
             clip_ratio=self._config.clip_ratio,
             reference_logprobs_N=reference_N,
             kl_coef=self._config.kl_coef,
@@ -151,13 +188,12 @@ class Learner:
 
 
 def with_advantages(groups: Sequence[Sequence[Answer]]) -> list[tuple[Answer, float]]:
-    """Answers and their advantages. Answers with advantage 0 are left out, because they have no gradient."""
+    """Answers and their advantages."""
     if not groups:
         return []
     rewards_GS = torch.tensor([[answer.reward.total for answer in group] for group in groups])
     answers = [answer for group in groups for answer in group]
-    advantages = group_advantages(rewards_GS).flatten().tolist()
-    return [pair for pair in zip(answers, advantages, strict=True) if pair[1] != 0.0]
+    return list(zip(answers, group_advantages(rewards_GS).flatten().tolist(), strict=True))
 
 
 def pack_answers(answers: Sequence[tuple[Answer, float]]) -> PolicyBatch:
@@ -180,8 +216,8 @@ def pack_answers(answers: Sequence[tuple[Answer, float]]) -> PolicyBatch:
     )
 
 
-def answer_logprobs(model: TesseraForCausalLM, rows: Batch) -> Tensor:
-    """Log-probabilities of the answer tokens, (N,), in the order of the rows."""
+def answer_logprobs(model: TesseraForCausalLM, rows: Batch, temperature: float) -> Tensor:
+    """Log-probabilities of the answer tokens at a temperature, (N,), in the order of the rows."""
     output = model.model(rows.input_ids_BT, position_ids=rows.position_ids_BT, segment_ids=rows.segment_ids_BT)
     hidden_ND, labels_N = counted(output.last_hidden_state, rows.labels_BT)
-    return token_logprobs(hidden_ND, labels_N, model.lm_head)
+    return token_logprobs(hidden_ND / temperature, labels_N, model.lm_head)  # the head has no bias

@@ -74,9 +74,11 @@ class Answer:
     problem: Problem
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Log-probability of each token under the weights that sampled it, nats."""
+    """Log-probability of each token under the distribution that the engine sampled it from, nats."""
     version: int
     """Version of those weights."""
+    truncated: bool
+    """Whether the answer was cut off at the maximum length."""
     reward: Reward
 
 
@@ -115,7 +117,8 @@ def roll_out(
             text = answer_text(tokenizer, sample.token_ids, eos)
             reward = environment.score(problem.id, text, problem.expected, problem.mode)
             if reward is not None:
-                answers.append(Answer(problem, sample.token_ids, sample.logprobs or (), sample.weight_version, reward))
+                truncated, logprobs = sample.finish_reason == "length", sample.logprobs or ()
+                answers.append(Answer(problem, sample.token_ids, logprobs, sample.weight_version, truncated, reward))
         if len(answers) == samples:
             groups.append(answers)
     return groups

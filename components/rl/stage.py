@@ -1,6 +1,6 @@
 """Reinforcement learning with verifiable rewards. Source: arXiv 2505.00949, section 5."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from components.core.serving.engine import Engine
 from components.core.text.packing import eos_token_id
 from components.core.training.checkpoints import load_point, save_point
 from components.rl.config import RlConfig
-from components.rl.curriculum import load_problems, mixed_modes, order_problems, to_problems
+from components.rl.curriculum import load_problems, longest_prompt, mixed_modes, order_problems, to_problems
 from components.rl.grpo import Learner
 from components.rl.rollout import Answer, Environment, Problem, check_weight_version, roll_out
 
@@ -53,7 +53,7 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
     with_thinking = to_problems(rows, model, "on")
     with Engine(
         model,
-        max_model_len=config.max_tokens + max(len(problem.prompt_ids) for problem in with_thinking),
+        max_model_len=config.max_tokens + longest_prompt(rows, model, config),
         max_num_seqs=config.prompts_per_step * config.samples_per_prompt,
         seed=config.seed or 0,
     ) as engine:
@@ -75,14 +75,26 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
             engine.update_weights(policy.named_parameters(), version=step + 1)
             state.curve.append(metrics)
             context.progress(step + 1, config.num_steps, "", **metrics)
+            report_first_without_spread(state.curve, context)
             if (context.stopping() or context.resume.due()) and step + 1 < config.num_steps:
                 state.updates, state.quarantine = learner.num_updates, rollouts.environment.quarantine
                 save_point(context, step + 1, policy, learner.optimizer, asdict(state))
                 if context.stopping():
                     raise Interrupted
         quarantine = dict(rollouts.environment.quarantine)
+    without_spread = steps_without_spread(state.curve)
+    if without_spread:
+        unchanged = "; the policy is the incoming model, unchanged" if learner.num_updates == 0 else ""
+        context.note(
+            f"{len(without_spread)} of {config.num_steps} steps had no spread of rewards in any group{unchanged}"
+        )
     save_model(policy.train(False), out / "policy", tokenizer=model)
-    return {"pass_rate_before": state.pass_rate, "curve": state.curve, "quarantine": quarantine}
+    return {
+        "pass_rate_before": state.pass_rate,
+        "steps_without_spread": len(without_spread),
+        "curve": state.curve,
+        "quarantine": quarantine,
+    }
 
 
 class Rollouts:
@@ -131,6 +143,14 @@ class Rollouts:
                 f"only {len(selected)} problems are below max_pass_rate={config.max_pass_rate}: all are used"
             )
             selected = [i for i, p in enumerate(problems) if p.id in rate_of]
+        if not any(rate_of.values()):
+            scores = mean_scores(groups)
+            self._context.note(
+                f"the incoming model solves none of {len(groups)} problems in {config.pass_rate_samples} answers each: "
+                f"{scores['format']:.0%} of its answers have the right format, {scores['truncated']:.0%} are cut off "
+                f"at max_tokens={config.max_tokens}; no step can reward accuracy until an answer is right. Easier "
+                "problems, more fine-tuning or a larger rl.max_tokens help"
+            )
         batches = order_problems(
             [rate_of[problems[i].id] for i in selected],
             batch_size=config.prompts_per_step,
@@ -142,12 +162,29 @@ class Rollouts:
 
 
 def mean_scores(groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """Mean reward, accuracy, format and length over all answers of a rollout, for the curves."""
+    """Means over all answers of a rollout, and the fraction of groups whose rewards differ, for the curves."""
     answers = [answer for group in groups for answer in group]
     columns: dict[str, list[float]] = {
         "reward": [answer.reward.total for answer in answers],
         "accuracy": [answer.reward.correct for answer in answers],
         "format": [answer.reward.format_ok for answer in answers],
         "answer_tokens": [len(answer.token_ids) for answer in answers],
+        "truncated": [answer.truncated for answer in answers],
+        "groups_with_spread": [len({answer.reward.total for answer in group}) > 1 for group in groups],
     }
     return {name: sum(values) / max(1, len(values)) for name, values in columns.items()}
+
+
+def steps_without_spread(curve: Sequence[Mapping[str, float]]) -> list[int]:
+    """Numbers of the steps, from 1, in which the rewards of each group were equal: they have nothing to learn from."""
+    return [step for step, metrics in enumerate(curve, 1) if metrics["groups_with_spread"] == 0]
+
+
+def report_first_without_spread(curve: Sequence[Mapping[str, float]], context: StageContext) -> None:
+    """Say it if the newest step is the first one without a spread of rewards."""
+    if steps_without_spread(curve) == [len(curve)]:
+        scores = curve[-1]
+        context.note(
+            f"step {len(curve)} changes nothing, because the rewards in each group are equal: accuracy "
+            f"{scores['accuracy']:.0%}, format {scores['format']:.0%}, cut off {scores['truncated']:.0%}"
+        )

@@ -32,7 +32,8 @@ class Sample:
 
     Attributes:
         token_ids: generated tokens, including the stop token that ended the sample.
-        logprobs: log-probability of each token under the model at temperature 1, nats; None if not requested.
+        logprobs: log-probability of each token under the distribution that it was sampled from, nats: at the
+            temperature and within the nucleus of the request, greedy ones at temperature 1. None if not requested.
         finish_reason: whether a stop token or the limit on tokens ended the sample.
         weight_version: version of the weights that generated it.
     """
@@ -101,6 +102,7 @@ class Engine:
             str(folder),
             skip_tokenizer_init=True,
             generation_config="vllm",  # sampling settings come from requests alone
+            logprobs_mode="processed_logprobs",  # the learner of RL compares them with its own at that temperature
             **_precision(dtype),
             seed=seed,
             tensor_parallel_size=tensor_parallel,

@@ -1,9 +1,10 @@
+import math
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.rl.curriculum import order_problems
+from components.rl.curriculum import gaussian_counts, order_problems
 
 RATES = [i / 100 for i in range(100)]
 
@@ -17,6 +18,15 @@ def test_every_batch_is_full_and_problems_repeat_only_after_all_were_used(rates,
     assert set(uses) <= set(range(len(rates)))
     if size * batches <= len(rates):
         assert max(uses.values()) == 1
+
+
+@given(st.floats(0, 1), st.floats(0.02, 2), st.integers(1, 200))
+def test_counts_follow_the_gaussian_to_less_than_one_problem_a_bin(centre, width, size):
+    weights = [math.exp(-0.5 * (((number + 0.5) / 10 - centre) / width) ** 2) for number in range(10)]
+    counts = gaussian_counts(centre, width, size)
+
+    assert sum(counts) == size
+    assert all(abs(count - size * w / sum(weights)) < 1 for count, w in zip(counts, weights, strict=True))
 
 
 def test_batches_go_from_easy_to_hard():

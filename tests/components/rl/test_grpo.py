@@ -1,11 +1,16 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from components.rl.grpo import group_advantages, policy_loss
+from components.rl.config import RlConfig
+from components.rl.grpo import Learner, group_advantages, policy_loss
+from components.rl.rollout import Answer, Problem, Reward
+from tests.components.core import tiny_models
 
 
 def test_advantages_are_deviations_from_the_group_in_its_own_units():
@@ -52,3 +57,92 @@ def test_kl_to_the_reference_is_zero_at_the_reference_and_positive_elsewhere():
 
     assert float(same.kl) == 0.0
     assert float(other.total) == pytest.approx(3 * (math.e - 2), rel=1e-5)
+
+
+PROMPT, RIGHT, WRONG = [7, 8], [9, 10, 1], [11, 1]
+PROBLEM = Problem("p", PROMPT, "4", "on")
+
+
+def answer(tokens: list[int], logprobs: list[float], reward: float, *, truncated: bool = False) -> Answer:
+    return Answer(PROBLEM, tuple(tokens), tuple(logprobs), 0, truncated, Reward(reward, reward > 0, True))
+
+
+def logprobs_of(model: Any, tokens: list[int], temperature: float) -> Tensor:
+    """By plain PyTorch, without packing."""
+    logits_TV: Tensor = model(torch.tensor([PROMPT + tokens])).logits[0, len(PROMPT) - 1 : -1]
+    return (logits_TV / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+
+
+def gradient(model: Any) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_a_step_is_the_mean_over_all_answer_tokens_at_the_temperature_with_truncated_weights(monkeypatch, kl_coef):
+    """Two groups, one of them without an advantage; the engine was 0.1 and 3 nats off. By hand, answer by answer."""
+    temperature, learner_model, by_hand = 0.7, tiny_models.heterogeneous(0), tiny_models.heterogeneous(0)
+    engine = {1.0: (logprobs_of(by_hand, RIGHT, temperature) - 0.1).tolist()}
+    engine[0.0] = (logprobs_of(by_hand, WRONG, temperature) - 3.0).tolist()
+    groups = [
+        [answer(RIGHT, engine[1.0], 1.0), answer(WRONG, engine[0.0], 0.0)],
+        [answer(WRONG, engine[0.0], 0.0), answer(WRONG, engine[0.0], 0.0)],
+    ]
+    config = RlConfig(temperature=temperature, kl_coef=kl_coef, updates_per_step=1, micro_batch_size=3, warmup_steps=0)
+    learner = Learner(learner_model, config)
+    found: list[Tensor] = []
+    monkeypatch.setattr(learner.optimizer, "step", lambda: found.append(gradient(learner_model)))
+    metrics = learner.learn(groups)
+
+    loss = torch.zeros(())
+    for tokens, advantage, weight in (
+        (RIGHT, 1.0, math.exp(0.1)),
+        (WRONG, -1.0, 2.0),
+        (WRONG, 0.0, 2.0),
+        (WRONG, 0.0, 2.0),
+    ):
+        logprobs = logprobs_of(by_hand, tokens, temperature)
+        loss = loss - (logprobs - logprobs.detach()).exp().sum() * advantage * weight
+    (loss / (len(RIGHT) + 3 * len(WRONG))).backward()  # the gradient of the KL is zero at the reference
+    torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+
+    torch.testing.assert_close(found[0], gradient(by_hand), rtol=1e-3, atol=1e-6)
+    assert metrics["max_log_ratio"] == pytest.approx(3.0, abs=1e-4)
+    measured = [0.1] * 3 + [3.0] * (2 if kl_coef == 0 else 6)  # answers without a gradient are not computed
+    assert metrics["log_ratio"] == pytest.approx(sum(measured) / len(measured), abs=1e-4)
+
+
+def test_the_kl_term_acts_on_answers_without_an_advantage():
+    model = tiny_models.heterogeneous(0)
+    learner = Learner(model, RlConfig(kl_coef=1.0, updates_per_step=1, warmup_steps=0))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)  # away from the reference
+    logprobs = logprobs_of(model, WRONG, 1.0).tolist()
+    alike = [[answer(WRONG, logprobs, 0.0), answer(WRONG, logprobs, 0.0)]]
+
+    assert learner.learn(alike)["kl"] > 0
+    assert Learner(model, RlConfig(updates_per_step=1)).learn(alike) == {}
+
+
+def test_later_updates_are_clipped_against_the_learner_before_the_first_one():
+    model = tiny_models.heterogeneous(0)
+    groups = [[answer(t, logprobs_of(model, t, 1.0).tolist(), r) for t, r in ((RIGHT, 1.0), (WRONG, 0.0))]] * 2
+    config = RlConfig(updates_per_step=2, learning_rate=0.05, warmup_steps=0)
+    metrics = Learner(model, config).learn(groups)
+
+    assert metrics["max_log_ratio"] < 1e-4  # both shares are compared with the engine before the weights change
+    assert metrics["clipped"] > 0
+
+
+def test_truncated_answers_can_be_left_out_of_the_loss():
+    model = tiny_models.heterogeneous(0)
+    right, wrong = (logprobs_of(model, tokens, 1.0).tolist() for tokens in (RIGHT, WRONG))
+    groups = [[answer(RIGHT, right, 1.0), answer(WRONG, wrong, 0.0, truncated=True)]]
+
+    def norm(masked: bool) -> float:
+        config = RlConfig(mask_truncated=masked, updates_per_step=1, warmup_steps=0)
+        return Learner(tiny_models.heterogeneous(0), config).learn(groups)["grad_norm"]
+
+    by_hand = tiny_models.heterogeneous(0)
+    (-logprobs_of(by_hand, RIGHT, 1.0).mean()).backward()  # its advantage is 1
+    assert norm(masked=True) == pytest.approx(gradient(by_hand).norm().item(), rel=1e-3)
+    assert norm(masked=False) != pytest.approx(norm(masked=True), rel=1e-2)

@@ -48,6 +48,7 @@ def test_every_problem_gets_its_group_of_judged_answers(tokenizer):
     assert [[answer.problem.id for answer in group] for group in groups] == [["a", "a"], ["b", "b"]]
     assert [answer.reward for answer in groups[0]] == [Reward(1.2, True, True), Reward(0.0, False, False)]
     assert groups[1][0].reward == Reward(0.2, False, True)
+    assert [answer.truncated for answer in groups[0]] == [False, False]
     assert (groups[0][1].token_ids, groups[0][1].logprobs, groups[0][1].version) == (wrong, (-0.5, -0.5), 3)
 
 

@@ -1,6 +1,7 @@
 """Reinforcement learning with a real engine, on a model that guesses between two answers."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,9 @@ from components.core.model.checkpoint import load_model
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
-from components.rl import grpo
+from components.core.text.chat_template import OWN
 from components.rl.config import RlConfig
-from components.rl.curriculum import load_problems, mixed_modes
+from components.rl.curriculum import load_problems, longest_prompt, mixed_modes
 from components.rl.stage import run
 from tests.components.conftest import Recorder, write_rows
 from tests.components.core import tiny_models
@@ -39,13 +40,13 @@ CONFIG = RlConfig(
     seed=1,
 )
 SHORT = CONFIG.model_copy(update={"num_steps": 3, "updates_per_step": 2, "warmup_steps": 4, "resume_interval_s": 1e-9})
-LOGPROB_TOLERANCE = 1e-4
+LOGPROB_TOLERANCE = 1e-4  # nats; engine and learner both compute in float32
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """After its thinking it says 4 or 5, either as likely; prompts end with a sign that its vocabulary lacks."""
-    thinking = ["<pad>", "<think>", "2", "+", "</think>"]
+    """After its thinking it says 4 or 5, either as likely; its prompts end with the sign of their mode."""
+    thinking = ["<on>", "<think>", "2", "+", "</think>"]
     torch.set_num_threads(1)
     return tiny_models.write(
         tiny_models.speaker([*thinking, "4", "<eos>"], [*thinking, "5", "<eos>"]), tmp_path_factory.mktemp("model")
@@ -73,26 +74,18 @@ def job_in(folder: Path) -> StageContext:
     return StageContext(Recorder(), Resume(folder / "resume"), folder / "scratch", Placement(threads=1))
 
 
-def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(
-    model, problems, out, tmp_path, monkeypatch
-):
-    gaps, loss = [], grpo.policy_loss
-
-    def watched(logprobs_N: Any, old_logprobs_N: Any, *rest: Any, **options: Any) -> Any:
-        gaps.append((logprobs_N - old_logprobs_N).abs().max().item())
-        return loss(logprobs_N, old_logprobs_N, *rest, **options)
-
-    monkeypatch.setattr("components.rl.grpo.policy_loss", watched)
+def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(model, problems, out, tmp_path):
     result = run(CONFIG, context=job_in(tmp_path), out=out, model=model, problems=problems)
     curve = result["curve"]
 
-    assert max(gaps) < LOGPROB_TOLERANCE  # each answer is learnt from once: the engine has the learner's own weights
+    assert largest_log_ratio(curve) < LOGPROB_TOLERANCE
     assert {numbers["clipped"] for numbers in curve if "clipped" in numbers} == {0.0}
     assert 0.2 < result["pass_rate_before"] < 0.8
     assert 0.2 < curve[0]["accuracy"] < 0.8
     assert curve[-1]["accuracy"] > 0.9
     assert curve[-1]["reward"] > curve[0]["reward"]
     assert result["quarantine"] == {}
+    assert result["steps_without_spread"] == sum(numbers["groups_with_spread"] == 0 for numbers in curve)
 
     def probability(folder: Path) -> float:
         four, tag = (tiny_models.TOKENS.index(token) for token in ("4", "</think>"))
@@ -102,6 +95,48 @@ def test_right_answers_become_likely_and_the_learner_agrees_with_the_engine(
     assert probability(model) == pytest.approx(0.5, abs=0.05)
     assert probability(out / "policy") > 0.8
     assert (out / "policy" / "chat_template.jinja").is_file()
+
+
+def largest_log_ratio(curve: list[dict[str, float]]) -> float:
+    return max(numbers["max_log_ratio"] for numbers in curve if "max_log_ratio" in numbers)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_engine_and_learner_agree_at_other_temperatures(model, problems, out, tmp_path, temperature):
+    config = SHORT.model_copy(update={"temperature": temperature})
+    curve = run(config, context=job_in(tmp_path), out=out, model=model, problems=problems)["curve"]
+
+    assert largest_log_ratio(curve) < LOGPROB_TOLERANCE
+
+
+def test_a_run_that_never_meets_a_right_answer_says_so_by_the_numbers(model, out, tmp_path):
+    write_rows(tmp_path / "train.jsonl", ({"id": str(i), "question": "2+2=", "answer": "7"} for i in range(4)))
+    context, config = job_in(tmp_path), SHORT.model_copy(update={"temperature": 0.1})  # 4 or 5, never anything else
+    result = run(config, context=context, out=out, model=model, problems=tmp_path)
+    notes = " ".join(context.reporter.notes)  # type: ignore[attr-defined]
+
+    assert result["pass_rate_before"] == 0.0
+    assert result["steps_without_spread"] == SHORT.num_steps
+    assert "solves none of 4 problems in 4 answers each: 100% of its answers have the right format, 0% are cut" in notes
+    assert "step 1 changes nothing, because the rewards in each group are equal: accuracy 0%, format 100%" in notes
+    assert "3 of 3 steps had no spread of rewards in any group; the policy is the incoming model, unchanged" in notes
+
+
+def test_answers_that_are_cut_off_are_counted_and_can_be_left_out(model, problems, out, tmp_path):
+    config = SHORT.model_copy(update={"max_tokens": 3, "mask_truncated": True, "num_steps": 1})
+    curve = run(config, context=job_in(tmp_path), out=out, model=model, problems=problems)["curve"]
+
+    assert curve[0]["truncated"] == 1.0
+    assert "grad_norm" not in curve[0]
+
+
+def test_the_engine_has_room_for_the_longer_prompts_of_either_mode(model, tmp_path):
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text(OWN)
+    rows: list[dict[str, object]] = [{"id": "0", "question": "1+1=", "answer": "2"}]
+    both = CONFIG.model_copy(update={"thinking_off_fraction": 0.5})
+
+    assert longest_prompt(rows, folder, both) == longest_prompt(rows, folder, CONFIG) + 1  # "off" is one letter longer
 
 
 @pytest.fixture(scope="module")
