@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.core.text.chat import END_THINK, THINK, check_turns, format_ok, system_message
+from components.core.text.chat import check_turns, format_ok
 from components.core.text.row_files import Row
+from components.core.text.toggle import END_THINK, THINK, system_message
 
 TOGGLE = re.compile(r"\s*detailed thinking (on|off)\b\s*")
 MESSAGE_KEYS = ("messages", "conversations", "conversation")

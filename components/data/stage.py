@@ -8,9 +8,9 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from components.core.runtime.context import StageContext
-from components.core.text.chat import END_THINK, THINK, system_message
 from components.core.text.jsonl import write_rows
 from components.core.text.row_files import Row
+from components.core.text.toggle import END_THINK, THINK, system_message
 from components.core.text.tokenizer import add_toggle, train_tokenizer
 from components.data import arithmetic, own_files
 from components.data.config import ArithmeticConfig, DataConfig
@@ -44,7 +44,13 @@ def run(
     for (output, split), rows in tables.items():
         counts[f"{output}/{split}"] = write_rows(out / output / f"{split}.jsonl", rows)
     if parent is not None:
-        vocabulary = add_toggle(parent, out / "tokenizer")
+        toggled = add_toggle(parent, out / "tokenizer")
+        vocabulary = toggled.vocab_size
+        if toggled.replaced:
+            context.note(
+                "Tessera's chat template stands in place of the parent's, which cannot carry the switch: "
+                f"{toggled.replaced}"
+            )
     else:
         train_tokenizer(_texts(tables), config.vocab_size, out / "tokenizer")
         vocabulary = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json")).get_vocab_size()

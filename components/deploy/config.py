@@ -13,6 +13,8 @@ class Gate(Config):
     """Accuracy with thinking on, standard split."""
     min_format: float | None = Field(default=None, ge=0, le=1)
     """Fraction of answers with the format of their mode, in the worse of the two modes."""
+    max_perplexity_ratio: float | None = Field(default=None, gt=0)
+    """Perplexity on held-out text over that of the parent."""
     min_thinking_gain: float | None = Field(default=None, ge=-1, le=1)
     """Accuracy with thinking on minus that with thinking off, on the hard split if there is one."""
 

@@ -15,7 +15,7 @@ def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Args:
         gate: thresholds; None means no check.
-        measured: the model's entry in metrics.json: `accuracy`, `format`; empty if it was not measured.
+        measured: `accuracy` and `format` as in metrics.json, `perplexity_ratio`; empty if it was not measured.
 
     Returns:
         `check`, `threshold`, `value` and `passed` of each check.
@@ -24,18 +24,21 @@ def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
         "min_accuracy": _number(measured, "accuracy", "standard", "on"),
         "min_format": _lowest_format(measured),
         "min_thinking_gain": _thinking_gain(measured),
+        "max_perplexity_ratio": _number(measured, "perplexity_ratio"),
     }
     return [
-        {"check": name, "threshold": threshold, "value": found[name], "passed": _at_least(found[name], threshold)}
+        {"check": name, "threshold": threshold, "value": found[name], "passed": _passes(name, found[name], threshold)}
         for name, threshold in gate.model_dump().items()
         if threshold is not None
     ]
 
 
 def measurements(metrics: Path, role: str) -> dict[str, Any]:
-    """Metrics of the model in a role; of the last evaluated model if the role is absent."""
+    """Metrics of the model in a role, with its perplexity over the parent's; of the last model if there is none."""
     models: dict[str, dict[str, Any]] = json.loads((metrics / "metrics.json").read_text(encoding="utf-8"))["models"]
-    return models.get(role) or list(models.values())[-1]
+    measured = models.get(role) or list(models.values())[-1]
+    own, parent = _number(measured, "perplexity"), _number(models, "parent", "perplexity")
+    return measured if own is None or parent is None else {**measured, "perplexity_ratio": own / parent}
 
 
 def failed_checks(checks: Sequence[Mapping[str, Any]]) -> str:
@@ -64,6 +67,8 @@ def _number(measured: Mapping[str, Any], *path: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _at_least(value: float | None, threshold: float) -> bool:
-    """Whether a number reaches its threshold; an error of rounding does not fail it."""
-    return value is not None and value >= threshold - ROUNDING
+def _passes(check: str, value: float | None, threshold: float) -> bool:
+    """Whether a number is on the right side of its threshold; an error of rounding does not fail it."""
+    if value is None:
+        return False
+    return value <= threshold + ROUNDING if check.startswith("max_") else value >= threshold - ROUNDING

@@ -8,7 +8,8 @@ from openai import OpenAI
 from components.core.base.errors import CheckpointError, StageFailed
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.serving.server import Server
-from components.core.text.chat import END_THINK, THINK, Mode, has_toggle, system_message
+from components.core.text.chat import Mode
+from components.core.text.toggle import END_THINK, THINK, has_toggle, system_message
 from components.deploy.bundle import write_bundle
 from components.deploy.config import DeployConfig
 from components.deploy.gate import check, failed_checks, measurements

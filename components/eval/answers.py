@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 from components.core.base.config import Config
-from components.core.base.errors import DataError
 from components.core.runtime.resume import Resume
 from components.core.text.problems import Problem, read_problems
 
@@ -18,16 +17,14 @@ def load_problems(folder: Path, limit: int) -> list[Problem]:
     """Read the first `limit` problems of each split that exists.
 
     Raises:
-        DataError: there are none, or a row lacks a field.
+        DataError: a row lacks a field.
     """
-    found = [problem for split in SPLITS for problem in read_problems(folder / f"test-{split}.jsonl", split, limit)]
-    if not found:
-        raise DataError("there are no test problems", hint="give the recipe `rl:` problems with answers")
-    return found
+    return [problem for split in SPLITS for problem in read_problems(folder / f"test-{split}.jsonl", split, limit)]
 
 
-PromptMode = Literal["on", "off", "plain"]
-"""A chat with thinking on or off; for a base model, a completion of the plain prompt."""
+PromptMode = Literal["on", "off", "chat", "plain"]
+"""A chat with thinking on or off; a chat with a model that has no switch, in its own template; for a base model, a
+completion of the plain prompt."""
 
 
 class AnswerRow(Config):
@@ -50,7 +47,7 @@ class AnswerRow(Config):
     correct: tuple[bool, ...]
     """Whether each answer is correct; empty where that cannot be decided."""
     format_ok: tuple[bool, ...] | None
-    """Whether each answer has the format of its mode; None for a base model, which has no format."""
+    """Whether each answer has the format of its mode; None for a model without the switch."""
     judge_error: str | None = None
     """Why the answers could not be graded; `correct` is empty then, and the problem counts for no model."""
 
@@ -73,10 +70,12 @@ def read_answers(path: Path) -> list[AnswerRow]:
 
 @dataclass
 class EvalCheckpoint:
-    """Speeds, once all are measured, and the answers of models that have answered every problem."""
+    """Speeds, once all are measured, held-out losses, and the answers of models that have answered every problem."""
 
     speeds: dict[str, float] = field(default_factory=dict)
     """Tokens per second by role."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Mean loss on held-out text by role, nats a token."""
     answers: dict[str, list[AnswerRow]] = field(default_factory=dict)
     """Answers by role."""
 
@@ -85,15 +84,17 @@ class EvalCheckpoint:
         """Read the newest resume point; empty if there is none."""
         checkpoint, point = cls(), resume.latest()
         if point is not None:
-            checkpoint.speeds = json.loads((point / "speeds.json").read_text(encoding="utf-8"))
+            measured = json.loads((point / "measured.json").read_text(encoding="utf-8"))
+            checkpoint.speeds, checkpoint.losses = measured["speeds"], measured["losses"]
             for row in read_answers(point / "answers.jsonl"):
                 checkpoint.answers.setdefault(row.model, []).append(row)
         return checkpoint
 
     def save(self, resume: Resume) -> None:
         """Write a resume point."""
-        resume.save(len(self.answers), self._write)
+        resume.save(len(self.losses) + len(self.answers), self._write)
 
     def _write(self, point: Path) -> None:
-        (point / "speeds.json").write_text(json.dumps(self.speeds), encoding="utf-8")
+        measured = {"speeds": self.speeds, "losses": self.losses}
+        (point / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
         write_answers(point / "answers.jsonl", (row for rows in self.answers.values() for row in rows))

@@ -2,20 +2,27 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI, BadRequestError
 
 from components.core.base.errors import DataError
-from components.core.text.chat import END_THINK, THINK, format_ok, parse_answer, system_message
+from components.core.text.chat import format_ok, parse_answer
 from components.core.text.formulas import JudgeFailed
 from components.core.text.problems import Problem
+from components.core.text.toggle import END_THINK, THINK, system_message
+from components.core.text.tokenizer import plain_prompt_ids
 from components.core.text.verifier import verify
 from components.eval.answers import AnswerRow, PromptMode
 from components.eval.config import EvalConfig
 
 SERVED_NAME = "model"
 TIMEOUT_S = 600.0
+
+
+STOP = ["\nQuestion:", "\nQ:", "\nProblem:"]
+"""Where the completion of a base model ends: it goes on with the next question that it makes up."""
 
 
 async def ask(
@@ -25,6 +32,7 @@ async def ask(
     modes: Sequence[PromptMode],
     config: EvalConfig,
     on_answer: Callable[[], None],
+    folder: Path,
 ) -> list[AnswerRow]:
     """Ask a model every problem in every mode. All requests run concurrently, so that the server's batch stays full.
 
@@ -35,6 +43,7 @@ async def ask(
         modes: prompt modes of the model.
         config: sampling, limits and seed.
         on_answer: called when a problem has its answers; an exception from it cancels the rest.
+        folder: the model's, whose tokenizer encodes plain prompts.
 
     Returns:
         The answers to all problems in the first mode, then in the next.
@@ -44,12 +53,17 @@ async def ask(
         openai.APIError: the server failed, or went away.
     """
     slots = asyncio.Semaphore(config.concurrency)
+    plain = plain_prompt_ids(folder, [problem.prompt for problem in problems]) if "plain" in modes else []
+    prompts = dict(zip(problems, plain, strict=False))
     async with AsyncOpenAI(base_url=url, api_key="-", timeout=TIMEOUT_S, max_retries=1) as client:
 
         async def ask_one(problem: Problem, mode: PromptMode) -> AnswerRow:
             async with slots:
                 try:
-                    samples = await (_complete if mode == "plain" else _chat)(client, problem, mode, config)
+                    if mode == "plain":
+                        samples = await _complete(client, prompts[problem], _sampling(problem, mode, config))
+                    else:
+                        samples = await _chat(client, problem, mode, _sampling(problem, mode, config))
                 except BadRequestError as error:
                     raise DataError(
                         f"problem {problem.id} of test-{problem.split} cannot be asked: {error.message}",
@@ -63,45 +77,47 @@ async def ask(
 
 def num_samples(config: EvalConfig, mode: PromptMode) -> int:
     """Number of answers per problem: one if they are greedy, because those are all the same."""
-    return config.num_samples if mode == "on" and config.temperature > 0 else 1
+    return config.num_samples if mode != "off" and config.temperature > 0 else 1
 
 
-async def _complete(client: AsyncOpenAI, problem: Problem, mode: PromptMode, config: EvalConfig) -> list[str]:
-    """A greedy completion of the plain prompt."""
-    reply = await client.completions.create(
-        model=SERVED_NAME,
-        prompt=problem.prompt,
-        max_tokens=config.max_tokens,
-        temperature=0,
-        extra_body={"add_special_tokens": False},  # as in training
-    )
+def _sampling(problem: Problem, mode: PromptMode, config: EvalConfig) -> dict[str, Any]:
+    """Sampling settings of a request; every model has the same, and with thinking off the answer is greedy."""
+    samples, sampled = num_samples(config, mode), mode != "off"
+    return {
+        "max_tokens": config.max_tokens,
+        "temperature": config.temperature if sampled else 0,
+        "top_p": config.top_p if sampled else 1,
+        "n": samples,
+        "seed": ((config.seed or 0) * 1_000_003 + problem.number) * samples,  # sample i uses seed + i
+    }
+
+
+async def _complete(client: AsyncOpenAI, prompt: list[int], sampling: dict[str, Any]) -> list[str]:
+    """Completions of a plain prompt, tokenized as documents are in training."""
+    reply = await client.completions.create(model=SERVED_NAME, prompt=prompt, stop=STOP, **sampling)
     return [choice.text for choice in reply.choices]
 
 
-async def _chat(client: AsyncOpenAI, problem: Problem, mode: PromptMode, config: EvalConfig) -> list[str]:
-    """Sampled replies with thinking on, a greedy one with thinking off."""
-    on = mode == "on"
-    samples = num_samples(config, mode)
+async def _chat(client: AsyncOpenAI, problem: Problem, mode: PromptMode, sampling: dict[str, Any]) -> list[str]:
+    """Replies in a chat; a model without the switch gets the question alone."""
+    switch = [] if mode == "chat" else [system_message(mode)]
     reply = await client.chat.completions.create(
         model=SERVED_NAME,
-        messages=[system_message(mode), {"role": "user", "content": problem.question}],  # type: ignore[list-item]
-        max_tokens=config.max_tokens,
-        temperature=config.temperature if on else 0,
-        top_p=config.top_p if on else 1,
-        n=samples,
-        seed=((config.seed or 0) * 1_000_003 + problem.number) * samples,  # sample i uses seed + i
+        messages=[*switch, {"role": "user", "content": problem.question}],  # type: ignore[list-item]
+        **sampling,
     )
     return [joined(_reasoning(choice.message), choice.message.content or "") for choice in reply.choices]
 
 
 def grade(model: str, problem: Problem, mode: PromptMode, samples: Sequence[str]) -> AnswerRow:
     """The answers, with whether each is correct and has its format, or why that cannot be decided."""
-    base = mode == "plain"
+    without_switch = mode in ("chat", "plain")
     correct: tuple[bool, ...] = ()
     judge_error = None
 
     def is_correct(text: str) -> bool:
-        return problem.is_completed_by(text) if base else verify(parse_answer(text)[1], problem.answer)
+        answer = parse_answer(text)[1]
+        return problem.is_completed_by(answer) if without_switch else verify(answer, problem.answer)
 
     try:
         correct = tuple(map(is_correct, samples))
@@ -116,7 +132,7 @@ def grade(model: str, problem: Problem, mode: PromptMode, samples: Sequence[str]
         expected=problem.answer,
         samples=tuple(samples),
         correct=correct,
-        format_ok=None if base else tuple(format_ok(text, mode) for text in samples),
+        format_ok=None if without_switch else tuple(format_ok(text, mode) for text in samples),
         judge_error=judge_error,
     )
 

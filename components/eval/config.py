@@ -9,24 +9,39 @@ from components.core.serving.load_profile import Workload
 ROLES = ("parent", "child", "random_child", "greedy_child", "distilled", "pretrained", "sft", "rl")
 """Inputs that are models, in the order of the recipe."""
 WITH_TOGGLE = ("sft", "rl")
-"""Models that have both modes. The others are base models, which complete a plain prompt."""
+"""Models that have both modes. The others are asked in their own chat template, or complete a plain prompt."""
+
+
+class HeldOutText(Config):
+    """The text that perplexity is measured on: the beginning of the corpus's validation split, packed."""
+
+    seq_len: int = Field(default=256, gt=1)
+    """Tokens of a packed row. Perplexities of different lengths do not compare: longer rows give lower ones."""
+    batch_size: int = Field(default=8, gt=0)
+    """Rows that are computed together."""
+    num_batches: int = Field(default=8, gt=0)
+    """Maximum number of batches."""
+    seed: int = 0
+    """Seed of the order of the rows."""
 
 
 class EvalConfig(Config):
-    """Sampling, limits, and the load for measuring speed."""
+    """Sampling, limits, held-out text, and the load for measuring speed."""
 
     num_problems: int = Field(default=250, gt=0)
     """Maximum number of problems of each split."""
     num_samples: int = Field(default=4, gt=0)
     """Sampled answers per problem. Greedy answers to a problem are all the same, so there is one."""
     temperature: float = Field(default=0.6, ge=0)
-    """Sampling temperature with thinking on; with thinking off, and for base models, answers are greedy."""
+    """Sampling temperature of every model; with thinking off, answers are greedy."""
     top_p: float = Field(default=0.95, gt=0, le=1)
-    """Nucleus of the distribution to sample from, with thinking on."""
+    """Nucleus of the distribution to sample from; greedy answers have none."""
     max_tokens: int = Field(default=128, gt=0)
     """Maximum length of an answer, tokens."""
     concurrency: int = Field(default=64, gt=0)
     """Requests that a server processes at the same time."""
+    held_out: HeldOutText = HeldOutText()
+    """Text for measuring perplexity."""
     workload: Workload = Workload(new_tokens=64)
     """Load for measuring tokens per second."""
     seed: int | None = None
@@ -38,14 +53,19 @@ STAGE = Stage(
     config=EvalConfig,
     inputs={
         "problems": Input(
-            "data", "test-standard.jsonl and test-hard.jsonl, rows {id, question, prompt (for base models), answer}"
+            "data",
+            "test-standard.jsonl and test-hard.jsonl, rows {id, question, prompt (for base models), answer}",
+            optional=True,
         ),
+        "corpus": Input("data", "validation.jsonl with rows {text} or {prompt, completion}", optional=True),
         **{role: Input("model", f"the model in the role {role}", optional=True) for role in ROLES},
     },
     outputs={
-        "metrics": Output("table", "metrics.json: accuracy, interval, format and speed; answers.jsonl: every answer")
+        "metrics": Output(
+            "table", "metrics.json: accuracy, interval, format, perplexity and speed; answers.jsonl: every answer"
+        )
     },
     entry="components.eval.stage:run",
-    doc="Ask every model so far in both modes through a vLLM server, and measure the speed of each architecture.",
+    doc="Ask every model so far in both modes through a vLLM server; measure perplexity on held-out text, and speed.",
     source="arXiv 2505.00949, section 7",
 )

@@ -6,8 +6,8 @@ from typing import Any
 
 from components.eval.answers import SPLITS, AnswerRow
 
-PROMPT_MODES = {"on": ("on", "plain"), "off": ("off",)}
-"""Prompt modes that count as thinking on or off in reports. A base model writes its steps out, which is thinking."""
+PROMPT_MODES = {"on": ("on", "chat", "plain"), "off": ("off",)}
+"""Prompt modes that count as thinking on or off in reports. A model without the switch may write its steps out."""
 
 
 def scores(rows: Sequence[AnswerRow]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from components.core.model.inspection import read_architecture
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.serving.server import Server, max_position_embeddings, tail
 from components.core.serving.settings import vllm_uses_gpu
+from components.core.text.chat_template import ChatTemplate
 from components.core.text.problems import Problem
 from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode
 from components.eval.client import SERVED_NAME, ask
@@ -31,32 +32,51 @@ PROGRESS_EVERY = 20
 
 @dataclass(frozen=True)
 class ServerKey:
-    """Everything that a server reads only when it starts. Models with equal keys differ in their weights alone."""
+    """What a server reads only when it starts, but the chat template. Models with equal keys can share a server."""
 
     architecture: Architecture
     tokenizer: tuple[str, ...]
-    """Digests of the files that tokenize a chat and define the end of an answer."""
+    """Digests of the files that tokenize a text and define the end of an answer."""
 
     @classmethod
     def of(cls, folder: Path) -> Self:
         """Read a model folder."""
-        files = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+        files = ("tokenizer.json", "generation_config.json")
         contents = [(folder / name).read_bytes() if (folder / name).is_file() else b"" for name in files]
         digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
         return cls(read_architecture(folder).without_gaps(), digests)
 
 
 def group_by_architecture(models: Mapping[str, Path]) -> list[list[str]]:
-    """Groups of roles that one server can serve in turn by swapping weights, the group with most requests first."""
-    groups: dict[ServerKey, list[str]] = {}
+    """Groups of roles that one server can serve in turn by swapping weights, the group with most requests first.
+
+    Models of a group have the same chat template or none: those without one are not asked in a chat. The first of a
+    group has one if any does, since the server reads it there.
+    """
+    groups: dict[tuple[ServerKey, str | None], list[str]] = {}
+    without: dict[ServerKey, list[str]] = {}
     for role, folder in models.items():
-        groups.setdefault(ServerKey.of(folder), []).append(role)
-    return sorted(groups.values(), key=lambda roles: sum(len(prompt_modes(role)) for role in roles), reverse=True)
+        key, template = ServerKey.of(folder), ChatTemplate.of(folder)
+        if template is None:
+            without.setdefault(key, []).append(role)
+        else:
+            groups.setdefault((key, template.source), []).append(role)
+    for key, roles in without.items():
+        shared = next((found for (other, _), found in groups.items() if other == key), None)
+        if shared is None:
+            groups[key, None] = roles
+        else:
+            shared += roles
+    return sorted(
+        groups.values(), key=lambda roles: sum(len(prompt_modes(role, models[role])) for role in roles), reverse=True
+    )
 
 
-def prompt_modes(role: str) -> tuple[PromptMode, ...]:
+def prompt_modes(role: str, folder: Path) -> tuple[PromptMode, ...]:
     """The modes in which a model is asked."""
-    return ("on", "off") if role in WITH_TOGGLE else ("plain",)
+    if role in WITH_TOGGLE:
+        return ("on", "off")
+    return ("plain",) if ChatTemplate.of(folder) is None else ("chat",)
 
 
 class EvalRunner:
@@ -78,7 +98,7 @@ class EvalRunner:
             Interrupted: the stage was asked to stop; the answers of finished models are in the checkpoint.
         """
         remaining = {role: folder for role, folder in models.items() if role not in self._checkpoint.answers}
-        self._total = len(self._problems) * sum(len(prompt_modes(role)) for role in remaining)
+        self._total = len(self._problems) * sum(len(prompt_modes(*model)) for model in remaining.items())
         if not remaining:
             return
         with ThreadPoolExecutor(1 if vllm_uses_gpu() else CPU_SERVERS) as pool:
@@ -97,7 +117,7 @@ class EvalRunner:
             for role in roles:
                 if role != roles[0]:
                     server.swap_weights(models[role], version=role)
-                answers = self._ask_model(server, role)
+                answers = self._ask_model(server, role, models[role])
                 with self._lock:
                     self._checkpoint.answers[role] = answers
                     self._checkpoint.save(self._context.resume)
@@ -115,10 +135,11 @@ class EvalRunner:
                 max_position_embeddings(folder), longest + CHAT_TEMPLATE_TOKENS + self._config.max_tokens
             ),
             max_num_seqs=self._config.concurrency,
+            own_sampling=False,
             on_wait=lambda _: self._stop_if_asked(),
         )
 
-    def _ask_model(self, server: Server, role: str) -> list[AnswerRow]:
+    def _ask_model(self, server: Server, role: str, folder: Path) -> list[AnswerRow]:
         """Ask a model all problems in all its modes."""
 
         def tick() -> None:
@@ -129,7 +150,8 @@ class EvalRunner:
                     self._context.progress(self._done, self._total, what=role)
 
         try:
-            return asyncio.run(ask(server.url, role, self._problems, prompt_modes(role), self._config, tick))
+            modes = prompt_modes(role, folder)
+            return asyncio.run(ask(server.url, role, self._problems, modes, self._config, tick, folder))
         except APIError as error:
             raise StageFailed(f"the server of {role} failed: {error}\n{tail(server.log)}") from error
 

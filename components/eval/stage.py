@@ -8,57 +8,96 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from components.core.base.errors import CheckpointError, InputError
+from components.core.base.errors import CheckpointError, DataError, InputError
 from components.core.model.architecture import Architecture
 from components.core.model.inspection import read_architecture
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import Workload
 from components.core.serving.timing import measure_step_ms
-from components.core.text.chat import has_toggle
+from components.core.text.toggle import has_toggle
 from components.eval.answers import EvalCheckpoint, load_problems, ungraded, write_answers
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
+from components.eval.held_out import measure_losses, perplexity
 from components.eval.scores import scores
 from components.eval.serving import EvalRunner
 
 
 def run(
-    config: EvalConfig, *, context: StageContext, out: Path, problems: Path, **models: Path | None
+    config: EvalConfig,
+    *,
+    context: StageContext,
+    out: Path,
+    problems: Path | None = None,
+    corpus: Path | None = None,
+    **models: Path | None,
 ) -> dict[str, JsonValue]:
-    """Measure speed while nothing else runs, then ask the models; write `metrics.json` and `answers.jsonl`."""
+    """Measure speed and perplexity while nothing else runs, then ask the models; write metrics and answers."""
     evaluated = {role: folder for role in ROLES if (folder := models.get(role)) is not None}
     check_models(evaluated)
-    test_problems = load_problems(problems, config.num_problems)
+    test_problems = load_problems(problems, config.num_problems) if problems else []
+    has_text = corpus is not None and has_rows(corpus / "validation.jsonl")
+    if not test_problems and not has_text:
+        raise DataError(
+            "there is nothing to evaluate the models on: neither test problems nor held-out text",
+            hint="give the recipe `rl:` problems with answers, or a `corpus:`",
+        )
     checkpoint = EvalCheckpoint.latest(context.resume)
     if not checkpoint.speeds:
         checkpoint.speeds = measure_speeds(evaluated, config.workload)
         checkpoint.save(context.resume)
-    EvalRunner(config, test_problems, context, checkpoint).ask(evaluated)
-    quarantine = ungraded(row for role in evaluated for row in checkpoint.answers[role])
+    if corpus is not None and has_text:
+        measure_losses(evaluated, corpus, config.held_out, context, checkpoint)
+    if test_problems:
+        EvalRunner(config, test_problems, context, checkpoint).ask(evaluated)
+    else:
+        context.note("there are no test problems: models are compared by their perplexity on held-out text")
+    metrics = {**_metrics(evaluated, checkpoint, context), "settings": config.canonical()}
+    (out / "metrics" / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    write_answers(
+        out / "metrics" / "answers.jsonl",
+        (
+            row.model_copy(update={"model": report_name(role)})
+            for role in evaluated
+            for row in checkpoint.answers.get(role, ())
+        ),
+    )
+    return {
+        "models": {role: row["accuracy"] for role, row in metrics["models"].items()},
+        "perplexity": {role: row["perplexity"] for role, row in metrics["models"].items()},
+    }
+
+
+def has_rows(file: Path) -> bool:
+    """Whether a JSONL file exists and is not empty."""
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _metrics(models: Mapping[str, Path], checkpoint: EvalCheckpoint, context: StageContext) -> dict[str, Any]:
+    """The measurements of each model, and the problems that count for none because answers could not be graded."""
+    quarantine = ungraded(row for role in models for row in checkpoint.answers.get(role, ()))
     if quarantine:
         (split, problem), reason = next(iter(quarantine.items()))
         context.note(
             f"{len(quarantine)} problems count for no model, because answers to them could not be graded; "
             f"{problem} of test-{split}: {reason}"
         )
-    rows = {
-        report_name(role): {
+    rows = {}
+    for role, folder in models.items():
+        loss = checkpoint.losses.get(role)
+        graded = [row for row in checkpoint.answers.get(role, ()) if (row.split, row.id) not in quarantine]
+        rows[report_name(role)] = {
             **size(folder),
             "tokens_per_second": checkpoint.speeds[role],
-            **scores([row for row in checkpoint.answers[role] if (row.split, row.id) not in quarantine]),
+            "held_out_loss": loss,
+            "perplexity": None if loss is None else perplexity(loss),
+            **scores(graded),
         }
-        for role, folder in evaluated.items()
-    }
-    metrics: dict[str, Any] = {"models": rows, "settings": config.canonical()}
+    metrics: dict[str, Any] = {"models": rows}
     if quarantine:
         metrics["quarantine"] = [
             {"split": split, "id": problem, "reason": reason} for (split, problem), reason in quarantine.items()
         ]
-    (out / "metrics" / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    write_answers(
-        out / "metrics" / "answers.jsonl",
-        (row.model_copy(update={"model": report_name(role)}) for role in evaluated for row in checkpoint.answers[role]),
-    )
-    return {"models": {role: row["accuracy"] for role, row in rows.items()}}
+    return metrics
 
 
 def check_models(models: Mapping[str, Path]) -> None:

@@ -5,16 +5,16 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import LlamaConfig
 
 from components.core.base.errors import RecipeError
 from components.core.model.checkpoint import load_model, model_config, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
-from components.core.text.packing import Batch, PackedStream, eos_token_id, load_corpus
+from components.core.text.packing import PackedStream, eos_token_id, load_corpus
+from components.core.text.tokenizer_files import CHAT_TEMPLATE
 from components.core.training.loop import train, unsharded
-from components.core.training.losses import counted, cross_entropy_sum
+from components.core.training.losses import next_token_loss
 from components.pretrain.config import PretrainConfig, Shape
 
 
@@ -36,14 +36,9 @@ def run(
     if context.rank == 0:
         # A new parent has a file for each sub-block, so that its children share those that do not change.
         save_model(whole, out / "trained", tokenizer=tokenizer_folder, by_block=model is None)
+        if model is None:  # it was trained on documents, and knows no chat
+            (out / "trained" / CHAT_TEMPLATE).unlink(missing_ok=True)
     return {"loss": losses[-1], "num_steps": len(losses)}
-
-
-def next_token_loss(model: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:
-    """Cross-entropy of the counted tokens."""
-    hidden_BTD = model.model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT)
-    hidden_ND, labels_N = counted(hidden_BTD.last_hidden_state, batch.labels_BT)
-    return {"loss": cross_entropy_sum(hidden_ND, labels_N, model.lm_head)}
 
 
 def new_model(shape: Shape, tokenizer: Path, seed: int) -> TesseraForCausalLM:

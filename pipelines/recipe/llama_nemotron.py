@@ -56,7 +56,7 @@ def llama_nemotron(recipe: Recipe) -> Graph:
         model = roles["rl"] = made["policy"]
     if recipe.eval is not None:
         models = {EVALUATED[role]: binding for role, binding in roles.items() if role in EVALUATED}
-        roles |= pipeline.add("eval", EVAL, recipe.eval, problems=problems, **models)
+        roles |= pipeline.add("eval", EVAL, recipe.eval, problems=problems, corpus=corpus, **models)
     if recipe.deploy is not None:
         roles |= pipeline.add("deploy", DEPLOY, recipe.deploy, model=model, metrics=roles.get("metrics"))
     return pipeline.graph

@@ -104,6 +104,7 @@ def _describe(store: Store, digest: str, measured: Mapping[str, Any]) -> dict[st
         "parameters": shape.parameters,
         "kv_bytes_per_token": shape.kv_bytes_per_token,
         "tokens_per_second": measured.get("tokens_per_second"),
+        "perplexity": measured.get("perplexity"),
         "accuracy": _by_split(measured.get("accuracy")),
         "interval": _by_split(measured.get("interval")),
         "format": _by_mode(measured.get("format")),
@@ -205,7 +206,7 @@ def _judge(target: Target, models: Models) -> dict[str, Any]:
 def _models_table(summary: Mapping[str, Any], *, wide: bool) -> Table:
     table = _table("model", title=f"run {summary['run']}", gap=wide)
     shares = ("standard\non, %", "\noff, %", "hard\non, %", "\noff, %", "format\non, %", "\noff, %")
-    for heading in ("weights", "KV B\n/token", "tokens\n/s", *shares):
+    for heading in ("weights", "KV B\n/token", "tokens\n/s", "perplex-\nity", *shares):
         table.add_column(heading, justify="right", no_wrap=True)
     models = {**summary["models"], **summary["baselines"]}
     for role in ROW_ORDER:
@@ -223,6 +224,7 @@ def _model_cells(model: Mapping[str, Any], *, wide: bool) -> Iterator[str]:
     yield f"{model['parameters'] / 1e6:,.2f} M"
     yield f"{model['kv_bytes_per_token']:,}"
     yield "–" if model["tokens_per_second"] is None else f"{model['tokens_per_second']:,.0f}"
+    yield "–" if model["perplexity"] is None else f"{model['perplexity']:.4g}"
     for split in SPLITS:
         for mode in MODES:
             interval = model["interval"][split][mode] if wide else None

@@ -27,8 +27,8 @@ from components.core.runtime.resume import Resume
 from components.core.text.example import Example
 from components.core.text.packing import PackedStream
 from components.core.training.loop import train
+from components.core.training.losses import next_token_loss
 from components.core.training.train_config import TrainConfig
-from components.pretrain.stage import next_token_loss
 from tests.bench.environment import environment
 from tests.bench.rows import Row, write_rows
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,14 +265,37 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copy(file, target / file.name)
 
 
-def resize_vocabulary(model: TesseraForCausalLM, size: int) -> None:
-    """Give embedding and head `size` rows; new rows are the mean of the old ones."""
+ROWS_MULTIPLE = 64
+"""Rows that are added to a vocabulary make its size a multiple of this: matrix products of such sizes are faster."""
+
+
+def grow_vocabulary(model: TesseraForCausalLM, num_tokens: int, related: Mapping[int, Sequence[int]]) -> None:
+    """Give embedding and head rows for at least `num_tokens` tokens, and start the rows of new tokens.
+
+    The row of a new token is the mean of those of related tokens, at the median norm of the old rows: so the model can
+    tell new tokens apart from the first step on, which equal rows of a tied embedding prevent. Other rows that are
+    added, such as those that fill up the multiple of `ROWS_MULTIPLE`, are the mean of all.
+
+    Args:
+        model: changed in place.
+        num_tokens: tokens of the new vocabulary; a larger one of the model stays.
+        related: for the id of a new token, ids of old tokens whose words say what it stands for. The model may have a
+            row for it already, which was never trained.
+    """
     embedding, head = model.model.embed_tokens, model.lm_head
-    embedding.weight = _resized(embedding.weight, size)
-    head.weight = embedding.weight if model.config.tie_word_embeddings else _resized(head.weight, size)
+    size = model.config.vocab_size
+    if num_tokens > size:
+        size = -(-num_tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    embedding.weight = _grown(embedding.weight, size, related)
+    head.weight = embedding.weight if model.config.tie_word_embeddings else _grown(head.weight, size, related)
     embedding.num_embeddings = head.out_features = model.config.vocab_size = size
 
 
-def _resized(weight: nn.Parameter, size: int) -> nn.Parameter:
-    rows = weight.data.mean(dim=0, keepdim=True).expand(max(0, size - len(weight)), -1)
-    return nn.Parameter(torch.cat([weight.data[:size], rows]))
+def _grown(weight: nn.Parameter, size: int, related: Mapping[int, Sequence[int]]) -> nn.Parameter:
+    old_VD = weight.data
+    rows_VD = torch.cat([old_VD, old_VD.mean(dim=0, keepdim=True).expand(size - len(old_VD), -1)])
+    usual_norm = old_VD.norm(dim=1).median()
+    for token, words in related.items():
+        mean_D = old_VD[list(words)].mean(dim=0)
+        rows_VD[token] = mean_D * (usual_norm / mean_D.norm())
+    return nn.Parameter(rows_VD)

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.entrypoints.generate.base.protocol import DeltaMessage
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
-from components.core.text.chat import END_THINK, THINK
+from components.core.text.toggle import END_THINK, THINK
 
 
 def split_reply(text: str) -> tuple[str, str]:

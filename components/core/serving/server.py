@@ -30,7 +30,7 @@ from components.core.serving.settings import (
     require_vllm,
     vllm_uses_gpu,
 )
-from components.core.text.chat import has_toggle
+from components.core.text.toggle import has_toggle
 
 COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 """`vllm serve`, which the CPU build does not have: its command looks for a distribution named vllm, and fails."""
@@ -62,6 +62,7 @@ class Server:
         seed: int = 0,
         threads: int = 1,
         swappable: bool = False,
+        own_sampling: bool = True,
         timeout_s: float = 600.0,
         on_wait: Callable[[float], None] = lambda seconds: None,
     ) -> None:
@@ -78,6 +79,7 @@ class Server:
             seed: seed of the engine.
             threads: CPU threads of the engine.
             swappable: enables `swap_weights`; this opens vLLM's development endpoints on loopback.
+            own_sampling: requests that set no sampling settings get those of the folder's `generation_config.json`.
             timeout_s: time limit for the server to become ready.
             on_wait: called with the seconds waited so far, about ten times a second, until the server is ready.
 
@@ -93,6 +95,7 @@ class Server:
             "--dtype": dtype,
             "--seed": seed,
             "--max-num-seqs": max_num_seqs,
+            "--generation-config": "auto" if own_sampling else "vllm",
         }
         if max_model_len is not None:
             self._options["--max-model-len"] = max_model_len

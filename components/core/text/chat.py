@@ -9,30 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Template
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from components.core.base.errors import DataError
+from components.core.base.errors import CheckpointError, DataError
+from components.core.text.chat_template import ChatTemplate
 from components.core.text.example import Example
+from components.core.text.toggle import END_THINK, THINK, system_message
 from components.core.text.tokenizer_files import end_token
-
-THINK, END_THINK = "<think>", "</think>"
-ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
-TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
 Mode = Literal["on", "off"]
 _WITH_REASONING = re.compile(rf"\s*{THINK}(.*?){END_THINK}(.*)", re.DOTALL)
-
-
-def system_message(mode: str) -> dict[str, str]:
-    """The system message that switches detailed thinking."""
-    return {"role": "system", "content": f"detailed thinking {mode}"}
-
-
-def render(messages: Sequence[Mapping[str, str]], *, eos: str, add_generation_prompt: bool = False) -> str:
-    """The text of a chat, equal to that of `apply_chat_template` for a tokenizer with our template."""
-    return _template().render(messages=messages, eos_token=eos, add_generation_prompt=add_generation_prompt)
 
 
 def check_turns(messages: Sequence[Mapping[str, str]]) -> None:
@@ -57,32 +43,41 @@ def encode_chats(rows: Iterable[Mapping[str, Any]], tokenizer_folder: Path) -> l
     Raises:
         DataError: the messages of a chat are out of order; the message names the row.
     """
-    tokenizer, eos = _load(tokenizer_folder)
-    heads, tails = [], []
-    for number, row in enumerate(rows, 1):
-        messages = row["messages"]
+    tokenizer, template, eos = _load(tokenizer_folder)
+    chats = [row["messages"] for row in rows]
+    for number, messages in enumerate(chats, 1):
         try:
             check_turns(messages)
         except ValueError as error:
             raise DataError(f"chat {number}: {error}", hint="read chats through the data stage") from None
-        head = render(messages[:-1], eos=eos, add_generation_prompt=True)
-        heads.append(head)
-        tails.append(render(messages, eos=eos)[len(head) :])
-    examples = []
+    heads = template.render([messages[:-1] for messages in chats], add_generation_prompt=True)
+    wholes = template.render(chats)
+    tails = []
+    for number, (head, whole) in enumerate(zip(heads, wholes, strict=True), 1):
+        if not whole.startswith(head):
+            raise DataError(
+                f"chat {number}: the chat template changes what stands before the answer once the answer is there",
+                hint="remove the chat template from the parent's folder; Tessera's own takes its place",
+            )
+        tails.append(_up_to_end(whole[len(head) :], eos))
     encoded = zip(_ids(tokenizer, heads), _ids(tokenizer, tails), strict=True)
-    for head_ids, tail_ids in encoded:
-        examples.append(Example([*head_ids, *tail_ids], [False] * len(head_ids) + [True] * len(tail_ids)))
-    return examples
+    return [
+        Example([*head_ids, *tail_ids], [False] * len(head_ids) + [True] * len(tail_ids))
+        for head_ids, tail_ids in encoded
+    ]
+
+
+def _up_to_end(answer: str, eos: str) -> str:
+    """An answer with its end token, without what a template writes between two turns."""
+    text, _, _ = answer.rpartition(eos)
+    return (text or answer) + eos
 
 
 def prompt_ids(tokenizer_folder: Path, questions: Sequence[str], mode: str) -> list[list[int]]:
     """Token ids of the prompt of each question: a chat in one mode, up to the beginning of the answer."""
-    tokenizer, eos = _load(tokenizer_folder)
-    texts = [
-        render([system_message(mode), {"role": "user", "content": question}], eos=eos, add_generation_prompt=True)
-        for question in questions
-    ]
-    return _ids(tokenizer, texts)
+    tokenizer, template, _ = _load(tokenizer_folder)
+    chats = [[system_message(mode), {"role": "user", "content": question}] for question in questions]
+    return _ids(tokenizer, template.render(chats, add_generation_prompt=True))
 
 
 def parse_answer(text: str) -> tuple[str | None, str]:
@@ -103,29 +98,15 @@ def format_ok(text: str, mode: str) -> bool:
     return bool(reasoning) and THINK not in str(reasoning) if mode == "on" else reasoning is None
 
 
-def plain_answer(text: str) -> str:
-    """The answer of a base model: the text after the last colon of its completion; all of it without a colon."""
-    return text.rsplit(":", 1)[-1].strip()
-
-
-def has_toggle(tokenizer_folder: Path) -> bool:
-    """Whether the tokenizer of a folder has both tags as single tokens, and a chat template."""
-    if not (tokenizer_folder / "tokenizer.json").is_file():
-        return False
-    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    tags = all(tokenizer.token_to_id(tag) is not None for tag in (THINK, END_THINK))
-    return tags and (tokenizer_folder / "chat_template.jinja").is_file()
-
-
-@functools.cache
-def _template() -> Template:
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
-
-
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path) -> tuple[Tokenizer, str]:
-    """The tokenizer of a folder, and its end-of-sequence token as text."""
-    return Tokenizer.from_file(str(folder / "tokenizer.json")), end_token(folder)
+def _load(folder: Path) -> tuple[Tokenizer, ChatTemplate, str]:
+    """The tokenizer of a folder, its chat template, and its end-of-sequence token as text."""
+    template = ChatTemplate.of(folder)
+    if template is None:
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} has no chat template", hint="use the tokenizer from the data stage"
+        )
+    return Tokenizer.from_file(str(folder / "tokenizer.json")), template, end_token(folder)
 
 
 def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

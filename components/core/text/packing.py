@@ -18,7 +18,8 @@ from torch import Tensor
 
 from components.core.base.errors import DataError
 from components.core.text.example import Example
-from components.core.text.tokenizer_files import end_token
+from components.core.text.tokenizer import beginning_ids
+from components.core.text.tokenizer_files import document_end, end_token, read_settings
 
 IGNORE = -100
 """Label of a position that does not count in the loss; the value is PyTorch's default."""
@@ -66,8 +67,17 @@ def read_rows(path: Path) -> Iterator[dict[str, object]]:
             yield json.loads(line)
 
 
-def encode_corpus(rows: Iterable[dict[str, object]], tokenizer: Tokenizer, eos: int) -> list[Example]:
-    """Tokenize corpus rows. Of `{"prompt", "completion"}` only the completion counts in the loss, of `{"text"}` all."""
+def encode_corpus(
+    rows: Iterable[dict[str, object]], tokenizer: Tokenizer, end: int, beginning: Sequence[int] = ()
+) -> list[Example]:
+    """Tokenize corpus rows. Of `{"prompt", "completion"}` only the completion counts in the loss, of `{"text"}` all.
+
+    Args:
+        rows: of a corpus.
+        tokenizer: the model's.
+        end: the token behind each document.
+        beginning: the tokens before each document.
+    """
     prompts, completions = [], []
     for row in rows:
         prompts.append(str(row.get("prompt", "")))
@@ -76,8 +86,8 @@ def encode_corpus(rows: Iterable[dict[str, object]], tokenizer: Tokenizer, eos: 
     tails = tokenizer.encode_batch(completions, add_special_tokens=False)
     examples = []
     for head, tail in zip(heads, tails, strict=True):
-        token_ids = [*head.ids, *tail.ids, eos]
-        examples.append(Example(token_ids, [False] * len(head.ids) + [True] * (len(tail.ids) + 1)))
+        before = [*beginning, *head.ids]
+        examples.append(Example([*before, *tail.ids, end], [False] * len(before) + [True] * (len(tail.ids) + 1)))
     return examples
 
 
@@ -88,7 +98,12 @@ def load_corpus(corpus: Path, tokenizer_folder: Path, split: str) -> list[Exampl
         DataError: the split is empty.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    examples = encode_corpus(read_rows(corpus / f"{split}.jsonl"), tokenizer, eos_token_id(tokenizer_folder))
+    examples = encode_corpus(
+        read_rows(corpus / f"{split}.jsonl"),
+        tokenizer,
+        token_id(tokenizer, document_end(tokenizer_folder), tokenizer_folder),
+        beginning_ids(tokenizer, read_settings(tokenizer_folder)),
+    )
     if not examples:
         raise DataError(f"the {split} split of the corpus has no rows", hint="give the data stage more text")
     return examples
@@ -96,10 +111,18 @@ def load_corpus(corpus: Path, tokenizer_folder: Path, split: str) -> list[Exampl
 
 def eos_token_id(folder: Path) -> int:
     """The id of the end-of-sequence token of a tokenizer folder."""
-    token = end_token(folder)
-    found = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token)
+    return token_id(Tokenizer.from_file(str(folder / "tokenizer.json")), end_token(folder), folder)
+
+
+def token_id(tokenizer: Tokenizer, token: str, folder: Path) -> int:
+    """The id of a token of a tokenizer folder.
+
+    Raises:
+        DataError: the vocabulary lacks it.
+    """
+    found = tokenizer.token_to_id(token)
     if found is None:
-        raise DataError(f"eos_token {token!r} is not in the vocabulary of {folder.name}")
+        raise DataError(f"the token {token!r} is not in the vocabulary of {folder.name}")
     return int(found)
 
 

@@ -1,13 +1,21 @@
 """Problems with answers that can be verified."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.core.text.chat import plain_answer
+from tokenizers import Tokenizer
+
+from components.core.text.chat_template import ChatTemplate
 from components.core.text.jsonl import read_user_rows
 from components.core.text.row_files import Row
-from components.core.text.verifier import verify
+from components.core.text.tokenizer import plain_prompt_ids
+from components.core.text.verifier import boxed, verify
+
+STATED = re.compile(r"\banswer(?: is|:|=)\s*:?\s*\**\s*([^\n]+)", re.IGNORECASE)
+"""An answer that a completion names as its answer."""
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,41 @@ class Problem:
     answer: str
 
     def is_completed_by(self, text: str) -> bool:
-        """Whether the completion by a base model ends with the right answer."""
-        return verify(plain_answer(text), self.answer)
+        """Whether the completion by a base model has the right answer."""
+        return verify(completed_answer(text), self.answer)
+
+
+def problem_prompt_ids(folder: Path, problems: Sequence[Problem]) -> list[list[int]]:
+    """Token ids of the prompt of each problem: a chat where the model has a chat template, else its plain prompt."""
+    template = ChatTemplate.of(folder)
+    if template is None:
+        return plain_prompt_ids(folder, [problem.prompt for problem in problems])
+    chats = [[{"role": "user", "content": problem.question}] for problem in problems]
+    texts = template.render(chats, add_generation_prompt=True)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [list(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def completed_answer(text: str) -> str:
+    r"""The answer in a completion: what it names as its answer, a box, what follows `####`, else its last words.
+
+    The last words are what follows the last colon. A sentence there is reduced to its last number.
+    """
+    if stated := STATED.findall(text):
+        return _number_of_sentence(stated[0].strip())
+    if "\\boxed" in text:
+        return boxed(text)
+    if "####" in text:
+        return text.partition("####")[2].strip().partition("\n")[0].strip()
+    return _number_of_sentence(text.rsplit(":", 1)[-1].strip())
+
+
+def _number_of_sentence(text: str) -> str:
+    """The last number of a text with words and numbers; other texts are returned without a closing full stop."""
+    numbers = NUMBER.findall(text)
+    if numbers and "\\" not in text and re.search(r"[^\W\d_]{2,}", text):
+        return str(numbers[-1]).rstrip(",")
+    return text.removesuffix(".").strip()
 
 
 def read_problems(path: Path, split: str, limit: int) -> list[Problem]:

@@ -1,15 +1,24 @@
 """Trains a tokenizer for a new model, or adds the toggle to the tokenizer of a user's model."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from components.core.base.errors import CheckpointError
-from components.core.text.chat import END_THINK, ROLE_TOKENS, TEMPLATE, THINK
-from components.core.text.tokenizer_files import SETTINGS, VOCABULARY, read_settings, readable, token_text
+from components.core.text.chat_template import OWN, ROLE_TOKENS, ChatTemplate, own_template, special_tokens
+from components.core.text.toggle import END_THINK, THINK
+from components.core.text.tokenizer_files import (
+    CHAT_TEMPLATE,
+    SETTINGS,
+    VOCABULARY,
+    read_settings,
+    readable,
+    token_text,
+)
 
 PAD, EOS = "<|pad|>", "<|end|>"
 PIECES = r"\d|[-+*/=]| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
@@ -58,18 +67,52 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
         "model_max_length": 1 << 20,
     }
     (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-    (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    (out / CHAT_TEMPLATE).write_text(OWN, encoding="utf-8")
 
 
-def add_toggle(source: Path, out: Path) -> int:
-    """Add the tags and roles to a user's tokenizer as single tokens, and replace its chat template by ours.
+def beginning_ids(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> list[int]:
+    """The tokens that a tokenizer puts before each text, on which its model was trained; empty if there are none.
 
+    Args:
+        tokenizer: its post-processor adds them, unless the settings say something else.
+        settings: those of its folder.
+    """
+    adds, token = settings.get("add_bos_token"), token_text(settings.get("bos_token") or "")
+    if adds is not None:
+        found = tokenizer.token_to_id(token)
+        return [found] if adds and found is not None else []
+    plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+    return list(whole[:start])
+
+
+def plain_prompt_ids(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of prompts that a base model completes: they begin as the documents of its training do."""
+    tokenizer = _load(folder)
+    first = beginning_ids(tokenizer, read_settings(folder))
+    return [[*first, *encoding.ids] for encoding in tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
+
+
+@dataclass(frozen=True)
+class Toggled:
+    """A tokenizer that the toggle was added to.
+
+    Attributes:
+        vocab_size: its tokens.
+        replaced: why Tessera's chat template stands in place of the user's; None if that stays, or there was none.
+    """
+
+    vocab_size: int
+    replaced: str | None
+
+
+def add_toggle(source: Path, out: Path) -> Toggled:
+    """Add the tags to a user's tokenizer as single tokens, and the switch to its chat template.
+
+    A tokenizer without a chat template, or with one that cannot carry the switch, gets Tessera's and its role tokens.
     Its tokens do not change, and missing ones are added after them. Tags that are special tokens become plain ones.
-    Only `tokenizer.json`, `tokenizer_config.json` and the template are written, because files of older tokenizer
-    formats could contradict them.
-
-    Returns:
-        Tokens of the new vocabulary.
+    The end-of-sequence token becomes the one that ends a turn of a chat. Only `tokenizer.json`, `tokenizer_config.json`
+    and the template are written, because files of older tokenizer formats could contradict them.
 
     Raises:
         CheckpointError: a file is missing or damaged, there is no end-of-sequence token, or ids are left out.
@@ -79,9 +122,14 @@ def add_toggle(source: Path, out: Path) -> int:
         return _write_toggled(source, settings, out)
 
 
-def _write_toggled(source: Path, settings: dict[str, Any], out: Path) -> int:
-    """Write the tokenizer with the toggle; returns its number of tokens."""
-    tokenizer = _with_toggle(_load(source))
+def _write_toggled(source: Path, settings: dict[str, Any], out: Path) -> Toggled:
+    """Write the tokenizer with the toggle."""
+    before = _load(source)
+    theirs = ChatTemplate.of(source)
+    theirs = theirs.with_toggle() if theirs else None
+    defect = theirs.defect() if theirs else None
+    keep = theirs is not None and defect is None
+    tokenizer = _with_toggle(before, () if keep else ROLE_TOKENS)
     ids = tokenizer.get_vocab().values()
     if max(ids) >= tokenizer.get_vocab_size() or len(set(ids)) < len(ids):
         raise CheckpointError(
@@ -96,9 +144,20 @@ def _write_toggled(source: Path, settings: dict[str, Any], out: Path) -> int:
         settings[key] = _without_tags(settings[key])
     # Any other class may build another tokenizer from the same vocabulary; this one uses tokenizer.json unchanged.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if theirs is not None and keep:
+        template = theirs
+        settings["eos_token"] = theirs.end_of_turn(_special_texts(tokenizer)) or settings["eos_token"]
+    else:
+        first = "".join(before.id_to_token(number) or "" for number in beginning_ids(before, settings))
+        template = own_template(special_tokens(settings), first)
     (out / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    return int(tokenizer.get_vocab_size())
+    (out / CHAT_TEMPLATE).write_text(template.source, encoding="utf-8")
+    return Toggled(int(tokenizer.get_vocab_size()), defect)
+
+
+def _special_texts(tokenizer: Tokenizer) -> list[str]:
+    """Texts of the special tokens of a tokenizer."""
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
 
 
 def _without_tags(tokens: Any) -> Any:
@@ -122,11 +181,12 @@ def _load(folder: Path) -> Tokenizer:
         ) from None
 
 
-def _with_toggle(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer with tags and roles added, without truncation and padding."""
+def _with_toggle(source: Tokenizer, roles: Sequence[str]) -> Tokenizer:
+    """A tokenizer with tags and roles added, without truncation and padding."""
+    tokenizer = Tokenizer.from_str(source.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.add_special_tokens([AddedToken(role, special=True, normalized=False) for role in ROLE_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(role, special=True, normalized=False) for role in roles])
     tokenizer.add_tokens(TAGS)
     described = json.loads(tokenizer.to_str())
     for token in described["added_tokens"]:

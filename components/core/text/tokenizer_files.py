@@ -10,6 +10,7 @@ from components.core.base.errors import CheckpointError, TesseraError
 
 MAX_BYTES = 256 << 20
 """Maximum size of a file that is parsed, bytes; the largest published vocabularies have a tenth of it."""
+CHAT_TEMPLATE = "chat_template.jinja"
 VOCABULARY, SETTINGS, NAMED_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 
 
@@ -52,14 +53,14 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             if value
         }
         settings = named | {key: value for key, value in settings.items() if value is not None}
-    vocabulary = set(_tokens(folder))
+    tokens = set(vocabulary(folder))
     if not settings.get("eos_token"):
         raise CheckpointError(
             f"the tokenizer of {folder.name} has no eos_token, which ends every answer",
             hint=f"set eos_token in {SETTINGS}",
         )
     end = token_text(settings["eos_token"])
-    if end not in vocabulary:
+    if end not in tokens:
         raise CheckpointError(
             f"the tokenizer of {folder.name} has eos_token {end!r}, which is not in its vocabulary",
             hint=f"set eos_token in {SETTINGS} to a token of {VOCABULARY}",
@@ -76,19 +77,43 @@ def end_token(folder: Path) -> str:
     return token_text(read_settings(folder)["eos_token"])
 
 
+DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+"""Tokens that pretraining puts behind each document, in the families that are supported."""
+
+
+def document_end(folder: Path) -> str:
+    """The token that the model's pretraining put behind each document.
+
+    Tokenizers of chat models name the end of a turn as their end-of-sequence token, and have this one beside it.
+
+    Raises:
+        CheckpointError: as in `read_settings`.
+    """
+    end = end_token(folder)
+    if end in DOCUMENT_ENDS:
+        return end
+    added = _read_object(folder, VOCABULARY).get("added_tokens", ())
+    special = {token["content"] for token in added if token.get("special")}
+    return next((token for token in DOCUMENT_ENDS if token in special), end)
+
+
 def token_text(token: Any) -> str:
     """The text of a token, which settings contain as text or as an object."""
     return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
-def _tokens(folder: Path) -> Iterator[str]:
-    """The vocabulary and the added tokens."""
+def vocabulary(folder: Path) -> Iterator[str]:
+    """Texts of all tokens of a tokenizer, those that were added too.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     described = _read_object(folder, VOCABULARY)
     try:
         yield from (token["content"] for token in described.get("added_tokens", ()))
-        vocabulary = described["model"]["vocab"]
+        pieces = described["model"]["vocab"]
         # Unigram models list their tokens with scores, all others map them to ids.
-        yield from vocabulary if isinstance(vocabulary, dict) else (piece for piece, _ in vocabulary)
+        yield from pieces if isinstance(pieces, dict) else (piece for piece, _ in pieces)
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"the {VOCABULARY} of {folder.name} has no vocabulary", hint="copy or download it again"

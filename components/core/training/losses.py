@@ -37,6 +37,13 @@ def counted(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     return hidden_BTD[mask_BT], labels_BT[mask_BT]
 
 
+def next_token_loss(model: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:
+    """Cross-entropy of the tokens that count, nats, summed."""
+    output = model.model(batch.input_ids_BT, position_ids=batch.position_ids_BT, segment_ids=batch.segment_ids_BT)
+    hidden_ND, labels_N = counted(output.last_hidden_state, batch.labels_BT)
+    return {"loss": cross_entropy_sum(hidden_ND, labels_N, model.lm_head)}
+
+
 def cross_entropy_sum(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linear) -> Tensor:
     """Next-token cross-entropy, nats, summed.
 

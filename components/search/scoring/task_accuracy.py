@@ -19,7 +19,7 @@ from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.formulas import JudgeFailed
 from components.core.text.packing import eos_token_id
-from components.core.text.problems import Problem, read_problems
+from components.core.text.problems import Problem, problem_prompt_ids, read_problems
 from components.core.training.greedy_decoding import Tokens, complete, complete_like
 from components.search.config import TaskSet
 from components.search.scoring.replace_one_block import Replacements
@@ -84,8 +84,7 @@ def load_tasks(config: TaskSet, folder: Path, parent: Path) -> Tasks:
             hint="give more problems with answers, or set search.task.num_problems to 0",
         )
     tokenizer = Tokenizer.from_file(str(parent / "tokenizer.json"))
-    texts = [problem.prompt for problem in problems]
-    prompts = [list(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    prompts = problem_prompt_ids(parent, problems)
     return Tasks(problems, prompts, tokenizer, eos_token_id(parent), config.max_tokens)
 
 

@@ -11,10 +11,11 @@ import pyarrow.parquet
 import pytest
 from nemo.utils import sequence_packing_utils as nemo
 
-from components.core.text.chat import encode_chats, system_message
+from components.core.text.chat import encode_chats
 from components.core.text.example import Example
 from components.core.text.packing import IGNORE, pack_rows
 from components.core.text.row_files import Row
+from components.core.text.toggle import system_message
 from components.data.nemo_packed import write_packed
 
 PACK_SIZE = 256
@@ -95,7 +96,7 @@ def test_the_same_seed_gives_the_same_bytes(
 PROBE = """
 import sys
 from pathlib import Path
-from components.core.text.chat import system_message
+from components.core.text.toggle import system_message
 from components.data.nemo_packed import write_packed
 turns = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
 write_packed([{"messages": [system_message("off"), *turns]}], Path(sys.argv[1]), Path(sys.argv[2]), 64, 0)

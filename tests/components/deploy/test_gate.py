@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from components.core.base.errors import RecipeError
 from components.deploy.config import DeployConfig, Gate
-from components.deploy.gate import check
+from components.deploy.gate import check, measurements
 
 MEASURED: dict[str, Any] = {
     "accuracy": {"standard": {"on": 0.9, "off": 0.75}, "hard": {"on": 0.75, "off": 0.25}},
@@ -47,6 +48,16 @@ def test_a_number_that_is_missing_does_not_pass(measured):
     gate = Gate(min_accuracy=0.0, min_format=0.0, min_thinking_gain=-1.0)
 
     assert set(values(gate, measured).values()) == {(None, False)}
+
+
+def test_perplexity_is_compared_with_the_parents(tmp_path):
+    models = {"parent": {"perplexity": 10.0}, "rl": {"perplexity": 12.0}, "sft": {"perplexity": None}}
+    (tmp_path / "metrics.json").write_text(json.dumps({"models": models}))
+    gate = Gate(max_perplexity_ratio=1.2)
+
+    assert values(gate, measurements(tmp_path, "rl")) == {"max_perplexity_ratio": (1.2, True)}
+    assert values(Gate(max_perplexity_ratio=1.1), measurements(tmp_path, "rl"))["max_perplexity_ratio"][1] is False
+    assert values(gate, measurements(tmp_path, "sft")) == {"max_perplexity_ratio": (None, False)}
 
 
 def test_a_check_without_a_threshold_is_not_made():

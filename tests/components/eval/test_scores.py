@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.core.base.errors import DataError
-from components.core.text.chat import plain_answer
 from components.core.text.formulas import JudgeFailed
 from components.core.text.problems import Problem
 from components.eval.answers import AnswerRow, PromptMode, load_problems, read_answers, ungraded, write_answers
@@ -87,11 +86,6 @@ def test_a_base_model_is_right_by_what_follows_its_last_colon():
     assert (row.correct, row.format_ok) == ((True, False, False, True), None)
 
 
-@pytest.mark.parametrize(("text", "answer"), [("7+5=2 2*3=6: 6", "6"), (" 6 \n", "6"), ("a: b: 7", "7"), ("", "")])
-def test_the_answer_of_a_base_model_follows_its_last_colon(text, answer):
-    assert plain_answer(text) == answer
-
-
 def test_answers_are_read_as_they_were_written(tmp_path):
     rows = [answer_row("hard", "on", True, False, format_ok=(True, False)), answer_row("hard", "plain", True)]
     rows.append(rows[0].model_copy(update={"samples": ("a\u2028b\x85c", "d\r\ne")}))
@@ -116,8 +110,7 @@ def test_problems_are_cut_to_a_number_in_each_split_that_is_there(tmp_path):
 
 def test_without_problems_there_is_nothing_to_ask(tmp_path):
     write_rows(tmp_path / "test-standard.jsonl", [])
-    with pytest.raises(DataError, match="no test problems"):
-        load_problems(tmp_path, 3)
+    assert load_problems(tmp_path, 3) == []
 
 
 def test_a_problem_that_lacks_a_field_is_named(tmp_path):

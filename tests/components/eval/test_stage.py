@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("vllm")
 
@@ -14,9 +16,10 @@ from components.core.model.checkpoint import save_model
 from components.core.runtime.context import Interrupted, quiet_context
 from components.core.serving.load_profile import Workload
 from components.core.serving.server import Server
-from components.core.text.chat import END_THINK, parse_answer, plain_answer
+from components.core.text.chat import parse_answer
+from components.core.text.toggle import END_THINK
 from components.eval.client import num_samples
-from components.eval.config import EvalConfig
+from components.eval.config import EvalConfig, HeldOutText
 from components.eval.scores import interval
 from components.eval.serving import group_by_architecture
 from components.eval.stage import run
@@ -29,6 +32,7 @@ CONFIG = EvalConfig(
     max_tokens=8,
     temperature=0.1,  # as good as greedy for models that are this certain
     workload=Workload(batch_size=2, prompt_tokens=4, new_tokens=8, rounds=1),
+    held_out=HeldOutText(seq_len=64, batch_size=1, num_batches=1),
     seed=1,
 )
 EXPECTED = {"standard": ["42", "13", "42", "42"], "hard": ["13", "42"]}
@@ -53,7 +57,7 @@ def record_calls(patch: pytest.MonkeyPatch, calls: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three models of one architecture."""
+    """Three models of one architecture; the parent is a base model, without a chat template."""
     root = tmp_path_factory.mktemp("models")
     thinking = ["<on>", "<think>", "6", "*", "7", "</think>"]
     models = {
@@ -61,7 +65,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sft": tiny_models.speaker([*thinking, "4"], ["<off>", "4", "2", "<eos>"]),
         "rl": tiny_models.speaker([*thinking, "1"], ["<off>", "1", "3", "<eos>"]),
     }
-    return {name: tiny_models.write(model, root / name) for name, model in models.items()}
+    folders = {name: tiny_models.write(model, root / name) for name, model in models.items()}
+    (folders["parent"] / "chat_template.jinja").unlink()
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +82,31 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluation(folders: dict[str, Path], problems: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = ["6*7=42", "the cat", "a dog and a hen"]
+    write_rows(folder / "validation.jsonl", ({"text": text} for text in texts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(
+    folders: dict[str, Path], problems: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """One evaluation: its result, metrics and answers, and the starts and weight swaps of its servers."""
     folder = tmp_path_factory.mktemp("eval")
     (folder / "out" / "metrics").mkdir(parents=True)
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         record_calls(patch, calls)
-        result = run(CONFIG, context=quiet_context(folder / "job"), out=folder / "out", problems=problems, **folders)
+        result = run(
+            CONFIG,
+            context=quiet_context(folder / "job"),
+            out=folder / "out",
+            problems=problems,
+            corpus=corpus,
+            **folders,
+        )
     lines = (folder / "out" / "metrics" / "answers.jsonl").read_text().splitlines()
     return {
         "result": result,
@@ -94,7 +117,8 @@ def evaluation(folders: dict[str, Path], problems: Path, tmp_path_factory: pytes
 
 
 def test_models_of_one_architecture_share_a_server(evaluation):
-    assert evaluation["calls"] == ["start", "sft", "rl"]
+    """The server starts with a model that has the chat template."""
+    assert evaluation["calls"] == ["start", "rl", "parent"]
 
 
 def test_accuracies_are_those_of_models_that_always_say_the_same(evaluation):
@@ -106,14 +130,14 @@ def test_accuracies_are_those_of_models_that_always_say_the_same(evaluation):
     assert models["sft"]["format"] == models["rl"]["format"] == {"on": 1.0, "off": 1.0}
     assert models["parent"]["accuracy"]["standard"] == {"on": 2 / 3, "off": None}
     assert models["parent"]["format"] == {"on": None, "off": None}
-    assert evaluation["result"] == {"models": {name: row["accuracy"] for name, row in models.items()}}
+    assert evaluation["result"]["models"] == {name: row["accuracy"] for name, row in models.items()}
     assert evaluation["metrics"]["settings"] == CONFIG.canonical()
 
 
 def test_every_problem_is_asked_in_every_mode_as_often_as_configured(evaluation):
     asked = [(row["model"], row["split"], row["mode"], row["id"], len(row["samples"])) for row in evaluation["answers"]]
     modes = [
-        ("parent", "plain", 1),
+        ("parent", "plain", 3),
         *((role, mode, n) for role in ("sft", "rl") for mode, n in (("on", 3), ("off", 1))),
     ]
     ids = [("standard", f"standard-{i}") for i in range(3)] + [("hard", f"hard-{i}") for i in range(2)]
@@ -143,8 +167,7 @@ def test_a_recount_from_the_answers_gives_the_metrics(evaluation):
                     assert row["accuracy"][split][mode] is None
                     continue
                 said = [
-                    [plain_answer(t) if prompt_mode == "plain" else parse_answer(t)[1] for t in a["samples"]]
-                    for a in found
+                    [t.strip() if prompt_mode == "plain" else parse_answer(t)[1] for t in a["samples"]] for a in found
                 ]
                 right = [[text == a["expected"] for text in texts] for a, texts in zip(found, said, strict=True)]
                 share = sum(sum(each) / len(each) for each in right) / len(right)
@@ -153,6 +176,58 @@ def test_a_recount_from_the_answers_gives_the_metrics(evaluation):
                 if prompt_mode != "plain":
                     has_format = [(END_THINK in text) == (mode == "on") for a in found for text in a["samples"]]
                     assert all(has_format) == (row["format"][mode] == 1.0)
+
+
+def test_perplexity_is_that_of_hugging_face(folders, evaluation, corpus):
+    """On the whole validation text, row by row and without packing."""
+    rows = [json.loads(line)["text"] for line in (corpus / "validation.jsonl").read_text().splitlines()]
+    for role, folder in folders.items():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        losses = []
+        for text in rows:
+            ids = torch.tensor([[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]])
+            logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+            losses.append(-logprobs.gather(1, ids[0, 1:, None]))
+        measured = evaluation["metrics"]["models"][role]
+        assert measured["held_out_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+        assert measured["perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
+    assert set(evaluation["result"]["perplexity"]) == set(folders)
+
+
+def test_a_user_without_problems_sees_perplexity_and_speed(folders, corpus, tmp_path, recorded_context, recorder):
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "problems").mkdir()
+    given = {"problems": tmp_path / "problems", "corpus": corpus, "parent": folders["parent"]}
+    run(CONFIG, context=recorded_context, out=tmp_path, **given)
+    row = json.loads((tmp_path / "metrics" / "metrics.json").read_text())["models"]["parent"]
+
+    assert row["perplexity"] > 1
+    assert row["tokens_per_second"] > 0
+    assert row["accuracy"]["standard"] == {"on": None, "off": None}
+    assert recorder.notes == ["there are no test problems: models are compared by their perplexity on held-out text"]
+    assert (tmp_path / "metrics" / "answers.jsonl").read_text() == ""
+
+
+def test_without_problems_and_text_there_is_nothing_to_evaluate_on(folders, tmp_path):
+    with pytest.raises(DataError, match="neither test problems nor held-out text"):
+        run(CONFIG, context=quiet_context(tmp_path), out=tmp_path, problems=tmp_path, parent=folders["parent"])
+
+
+def test_a_chat_parent_is_asked_in_its_own_template(folders, problems, tmp_path):
+    """Its template ends a prompt with <on> where the system message does not say off; there is none."""
+    folder = tiny_models.write(tiny_models.speaker(["<on>", "4", "2", "<eos>"]), tmp_path / "chat")
+    for name in ("tokenizer.json",):  # no tags: a model that never thought
+        text = (folder / name).read_text().replace('"<think>"', '"<thunk>"').replace('"</think>"', '"</thunk>"')
+        (folder / name).write_text(text)
+    (tmp_path / "metrics").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.eval.stage.measure_step_ms", lambda folders, *_, **__: [[8.0]])
+        run(CONFIG, context=quiet_context(tmp_path / "job"), out=tmp_path, problems=problems, parent=folder)
+    answers = [json.loads(line) for line in (tmp_path / "metrics" / "answers.jsonl").read_text().splitlines()]
+
+    assert {(row["mode"], row["samples"][0], len(row["samples"])) for row in answers} == {("chat", "42", 3)}
+    assert {row["format_ok"] for row in answers} == {None}
 
 
 def test_size_and_speed_are_those_of_the_architecture(evaluation):
@@ -166,11 +241,11 @@ def test_size_and_speed_are_those_of_the_architecture(evaluation):
 
 
 def test_an_interrupted_evaluation_goes_on_with_the_models_that_are_left(evaluation, folders, problems, tmp_path):
-    """Interrupted while the second model answers: the next run starts there, and does not measure speeds again."""
+    """Interrupted while the last model answers: the next run starts there, and does not measure speeds again."""
     context = quiet_context(tmp_path)
     calls: list[str] = []
     (tmp_path / "metrics").mkdir()
-    context.stopping = lambda: "sft" in calls
+    context.stopping = lambda: "parent" in calls
     with pytest.MonkeyPatch.context() as patch:
         record_calls(patch, calls)
         patch.setattr("components.eval.stage.measure_step_ms", lambda folders, *_, **__: [[8.0]] * len(folders))
@@ -180,7 +255,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_models_that_are_left(evaluat
         patch.setattr("components.eval.stage.measure_step_ms", None)
         run(CONFIG, context=context, out=tmp_path, problems=problems, **folders)
 
-    assert calls == ["start", "sft", "start", "rl"]
+    assert calls == ["start", "rl", "parent", "start"]
     lines = (tmp_path / "metrics" / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == evaluation["answers"]
     metrics = json.loads((tmp_path / "metrics" / "metrics.json").read_text())
@@ -204,8 +279,8 @@ def test_a_server_is_shared_by_models_that_differ_in_their_weights_alone(folders
     wider = tiny_models.write(tiny_models.llama(0, intermediate_size=64), tmp_path / "wider")
     models = {"parent": parent, "child": wider, "sft": sft, "rl": rl}
 
-    assert group_by_architecture(models) == [["parent", "sft", "rl"], ["child"]]
-    assert group_by_architecture({**models, "rl": other_end}) == [["parent", "sft"], ["rl"], ["child"]]
+    assert group_by_architecture(models) == [["sft", "rl", "parent"], ["child"]]
+    assert group_by_architecture({**models, "rl": other_end}) == [["sft", "parent"], ["rl"], ["child"]]
 
 
 def test_gaps_in_the_numbers_of_layers_are_no_difference(tmp_path):
@@ -223,7 +298,7 @@ def test_a_tuned_model_without_the_toggle_is_refused(folders, tmp_path):
 
 
 def test_a_greedy_answer_is_requested_once():
-    assert [num_samples(CONFIG, mode) for mode in ("on", "off", "plain")] == [3, 1, 1]
+    assert [num_samples(CONFIG, mode) for mode in ("on", "off", "chat", "plain")] == [3, 1, 3, 3]
     assert num_samples(CONFIG.model_copy(update={"temperature": 0.0}), "on") == 1
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from components.core.base.errors import RecipeError
 from components.core.model.checkpoint import load_model
+from components.core.text.chat_template import ChatTemplate
 from components.core.text.packing import IGNORE, load_batches
 from components.pretrain.config import PretrainConfig, Shape
 from components.pretrain.stage import new_model, run
@@ -73,7 +74,9 @@ def test_training_goes_on_from_a_model_with_its_own_tokenizer(
     )
 
     assert recorder.curve("loss")[0] == pytest.approx(end, rel=0.3)
-    assert (tmp_path / "out2" / "trained" / "chat_template.jinja").is_file()
+    assert (tmp_path / "out2" / "trained" / "tokenizer.json").is_file()
+    for folder in (out, tmp_path / "out2"):
+        assert ChatTemplate.of(folder / "trained") is None  # a new model knows no chat
 
 
 def test_equal_seeds_give_equal_models_and_other_seeds_others(tokenizer_folder):

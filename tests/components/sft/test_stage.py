@@ -1,5 +1,6 @@
 """Fine-tuning on chats of both modes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from components.core.base.errors import CheckpointError, DataError
 from components.core.model.checkpoint import load_model
-from components.core.text.chat import END_THINK, THINK, prompt_ids, system_message
+from components.core.text.chat import prompt_ids
+from components.core.text.toggle import END_THINK, THINK, system_message
 from components.sft.config import SftConfig
 from components.sft.stage import fit_vocabulary, run
 from tests.components.conftest import write_rows
@@ -93,25 +95,41 @@ def test_without_chats_there_is_nothing_to_learn(
         )
 
 
-def test_tokens_that_the_model_lacks_get_the_mean_of_its_rows(tmp_path, tokenizer_folder, vocab_size):
-    model = load_model(llama(tmp_path / "model", vocab_size - 2))
-    before = model.state_dict()
-    fit_vocabulary(model, tokenizer_folder)
+def without_tags(tokenizer_folder: Path, folder: Path) -> Path:
+    """The tokenizer of a model before the toggle: the tags are the last two tokens, and it lacks them."""
+    described = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    described["added_tokens"] = [t for t in described["added_tokens"] if t["content"] not in (THINK, END_THINK)]
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    return folder / "tokenizer.json"
 
-    assert model.config.vocab_size == vocab_size
-    assert model.config.eos_token_id == Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json")).token_to_id(
-        "<|end|>"
-    )
+
+@pytest.mark.parametrize("spare_rows", [-2, 5])
+def test_the_tags_start_as_different_words_of_the_usual_norm(tmp_path, tokenizer_folder, vocab_size, spare_rows):
+    """Also where the model has rows for them, which were never trained."""
+    model = load_model(llama(tmp_path / "model", vocab_size + spare_rows))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fit_vocabulary(model, tokenizer_folder, known=without_tags(tokenizer_folder, tmp_path / "known"))
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+
+    assert model.config.vocab_size == (vocab_size + 5 if spare_rows == 5 else -(-vocab_size // 64) * 64)
+    assert model.config.eos_token_id == tokenizer.token_to_id("<|end|>")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        after = model.state_dict()[name]
-        assert torch.equal(after[:-2], before[name])
-        torch.testing.assert_close(after[-2:], before[name].mean(0).expand(2, -1))
-    assert model(torch.tensor([[vocab_size - 1]])).logits.shape[-1] == vocab_size
+        old, rows = before[name], model.state_dict()[name]
+        assert torch.equal(rows[: vocab_size - 2], old[: vocab_size - 2])
+        for tag, meaning in ((THINK, "Let think step"), (END_THINK, "Therefore answer")):
+            row = rows[tokenizer.token_to_id(tag)]
+            words = old[tokenizer.encode(meaning, add_special_tokens=False).ids].mean(dim=0)
+            assert torch.cosine_similarity(row, words, dim=0).item() == pytest.approx(1.0)
+            assert row.norm().item() == pytest.approx(old.norm(dim=1).median().item(), rel=1e-5)
+    think, end = (model.lm_head.weight[tokenizer.token_to_id(tag)] for tag in (THINK, END_THINK))
+    assert torch.cosine_similarity(think, end, dim=0).item() < 0.9
+    assert model(torch.tensor([[vocab_size - 1]])).logits.shape[-1] == model.config.vocab_size
 
 
 def test_a_larger_vocabulary_of_the_model_stays(tmp_path, tokenizer_folder, vocab_size):
     model = load_model(llama(tmp_path / "model", vocab_size + 7))
-    fit_vocabulary(model, tokenizer_folder)
+    fit_vocabulary(model, tokenizer_folder, known=tokenizer_folder / "tokenizer.json")
 
     assert model.lm_head.weight.shape[0] == model.config.vocab_size == vocab_size + 7
 
@@ -121,4 +139,4 @@ def test_a_tokenizer_without_the_tags_is_refused(tmp_path, tokenizer_folder, voc
     (tmp_path / "tokenizer.json").write_text(text)
 
     with pytest.raises(CheckpointError, match=f"no {THINK} and {END_THINK}"):
-        fit_vocabulary(load_model(llama(tmp_path / "model", vocab_size)), tmp_path)
+        fit_vocabulary(load_model(llama(tmp_path / "model", vocab_size)), tmp_path, known=tmp_path / "none")

@@ -113,8 +113,11 @@ def test_our_stages_reach_their_ideas_but_no_other_stage_and_no_platform(name):
     ("name", "reached"),
     [
         ("sft", {"training.loop", "training.losses", "text.packing", "model.decoder", "model.checkpoint"}),
-        ("sft", {"text.chat", "text.chat/chat_template.jinja", "training.checkpoints"}),
-        ("rl", {"serving.engine", "serving.weight_transfer", "text.verifier", "text.chat/chat_template.jinja"}),
+        ("sft", {"text.chat", "text.chat_template/thinking_toggle.jinja", "training.checkpoints"}),
+        (
+            "rl",
+            {"serving.engine", "serving.weight_transfer", "text.verifier", "text.chat_template/thinking_toggle.jinja"},
+        ),
         ("eval", {"serving.server", "serving.timing", "serving.reasoning_parser", "text.verifier"}),
     ],
 )

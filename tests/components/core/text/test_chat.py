@@ -8,19 +8,17 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from components.core.base.errors import DataError
-from components.core.text.chat import (
-    END_THINK,
-    THINK,
-    encode_chats,
-    format_ok,
-    has_toggle,
-    parse_answer,
-    plain_answer,
-    prompt_ids,
-    render,
-    system_message,
-)
+from components.core.text.chat import encode_chats, format_ok, parse_answer, prompt_ids
+from components.core.text.chat_template import OWN, ChatTemplate
+from components.core.text.toggle import END_THINK, THINK, has_toggle, system_message
 from components.core.text.tokenizer import EOS, train_tokenizer
+
+
+def text_of(messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+    """A chat in Tessera's own template."""
+    (text,) = ChatTemplate(OWN, {"eos_token": EOS}).render([messages], add_generation_prompt=add_generation_prompt)
+    return text
+
 
 WORDS = st.text(alphabet="abc+=4 \n", min_size=1).filter(str.strip)
 MODES = st.sampled_from(["on", "off"])
@@ -67,7 +65,7 @@ def test_text_and_tokens_equal_those_of_transformers(
 ) -> None:
     for chat, prompt in ((messages, True), ([*messages, assistant(f"{THINK}a{END_THINK}4")], False)):
         theirs = hugging_face.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
-        assert render(chat, eos=EOS, add_generation_prompt=prompt) == theirs
+        assert text_of(chat, add_generation_prompt=prompt) == theirs
     example = encode_chats([{"messages": [*messages, assistant("4")]}], folder)[0]
     whole = hugging_face.apply_chat_template([*messages, assistant("4")], return_dict=False)
     assert list(example.token_ids) == whole
@@ -93,17 +91,17 @@ def test_a_prompt_ends_where_the_answer_of_a_training_chat_begins(folder: Path, 
 
 
 def test_the_system_message_switches_and_without_one_thinking_is_on() -> None:
-    assert "detailed thinking on" in render([user("4")], eos=EOS)
-    assert "detailed thinking on" in render([system("be kind"), user("4")], eos=EOS)
-    off = render([system_message("off"), user("4")], eos=EOS)
+    assert "detailed thinking on" in text_of([user("4")])
+    assert "detailed thinking on" in text_of([system("be kind"), user("4")])
+    off = text_of([system_message("off"), user("4")])
     assert "detailed thinking off" in off
     assert "detailed thinking on" not in off
 
 
 def test_other_system_text_stays_beside_the_switch() -> None:
     expected = f"<|system|>detailed thinking off\nbe kind{EOS}<|user|>4{EOS}"
-    assert render([system("detailed thinking off\nbe kind"), user("4")], eos=EOS) == expected
-    assert "detailed thinking on\nbe kind" in render([system("be kind"), user("4")], eos=EOS)
+    assert text_of([system("detailed thinking off\nbe kind"), user("4")]) == expected
+    assert "detailed thinking on\nbe kind" in text_of([system("be kind"), user("4")])
 
 
 def test_a_template_argument_switches_over_the_system_message(hugging_face: Any) -> None:
@@ -116,9 +114,9 @@ def test_a_template_argument_switches_over_the_system_message(hugging_face: Any)
 
 def test_past_reasoning_is_cut_and_the_last_answer_keeps_its_own() -> None:
     past = [user("a"), assistant(f"{THINK}secret{END_THINK} b"), user("c")]
-    assert f"<|assistant|>b{EOS}" in render(past, eos=EOS)
-    assert f"{THINK}r{END_THINK}d" in render([*past, assistant(f"{THINK}r{END_THINK}d")], eos=EOS)
-    assert "secret" not in render([*past, assistant("d")], eos=EOS)
+    assert f"<|assistant|>b{EOS}" in text_of(past)
+    assert f"{THINK}r{END_THINK}d" in text_of([*past, assistant(f"{THINK}r{END_THINK}d")])
+    assert "secret" not in text_of([*past, assistant("d")])
 
 
 @given(reasoning=WORDS, answer=WORDS)
@@ -151,11 +149,6 @@ def test_each_mode_accepts_its_own_form_and_no_other(reasoning: str, answer: str
 @pytest.mark.parametrize("mode", ["on", "off"])
 def test_broken_forms_pass_in_no_mode(text: str, mode: str) -> None:
     assert not format_ok(text, mode)
-
-
-def test_a_base_model_answers_after_its_last_colon() -> None:
-    assert plain_answer("+5=2*3=6:6") == "6"
-    assert plain_answer(" 6 ") == "6"
 
 
 def test_a_folder_has_the_toggle_only_with_tags_and_template(folder: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from components.core.base.errors import CheckpointError
-from components.core.text.chat import END_THINK, ROLE_TOKENS, THINK, has_toggle
+from components.core.text.chat_template import ROLE_TOKENS
 from components.core.text.packing import eos_token_id
+from components.core.text.toggle import END_THINK, THINK, has_toggle
 from components.core.text.tokenizer import EOS, PAD, add_toggle, train_tokenizer
 from tests.components.core.tiny_models import tokenizer as plain_tokenizer
 
@@ -82,7 +83,7 @@ def test_the_same_texts_give_the_same_bytes(trained: Path, tmp_path: Path) -> No
 
 def test_the_toggle_is_added_beside_what_a_users_tokenizer_has(own: Path, tmp_path: Path) -> None:
     before = reload(own)
-    size = add_toggle(own, tmp_path / "out")
+    size = add_toggle(own, tmp_path / "out").vocab_size
     after = reload(tmp_path / "out")
     assert size == len(after) == max(after.get_vocab().values()) + 1
     assert before.get_vocab().items() <= after.get_vocab().items()
@@ -95,7 +96,8 @@ def test_the_toggle_is_added_beside_what_a_users_tokenizer_has(own: Path, tmp_pa
 
 
 def test_adding_the_toggle_twice_changes_nothing_more(own: Path, tmp_path: Path) -> None:
-    assert add_toggle(own, tmp_path / "once") == add_toggle(tmp_path / "once", tmp_path / "twice")
+    first, second = add_toggle(own, tmp_path / "once"), add_toggle(tmp_path / "once", tmp_path / "twice")
+    assert (first.vocab_size, second.replaced) == (second.vocab_size, None)
     once, twice = (json.loads((tmp_path / name / "tokenizer.json").read_text()) for name in ("once", "twice"))
     assert once == twice
 
@@ -154,10 +156,12 @@ def test_a_tokenizer_that_cuts_and_pads_does_neither_any_more(own: Path, tmp_pat
     assert [len(found.ids) for found in after.encode_batch(["7+5-2*3=", "7"])] == [8, 1]
 
 
-def test_the_users_chat_template_is_replaced_wherever_it_stands(own: Path, tmp_path: Path) -> None:
+def test_a_chat_template_without_a_place_for_the_switch_is_replaced_wherever_it_stands(
+    own: Path, tmp_path: Path
+) -> None:
     (own / "chat_template.jinja").write_text("the user's own")
     edit_settings(own, chat_template="the user's own")
-    add_toggle(own, tmp_path / "out")
+    assert add_toggle(own, tmp_path / "out").replaced == "it leaves the system message out"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "chat_template.jinja",
         "tokenizer.json",
@@ -219,7 +223,7 @@ def test_a_damaged_tokenizer_is_refused_with_the_way_out(
 def test_a_unigram_vocabulary_is_read_too(tmp_path: Path) -> None:
     core = Tokenizer(models.Unigram([("<unk>", 0.0), ("<eos>", 0.0), *((letter, -1.0) for letter in "abc4")], unk_id=0))
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(tmp_path / "own")  # type: ignore[no-untyped-call]
-    assert add_toggle(tmp_path / "own", tmp_path / "out") == 6 + 5
+    assert add_toggle(tmp_path / "own", tmp_path / "out").vocab_size == 6 + 5
     assert reload(tmp_path / "out").encode(f"a{THINK}4") == [2, 9, 5]
 
 

@@ -13,6 +13,7 @@ from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
 from components.core.text.formulas import JudgeFailed
+from components.core.text.problems import completed_answer
 from components.core.text.verifier import verify
 from components.search.config import TaskSet
 from components.search.scoring.replace_one_block import Replacements, Scores
@@ -47,7 +48,7 @@ def problems(tmp_path: Path, parent: TesseraForCausalLM, parent_folder: Path) ->
     folder.mkdir()
     with (folder / "validation.jsonl").open("w") as stream:
         for number, question in enumerate(QUESTIONS):
-            answer = "another" if number % 4 == 3 else said(parent, tokenizer, question)
+            answer = "another" if number % 4 == 3 else completed_answer(said(parent, tokenizer, question))
             stream.write(
                 json.dumps({"id": str(number), "question": question, "prompt": question, "answer": answer}) + "\n"
             )
@@ -68,7 +69,8 @@ def test_answers_are_those_of_whole_models(
         child = whole_child(parent, key, block)
         answers = [said(child, tasks.tokenizer, problem.prompt) for problem in tasks.problems]
         assert solved.variants[key] == tuple(
-            verify(answer, problem.answer) for answer, problem in zip(answers, tasks.problems, strict=True)
+            verify(completed_answer(answer), problem.answer)
+            for answer, problem in zip(answers, tasks.problems, strict=True)
         ), key
     assert len(set(solved.variants.values())) > 1
 

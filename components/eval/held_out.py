@@ -1,0 +1,67 @@
+"""Perplexity of every model on text that none of them was trained on: the validation split of the corpus."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from components.core.model.checkpoint import load_model
+from components.core.runtime.context import Interrupted, StageContext
+from components.core.text.packing import load_batches
+from components.core.training.losses import next_token_loss
+from components.eval.answers import EvalCheckpoint
+from components.eval.config import HeldOutText
+
+WHAT = "held-out text"
+
+
+def measure_losses(
+    models: Mapping[str, Path], corpus: Path, config: HeldOutText, context: StageContext, checkpoint: EvalCheckpoint
+) -> None:
+    """Measure the held-out loss of each model that has none in the checkpoint, and save it there.
+
+    Raises:
+        DataError: the corpus has no validation text.
+        Interrupted: the stage was asked to stop; the losses of finished models are in the checkpoint.
+    """
+    torch.set_num_threads(context.placement.threads)
+    for role, folder in models.items():
+        if role not in checkpoint.losses:
+            checkpoint.losses[role] = held_out_loss(folder, corpus, config, context)
+            checkpoint.save(context.resume)
+
+
+@torch.no_grad()
+def held_out_loss(folder: Path, corpus: Path, config: HeldOutText, context: StageContext) -> float:
+    """Mean cross-entropy of a model, nats a token, in float32.
+
+    Args:
+        folder: the model's, with its tokenizer.
+        corpus: a folder with `validation.jsonl`.
+        config: how much text, in rows of which length.
+        context: takes progress, and tells when the stage must stop.
+    """
+    batches = load_batches(
+        corpus,
+        folder,
+        "validation",
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        limit=config.num_batches,
+        seed=config.seed,
+    )
+    model = load_model(folder, dtype=None, computes_in=torch.float32)
+    loss, tokens = 0.0, 0
+    for done, batch in enumerate(batches, 1):
+        if context.stopping():
+            raise Interrupted
+        loss += float(next_token_loss(model, batch)["loss"])
+        tokens += batch.num_targets
+        context.progress(done, len(batches), f"{WHAT}, {folder.name}")
+    return loss / tokens
+
+
+def perplexity(loss: float) -> float:
+    """Perplexity of a loss in nats a token."""
+    return math.exp(loss)
