@@ -1,8 +1,9 @@
 """Prefill and decode time of several models in vLLM, measured in turn.
 
-A shared machine changes its speed within seconds. Every model is therefore measured right after the first one, and what
-counts is its share of the first one's time. All engines live in one process of its own, because importing vLLM takes
-longer than everything else, and because vLLM's settings are those of a process.
+A shared machine changes its speed within seconds. Every model is therefore measured right after the first one in every
+round, and what counts is its share of the first one's time. The engines live in a process of its own, because importing
+vLLM takes longer than everything else, and because vLLM's settings are those of a process: all of them in one where
+they fit into memory together, else the first one and one other, else one engine at a time.
 """
 
 import json
@@ -17,12 +18,24 @@ from pathlib import Path
 
 from components.core.base.errors import StageFailed
 from components.core.base.processes import end_with_owner
+from components.core.model.inspection import read_architecture
 from components.core.serving.engine import BatchTime, Engine
 from components.core.serving.load_profile import LoadProfile, Workload
-from components.core.serving.settings import process_environment, require_vllm, vllm_uses_gpu
+from components.core.serving.settings import (
+    BYTES_PER_VALUE,
+    kv_cache_bytes,
+    process_environment,
+    require_vllm,
+    vllm_uses_gpu,
+)
 
-MAX_WEIGHT_BYTES = 2 << 30
-"""Models whose files exceed this together are measured one after the other, not in turn."""
+MEMORY_GIB = 4.0
+"""Memory that the engines may count on where the caller names none, GiB."""
+OPEN_SHARE = 0.5
+"""Share of the memory that the engines open at the same time may take; loading needs the rest."""
+
+Pair = tuple[BatchTime, BatchTime]
+"""Time of the first model, and that of another model measured right after it."""
 
 
 def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> list[list[float]]:
@@ -34,13 +47,16 @@ def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> li
     ]
 
 
-def measure_times(folders: list[Path], profile: LoadProfile, threads: int) -> list[list[BatchTime]]:
+def measure_times(
+    folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float = MEMORY_GIB
+) -> list[list[BatchTime]]:
     """Measure the prefill of a batch and the decode steps after it, for each model folder.
 
     Args:
         folders: models, with or without a tokenizer.
         profile: batch, lengths, rounds and precision.
         threads: CPU threads of the engines.
+        memory_gib: memory of the stage; engines that do not fit into half of it are not open at the same time.
 
     Returns:
         The time of each model in each round. The first model's is raw; the others are divided by the first model's
@@ -51,13 +67,49 @@ def measure_times(folders: list[Path], profile: LoadProfile, threads: int) -> li
         StageFailed: vLLM could not run one of the models.
     """
     require_vllm()
-    weight_bytes = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    in_turn = weight_bytes <= MAX_WEIGHT_BYTES and not vllm_uses_gpu()  # on a GPU an engine takes its share of memory
-    groups = [folders] if in_turn else [[folder] for folder in folders]
-    return [times for group in groups for times in _measure_in_process(group, profile, threads)]
+    first, *others = folders
+    if not others:
+        return [[time for (time,) in _measure_in_process([first], profile, threads)]]
+    groups = [folders] if _fit(folders, profile, memory_gib) else [[first, other] for other in others]
+    by_group = [
+        [_pairs(readings) for readings in _measure_in_process(group, profile, threads)]
+        if _fit(group, profile, memory_gib)
+        else _measure_apart(group, profile, threads)
+        for group in groups
+    ]
+    return without_drift(
+        [[pair for pairs in same_round for pair in pairs] for same_round in zip(*by_group, strict=True)]
+    )
 
 
-def without_drift(rounds: Sequence[Sequence[tuple[BatchTime, BatchTime]]]) -> list[list[BatchTime]]:
+def _fit(folders: Sequence[Path], profile: LoadProfile, memory_gib: float) -> bool:
+    """Whether the engines may be open at the same time. On a GPU never: each takes its share of the memory."""
+    if vllm_uses_gpu():
+        return False
+    length, size = profile.prompt_tokens + profile.new_tokens, max(2, BYTES_PER_VALUE[profile.dtype])
+    needed = sum(
+        size * read_architecture(folder).parameters
+        + kv_cache_bytes(folder, dtype=profile.dtype, max_model_len=length, max_num_seqs=profile.batch_size)
+        for folder in folders
+    )
+    return needed <= OPEN_SHARE * memory_gib * 2**30
+
+
+def _measure_apart(folders: Sequence[Path], profile: LoadProfile, threads: int) -> list[list[Pair]]:
+    """Measure the first model and another one, with one engine open at a time: both are opened in every round."""
+    once = profile.model_copy(update={"rounds": 1})
+    readings = [
+        [_measure_in_process([folder], once, threads)[0][0] for folder in folders] for _ in range(profile.rounds)
+    ]
+    return [_pairs(row) for row in readings]
+
+
+def _pairs(readings: Sequence[BatchTime]) -> list[Pair]:
+    """Pairs of the first model's time and another's, from the readings of a round in the order they were made."""
+    return list(zip(readings[::2], readings[1::2], strict=True))
+
+
+def without_drift(rounds: Sequence[Sequence[Pair]]) -> list[list[BatchTime]]:
     """Times that the models would have had on a machine that is always as fast as in the median round.
 
     Args:
@@ -86,8 +138,12 @@ def _median(times: Sequence[BatchTime]) -> BatchTime:
     return BatchTime(*(statistics.median(values) for values in zip(*map(astuple, times), strict=True)))
 
 
-def _measure_in_process(folders: list[Path], profile: LoadProfile, threads: int) -> list[list[BatchTime]]:
-    """Run this module as a program: the request goes to its standard input, the times come from its standard output."""
+def _measure_in_process(folders: Sequence[Path], profile: LoadProfile, threads: int) -> list[list[BatchTime]]:
+    """Run this module as a program: the request goes to its standard input, the times come from its standard output.
+
+    Returns:
+        The readings of each round in the order they were made: before every other model the first one.
+    """
     request = {
         "folders": [str(folder) for folder in folders],
         "profile": profile.model_dump(include=set(LoadProfile.model_fields)),
@@ -106,7 +162,7 @@ def _measure_in_process(folders: list[Path], profile: LoadProfile, threads: int)
     )
     if done.returncode:
         raise StageFailed(f"vLLM could not run the models to be measured:\n{done.stderr[-2000:]}")
-    return [[BatchTime(*pair) for pair in pairs] for pairs in json.loads(done.stdout.splitlines()[-1])]
+    return [[BatchTime(*time) for time in readings] for readings in json.loads(done.stdout.splitlines()[-1])]
 
 
 def main() -> None:
@@ -116,8 +172,8 @@ def main() -> None:
     profile = LoadProfile.parse(request["profile"])
     with ExitStack() as open_engines:
         engines = [open_engines.enter_context(_engine(folder, profile)) for folder in request["folders"]]
-        times = _measure_in_turn(engines, profile)
-    sys.stdout.write(json.dumps([[astuple(time) for time in model] for model in times]) + "\n")
+        rounds = [_measure_round(engines, profile) for _ in range(profile.rounds)]
+    sys.stdout.write(json.dumps([[astuple(time) for time in readings] for readings in rounds]) + "\n")
 
 
 def _engine(folder: str, profile: LoadProfile) -> Engine:
@@ -131,16 +187,11 @@ def _engine(folder: str, profile: LoadProfile) -> Engine:
     )
 
 
-def _measure_in_turn(engines: Sequence[Engine], profile: LoadProfile) -> list[list[BatchTime]]:
-    """Measure each engine once a round, the first one before every other."""
-
-    def measure(engine: Engine) -> BatchTime:
-        return engine.batch_time(profile.batch_size, profile.prompt_tokens, profile.new_tokens)
-
+def _measure_round(engines: Sequence[Engine], profile: LoadProfile) -> list[BatchTime]:
+    """Measure each engine once, the first one before every other."""
     first, *others = engines
-    if not others:
-        return [[measure(first) for _ in range(profile.rounds)]]
-    return without_drift([[(measure(first), measure(other)) for other in others] for _ in range(profile.rounds)])
+    turns = [engine for other in others for engine in (first, other)] or [first]
+    return [engine.batch_time(profile.batch_size, profile.prompt_tokens, profile.new_tokens) for engine in turns]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What every sub-block costs: parameters and memory counted, prefill and decode measured in vLLM on this machine.
 
 Models are built in which every layer has the same sub-blocks, each model with one of them changed; the time of their
-prefill and of their decode steps is then explained as a fixed part plus a part for each sub-block, a no-op being free.
-Each is measured right after the parent, whose time shows the speed of the machine in that round. Counting
-operations would not do: what a sub-block takes depends on the machine.
+prefill and of their decode steps is then explained as a fixed part plus a part for each sub-block (`time_split.py`), a
+no-op being free. Each is measured right after the parent, whose time shows the speed of the machine in that round; a
+model that takes longer than a larger one is measured again. Counting operations would not do: what a sub-block takes
+depends on the machine.
 
 Source: arXiv 2411.19146, section 4.1.
 """
@@ -13,20 +14,17 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
 
-import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from components.core.base.errors import RecipeError
 from components.core.model.architecture import LINEAR, Architecture
 from components.core.model.checkpoint import save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
+from components.core.serving.engine import BatchTime
 from components.core.serving.timing import measure_times
 from components.search.config import Measurement
 from components.search.costs.resources import (
@@ -40,6 +38,7 @@ from components.search.costs.resources import (
     counted_fixed,
 )
 from components.search.costs.roofline import predicted, predicted_fixed
+from components.search.costs.time_split import TimeSplit, contradictions
 from components.search.devices import Device, device_of
 from components.search.space.layer_space import PARTS, LayerSpace, Shape, Variant
 from components.search.space.subblocks import heterogeneous_model, initialise, subblock_weights
@@ -47,6 +46,8 @@ from components.search.space.subblocks import heterogeneous_model, initialise, s
 DEFAULT_MEASUREMENT = Measurement()
 NOISY = 1.5
 """The user is warned of a round that is this many times slower than the median."""
+AGAIN = 2
+"""Times as many rounds in which a model is measured again that takes longer than a larger one."""
 
 
 def counted_costs(
@@ -94,9 +95,8 @@ def measure_costs(
         context.progress(number, len(shapes), "models to measure")
         folders.append(context.scratch / f"measured-{number}")
         save_model(heterogeneous_model(parent.config, shape), folders[-1], tokenizer=None)
-    times = measure_times(folders, measurement, context.placement.engine_threads)
-    steps = [[time.step_ms for time in model] for model in times]
-    firsts = [[time.first_token_ms for time in model] for model in times]
+    times = _measure_models(folders, shapes, measurement, context)
+    steps, firsts = _step_ms(times), _first_token_ms(times)
     if any(max(rounds) > NOISY * statistics.median(rounds) for rounds in steps):
         context.note("the machine was busy while block costs were measured: times are rough, costs.json has the spread")
     step, first = TimeSplit.of(shapes, steps), TimeSplit.of(shapes, firsts)
@@ -131,6 +131,61 @@ def measure_costs(
             for variant, spread in step.spread.items()
         },
     )
+
+
+def _measure_models(
+    folders: Sequence[Path], shapes: Sequence[Shape], measurement: Measurement, context: StageContext
+) -> list[list[BatchTime]]:
+    """Times of each model in each round; those that contradict their sizes are measured in twice as many rounds again.
+
+    The later rounds outvote the earlier ones in the median. A note names the models that contradict their sizes even
+    then.
+    """
+
+    def measure(models: Sequence[int], rounds: int) -> list[list[BatchTime]]:
+        chosen, load = [folders[number] for number in models], measurement.model_copy(update={"rounds": rounds})
+        return measure_times(chosen, load, context.placement.engine_threads, context.placement.memory_gib)
+
+    times = measure(range(len(folders)), measurement.rounds)
+    if not (found := _contradictions(shapes, times)):
+        return times
+    again = sorted({number for pair in found for number in pair} - {0})
+    rounds = AGAIN * measurement.rounds
+    context.note(f"{_named(found, shapes)}: measured again, in {rounds} rounds")
+    first, *others = measure([0, *again], rounds)
+    step, prefill = (
+        statistics.median(kind(times)[0]) / statistics.median(kind([first])[0]) for kind in (_step_ms, _first_token_ms)
+    )  # the machine's speed then, as a share of its speed now
+    for number, more in zip(again, others, strict=True):
+        times[number] += [BatchTime(time.first_token_ms * prefill, time.step_ms * step) for time in more]
+    if found := _contradictions(shapes, times):
+        context.note(
+            f"{_named(found, shapes)}, measured again too: a kernel may pad the smaller size. Costs never fall "
+            "with size, so both cost the same; leave the smaller one out of the search space"
+        )
+    return times
+
+
+def _contradictions(shapes: Sequence[Shape], times: Sequence[Sequence[BatchTime]]) -> list[tuple[int, int]]:
+    """Pairs of a smaller and a larger model, of which the smaller took longer in decoding or in prefill."""
+    found = (contradictions(shapes, kind(times)) for kind in (_step_ms, _first_token_ms))
+    return sorted({pair for pairs in found for pair in pairs})
+
+
+def _named(pairs: Sequence[tuple[int, int]], shapes: Sequence[Shape]) -> str:
+    """Which models took longer than which; a model is named by its last layer, where the sizes that it measures are."""
+    names = [" and ".join(Variant(part, size).name for part, size in zip(PARTS, s[-1], strict=True)) for s in shapes]
+    return "; ".join(f"layers of {names[small]} took longer than of {names[large]}" for small, large in pairs)
+
+
+def _step_ms(times: Sequence[Sequence[BatchTime]]) -> list[list[float]]:
+    """Decode steps of each model."""
+    return [[time.step_ms for time in model] for model in times]
+
+
+def _first_token_ms(times: Sequence[Sequence[BatchTime]]) -> list[list[float]]:
+    """Prefills of each model."""
+    return [[time.first_token_ms for time in model] for model in times]
 
 
 def predict_costs(
@@ -221,55 +276,6 @@ def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[
     shapes += [((attention.size, other.size),) * num_layers for other in sorted(others["ffn"] - {ffn}, reverse=True)]
     shapes.append(((attention.size, 0), *((0, 0),) * (num_layers - 1)))
     return shapes
-
-
-@dataclass(frozen=True)
-class TimeSplit:
-    """Times of models as a fixed part (None) and a part for each sub-block.
-
-    Attributes:
-        parts: from the median of each model, milliseconds.
-        spread: of each part, when every measurement is explained by itself, milliseconds.
-        medians: of each model, milliseconds.
-        totals: what the parts of each model add up to, milliseconds.
-    """
-
-    parts: dict[Variant | None, float]
-    spread: dict[Variant | None, float]
-    medians: list[float]
-    totals: list[float]
-
-    @classmethod
-    def of(cls, shapes: Sequence[Shape], times_ms: Sequence[Sequence[float]]) -> Self:
-        """Explain the measurements of models, equally many of each, those of all but the first at the first's pace."""
-        medians = [statistics.median(model) for model in times_ms]
-        fixed, parts, totals = split_times(shapes, medians)
-        each = [split_times(shapes, [medians[0], *others]) for others in zip(*times_ms[1:], strict=True)]
-        spread: dict[Variant | None, float] = {None: _range([fixed for fixed, _, _ in each])}
-        spread |= {variant: _range([parts[variant] for _, parts, _ in each]) for variant in parts}
-        return cls(dict[Variant | None, float]([(None, fixed), *parts.items()]), spread, medians, totals)
-
-
-def _range(values: Sequence[float]) -> float:
-    """The largest less the least."""
-    return max(values) - min(values)
-
-
-def split_times(shapes: Sequence[Shape], step_ms: Sequence[float]) -> tuple[float, dict[Variant, float], list[float]]:
-    """Split the time of models into a fixed part and a part for each sub-block, none below 0.
-
-    Non-negative least squares of relative errors, so that fast models count as much as slow ones.
-
-    Returns:
-        The fixed part, the part of each variant, and what they add up to for each model, milliseconds.
-    """
-    rows = [[Variant("attention", heads) for heads, _ in s] + [Variant("ffn", width) for _, width in s] for s in shapes]
-    variants = sorted({variant for row in rows for variant in row if not variant.is_no_op})
-    counts = np.array([[1.0, *(row.count(variant) for variant in variants)] for row in rows])
-    times = np.array(step_ms)
-    costs, _ = nnls(counts / times[:, None], np.ones(len(times)))
-    explained: list[float] = (counts @ costs).tolist()
-    return float(costs[0]), dict(zip(variants, costs[1:].tolist(), strict=True)), explained
 
 
 def device_name() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from components.core.runtime.placement import Placement
 from components.core.serving.engine import BatchTime
 from components.core.serving.load_profile import LoadProfile
 from components.core.serving.timing import measure_times
@@ -113,7 +114,7 @@ def calibrate_latency(
     return FeedbackResult(corrected, solution, tuple(rounds))
 
 
-def measure_child(parent: Path, child: Path, deployment: LoadProfile, threads: int) -> MeasuredChild:
+def measure_child(parent: Path, child: Path, deployment: LoadProfile, placement: Placement) -> MeasuredChild:
     """Measure a child and its parent in vLLM, in turns.
 
     Raises:
@@ -121,7 +122,7 @@ def measure_child(parent: Path, child: Path, deployment: LoadProfile, threads: i
         StageFailed: vLLM could not run one of the two.
     """
     new_tokens = deployment.new_tokens
-    both = measure_times([parent, child], deployment, threads)
+    both = measure_times([parent, child], deployment, placement.engine_threads, placement.memory_gib)
     steps = [time.step_ms for time in both[1]]
     spread = (max(steps) - min(steps)) / statistics.median(steps)
     return MeasuredChild(_medians(both[0], new_tokens), _medians(both[1], new_tokens), spread)

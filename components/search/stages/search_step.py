@@ -144,7 +144,7 @@ def _child_timer(
         with TemporaryDirectory(dir=context.scratch) as folder:
             child = children.child(table.variants(choice)).model
             save_model(child, Path(folder), tokenizer=None, by_block=True)
-            return measure_child(parent, Path(folder), load, context.placement.engine_threads)
+            return measure_child(parent, Path(folder), load, context.placement)
 
     return measure
 

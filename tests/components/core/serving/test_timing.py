@@ -1,5 +1,6 @@
 """Times of models measured in turn: on an imaginary machine that changes its speed, and with real engines."""
 
+import itertools
 import statistics
 from pathlib import Path
 
@@ -50,11 +51,44 @@ def test_models_of_any_architecture_are_measured_once_a_round(tmp_path: Path) ->
     assert all(time.first_token_ms > 0 and time.step_ms > 0 for times in measured for time in times)
 
 
-def test_models_too_large_for_one_process_are_measured_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.core.serving.timing.MAX_WEIGHT_BYTES", 0)
+@pytest.mark.parametrize(
+    ("memory_gib", "processes"),
+    [
+        (8.0, [["0", "1", "2"]]),
+        (0.3, [["0", "1"], ["0", "2"]]),
+        (0.1, [["0"], ["1"]] * 2 + [["0"], ["2"]] * 2),
+    ],
+)
+def test_every_model_is_measured_right_after_the_first_in_every_round_whatever_the_memory(
+    memory_gib: float, processes: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache of an engine takes 64 MiB here; the imaginary machine gets slower with every pair it measures."""
+    true_ms, opened, speeds = {"0": 4.0, "1": 2.0, "2": 3.0}, [], itertools.count(2)
+
+    def measure_in_process(folders: list[Path], profile: LoadProfile, threads: int) -> list[list[BatchTime]]:
+        opened.append([folder.name for folder in folders])
+        first, *others = opened[-1]
+        turns = [name for other in others for name in (first, other)] or [first]
+        return [
+            [BatchTime(*[true_ms[name] * (next(speeds) // 2)] * 2) for name in turns] for _ in range(profile.rounds)
+        ]
+
+    for name in true_ms:
+        tiny_models.llama(0).save_pretrained(tmp_path / name)
+    monkeypatch.setattr("components.core.serving.timing._measure_in_process", measure_in_process)
+    load = SMALL_LOAD.model_copy(update={"rounds": 2})
+    measured = measure_times([tmp_path / name for name in true_ms], load, 1, memory_gib)
+    assert opened == processes
+    first, *others = ([time.step_ms for time in model] for model in measured)
+    usual = statistics.median(first)
+    assert others == [pytest.approx([usual / 2] * 2), pytest.approx([usual * 3 / 4] * 2)]
+
+
+def test_engines_are_opened_one_at_a_time_where_memory_is_short(tmp_path: Path) -> None:
     tiny_models.llama(0).save_pretrained(tmp_path / "model")
-    measured = measure_times([tmp_path / "model"] * 2, SMALL_LOAD, threads=1)
-    assert [len(times) for times in measured] == [3, 3]
+    once = SMALL_LOAD.model_copy(update={"rounds": 1})
+    measured = measure_times([tmp_path / "model"] * 2, once, threads=1, memory_gib=0.0)
+    assert [len(times) for times in measured] == [1, 1]
 
 
 def test_a_model_that_vllm_cannot_run_fails_with_its_reason(tmp_path: Path) -> None:

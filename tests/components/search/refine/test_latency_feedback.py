@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from components.core.model.checkpoint import save_model
 from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.placement import Placement
 from components.search.config import LatencyFeedback, Measurement
 from components.search.costs.resources import Costs
 from components.search.refine.latency_feedback import MeasuredChild, calibrate_latency, correct, measure_child
@@ -132,7 +133,7 @@ def test_a_child_and_its_parent_are_measured_in_vllm(
     pytest.importorskip("vllm")
     save_model(heterogeneous_model(parent.config, ((4, 64), (0, 32))), tmp_path, tokenizer=None, by_block=True)
     load = Measurement(batch_size=2, prompt_tokens=4, new_tokens=NEW_TOKENS, rounds=2)
-    measured = measure_child(parent_folder, tmp_path, load, threads=1)
+    measured = measure_child(parent_folder, tmp_path, load, Placement())
     assert measured.spread >= 0
     for found in (measured.parent, measured.child):
         assert min(found.latency_ms, found.time_to_first_token_ms) > 0
