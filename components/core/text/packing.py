@@ -173,6 +173,12 @@ class PackedStream:
             index -= len(rows)
             epoch += 1
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the first epoch, in which every example is once."""
+        self._row(0)
+        return len(self._epochs[0])
+
     def _pack_epoch(self, epoch: int) -> list[list[int]]:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self._pieces))
         rows: list[list[int]] = []
@@ -235,6 +241,14 @@ def pack_rows(rows: Sequence[Sequence[Example]], seq_len: int, pad: int) -> Batc
 def load_batches(
     corpus: Path, tokenizer_folder: Path, split: str, *, seq_len: int, batch_size: int, limit: int, seed: int = 0
 ) -> list[Batch]:
-    """The first `limit` packed batches of one split of a corpus, for calibration and held-out measurements."""
+    """The first `limit` packed batches of one split of a corpus, for calibration and held-out measurements.
+
+    No row comes twice: where the split has fewer rows, there are fewer batches. The last one may be smaller then,
+    because every row of a small split counts, and means are over tokens, whatever the batches.
+
+    Raises:
+        DataError: the split is empty, or has no token to learn from.
+    """
     stream = PackedStream(load_corpus(corpus, tokenizer_folder, split), seq_len, seed)
-    return [stream.batch(k * batch_size, batch_size) for k in range(limit)]
+    num_rows = min(limit * batch_size, stream.num_rows)
+    return [stream.batch(first, min(batch_size, num_rows - first)) for first in range(0, num_rows, batch_size)]

@@ -44,17 +44,25 @@ def load_parent(folder: Path, context: StageContext, dtype: str = "float32") -> 
     return parent
 
 
-def calibration_batches(config: Calibration, corpus: Path, parent: Path, split: str, limit: int) -> list[Batch]:
-    """Packed batches of one split of the corpus."""
-    return load_batches(
-        corpus,
-        parent,
-        split,
-        seq_len=config.seq_len,
-        batch_size=config.batch_size,
-        limit=limit,
-        seed=config.seed or 0,
+def calibration_batches(
+    config: Calibration, corpus: Path, parent: Path, split: str, limit: int, context: StageContext
+) -> list[Batch]:
+    """At most `limit` packed batches of one split of the corpus; a note says where it has not enough rows for them.
+
+    Raises:
+        DataError: the split is empty, or has no token to learn from.
+    """
+    size = config.batch_size
+    batches = load_batches(
+        corpus, parent, split, seq_len=config.seq_len, batch_size=size, limit=limit, seed=config.seed or 0
     )
+    num_rows = sum(len(batch.input_ids_BT) for batch in batches)
+    if num_rows < limit * size:
+        context.note(
+            f"the {split} split has {num_rows} packed rows of {config.seq_len} tokens: they are {len(batches)} batches "
+            f"of at most {size} rows, where {limit} full batches were asked for"
+        )
+    return batches
 
 
 @dataclass
@@ -82,26 +90,27 @@ def iterate_layers(
 ) -> Iterator[tuple[int, int, dict[Part, SubblockIO]]]:
     """Take all batches through a layer before the next, so that each layer is needed once.
 
-    Only the hidden states between two layers are stored.
+    Only the hidden states between two layers are stored. No batch may have more rows than the first.
 
     Yields:
         Number of the layer, number of the batch, and input and output of each sub-block (none of a no-op).
     """
     first_BTD = parent.model.embed_tokens(batches[0].input_ids_BT)
-    states_NBTD = _storage(len(batches), first_BTD, context)
-    for number, batch in enumerate(batches):
-        states_NBTD[number] = parent.model.embed_tokens(batch.input_ids_BT)
+    whole_NBTD = _storage(len(batches), first_BTD, context)
+    states_BTD = [whole_NBTD[number, : len(batch.input_ids_BT)] for number, batch in enumerate(batches)]
+    for state_BTD, batch in zip(states_BTD, batches, strict=True):
+        state_BTD[:] = parent.model.embed_tokens(batch.input_ids_BT)
     for layer, module in enumerate(islice(parent.model.layers, num_layers)):
         blocks = {part: block for part in PARTS if (block := Subblock.of(module, part)) is not None}
         for number, batch in enumerate(batches):
             ios: dict[Part, SubblockIO] = {}
-            hidden_BTD = states_NBTD[number]
+            hidden_BTD = states_BTD[number]
             for part, block in blocks.items():
                 arguments = attention_context(parent, hidden_BTD, batch) if part == "attention" else ()
                 ios[part] = SubblockIO(hidden_BTD, arguments, block(hidden_BTD, arguments))
                 hidden_BTD = hidden_BTD + ios[part].output_BTD
             yield layer, number, ios
-            states_NBTD[number] = hidden_BTD
+            states_BTD[number][:] = hidden_BTD
 
 
 def attention_context(parent: TesseraForCausalLM, hidden_BTD: Tensor, batch: Batch) -> tuple[Any, ...]:

@@ -41,7 +41,7 @@ def importance(
 ) -> dict[str, JsonValue]:
     """Channel importance on calibration text. Source: arXiv 2411.19146, appendix A."""
     model = load_parent(parent, context, config.dtype)
-    batches = calibration_batches(config, corpus, parent, "train", config.importance_batches)
+    batches = calibration_batches(config, corpus, parent, "train", config.importance_batches, context)
     contributions = channel_contributions(model, batches, context)
     save_importance(contributions, out / "importance")
     return {"layers": len(contributions)}

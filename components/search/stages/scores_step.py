@@ -52,7 +52,7 @@ def score_blocks(
     model = load_parent(parent, context, config.dtype)
     spaces = layer_spaces(config, shape_of(model.config))
     replacements = _replacements(model, spaces, shard_layers(len(spaces), *config.shard_index), libraries)
-    held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches)
+    held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches, context)
     measured = score_replacements(model, replacements, held_out, context)
     solved = None
     if tasks is not None:

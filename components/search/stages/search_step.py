@@ -68,7 +68,9 @@ def search(
     uncorrected = _options(config, spaces, costs, shards)
     parent_costs = uncorrected.costs(uncorrected.parent_choice)
     limits = absolute_limits(config.limits, parent_costs, uncorrected.batch_tokens)
-    held_out = calibration_batches(config, inputs["corpus"], inputs["parent"], "validation", config.scoring_batches)
+    held_out = calibration_batches(
+        config, inputs["corpus"], inputs["parent"], "validation", config.scoring_batches, context
+    )
     children = ChildFactory(parent, spaces, upstream.libraries, config.fusion, held_out)
 
     measure = _child_timer(children, uncorrected, inputs["parent"], costs.measurement, context)
@@ -166,7 +168,7 @@ def _try_candidates(
         best_choices(found.table, limits, found.solution, config.candidates),
         lambda choice: children.child(found.table.variants(choice)).model,
         PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0),
-        calibration_batches(config, corpus, parent, "validation", config.candidates.batches),
+        calibration_batches(config, corpus, parent, "validation", config.candidates.batches, context),
         config.candidates,
         batch_size=config.batch_size,
         context=context,

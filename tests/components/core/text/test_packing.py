@@ -1,12 +1,16 @@
 import itertools
+import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from components.core.base.errors import DataError
 from components.core.text.example import Example
-from components.core.text.packing import IGNORE, PackedStream, best_fit_decreasing, pack_rows
+from components.core.text.packing import IGNORE, PackedStream, best_fit_decreasing, load_batches, load_corpus, pack_rows
 
 EXAMPLES = [Example(list(range(1, n + 2)), [False] + [True] * n) for n in (3, 5, 2, 7, 4, 6, 3, 2)]
 
@@ -62,3 +66,41 @@ def test_epochs_differ_and_seeds_differ(seed):
     rows = len(stream._pack_epoch(0))
 
     assert not torch.equal(stream.batch(0, rows).input_ids_BT, stream.batch(rows, rows).input_ids_BT)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Seven documents of ten tokens, each a row of its own, and a tokenizer of letters."""
+    words = {letter: number for number, letter in enumerate(["<eos>", *"abcdefghi"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    texts = ["".join(np.random.default_rng(seed).permutation(list("abcdefghi"))) for seed in range(7)]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "limit", "sizes"), [(2, 2, [2, 2]), (7, 1, [7]), (4, 2, [4, 3]), (3, 9, [3, 3, 1]), (8, 5, [7])]
+)
+def test_held_out_batches_have_no_row_twice(corpus, batch_size, limit, sizes):
+    batches = load_batches(corpus, corpus, "validation", seq_len=10, batch_size=batch_size, limit=limit)
+    rows = [tuple(row) for batch in batches for row in batch.input_ids_BT.tolist()]
+
+    assert [len(batch.input_ids_BT) for batch in batches] == sizes
+    assert len(set(rows)) == len(rows)
+
+
+def test_held_out_rows_are_the_first_of_the_stream(corpus):
+    batches = load_batches(corpus, corpus, "validation", seq_len=10, batch_size=3, limit=2, seed=5)
+    stream = PackedStream(load_corpus(corpus, corpus, "validation"), 10, 5)
+
+    assert all(torch.equal(b.labels_BT, stream.batch(3 * k, 3).labels_BT) for k, b in enumerate(batches))
+
+
+def test_a_split_without_rows_is_an_error_with_a_way_out(corpus):
+    (corpus / "validation.jsonl").write_text("")
+    with pytest.raises(DataError, match="validation split of the corpus has no rows") as error:
+        load_batches(corpus, corpus, "validation", seq_len=10, batch_size=3, limit=2)
+    assert error.value.hint == "give the data stage more text"

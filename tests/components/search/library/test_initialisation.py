@@ -92,6 +92,16 @@ def test_contribution_is_how_far_zeroing_a_channel_moves_the_output(
         assert float(contributions[layer][channel]) == pytest.approx(float(moved_N.mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_last_batch_may_have_fewer_rows(
+    rows: int, parent: TesseraForCausalLM, batches: list[Batch], context: StageContext
+) -> None:
+    whole = batches[0].rows(0, 2 + rows)
+    expected = channel_contributions(parent, [whole], context)
+    found = channel_contributions(parent, [whole.rows(0, 2), whole.rows(2, 2 + rows)], context)
+    assert all(torch.allclose(found[layer], expected[layer], rtol=1e-4) for layer in expected)
+
+
 def test_padding_does_not_count(parent: TesseraForCausalLM, batches: list[Batch], context: StageContext) -> None:
     batch = batches[0]
     assert bool((batch.segment_ids_BT == 0).any()), "the fixture has padding"
