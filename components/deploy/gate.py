@@ -13,21 +13,30 @@ ROUNDING = 1e-9
 def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The result of each check of the gate; a missing number fails its check.
 
+    The value decides, not its interval: a threshold is what the recipe asks for, and the interval shows how sure it is.
+
     Args:
         gate: thresholds; None means no check.
-        measured: `accuracy` and `format` as in metrics.json, `perplexity_ratio`; empty if it was not measured.
+        measured: `accuracy`, `interval`, `gains` and `format` as in metrics.json, and `perplexity_ratio`; empty if it was
+            not measured.
 
     Returns:
-        `check`, `threshold`, `value` and `passed` of each check.
+        `check`, `threshold`, `value`, `interval` (None where none was measured) and `passed` of each check.
     """
-    found = {
-        "min_accuracy": _number(measured, "accuracy", "standard", "on"),
-        "min_format": _lowest_format(measured),
+    found: dict[str, tuple[float | None, list[float] | None]] = {
+        "min_accuracy": (_number(measured, "accuracy", "standard", "on"), _accuracy_interval(measured)),
+        "min_format": (_lowest_format(measured), None),
         "min_thinking_gain": _thinking_gain(measured),
-        "max_perplexity_ratio": _number(measured, "perplexity_ratio"),
+        "max_perplexity_ratio": (_number(measured, "perplexity_ratio"), None),
     }
     return [
-        {"check": name, "threshold": threshold, "value": found[name], "passed": _passes(name, found[name], threshold)}
+        {
+            "check": name,
+            "threshold": threshold,
+            "value": found[name][0],
+            "interval": found[name][1],
+            "passed": _passes(name, found[name][0], threshold),
+        }
         for name, threshold in gate.model_dump().items()
         if threshold is not None
     ]
@@ -43,7 +52,15 @@ def measurements(metrics: Path, role: str) -> dict[str, Any]:
 
 def failed_checks(checks: Sequence[Mapping[str, Any]]) -> str:
     """The failed checks, for a message."""
-    return ", ".join(f"{e['check']}={e['threshold']} (found {e['value']})" for e in checks if not e["passed"])
+    return ", ".join(f"{e['check']}={e['threshold']} (found {_found(e)})" for e in checks if not e["passed"])
+
+
+def _found(check: Mapping[str, Any]) -> str:
+    """The value of a check, with its interval."""
+    if check["value"] is None or check["interval"] is None:
+        return str(check["value"])
+    low, high = check["interval"]
+    return f"{check['value']:.3f}, 95 % interval {low:.3f} to {high:.3f}"
 
 
 def _lowest_format(measured: Mapping[str, Any]) -> float | None:
@@ -52,11 +69,27 @@ def _lowest_format(measured: Mapping[str, Any]) -> float | None:
     return None if on is None or off is None else min(on, off)
 
 
-def _thinking_gain(measured: Mapping[str, Any]) -> float | None:
-    """Accuracy with thinking on minus that with thinking off, on hard problems if there are any."""
+def _thinking_gain(measured: Mapping[str, Any]) -> tuple[float | None, list[float] | None]:
+    """Accuracy with thinking on minus that with thinking off, on hard problems if there are any, and its interval.
+
+    The metrics of earlier versions have no paired gains; then the difference of the accuracies has no interval.
+    """
     split = "standard" if _number(measured, "accuracy", "hard", "on") is None else "hard"
     on, off = (_number(measured, "accuracy", split, mode) for mode in ("on", "off"))
-    return None if on is None or off is None else on - off
+    bounds = [_number(measured, "gains", "thinking", split, bound) for bound in ("low", "high")]
+    return None if on is None or off is None else on - off, _if_known(bounds)
+
+
+def _accuracy_interval(measured: Mapping[str, Any]) -> list[float] | None:
+    """Interval of the accuracy with thinking on, standard split."""
+    interval = measured.get("interval") or {}
+    return (interval.get("standard") or {}).get("on")
+
+
+def _if_known(bounds: Sequence[float | None]) -> list[float] | None:
+    """Both bounds of an interval; None if one is missing."""
+    known = [bound for bound in bounds if bound is not None]
+    return known if len(known) == len(bounds) else None
 
 
 def _number(measured: Mapping[str, Any], *path: str) -> float | None:

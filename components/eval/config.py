@@ -62,7 +62,8 @@ STAGE = Stage(
     },
     outputs={
         "metrics": Output(
-            "table", "metrics.json: accuracy, interval, format, perplexity and speed; answers.jsonl: every answer"
+            "table",
+            "metrics.json: accuracy, gains, intervals, format, perplexity and speed; answers.jsonl: every answer",
         )
     },
     entry="components.eval.stage:run",

@@ -17,6 +17,7 @@ from components.core.serving.timing import measure_step_ms
 from components.core.text.toggle import has_toggle
 from components.eval.answers import EvalCheckpoint, load_problems, ungraded, write_answers
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
+from components.eval.gains import gains
 from components.eval.held_out import measure_losses, perplexity
 from components.eval.scores import scores
 from components.eval.serving import EvalRunner
@@ -63,6 +64,7 @@ def run(
     )
     return {
         "models": {role: row["accuracy"] for role, row in metrics["models"].items()},
+        "gains": {role: row["gains"] for role, row in metrics["models"].items()},
         "perplexity": {role: row["perplexity"] for role, row in metrics["models"].items()},
     }
 
@@ -81,16 +83,21 @@ def _metrics(models: Mapping[str, Path], checkpoint: EvalCheckpoint, context: St
             f"{len(quarantine)} problems count for no model, because answers to them could not be graded; "
             f"{problem} of test-{split}: {reason}"
         )
+    graded = {
+        role: [row for row in checkpoint.answers.get(role, ()) if (row.split, row.id) not in quarantine]
+        for role in models
+    }
+    compared = gains({report_name(role): answers for role, answers in graded.items()})
     rows = {}
     for role, folder in models.items():
         loss = checkpoint.losses.get(role)
-        graded = [row for row in checkpoint.answers.get(role, ()) if (row.split, row.id) not in quarantine]
         rows[report_name(role)] = {
             **size(folder),
             "tokens_per_second": checkpoint.speeds[role],
             "held_out_loss": loss,
             "perplexity": None if loss is None else perplexity(loss),
-            **scores(graded),
+            **scores(graded[role]),
+            "gains": compared[report_name(role)],
         }
     metrics: dict[str, Any] = {"models": rows}
     if quarantine:

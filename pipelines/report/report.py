@@ -81,6 +81,8 @@ def _headlines(summary: Mapping[str, Any]) -> Iterator[Headline]:
     for target, result in zip(TARGETS, summary["targets"], strict=True):
         if result["value"] is not None:
             value, minimum = target.format(result["value"]), f"at least {target.format(target.target)}"
+            if result["interval"] is not None:
+                minimum = f"{target.format_interval(result['interval'])}; {minimum}"
             yield Headline(target.title, value, target.name, minimum, result["met"])
     parent, child = (summary["models"].get(role) for role in ("parent", "child"))
     if parent and child:

@@ -37,6 +37,7 @@ class Target:
         target: the smallest value that meets it.
         unit: of the number.
         value: computes the number from the models; None where it was not measured.
+        gain: finds the paired comparison behind the number, where there is one, in the models.
     """
 
     title: str
@@ -44,10 +45,24 @@ class Target:
     target: float
     unit: Unit
     value: Callable[[Models], float | None]
+    gain: Callable[[Models], Mapping[str, Any] | None] = lambda _: None
 
     def format(self, value: float) -> str:
         """Format a value with the unit of the target."""
         return format_value(value, self.unit)
+
+    def interval(self, models: Models) -> tuple[float, float] | None:
+        """95 % confidence interval of the number; None where it is not of a paired comparison."""
+        gain = self.gain(models)
+        if gain is None:
+            return None
+        low, high = ("ratio_low", "ratio_high") if self.unit == "share" else ("low", "high")
+        return gain[low], gain[high]
+
+    def format_interval(self, interval: Sequence[float]) -> str:
+        """Format an interval in words, without the unit."""
+        low, high = (f"{100 * bound:{'+' if self.unit == 'points' else ''}.1f}" for bound in interval)
+        return f"95 % interval {low} to {high}"
 
 
 def format_value(value: float, unit: Unit) -> str:
@@ -108,6 +123,7 @@ def _describe(store: Store, digest: str, measured: Mapping[str, Any]) -> dict[st
         "accuracy": _by_split(measured.get("accuracy")),
         "interval": _by_split(measured.get("interval")),
         "format": _by_mode(measured.get("format")),
+        "gains": measured.get("gains"),
     }
 
 
@@ -135,11 +151,17 @@ def _stages(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 # Targets
 
 
-def _find(models: Models, *path: str) -> float | None:
-    """Value at a path of keys; None where a key is missing."""
+def _entry(models: Models, *path: str) -> Any:
+    """What is at a path of keys; None where a key is missing."""
     value: Any = models
     for part in path:
         value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _find(models: Models, *path: str) -> float | None:
+    """Number at a path of keys; None where a key is missing."""
+    value = _entry(models, *path)
     return None if value is None else float(value)
 
 
@@ -183,21 +205,46 @@ def _rl_gain(models: Models) -> float | None:
 
 TARGETS = (
     Target("Speed-up", "tokens per second, child over parent", 1.8, "times", _speed_up),
-    Target("Accuracy retained", "accuracy, distilled child over parent", 0.97, "share", _accuracy_retained),
+    Target(
+        "Accuracy retained",
+        "accuracy, distilled child over parent",
+        0.97,
+        "share",
+        _accuracy_retained,
+        lambda models: _entry(models, "distilled", "gains", "over", "parent", "standard", "on"),
+    ),
     Target(
         "Format after SFT", "valid format after SFT, lower of both modes", 0.99, "share", lambda m: _format(m, "sft")
     ),
-    Target("Thinking gain", "hard problems after SFT, thinking on minus off", 0.20, "points", _thinking_gain),
-    Target("RL gain", "hard problems with thinking on, RL minus SFT", 0.03, "points", _rl_gain),
+    Target(
+        "Thinking gain",
+        "hard problems after SFT, thinking on minus off",
+        0.20,
+        "points",
+        _thinking_gain,
+        lambda models: _entry(models, "sft", "gains", "thinking", "hard"),
+    ),
+    Target(
+        "RL gain",
+        "hard problems with thinking on, RL minus SFT",
+        0.03,
+        "points",
+        _rl_gain,
+        lambda models: _entry(models, "rl", "gains", "over", "sft", "hard", "on"),
+    ),
     Target("Format after RL", "valid format after RL, lower of both modes", 0.99, "share", lambda m: _format(m, "rl")),
 )
 
 
 def _judge(target: Target, models: Models) -> dict[str, Any]:
-    """Compare a target with its number, which is rounded so that a difference of exactly the target meets it."""
+    """Compare a target with its number, which is rounded so that a difference of exactly the target meets it.
+
+    The number decides; its interval shows how sure that is.
+    """
     value = target.value(models)
     met = None if value is None else round(value, 9) >= target.target
-    return {"name": target.name, "target": target.target, "value": value, "met": met}
+    interval = None if value is None else target.interval(models)
+    return {"name": target.name, "target": target.target, "value": value, "interval": interval, "met": met}
 
 
 # Tables
@@ -243,6 +290,8 @@ def _targets_table(targets: Sequence[Mapping[str, Any]]) -> Table:
     verdict = {True: Text("met", "green"), False: Text("missed", "red"), None: Text("not measured", "dim")}
     for target, judged in zip(TARGETS, targets, strict=True):
         reached = "–" if judged["value"] is None else target.format(judged["value"])
+        if judged["interval"] is not None:
+            reached += f"\n{target.format_interval(judged['interval'])}"
         table.add_row(target.name, target.format(target.target), reached, verdict[judged["met"]])
     return table
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from components.core.base.errors import RecipeError
 from components.deploy.config import DeployConfig, Gate
-from components.deploy.gate import check, measurements
+from components.deploy.gate import check, failed_checks, measurements
 
 MEASURED: dict[str, Any] = {
     "accuracy": {"standard": {"on": 0.9, "off": 0.75}, "hard": {"on": 0.75, "off": 0.25}},
@@ -27,6 +27,28 @@ def test_each_check_finds_its_number():
         "min_format": (0.875, False),  # the worse of the modes
         "min_thinking_gain": (0.5, True),  # on the hard split
     }
+
+
+def test_the_interval_of_a_number_is_shown_and_does_not_decide():
+    measured = {
+        **MEASURED,
+        "interval": {"standard": {"on": [0.85, 0.94], "off": None}},
+        "gains": {"thinking": {"standard": None, "hard": {"value": 0.5, "low": 0.4375, "high": 0.5625}}},
+    }
+    gate = Gate(min_accuracy=0.9, min_format=0.5, min_thinking_gain=0.55)
+    accuracy, kept, gain = check(gate, measured)
+
+    assert (accuracy["interval"], accuracy["passed"]) == ([0.85, 0.94], True)
+    assert (kept["interval"], kept["passed"]) == (None, True)
+    assert (gain["interval"], gain["passed"]) == ([0.4375, 0.5625], False)
+    assert failed_checks([accuracy, gain]) == "min_thinking_gain=0.55 (found 0.500, 95 % interval 0.438 to 0.562)"
+
+
+def test_metrics_of_earlier_versions_have_no_interval_of_the_gain():
+    (gain,) = check(Gate(min_thinking_gain=0.55), MEASURED)
+
+    assert (gain["value"], gain["interval"]) == (0.5, None)
+    assert failed_checks([gain]) == "min_thinking_gain=0.55 (found 0.5)"
 
 
 def test_without_a_hard_split_the_gain_is_that_of_the_standard_one():

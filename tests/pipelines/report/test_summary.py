@@ -8,7 +8,8 @@ from components.core.store.store import Store, open_store
 from pipelines.report.summary import TARGETS, build_summary, print_summary
 from tests.pipelines.made_up_run import MEASURED, SECONDS, make_run
 
-MODEL_KEYS = {"digest", "parameters", "kv_bytes_per_token", "tokens_per_second", "accuracy", "interval", "format"}
+SIZES = {"digest", "parameters", "kv_bytes_per_token", "tokens_per_second"}
+MODEL_KEYS = {*SIZES, "accuracy", "interval", "format", "gains"}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,28 @@ def test_targets_are_the_numbers_worked_out_by_hand(store: Store) -> None:
     values = [target["value"] for target in build_summary(store, "demo-1")["targets"]]
     assert values == pytest.approx([7104 / 3612, 0.972 / 0.988, 0.998, 0.612 - 0.128, 0.668 - 0.612, 0.996])
     assert all(target["met"] for target in build_summary(store, "demo-1")["targets"])
+
+
+def test_gains_have_the_interval_of_their_paired_differences(store: Store) -> None:
+    summary = build_summary(store, "demo-1")
+    intervals = [target["interval"] for target in summary["targets"]]
+    retained, thinking, rl = (intervals[number] for number in (1, 3, 4))
+    assert retained == pytest.approx((0.972 / 0.988 - 0.03, 0.972 / 0.988 + 0.03))
+    assert thinking == pytest.approx((0.444, 0.524))
+    assert rl == pytest.approx((0.016, 0.096))
+    assert [intervals[number] for number in (0, 2, 5)] == [None] * 3
+    out = io.StringIO()
+    print_summary(summary, Console(file=out, width=120))
+    assert "+5.6 points" in out.getvalue()
+    assert "95 % interval +1.6 to +9.6" in out.getvalue()
+    assert "95 % interval 95.4 to 101.4" in out.getvalue()
+
+
+def test_metrics_of_earlier_versions_have_values_without_intervals() -> None:
+    models = {"sft": {"accuracy": {"hard": {"on": 0.8, "off": 0.6}}, "gains": None}}
+    gain = next(target for target in TARGETS if target.title == "Thinking gain")
+    assert gain.value(models) == pytest.approx(0.2)
+    assert gain.interval(models) is None
 
 
 def test_a_difference_of_exactly_the_target_meets_it() -> None:
