@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import re
@@ -19,6 +20,11 @@ from components.core.base.errors import CorruptArtifact, StoreError
 from components.core.base.fault_injection import fault_point
 from components.core.store.manifest import FileEntry, SourceFile, hash_stream, stamp_of
 from components.core.store.object_store import PART_BYTES, ObjectInfo, check_document_size
+
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Errors of `link` on file systems without hard links, such as exFAT and some in user space."""
+_CREATING = ".creating"
+"""Lock file in the root of a store on such a file system."""
 
 
 class FolderStore:
@@ -55,12 +61,16 @@ class FolderStore:
             fault_point("object.put")
             if mode == "overwrite" and target.is_dir():
                 remove(target)
+            body = b"".join(chunks) if mode == "create" or size <= PART_BYTES else iter(chunks)
             try:
-                self._files.put(path, b"".join(chunks) if size <= PART_BYTES else iter(chunks), mode=mode)
+                self._files.put(path, body, mode=mode)
             except AlreadyExistsError:
                 return False
             except BaseError as error:
-                raise _system_error(error) from None
+                if mode == "overwrite" or _system_error(error).errno not in _NO_HARD_LINKS:
+                    raise _system_error(error) from None
+                if not self._create_locked(path, body):
+                    return False
             fault_point("object.named")
             try:
                 _flush(target)
@@ -70,6 +80,21 @@ class FolderStore:
             fault_point("object.flushed")
         if path.startswith("blobs/"):
             target.chmod(0o444)
+        return True
+
+    def _create_locked(self, path: str, data: bytes | Iterator[bytes]) -> bool:
+        """Write a file if it is absent, where the file system has no hard links, by which obstore creates a file.
+
+        All writers of such a store take the lock of one file, which the kernel releases when a process ends.
+        """
+        with (self._root / _CREATING).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.lexists(self._root / path):
+                return False
+            try:
+                self._files.put(path, data)
+            except BaseError as error:
+                raise _system_error(error) from None
         return True
 
     def get(self, path: str) -> bytes | None:

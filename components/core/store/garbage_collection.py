@@ -71,11 +71,13 @@ def collect_garbage(
         if not dry_run:
             signatures = [path for path in store.documents("signatures/") if manifest_path(path.split("/")[1]) in gone]
             for path in (*signatures, *(found.path for found in (*dead, *blobs))):
+                marker.require_valid()
                 store.backend.delete(path)
-                marker.renew()
             for left in (*copies, *partial_checkpoints):
+                marker.require_valid()
                 remove(left)
             for key in finished:
+                marker.require_valid()
                 store.drop_resume(key)
             store.backend.discard_partial(max(grace_s, PARTIAL_S))
     return {

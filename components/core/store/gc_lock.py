@@ -6,11 +6,16 @@
 Each writes its own marker first and lists the other kind afterwards, so that at least one of them finds the other. A
 writer that finds a collector waits for its end. A collector that finds a writer removes its marker and tries again.
 Several writers may be active at the same time.
+
+A thread renews the collector's marker while it lists, reads and removes: each can take longer than the age from
+which a marker is stale. A collector that could not renew it in time (its machine slept, say) removes nothing more.
 """
 
 import contextlib
+import math
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,7 +28,7 @@ WRITERS, COLLECTORS = "writing/", "collecting/"
 STALE_S = {WRITERS: 24 * 3600.0, COLLECTORS: 120.0}
 """Age from which a marker of another machine is treated as one of a killed process, s."""
 RENEW_S = 20.0
-"""Time after which a collector renews its marker, s."""
+"""Time between two renewals of a collector's marker, s."""
 POLL_S = 0.1
 
 
@@ -34,17 +39,45 @@ class Marker:
         self._backend = backend
         self._path = f"{prefix}{uuid.uuid4().hex}.{_process(os.getpid())}"
         self._written = time.monotonic()
+        self._valid_until = math.inf  # until it was written once: where no space is left, no writer can start either
 
     def write(self) -> None:
-        """Write the marker."""
+        """Write the marker, or write it again."""
+        began = time.time()
         self._backend.put(self._path, b"")
         self._written = time.monotonic()
+        self._valid_until = began + STALE_S[COLLECTORS]
 
-    def renew(self) -> None:
-        """Write the marker again after `RENEW_S`; to be called between long steps."""
-        if time.monotonic() - self._written > RENEW_S:
-            with contextlib.suppress(StoreError):
-                self.write()
+    @contextlib.contextmanager
+    def renewed(self) -> Iterator[None]:
+        """While in scope, a thread writes the marker again every `RENEW_S`."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(RENEW_S):
+                with contextlib.suppress(StoreError):
+                    self.write()
+
+        thread = threading.Thread(target=renew, name="marker", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def require_valid(self) -> None:
+        """To be called before each removal.
+
+        Raises:
+            StoreError: the marker was not renewed for so long that writers ignore it.
+        """
+        if time.time() > self._valid_until:
+            raise StoreError(
+                f"the marker of this clean-up is older than {STALE_S[COLLECTORS]:g} s, so writers may be at work: "
+                "nothing more is removed",
+                hint="start the clean-up again; it could not reach the store, or its machine slept",
+            )
 
     def remove(self) -> None:
         """Remove the marker. An unreachable server is ignored: the work before it succeeded."""
@@ -100,7 +133,8 @@ def collecting(backend: ObjectStore, wait_s: float) -> Iterator[Marker]:
         try:
             writers = marker.others(WRITERS)
             if not writers:
-                yield marker
+                with marker.renewed():
+                    yield marker
                 return
         finally:
             marker.remove()

@@ -127,6 +127,53 @@ def test_a_writer_waits_for_a_clean_up(open_here: Callable[[], Store], tmp_path:
     assert done.is_set()
 
 
+def test_a_writer_waits_for_a_clean_up_that_lists_for_longer_than_a_marker_is_valid(
+    open_here: Callable[[], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(exclusion.STALE_S, COLLECTORS, 4.0)
+    monkeypatch.setattr(exclusion, "RENEW_S", 0.2)
+    source, events, lists = folder_of(tmp_path / "source", a="a"), [], threading.Event()
+    store = open_here()
+    list_objects = store.backend.list
+
+    def list_slowly(prefix: str) -> Any:
+        if prefix == "blobs/":
+            lists.set()
+            time.sleep(6.0)
+            events.append("listed")
+        return list_objects(prefix)
+
+    def write() -> None:
+        lists.wait()
+        open_here().put_folder(source, "data")
+        events.append("written")
+
+    monkeypatch.setattr(store.backend, "list", list_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        collect_garbage(store, grace_s=NO_GRACE_S)
+        writer.result(timeout=30)
+    assert events == ["listed", "written"]
+
+
+def test_a_clean_up_that_slept_removes_nothing_more(
+    open_here: Callable[[], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_here()
+    store.put_folder(folder_of(tmp_path / "source", a="a"), "data")
+    list_objects = store.backend.list
+
+    def list_and_sleep(prefix: str) -> Any:
+        if prefix == "resume/":
+            monkeypatch.setattr(time, "time", lambda now=time.time: now() + 121)
+        return list_objects(prefix)
+
+    monkeypatch.setattr(store.backend, "list", list_and_sleep)
+    with pytest.raises(StoreError, match="marker of this clean-up is older than 120 s"):
+        collect_garbage(store, grace_s=NO_GRACE_S)
+    assert len(open_here().documents("blobs/")) == 1
+
+
 def test_a_clean_up_gives_up_where_a_writer_stays(open_here: Callable[[], Store]) -> None:
     with open_here().writing(), pytest.raises(StoreError, match=r"a writer is at work in the store: writing/\w+"):
         collect_garbage(open_here(), wait_s=0.2)
