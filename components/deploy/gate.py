@@ -17,8 +17,8 @@ def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Args:
         gate: thresholds; None means no check.
-        measured: `accuracy`, `interval`, `gains` and `format` as in metrics.json, and `perplexity_ratio`; empty if it was
-            not measured.
+        measured: `accuracy`, `interval`, `gains` and `format` as in metrics.json, and `perplexity_ratio`; empty if
+            nothing was measured.
 
     Returns:
         `check`, `threshold`, `value`, `interval` (None where none was measured) and `passed` of each check.

@@ -63,7 +63,7 @@ STAGE = Stage(
     outputs={
         "metrics": Output(
             "table",
-            "metrics.json: accuracy, gains, intervals, format, perplexity and speed; answers.jsonl: every answer",
+            "metrics.json: accuracy, gains, intervals, format, perplexity, speed; answers.jsonl: every answer",
         )
     },
     entry="components.eval.stage:run",

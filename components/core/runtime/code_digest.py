@@ -20,7 +20,7 @@ PLATFORM = ("components.core.base", "components.core.store", "components.core.ru
 """Packages that transport results and cannot change them."""
 VLLM_SETTINGS, VLLM_PLUGIN = "components.core.serving.settings", "components.core.serving.plugin"
 """A module that uses vLLM imports these settings; vLLM then loads the plug-in through its entry point."""
-DECISIVE_LIBRARIES = ("highspy", "numpy", "tokenizers", "torch", "transformers", "vllm")
+DECISIVE_LIBRARIES = ("highspy", "math_verify", "numpy", "scipy", "tokenizers", "torch", "transformers", "vllm")
 """Libraries whose version can change a number; other libraries only transport bytes."""
 
 
@@ -68,7 +68,8 @@ def _is_docstring(statement: ast.stmt) -> bool:
 def _reachable(start: str) -> tuple[dict[str, Path], frozenset[str]]:
     """Own modules reachable from `start`, the files that they read, and the top-level names of all else they import.
 
-    A string constant counts if it names a module of ours (run with `-m`, or imported late) or a file of its folder.
+    A string constant counts if it names a module of ours (run with `-m`, or imported late, also as `module:Class`) or a
+    file of its folder.
     """
     modules: dict[str, Path] = {}
     libraries: set[str] = set()
@@ -86,7 +87,7 @@ def _reachable(start: str) -> tuple[dict[str, Path], frozenset[str]]:
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         modules |= {f"{name}/{file.name}": file for file in path.parent.iterdir() if file.name in texts}
-        waiting += [text for text in texts if text.startswith("components.")]
+        waiting += [text.partition(":")[0] for text in texts if text.startswith("components.")]
         waiting += [VLLM_PLUGIN] if name == VLLM_SETTINGS else []
         for imported in _imports(tree):
             if imported.startswith("components."):

@@ -1,10 +1,12 @@
 """What the code digest covers, on a made-up tree of modules and on our own."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import components
 from components.core.runtime import code_digest
 from pipelines.recipe.registry import STAGES, find_stage
 
@@ -16,7 +18,8 @@ TREE = {
     "core/light.py": "from components.core import shade\nTEXT = 'light.jinja'\n",
     "core/light.jinja": "light",
     "core/shade.py": "import numpy as np\nimport json\nLATE = ['components.core.late', 'components.core.no_such']\n",
-    "core/late.py": "",
+    "core/late.py": "BY_NAME = 'components.core.by_name:Class'\n",
+    "core/by_name.py": "import math_verify\nclass Class: ...\n",
     "core/runtime/runner.py": "from components.core.platform_only import move\n",
     "core/platform_only.py": "import vllm\n",
     "core/unused.py": "",
@@ -57,6 +60,7 @@ def _forget():
         "core/shade.py",
         "core/light.jinja",
         "core/late.py",
+        "core/by_name.py",
         "core/__init__.py",
     ],
 )
@@ -95,7 +99,11 @@ def test_the_digest_stays_where_only_comments_layout_and_docstrings_change(tree,
 def test_versions_are_those_of_the_libraries_that_can_change_a_number(tree):
     digest()
 
-    assert code_digest.code_digest(ENTRY)[1] == {"numpy": "numpy 1", "torch": "torch 1"}  # neither json nor vllm
+    assert code_digest.code_digest(ENTRY)[1] == {
+        "math_verify": "math_verify 1",
+        "numpy": "numpy 1",
+        "torch": "torch 1",
+    }  # neither json nor vllm
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -118,10 +126,51 @@ def test_our_stages_reach_their_ideas_but_no_other_stage_and_no_platform(name):
             "rl",
             {"serving.engine", "serving.weight_transfer", "text.verifier", "text.chat_template/thinking_toggle.jinja"},
         ),
+        ("rl", {"serving.plugin", "serving.decoder"}),
         ("eval", {"serving.server", "serving.timing", "serving.reasoning_parser", "text.verifier"}),
+        ("eval", {"serving.plugin", "serving.decoder"}),
+        ("deploy", {"serving.server", "serving.plugin", "serving.decoder"}),
     ],
 )
 def test_stages_reach_what_their_numbers_hang_on(name, reached):
     modules, _ = code_digest._reachable(f"components.{name}.stage")
 
     assert {f"components.core.{module}" for module in reached} <= modules.keys()
+
+
+@pytest.mark.parametrize("name", ["rl", "eval", "deploy"])
+def test_stages_that_generate_name_the_libraries_that_change_an_answer(name):
+    _, libraries = code_digest.code_digest(find_stage(name).entry)
+
+    assert {"vllm", "torch"} <= libraries.keys()
+    assert ("math_verify" in libraries) == (name != "deploy")  # the smoke test of a bundle grades no answer
+    assert all(version != "absent" for library, version in libraries.items() if library != "vllm")
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of our own source that may be changed."""
+    shutil.copytree(components.__path__[0], tmp_path / "components")
+    monkeypatch.setattr(code_digest, "components", SimpleNamespace(__path__=[str(tmp_path / "components")]))
+    return tmp_path / "components"
+
+
+def digests_of_stages():
+    """The digest of every stage, with nothing in memory yet."""
+    code_digest._reachable.cache_clear()
+    code_digest._source.cache_clear()
+    return {name: code_digest.code_digest(find_stage(name).entry)[0] for name in STAGES}
+
+
+def test_a_changed_decoder_of_vllm_changes_the_stages_that_generate_alone(copied):
+    before = digests_of_stages()
+    decoder = copied / "core" / "serving" / "decoder.py"
+    text = decoder.read_text()
+    decoder.write_text('"""Another docstring."""\n# a comment\n' + text)
+    assert digests_of_stages() == before
+
+    decoder.write_text(text + "\nNEW = 1\n")
+    after = digests_of_stages()
+    changed = {name for name in STAGES if after[name] != before[name]}
+    assert {"rl", "eval", "deploy"} <= changed
+    assert not {"data", "pretrain", "distill", "sft"} & changed
