@@ -37,6 +37,21 @@ ONE_LAYER = Architecture(
 LOAD = Measurement(batch_size=2, prompt_tokens=6, new_tokens=4, dtype="bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("name", "cores", "clock_hz"),
+    [
+        ("A100", 6912, 1.41e9),
+        ("H100", 16896, 1.98e9),
+        ("H200", 16896, 1.98e9),
+        ("B200", 18944, 1.98e9),
+        ("L40S", 18176, 2.52e9),
+    ],
+)
+def test_float32_is_multiplied_without_tf32(name: str, cores: int, clock_hz: float) -> None:
+    """Each core finishes a product and a sum in every cycle."""
+    assert DEVICES[name].flops["float32"] == pytest.approx(2 * cores * clock_hz, rel=0.005)
+
+
 def test_an_ffn_is_its_weights_its_hidden_states_and_its_products() -> None:
     _, (_, ffn) = model_costs(ONE_LAYER, LOAD)
     weights = 3 * 8 * 16 + 8
