@@ -155,7 +155,7 @@ def copied(tmp_path, monkeypatch):
     return tmp_path / "components"
 
 
-def digests_of_stages():
+def digests_of_stages() -> dict[str, str]:
     """The digest of every stage, with nothing in memory yet."""
     code_digest._reachable.cache_clear()
     code_digest._source.cache_clear()

@@ -338,6 +338,7 @@ def test_the_work_of_upkeep_grows_with_what_is_stored(open_here: Callable[[], St
     ]
     counts = []
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(exclusion, "RENEW_S", 3600.0)  # no request by time
         for size in (4, 8, 12):
             for number in range(size - 4, size):
                 store = open_here()

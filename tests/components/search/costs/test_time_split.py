@@ -13,11 +13,12 @@ from components.search.config import Space
 from components.search.costs.measured import counted_costs, shapes_to_measure
 from components.search.costs.resources import Costs
 from components.search.costs.time_split import TimeSplit, contradictions, split_times
-from components.search.space.layer_space import PARTS, Shape, Variant, layer_spaces
+from components.search.space.layer_space import PARTS, Shape, Size, Variant, layer_spaces
 
 SPACES = layer_spaces(Space(ffn_fractions=(0.5,), num_key_value_heads=(2,)), ((4, 64),) * 4)
 SIZES = (4, 3, 2, 1)
-SHAPES = shapes_to_measure({Variant(part, size): Costs() for part in PARTS for size in (*SIZES, "linear")}, 3)
+KINDS: tuple[Size, ...] = (*SIZES, "linear")
+SHAPES = shapes_to_measure({Variant(part, size): Costs() for part in PARTS for size in KINDS}, 3)
 PARTS_MS = st.lists(st.floats(0.01, 2.0), min_size=4, max_size=4).map(lambda ms: sorted(ms, reverse=True))
 
 
@@ -32,11 +33,7 @@ def times_of(shapes: list[Shape], fixed: float, parts: dict[Variant, float]) -> 
 def planted(attention: list[float], ffn: list[float], linear: tuple[float, float]) -> dict[Variant, float]:
     """Costs of the variants of `SHAPES`; linear ones may cost more than any other."""
     by_part = zip(PARTS, (attention, ffn), linear, strict=True)
-    return {
-        Variant(part, size): ms
-        for part, own, one in by_part
-        for size, ms in zip((*SIZES, "linear"), (*own, one), strict=True)
-    }
+    return {Variant(part, size): ms for part, own, one in by_part for size, ms in zip(KINDS, (*own, one), strict=True)}
 
 
 def is_monotone(parts: dict[Variant, float]) -> bool:
@@ -153,7 +150,10 @@ def test_times_are_split_with_the_least_error_of_all_monotone_splits(seed: int) 
 
     steps = list(parts)  # what each size takes more than the next smaller one
     counts = np.array(
-        [[1.0, *(sum(layer[PARTS.index(v.part)] >= v.size for layer in s) for v in steps)] for s in shapes]
+        [
+            [1.0, *(sum(Variant(v.part, layer[PARTS.index(v.part)]).count >= v.count for layer in s) for v in steps)]
+            for s in shapes
+        ]
     )
     relative = counts / times[:, None]
     least = min(
