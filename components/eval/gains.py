@@ -98,6 +98,14 @@ def gains(answers: Mapping[str, Sequence[AnswerRow]]) -> dict[str, dict[str, Any
     }
 
 
+def values_and_bounds(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Gains with their value and its interval alone, without those that were not measured: for live metrics."""
+    if "value" in found:
+        return {name: found[name] for name in ("value", "low", "high")}
+    inner = {name: values_and_bounds(part) for name, part in found.items() if part is not None}
+    return {name: part for name, part in inner.items() if part}
+
+
 def _fractions(rows: Sequence[AnswerRow]) -> dict[tuple[str, str], dict[str, float]]:
     """By split and mode, the fraction of correct answers to each problem."""
     return {

@@ -17,7 +17,7 @@ from components.core.serving.timing import measure_step_ms
 from components.core.text.toggle import has_toggle
 from components.eval.answers import EvalCheckpoint, load_problems, ungraded, write_answers
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
-from components.eval.gains import gains
+from components.eval.gains import gains, values_and_bounds
 from components.eval.held_out import measure_losses, perplexity
 from components.eval.scores import scores
 from components.eval.serving import EvalRunner
@@ -64,7 +64,7 @@ def run(
     )
     return {
         "models": {role: row["accuracy"] for role, row in metrics["models"].items()},
-        "gains": {role: row["gains"] for role, row in metrics["models"].items()},
+        "gains": values_and_bounds({role: row["gains"] for role, row in metrics["models"].items()}),
         "perplexity": {role: row["perplexity"] for role, row in metrics["models"].items()},
     }
 

@@ -21,7 +21,7 @@ from components.core.base.fault_injection import fault_point
 from components.core.store.manifest import FileEntry, SourceFile, hash_stream, stamp_of
 from components.core.store.object_store import PART_BYTES, ObjectInfo, check_document_size
 
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """Errors of `link` on file systems without hard links, such as exFAT and some in user space."""
 _CREATING = ".creating"
 """Lock file in the root of a store on such a file system."""

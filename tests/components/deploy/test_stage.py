@@ -93,7 +93,7 @@ def test_the_gate_decides_between_champion_and_candidate(
 
     passed = alias == "champion"
     assert result["alias"] == alias
-    checked = {"check": "min_accuracy", "threshold": threshold, "value": 0.75, "passed": passed}
+    checked = {"check": "min_accuracy", "threshold": threshold, "value": 0.75, "interval": None, "passed": passed}
     assert result["gate"] == {"passed": passed, "checks": [checked]}
     note = "the gate is not passed: min_accuracy=0.8 (found 0.75); the model is registered as a candidate"
     assert recorder.notes == ([] if passed else [note])

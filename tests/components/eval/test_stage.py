@@ -134,6 +134,21 @@ def test_accuracies_are_those_of_models_that_always_say_the_same(evaluation):
     assert evaluation["metrics"]["settings"] == CONFIG.canonical()
 
 
+def test_gains_are_paired_by_problem_and_reported_live(evaluation):
+    models = evaluation["metrics"]["models"]
+    over_sft = models["rl"]["gains"]["over"]["sft"]
+
+    assert over_sft["standard"]["on"]["value"] == pytest.approx(-1 / 3)
+    assert over_sft["standard"]["on"]["problems"] == 3
+    assert models["sft"]["gains"]["thinking"]["standard"]["value"] == 0
+    assert models["parent"]["gains"] == {"thinking": {"standard": None, "hard": None}, "over": {}}
+    live = evaluation["result"]["gains"]
+    assert live["rl"]["over"]["sft"]["standard"]["on"] == {
+        name: over_sft["standard"]["on"][name] for name in ("value", "low", "high")
+    }
+    assert "parent" not in live  # nothing to compare
+
+
 def test_every_problem_is_asked_in_every_mode_as_often_as_configured(evaluation):
     asked = [(row["model"], row["split"], row["mode"], row["id"], len(row["samples"])) for row in evaluation["answers"]]
     modes = [
