@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.eval.answers import AnswerRow, PromptMode
-from components.eval.gains import Gain, gains
+from components.eval.gains import Gain, gains, values_and_bounds
 
 FRACTIONS = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 
@@ -92,3 +92,13 @@ def test_a_model_is_compared_with_the_first_and_with_the_one_before():
         "rl": ["parent", "sft"],
     }
     assert found["sft"]["over"]["parent"]["hard"]["on"]["value"] == -1  # a plain answer counts as thinking on
+
+
+def test_live_metrics_have_the_measured_gains_with_their_bounds():
+    answers = [answer_row("a", "on", True), answer_row("b", "on", False)]
+    found = gains({"sft": answers, "rl": answers[:1]})
+    low, high = Gain.of([(1.0, 1.0)]).interval
+
+    assert values_and_bounds(found) == {
+        "rl": {"over": {"sft": {"hard": {"on": {"value": 0.0, "low": low, "high": high}}}}}
+    }
