@@ -8,9 +8,9 @@ import pytest
 from tests.s3_server import S3Server, fresh_prefix, running_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """SeaweedFS, one for each worker; ends with the session."""
+    """SeaweedFS, one for each module: after an upload that was broken off it keeps a part of a core busy."""
     with running_server(lambda: tmp_path_factory.mktemp("s3")) as server:
         yield server
 
