@@ -8,6 +8,7 @@ from pydantic import JsonValue
 from components.core.base.errors import InputError
 from components.core.model.checkpoint import load_model, save_model
 from components.core.runtime.context import StageContext
+from components.core.runtime.devices import device_of
 from components.core.text.packing import PackedStream, load_corpus
 from components.core.training.loop import train, unsharded
 from components.core.training.losses import distillation_loss, paired_layers
@@ -18,7 +19,8 @@ def run(
     config: DistillConfig, *, context: StageContext, out: Path, teacher: Path, student: Path, corpus: Path
 ) -> dict[str, JsonValue]:
     """Minimise cosine distance of hidden states plus KL of the distributions. Source: arXiv 2411.19146, section 4.3."""
-    parent = load_model(teacher, dtype=None, computes_in=torch.float32).requires_grad_(False)
+    device = device_of(context.placement)
+    parent = load_model(teacher, dtype=None, computes_in=torch.float32, device=device).requires_grad_(False)
     child = load_model(student)
     if parent.config.vocab_size != child.config.vocab_size:
         raise InputError(
@@ -26,8 +28,6 @@ def run(
             hint="distil a child from the parent it was searched from",
         )
     stream = PackedStream(load_corpus(corpus, student, "train"), config.seq_len, config.seed or 0)
-    if context.placement.gpus:
-        torch.nn.Module.to(parent, "cuda")
     losses = train(child, stream, distillation_loss(parent, paired_layers(parent, child)), config, context)
     whole = unsharded(child)
     if context.rank == 0:

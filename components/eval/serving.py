@@ -15,8 +15,8 @@ from components.core.base.errors import StageFailed
 from components.core.model.architecture import Architecture
 from components.core.model.inspection import read_architecture
 from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.server import Server, max_position_embeddings, tail
-from components.core.serving.settings import vllm_uses_gpu
 from components.core.text.chat_template import ChatTemplate
 from components.core.text.problems import Problem
 from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode

@@ -95,6 +95,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = torch.float32,
     computes_in: torch.dtype | None = None,
+    device: torch.device | None = None,
     paged: bool = False,
 ) -> TesseraForCausalLM:
     """Read a model folder.
@@ -103,10 +104,11 @@ def load_model(
         folder: dense Llama, Mistral or Qwen2, or nemotron-nas.
         dtype: dtype of the weights in memory; None: as stored.
         computes_in: dtype of activations and arithmetic; None: that of the weights.
+        device: where the weights are; None: on the CPU. A paged model reads each layer to it.
         paged: keep one decoder layer in memory at a time, read from the folder on use; not for training.
 
     Returns:
-        The model in evaluation mode, on the CPU.
+        The model in evaluation mode.
 
     Raises:
         CheckpointError: an unsupported family, or weights that are pickled, damaged, missing or misshapen.
@@ -118,18 +120,20 @@ def load_model(
     with torch.device("meta"):
         model = TesseraForCausalLM(config)
     wanted = {name for name in model.state_dict() if not (paged and name.startswith(LAYERS))}
-    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
+    state = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
     assign_weights(model, state, strict=not paged)
     model.model.embed_tokens.computes_in = computes_in
     model.requires_grad_(not paged)
     model.train(False)
     if paged:
-        page_layers(model.model.layers, LayerFiles(folder, dtype, architecture.layer_numbers).read)
+        page_layers(model.model.layers, LayerFiles(folder, dtype, architecture.layer_numbers, device).read)
     return model
 
 
 def assign_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, strict: bool = True) -> None:
     """Assign tensors to a model on the meta device, without a copy; a tied head may be missing.
+
+    The model is then on the device of its embedding.
 
     Args:
         model: a model on the meta device.
@@ -141,7 +145,8 @@ def assign_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, stric
     model.load_state_dict(state, assign=True, strict=strict)
     model.tie_weights()
     # The frequencies of RoPE are computed, not stored; those on the meta device have no values.
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    rotary_emb = type(model.model.rotary_emb)(model.config)
+    model.model.rotary_emb = rotary_emb.to(model.model.embed_tokens.weight.device)
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -163,6 +168,7 @@ def save_model(
     folder: Path,
     *,
     tokenizer: Path | None,
+    dtype: torch.dtype | None = None,
     by_block: bool = False,
     numbers: Sequence[int] | None = None,
 ) -> None:
@@ -171,9 +177,10 @@ def save_model(
     A model whose layers are all alike becomes a folder of its dense family, any other one of type nemotron-nas.
 
     Args:
-        model: its weights are written in their own dtype.
+        model: on any device.
         folder: created; where it exists, it has to be empty.
         tokenizer: a folder whose tokenizer files are copied into this one.
+        dtype: dtype of the written weights; None: their own.
         by_block: write one file for each sub-block, for models that share sub-blocks; a paged model stays paged.
         numbers: with `by_block`, number of each layer in the files, ascending, see `layer_numbering`; None: 0, 1, 2, ….
 
@@ -185,7 +192,7 @@ def save_model(
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        _write(model, partial, tokenizer, by_block=by_block, numbers=numbers)
+        _write(model, partial, tokenizer, dtype=dtype, by_block=by_block, numbers=numbers)
         partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -197,6 +204,7 @@ def _write(
     folder: Path,
     tokenizer: Path | None,
     *,
+    dtype: torch.dtype | None,
     by_block: bool,
     numbers: Sequence[int] | None,
 ) -> None:
@@ -207,13 +215,15 @@ def _write(
     numbers = consecutive if numbers is None else list(numbers)
     assert by_block or numbers == consecutive
     config = written_config(model) if numbers == consecutive else with_gaps(_heterogeneous_config(model), numbers)
+    if dtype is not None:
+        config["dtype"] = str(dtype).removeprefix("torch.")
     _write_json(folder / "config.json", config)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     _write_json(folder / "generation_config.json", {name: getattr(model.config, name, None) for name in ids})
     if by_block:
-        write_blocks(state_in_pieces(model, model.model.layers, numbers), folder)
+        write_blocks(state_in_pieces(model, model.model.layers, numbers), folder, dtype)
         return
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().to("cpu", dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
     save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)

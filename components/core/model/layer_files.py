@@ -42,22 +42,24 @@ def file_of(name: str) -> str:
 
 def write_block(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write one file; equal tensors give equal bytes."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path, {"format": "pt"})
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path, {"format": "pt"})
 
 
-def write_blocks(pieces: Iterable[Mapping[str, Tensor]], folder: Path) -> None:
+def write_blocks(pieces: Iterable[Mapping[str, Tensor]], folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write all files of a model, and the index of its tensors.
 
     Args:
         pieces: the state of the model; each piece contains whole sub-blocks, and one piece is in memory at a time.
         folder: where the files are written.
+        dtype: dtype of the written weights; None: their own.
     """
     size, weight_map = 0, {}
     for piece in pieces:
         files: dict[str, dict[str, Tensor]] = {}
         for name, tensor in piece.items():
-            files.setdefault(file_of(name), {})[name] = tensor
-            size += tensor.numel() * tensor.element_size()
+            written = tensor.to(dtype or tensor.dtype)
+            files.setdefault(file_of(name), {})[name] = written
+            size += written.numel() * written.element_size()
             weight_map[name] = file_of(name)
         for file, weights in files.items():
             write_block(folder / file, weights)
@@ -74,15 +76,18 @@ ReadLayer = Callable[[int], State]
 class LayerFiles:
     """Reads the layers of a model folder, one at a time."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype | None, numbers: Sequence[int]) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype | None, numbers: Sequence[int], device: torch.device | None = None
+    ) -> None:
         """Find the files of each layer.
 
         Args:
             folder: a checked model folder; it must stay until the last layer was read.
             dtype: dtype of the weights in memory; None: as stored.
             numbers: number of each layer in the files.
+            device: device of the weights in memory; None: the CPU.
         """
-        self._dtype, self._numbers = dtype, numbers
+        self._dtype, self._numbers, self._device = dtype, numbers, device
         self._files: dict[int, set[Path]] = {}
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as reader:
@@ -100,7 +105,7 @@ class LayerFiles:
                 for name in reader.keys():
                     if name.startswith(prefix) and not name.endswith(RECOMPUTED):
                         tensor = reader.get_tensor(name)
-                        state[name.removeprefix(prefix)] = tensor.to(self._dtype or tensor.dtype)
+                        state[name.removeprefix(prefix)] = tensor.to(self._device, self._dtype or tensor.dtype)
         return state
 
 

@@ -1,5 +1,9 @@
 """Processes, threads, devices and node pool of a stage."""
 
+from typing import Self
+
+from pydantic import model_validator
+
 from components.core.base.config import Config
 
 
@@ -16,6 +20,14 @@ class Placement(Config):
     """Value of the node label `tessera.dev/pool` that the stage asks for on a cluster."""
     memory_gib: float = 8.0
     """Memory the stage asks for, GiB."""
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_process(self) -> Self:
+        if 0 < self.gpus < self.processes:
+            raise ValueError(
+                f"processes={self.processes} need a GPU each, and gpus={self.gpus}: set gpus to as many or to 0"
+            )
+        return self
 
     @property
     def engine_threads(self) -> int:

@@ -21,6 +21,7 @@ from components.core.base.config import Config
 from components.core.base.fault_injection import fault_point
 from components.core.base.processes import end_with_owner
 from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.devices import join_process_group
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, load_entry
@@ -51,7 +52,7 @@ def main(scratch: Path) -> None:
     rank = int(os.environ["RANK"])
     if rank == 0:
         _empty_folders(Path(order["out"]))  # before the others, who wait for this rank
-    _init_process_group("nccl" if placement.gpus else "gloo")
+    _join_attempt(placement)
     fault_point("rank.begun")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -76,7 +77,7 @@ def main(scratch: Path) -> None:
     dist.destroy_process_group()
 
 
-def _init_process_group(backend: str) -> None:
+def _join_attempt(placement: Placement) -> None:
     """Join the process group of this attempt.
 
     torchrun keeps one store over its restarts. A prefix for each attempt keeps a rank from reading the address that
@@ -84,7 +85,7 @@ def _init_process_group(backend: str) -> None:
     """
     store, rank, world_size = next(rendezvous("env://"))
     prefixed = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group(backend, store=prefixed, rank=rank, world_size=world_size)
+    join_process_group(placement, prefixed, rank, world_size)
 
 
 def _empty_folders(out: Path) -> None:

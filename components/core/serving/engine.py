@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.settings import (
     BATCHED_TOKENS,
     ENVIRONMENT,
@@ -19,7 +20,6 @@ from components.core.serving.settings import (
     kv_cache_bytes,
     require_attention,
     require_vllm,
-    vllm_uses_gpu,
 )
 
 WARM_UP_TOKENS = 4

@@ -20,6 +20,7 @@ from typing import Self
 from components.core.base.errors import InputError, TesseraError
 from components.core.base.ports import HOST, is_free, never_proxy_loopback, usable_port
 from components.core.model.inspection import read_architecture
+from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.settings import (
     BATCHED_TOKENS,
     OWNER_VARIABLE,
@@ -28,7 +29,6 @@ from components.core.serving.settings import (
     process_environment,
     require_attention,
     require_vllm,
-    vllm_uses_gpu,
 )
 from components.core.text.toggle import has_toggle
 

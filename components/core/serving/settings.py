@@ -1,13 +1,13 @@
 """Settings that engines and servers share: environment variables, memory for the KV cache. Imports no torch."""
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from components.core.base.errors import CheckpointError, MissingPackage
 from components.core.model.architecture import KV_BYTES_PER_VALUE
 from components.core.model.inspection import read_architecture, read_config
+from components.core.runtime.hardware import vllm_uses_gpu
 
 PLUGIN = "tessera"
 """Name of our vLLM plug-in, of its reasoning parser and of its weight-transfer backend."""
@@ -47,15 +47,6 @@ def require_attention(folder: Path) -> None:
             f"no layer of {folder.name} has attention, and vLLM cannot run such a model",
             hint="keep it in one layer: search.layers={0: {no_op_attention: false, linear_attention: false}}",
         )
-
-
-def vllm_uses_gpu() -> bool:
-    """Whether the installed vLLM is the build for GPUs."""
-    try:
-        version("vllm")
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def process_environment(threads: int) -> dict[str, str]:

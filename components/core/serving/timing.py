@@ -19,15 +19,10 @@ from pathlib import Path
 from components.core.base.errors import StageFailed
 from components.core.base.processes import end_with_owner
 from components.core.model.inspection import read_architecture
+from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.engine import BatchTime, Engine
 from components.core.serving.load_profile import LoadProfile, Workload
-from components.core.serving.settings import (
-    BYTES_PER_VALUE,
-    kv_cache_bytes,
-    process_environment,
-    require_vllm,
-    vllm_uses_gpu,
-)
+from components.core.serving.settings import BYTES_PER_VALUE, kv_cache_bytes, process_environment, require_vllm
 
 MEMORY_GIB = 4.0
 """Memory that the engines may count on where the caller names none, GiB."""

@@ -35,8 +35,8 @@ def complete(model: TesseraForCausalLM, prompts: Sequence[Tokens], limits: Seque
     for start in range(0, len(prompts), ROWS):
         rows, row_limits = prompts[start : start + ROWS], limits[start : start + ROWS]
         longest = max(map(len, rows))
-        ids_BT = torch.tensor([[eos] * (longest - len(row)) + row for row in rows])
-        mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        ids_BT = torch.tensor([[eos] * (longest - len(row)) + row for row in rows], device=model.device)
+        mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
         generate: Any = GenerationMixin.generate  # its type hints allow many kinds of models and results
         found_BT: Tensor = generate(
             model,
@@ -69,7 +69,8 @@ def complete_like(
     for start in range(0, len(prompts), ROWS):
         rows = list(zip(prompts[start : start + ROWS], expected[start : start + ROWS], strict=True))
         longest = max(len(prompt) + len(tokens) for prompt, tokens in rows)
-        ids_BT = torch.tensor([row + [eos] * (longest - len(row)) for row in (p + t for p, t in rows)])
+        whole = [prompt + tokens for prompt, tokens in rows]
+        ids_BT = torch.tensor([row + [eos] * (longest - len(row)) for row in whole], device=model.device)
         likeliest_BT = model(ids_BT).logits.argmax(dim=-1).tolist()
         for (prompt, tokens), likeliest_T in zip(rows, likeliest_BT, strict=True):
             chosen = likeliest_T[len(prompt) - 1 : len(prompt) - 1 + len(tokens)]

@@ -15,10 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.devices import device_of, mesh_of
 from components.core.text.packing import Batch, PackedStream
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.losses import BatchT, LossFunction
@@ -124,7 +126,7 @@ def train(
     """
     torch.manual_seed(config.seed or 0)
     torch.set_num_threads(context.placement.threads)
-    device = torch.device("cuda") if context.placement.gpus else torch.device("cpu")
+    device = device_of(context.placement)
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     optimizer_step = prepare(model, loss_function, config, device, ranks)
     optimizer = optimizer_step.optimizer
@@ -169,7 +171,7 @@ def prepare(
         for layer in model.model.layers:  # one at a time: layers of one shape share the compiled code
             layer.compile()
     if num_ranks > 1:
-        shard(objective)
+        shard(objective, mesh_of(device))
     optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay)
     return OptimizerStep(objective, optimizer, getattr(torch, config.dtype), num_ranks)
 
@@ -196,16 +198,16 @@ def adamw(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) 
     return torch.optim.AdamW(groups, lr=learning_rate, betas=ADAM_BETAS, fused=True)
 
 
-def shard(objective: Objective[Batch]) -> None:
-    """Shard parameters, gradients and optimizer state over all processes with FSDP2.
+def shard(objective: Objective[Batch], mesh: DeviceMesh) -> None:
+    """Shard parameters, gradients and optimizer state over the ranks of a mesh with FSDP2.
 
     Large decoder layers are gathered one at a time. Small ones are gathered with the rest of the model, because a
     collective operation for each would cost more than it saves.
     """
     for layer in objective.model.model.layers:
         if sum(parameter.numel() for parameter in layer.parameters()) >= OWN_GROUP_PARAMETERS:
-            fully_shard(layer)
-    fully_shard(objective)
+            fully_shard(layer, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
 
 
 def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:

@@ -21,7 +21,7 @@ from components.search.solver.option_table import OptionTable
 from components.search.solver.problem import Choice
 from components.search.solver.solve import fits
 from components.search.space.layer_space import PARTS, LayerSpace, Variant
-from components.search.space.subblocks import Weights, heterogeneous_model, load_block, subblock_weights
+from components.search.space.subblocks import Weights, heterogeneous_model, load_block, on_device, subblock_weights
 
 
 def child_layers(
@@ -45,7 +45,7 @@ def child_layers(
             if variant == spaces[number].of(part)[0]:
                 weights |= subblock_weights(parent.model.layers[number].state_dict(), part)
             elif not variant.is_no_op:
-                weights |= load_block(libraries, (number, variant))
+                weights |= on_device(load_block(libraries, (number, variant)), parent.device)
         return weights
 
     return [

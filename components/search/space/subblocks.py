@@ -24,6 +24,7 @@ from components.search.space.layer_space import shape_of as shape_of_architectur
 Weights = dict[str, Tensor]
 """Tensors of one sub-block by their name within the layer, such as `mlp.up_proj.weight`; its norm belongs to it."""
 
+
 MODULES: Mapping[Part, tuple[str, str]] = {
     "attention": ("input_layernorm", "self_attn"),
     "ffn": ("post_attention_layernorm", "mlp"),
@@ -38,6 +39,11 @@ def subblock_weights(layer_state: Mapping[str, Tensor], part: Part) -> Weights:
     """The tensors of a layer's state that belong to its attention or to its FFN."""
     prefixes = tuple(f"{module}." for module in MODULES[part])
     return {name: tensor.detach() for name, tensor in layer_state.items() if name.startswith(prefixes)}
+
+
+def on_device(weights: Weights, device: torch.device) -> Weights:
+    """The same tensors on a device: what a library or an artifact has is read to the CPU."""
+    return {name: tensor.to(device) for name, tensor in weights.items()}
 
 
 def initialise(parent: Weights, variant: Variant, *, importance_I: Tensor | None, head_dim: int) -> Weights:
@@ -62,7 +68,8 @@ def initialise(parent: Weights, variant: Variant, *, importance_I: Tensor | None
         return dict(parent)
     if importance_I is None or importance_I.shape != (width,):
         raise ValueError(f"a narrower FFN needs the importance of all {width} channels")
-    return keep_channels(parent, most_important(importance_I, variant.size))
+    channels = most_important(importance_I, variant.size)
+    return keep_channels(parent, channels.to(parent["mlp.up_proj.weight"].device))
 
 
 def most_important(importance_I: Tensor, width: int) -> Tensor:
@@ -225,8 +232,10 @@ def build_subblock(
         layer: its number.
         variant: what the module is.
         weights: its tensors by their name within the layer.
-        training: own a copy of them in float32 that can be trained; else these very tensors.
+        training: own a copy of them in float32 that can be trained; else these very tensors, where they are on the
+            parent's device.
     """
+    weights = on_device(weights, parent.device)
     config = reshaped(parent.config, _shape_with(parent, layer, variant))
     with torch.device("meta"):
         block = Subblock.of(DecoderLayer(config, layer), variant.part)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from pydantic import JsonValue
 
 from components.core.runtime.context import StageContext
@@ -18,7 +19,7 @@ def costs(
     config: CostsConfig, *, context: StageContext, out: Path, parent: Path, own_costs: Path | None = None
 ) -> dict[str, JsonValue]:
     """Block costs, measured here or given. Source: arXiv 2411.19146, section 4.1."""
-    model = load_parent(parent, context)
+    model = load_parent(parent, context, device=torch.device("cpu"))  # leaves the memory of a GPU to vLLM
     spaces = servable_spaces(layer_spaces(config, shape_of(model.config)), config.measurement.tensor_parallel)
     if note := left_out(config, shape_of(model.config)):
         context.note(note)

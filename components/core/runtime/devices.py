@@ -1,0 +1,59 @@
+"""Decides where a stage computes: its device, process group and device mesh, all from `placement`.
+
+No other module asks CUDA anything. Two rules follow from that: each rank computes on a GPU of its own, and a stage
+whose placement has no GPU stays on the CPU, also on a machine that has one.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch.distributed import Store
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from components.core.base.errors import InputError
+from components.core.runtime.placement import Placement
+
+DATA_PARALLEL = "dp"
+"""Name of the mesh axis over which parameters are sharded."""
+
+
+def device_of(placement: Placement) -> torch.device:
+    """The device of this process: on a GPU placement that of its local rank, else the CPU.
+
+    Raises:
+        InputError: the placement asks for a GPU, and the machine has none that PyTorch can use.
+    """
+    if placement.gpus == 0:
+        return torch.device("cpu")
+    if not _has_gpu():
+        raise InputError(
+            f"placement.gpus is {placement.gpus}, and PyTorch finds no GPU on this machine",
+            hint="set placement.gpus to 0, or run the stage where there is an NVIDIA GPU with its driver",
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def join_process_group(placement: Placement, store: Store, rank: int, world_size: int) -> None:
+    """Select the device of this rank, then join the process group.
+
+    The order matters: what CUDA allocates before a device is selected lies on the first GPU, for every rank.
+    """
+    device = device_of(placement)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend_of(device), store=store, rank=rank, world_size=world_size)
+
+
+def backend_of(device: torch.device) -> str:
+    """The process group's backends: gloo for tensors on the CPU, and NCCL for those on GPUs."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def mesh_of(device: torch.device) -> DeviceMesh:
+    """All ranks in one axis. Without a mesh of its device, FSDP would choose a GPU wherever there is one."""
+    return init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=(DATA_PARALLEL,))
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()

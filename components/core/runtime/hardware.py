@@ -1,0 +1,49 @@
+"""Names of the processors that vLLM computes on, for keys and records of measured times. Imports no torch."""
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+CPU_INFO = Path("/proc/cpuinfo")
+QUERY_TIMEOUT_S = 60.0
+
+
+def vllm_uses_gpu() -> bool:
+    """Whether the installed vLLM is the build for GPUs."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def timing_device() -> str:
+    """The processors that vLLM times models on, as they call themselves, with their number."""
+    return gpu_names() if vllm_uses_gpu() else cpu_name()
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor of this machine, with the number of its CPUs."""
+    lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} CPUs"
+
+
+@functools.cache
+def gpu_names() -> str:
+    """The NVIDIA GPUs that this process can see, with their number; asked of the driver's own tool."""
+    tool = shutil.which("nvidia-smi")
+    command = [tool or "", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        listed = ""
+    names = [line.strip() for line in listed.splitlines() if line.strip()]
+    if not names:
+        return "unknown GPU"
+    return f"{', '.join(sorted(set(names)))}, {len(names)} GPUs"
