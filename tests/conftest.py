@@ -1,11 +1,20 @@
-"""A real S3 server, and stores of both kinds, for any test that asks for them."""
+"""A real S3 server, and stores of both kinds, for any test that asks for them; GPU tests only where there is a GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from components.core.runtime.hardware import UNKNOWN_GPU, gpu_names
 from tests.s3_server import S3Server, fresh_prefix, running_server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu") is not None]
+    if marked and gpu_names() == UNKNOWN_GPU:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and nvidia-smi finds none"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pydantic import JsonValue
 
 from components.core.base.errors import InputError
 from components.core.model.checkpoint import load_model, save_model
+from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.runtime.devices import device_of
 from components.core.text.packing import PackedStream, load_corpus
@@ -28,8 +29,10 @@ def run(
             hint="distil a child from the parent it was searched from",
         )
     stream = PackedStream(load_corpus(corpus, student, "train"), config.seq_len, config.seed or 0)
-    losses = train(child, stream, distillation_loss(parent, paired_layers(parent, child)), config, context)
+    stored = stored_dtype(student)
+    loss = distillation_loss(parent, paired_layers(parent, child))
+    losses = train(child, stream, loss, config, context, stored)
     whole = unsharded(child)
     if context.rank == 0:
-        save_model(whole, out / "distilled", tokenizer=student)
+        save_model(whole, out / "distilled", tokenizer=student, dtype=getattr(torch, stored))
     return {"loss": losses[-1], "num_steps": len(losses)}

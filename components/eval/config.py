@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from components.core.base.config import Config
-from components.core.runtime.stage import Input, Output, Stage
+from components.core.runtime.stage import Input, Output, Stage, always_measures
 from components.core.serving.load_profile import Workload
 
 ROLES = ("parent", "child", "random_child", "greedy_child", "distilled", "pretrained", "sft", "rl")
@@ -69,4 +69,5 @@ STAGE = Stage(
     entry="components.eval.stage:run",
     doc="Ask every model so far in both modes through a vLLM server; measure perplexity on held-out text, and speed.",
     source="arXiv 2505.00949, section 7",
+    measures_time=always_measures,
 )

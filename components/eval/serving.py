@@ -13,7 +13,7 @@ from openai import APIError
 
 from components.core.base.errors import StageFailed
 from components.core.model.architecture import Architecture
-from components.core.model.inspection import read_architecture
+from components.core.model.inspection import StoredDtype, read_architecture, stored_dtype
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.server import Server, max_position_embeddings, tail
@@ -35,6 +35,8 @@ class ServerKey:
     """What a server reads only when it starts, but the chat template. Models with equal keys can share a server."""
 
     architecture: Architecture
+    dtype: StoredDtype
+    """Precision of the weights."""
     tokenizer: tuple[str, ...]
     """Digests of the files that tokenize a text and define the end of an answer."""
 
@@ -44,7 +46,7 @@ class ServerKey:
         files = ("tokenizer.json", "generation_config.json")
         contents = [(folder / name).read_bytes() if (folder / name).is_file() else b"" for name in files]
         digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
-        return cls(read_architecture(folder).without_gaps(), digests)
+        return cls(read_architecture(folder).without_gaps(), stored_dtype(folder), digests)
 
 
 def group_by_architecture(models: Mapping[str, Path]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from components.core.base.errors import CheckpointError, DataError, InputError
 from components.core.model.architecture import Architecture
-from components.core.model.inspection import read_architecture
+from components.core.model.inspection import StoredDtype, read_architecture, stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import Workload
 from components.core.serving.timing import measure_step_ms
@@ -125,14 +125,14 @@ def check_models(models: Mapping[str, Path]) -> None:
 
 
 def measure_speeds(models: Mapping[str, Path], workload: Workload) -> dict[str, float]:
-    """Tokens per second of each model. Of models with the same architecture only the first one is measured."""
-    architectures = {role: read_architecture(folder).without_gaps() for role, folder in models.items()}
-    first: dict[Architecture, Path] = {}
+    """Tokens per second of each model. Of those with the same architecture and precision only the first is measured."""
+    kinds = {role: (read_architecture(folder).without_gaps(), stored_dtype(folder)) for role, folder in models.items()}
+    first: dict[tuple[Architecture, StoredDtype], Path] = {}
     for role, folder in models.items():
-        first.setdefault(architectures[role], folder)
+        first.setdefault(kinds[role], folder)
     steps_ms = measure_step_ms(list(first.values()), workload, threads=1)
     speeds = dict(zip(first, (_tokens_per_second(times, workload) for times in steps_ms), strict=True))
-    return {role: speeds[architecture] for role, architecture in architectures.items()}
+    return {role: speeds[kind] for role, kind in kinds.items()}
 
 
 def size(folder: Path) -> dict[str, Any]:

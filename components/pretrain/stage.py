@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 from components.core.base.errors import RecipeError
 from components.core.model.checkpoint import load_model, model_config, save_model
 from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.text.packing import PackedStream, eos_token_id, load_corpus
 from components.core.text.tokenizer_files import CHAT_TEMPLATE
@@ -31,11 +32,18 @@ def run(
     student = load_model(model) if model else new_model(config.shape, tokenizer, config.seed or 0)
     tokenizer_folder = model or tokenizer
     stream = PackedStream(load_corpus(corpus, tokenizer_folder, "train"), config.seq_len, config.seed or 0)
-    losses = train(student, stream, next_token_loss, config, context)
+    stored = stored_dtype(model) if model else "float32"
+    losses = train(student, stream, next_token_loss, config, context, stored)
     whole = unsharded(student)
     if context.rank == 0:
         # A new parent has a file for each sub-block, so that its children share those that do not change.
-        save_model(whole, out / "trained", tokenizer=tokenizer_folder, by_block=model is None)
+        save_model(
+            whole,
+            out / "trained",
+            tokenizer=tokenizer_folder,
+            dtype=getattr(torch, stored),
+            by_block=model is None,
+        )
         if model is None:  # it was trained on documents, and knows no chat
             (out / "trained" / CHAT_TEMPLATE).unlink(missing_ok=True)
     return {"loss": losses[-1], "num_steps": len(losses)}

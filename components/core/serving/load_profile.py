@@ -1,12 +1,13 @@
 """The load that generation speed is measured under. Imports no torch."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from components.core.base.config import Config
+from components.core.model.inspection import StoredDtype
 
-Dtype = Literal["float32", "bfloat16", "float8"]
+Dtype = Literal["float32", "bfloat16", "float16", "float8"]
 
 
 class Workload(Config):
@@ -30,7 +31,17 @@ class Workload(Config):
 class LoadProfile(Workload):
     """A load, and how the model is deployed under it."""
 
-    dtype: Dtype = "float32"
-    """Precision of weights, activations and KV cache; `float8` needs a GPU that computes in it."""
+    dtype: Dtype | None = None
+    """Precision of weights, activations and KV cache; the checkpoint's where null. `float8` needs a GPU that computes
+    in it."""
     tensor_parallel: int = Field(default=1, gt=0)
     """Devices that share every layer."""
+
+    @property
+    def precision(self) -> Dtype:
+        """The precision, which is float32 until a checkpoint or the settings say otherwise."""
+        return self.dtype or "float32"
+
+    def served_as(self, stored: StoredDtype) -> Self:
+        """This load for a checkpoint of that precision."""
+        return self if self.dtype else self.model_copy(update={"dtype": stored})

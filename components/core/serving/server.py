@@ -19,8 +19,9 @@ from typing import Self
 
 from components.core.base.errors import InputError, TesseraError
 from components.core.base.ports import HOST, is_free, never_proxy_loopback, usable_port
-from components.core.model.inspection import read_architecture
+from components.core.model.inspection import read_architecture, stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
+from components.core.serving.load_profile import Dtype
 from components.core.serving.settings import (
     BATCHED_TOKENS,
     OWNER_VARIABLE,
@@ -58,7 +59,7 @@ class Server:
         port: int | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
-        dtype: str = "float32",
+        dtype: Dtype | None = None,
         seed: int = 0,
         threads: int = 1,
         swappable: bool = False,
@@ -75,7 +76,7 @@ class Server:
             port: where to listen; a free port if None.
             max_model_len: maximum length of a prompt and its answer together, tokens; the model's own limit if None.
             max_num_seqs: maximum number of sequences that are generated at the same time.
-            dtype: of weights and computation.
+            dtype: of weights and computation; None: that of the folder.
             seed: seed of the engine.
             threads: CPU threads of the engine.
             swappable: enables `swap_weights`; this opens vLLM's development endpoints on loopback.
@@ -87,6 +88,7 @@ class Server:
             CheckpointError: no layer has attention.
         """
         require_attention(folder)
+        dtype = dtype or stored_dtype(folder)
         self.folder, self.name, self.log, self.port = folder, name, log, port
         self._options = {
             "--model": folder,

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from components.core.base.errors import CheckpointError, MissingPackage
-from components.core.model.architecture import KV_BYTES_PER_VALUE
+from components.core.model.architecture import KV_BYTES_PER_VALUE, WEIGHT_BYTES
 from components.core.model.inspection import read_architecture, read_config
 from components.core.runtime.hardware import vllm_uses_gpu
 
@@ -28,7 +28,6 @@ BATCHED_TOKENS = 8192
 seed of the request from a prompt that was split ("CPU Generator does not use offset")."""
 
 SMALL_CACHE_BYTES, LARGE_CACHE_BYTES = 64 << 20, 512 << 20
-BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 
 
 def require_vllm() -> None:
@@ -63,6 +62,6 @@ def kv_cache_bytes(folder: Path, *, dtype: str, max_model_len: int | None, max_n
 
     Enough for `max_num_seqs` sequences of full length between 64 and 512 MiB, and always enough for two.
     """
-    per_token = read_architecture(folder).kv_bytes_per_token * BYTES_PER_VALUE[dtype] // KV_BYTES_PER_VALUE
+    per_token = read_architecture(folder).kv_bytes_per_token * WEIGHT_BYTES[dtype] // KV_BYTES_PER_VALUE
     sequence = (max_model_len or read_config(folder)["max_position_embeddings"]) * per_token
     return max(2 * sequence, SMALL_CACHE_BYTES, min(max_num_seqs * sequence, LARGE_CACHE_BYTES))

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from components.core.base.errors import StageFailed
 from components.core.base.processes import end_with_owner
-from components.core.model.inspection import read_architecture
+from components.core.model.architecture import WEIGHT_BYTES
+from components.core.model.inspection import read_architecture, stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.engine import BatchTime, Engine
 from components.core.serving.load_profile import LoadProfile, Workload
-from components.core.serving.settings import BYTES_PER_VALUE, kv_cache_bytes, process_environment, require_vllm
+from components.core.serving.settings import kv_cache_bytes, process_environment, require_vllm
 
 MEMORY_GIB = 4.0
 """Memory that the engines may count on where the caller names none, GiB."""
@@ -81,12 +82,12 @@ def _fit(folders: Sequence[Path], profile: LoadProfile, memory_gib: float) -> bo
     """Whether the engines may be open at the same time. On a GPU never: each takes its share of the memory."""
     if vllm_uses_gpu():
         return False
-    length, size = profile.prompt_tokens + profile.new_tokens, max(2, BYTES_PER_VALUE[profile.dtype])
-    needed = sum(
-        size * read_architecture(folder).parameters
-        + kv_cache_bytes(folder, dtype=profile.dtype, max_model_len=length, max_num_seqs=profile.batch_size)
-        for folder in folders
-    )
+    length = profile.prompt_tokens + profile.new_tokens
+    needed = 0
+    for folder in folders:
+        dtype = profile.dtype or stored_dtype(folder)
+        needed += max(2, WEIGHT_BYTES[dtype]) * read_architecture(folder).parameters
+        needed += kv_cache_bytes(folder, dtype=dtype, max_model_len=length, max_num_seqs=profile.batch_size)
     return needed <= OPEN_SHARE * memory_gib * 2**30
 
 

@@ -35,10 +35,13 @@ def key_of(
     libraries: Mapping[str, str],
     config: Mapping[str, JsonValue],
     inputs: Mapping[str, str | list[str]],
+    device: str | None = None,
 ) -> str:
-    """Cache key of a stage: hash of its name, its code, its canonical configuration, and its inputs."""
+    """Cache key of a stage: hash of its name, code, canonical configuration, inputs, and the device of its times."""
     present = {name: value for name, value in sorted(inputs.items()) if value}
-    return digest_of({"stage": stage, "code": code, "libraries": libraries, "config": config, "inputs": present})
+    measured = {} if device is None else {"device": device}
+    fields = {"stage": stage, "code": code, "libraries": libraries, "config": config, "inputs": present}
+    return digest_of(fields | measured)
 
 
 def digests_by_name(inputs: Mapping[str, str | list[str]]) -> dict[str, str]:
@@ -63,6 +66,8 @@ class StageRecord(Config):
     """Versions of the libraries that can change a number."""
     inputs: dict[str, str | list[str]] = Field(default_factory=dict)
     """Digest of each input artifact."""
+    device: str | None = None
+    """The processors that the times in its outputs were measured on; None if it measures no time."""
     outputs: dict[str, str] = Field(default_factory=dict)
     """Digest of each output artifact."""
     result: dict[str, JsonValue] = Field(default_factory=dict)
@@ -76,7 +81,12 @@ class StageRecord(Config):
     def derived_key(self) -> str:
         """The key computed from the other fields."""
         return key_of(
-            stage=self.stage, code=self.code, libraries=self.libraries, config=self.config, inputs=self.inputs
+            stage=self.stage,
+            code=self.code,
+            libraries=self.libraries,
+            config=self.config,
+            inputs=self.inputs,
+            device=self.device,
         )
 
 

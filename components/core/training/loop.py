@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Generic, cast
 
 import torch
@@ -21,10 +21,10 @@ from torch.distributed.fsdp import fully_shard
 from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.devices import device_of, mesh_of
-from components.core.text.packing import Batch, PackedStream
+from components.core.text.packing import IGNORE, Batch, PackedStream
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.losses import BatchT, LossFunction
-from components.core.training.train_config import TrainConfig, learning_rate
+from components.core.training.train_config import TrainConfig, compute_dtype, learning_rate
 
 MAX_GRAD_NORM = 1.0
 """Gradients are scaled down to this global norm. Source: arXiv 2307.09288, section 2.2."""
@@ -108,6 +108,7 @@ def train(
     loss_function: LossFunction[Batch],
     config: TrainConfig,
     context: StageContext,
+    stored: str = "float32",
 ) -> list[float]:
     """Train `model` in place.
 
@@ -117,6 +118,7 @@ def train(
         loss_function: sums a loss over one micro batch.
         config: optimizer, schedule, batch.
         context: receives progress and resume points; says when to stop.
+        stored: precision of the incoming model, which decides the type of matrix products if `config` does not.
 
     Returns:
         Loss of each step, nats a counted token; after a resume, the steps before it are included.
@@ -128,7 +130,8 @@ def train(
     torch.set_num_threads(context.placement.threads)
     device = device_of(context.placement)
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    optimizer_step = prepare(model, loss_function, config, device, ranks)
+    products = compute_dtype(config.dtype, stored)
+    optimizer_step = prepare(model, loss_function, config.model_copy(update={"dtype": products}), device, ranks)
     optimizer = optimizer_step.optimizer
     resumed = load_point(context, model, optimizer)
     losses: list[float] = resumed[1]["losses"] if resumed else []
@@ -138,9 +141,10 @@ def train(
         step = len(losses)
         rate = learning_rate(config, step)
         batch = stream.batch(step * config.global_batch_size, config.global_batch_size)
-        rows_of_rank = batch.rows(context.rank, config.global_batch_size, ranks)
         metrics = optimizer_step.run(
-            _micro_batches(rows_of_rank, config.micro_batch_size, device), batch.num_targets, learning_rate=rate
+            _micro_batches(rows_of_rank(batch, context.rank, ranks), config.micro_batch_size, device),
+            batch.num_targets,
+            learning_rate=rate,
         )
         losses.append(metrics["loss"])
         tokens += int((batch.segment_ids_BT > 0).sum())
@@ -173,7 +177,7 @@ def prepare(
     if num_ranks > 1:
         shard(objective, mesh_of(device))
     optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay)
-    return OptimizerStep(objective, optimizer, getattr(torch, config.dtype), num_ranks)
+    return OptimizerStep(objective, optimizer, getattr(torch, config.dtype or "float32"), num_ranks)
 
 
 def pays_to_compile(model: TesseraForCausalLM, config: TrainConfig, device: torch.device, num_ranks: int = 1) -> bool:
@@ -220,6 +224,21 @@ def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:
         whole.load_state_dict(state)
     whole.train(False)
     return whole
+
+
+def rows_of_rank(batch: Batch, rank: int, num_ranks: int) -> Batch:
+    """Every `num_ranks`-th row, for each rank as many: collective operations hang if a rank takes a micro batch more.
+
+    Where the rows do not divide, the last ranks get a copy of the first row without targets. It adds nothing to loss
+    or gradient.
+    """
+    missing = -len(batch.input_ids_BT) % num_ranks
+    if missing:
+        copies = batch.rows(0, 1)
+        copies = replace(copies, labels_BT=torch.full_like(copies.labels_BT, IGNORE))
+        parts = [batch, *[copies] * missing]
+        batch = Batch(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Batch)))
+    return batch.rows(rank, len(batch.input_ids_BT), num_ranks)
 
 
 def _micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:

@@ -7,6 +7,22 @@ from pydantic import Field
 
 from components.core.base.config import Config
 
+ComputeDtype = Literal["float32", "bfloat16"]
+"""Type of matrix products."""
+
+
+def compute_dtype(wanted: ComputeDtype | None, stored: str) -> ComputeDtype:
+    """Type of the matrix products of a training.
+
+    A float16 model is trained in float32. In float16 small gradients become 0 unless the loss is scaled, and bfloat16
+    would round away three bits of the model's own weights.
+
+    Args:
+        wanted: what the recipe says.
+        stored: precision of the incoming model.
+    """
+    return wanted or ("bfloat16" if stored == "bfloat16" else "float32")
+
 
 class TrainConfig(Config):
     """Optimizer, schedule and batch of a training run."""
@@ -14,7 +30,7 @@ class TrainConfig(Config):
     num_steps: int = Field(gt=0)
     """Optimizer steps."""
     global_batch_size: int = Field(default=32, gt=0)
-    """Packed rows in an optimizer step, over all processes."""
+    """Packed rows in an optimizer step, over all processes; any number of processes takes the same step."""
     micro_batch_size: int = Field(default=32, gt=0)
     """Packed rows that a process computes at a time."""
     seq_len: int = Field(default=128, gt=1)
@@ -29,8 +45,9 @@ class TrainConfig(Config):
     """Learning rate after the warm-up; the paper has `cosine` for its largest model, `constant` for the 49B one."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decay of matrices, none for norms and biases; Llama 2 has 0.1 (arXiv 2307.09288, section 2.2)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of matrix products; weights and optimizer state stay float32."""
+    dtype: ComputeDtype | None = None
+    """Type of matrix products; where null, that of the incoming model: bfloat16 for a bfloat16 one, else float32.
+    Weights and optimizer state are float32 in training, and the trained model has the type of the incoming one."""
     compile: bool | None = None
     """Compile each decoder layer with torch.compile. Where not given: in one process on a CPU with a C++ compiler,
     for runs of at least 1e14 FLOPs (about ten minutes on one core); shorter ones end sooner without it."""

@@ -72,6 +72,7 @@ def assemble(parent: TesseraForCausalLM, layers: Sequence[ChildLayer]) -> Tesser
         for number, layer in enumerate(layers):
             state |= {f"{LAYERS}{number}.{name}": tensor for name, tensor in layer.read().items()}
     assign_weights(child, state, strict=not paged)
+    child.model.embed_tokens.computes_in = parent.model.embed_tokens.computes_in
     child.config.parent_layers = _depths([layer.parent_layers for layer in layers], len(parent.model.layers))
     return child
 
@@ -84,6 +85,7 @@ def trainable(child: TesseraForCausalLM) -> TesseraForCausalLM:
     """
     copy = deepcopy(child).requires_grad_(True)
     nn.Module.to(copy, torch.float32)
+    copy.model.embed_tokens.computes_in = None
     return copy
 
 

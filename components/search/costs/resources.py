@@ -70,7 +70,7 @@ def counted(parameters: int, kv_heads: int, head_dim: int, measurement: Measurem
         head_dim: size of a head.
         measurement: has the served precision, the tokens that are cached, and the devices that share them.
     """
-    size, kv_values = WEIGHT_BYTES[measurement.dtype], 2 * kv_heads * head_dim
+    size, kv_values = WEIGHT_BYTES[measurement.precision], 2 * kv_heads * head_dim
     cached = kv_values * measurement.kv_tokens * kv_copies(kv_heads, measurement.tensor_parallel)
     return Costs(
         parameters=parameters,
@@ -90,7 +90,7 @@ def counted_fixed(parameters: int, parent: Architecture, measurement: Measuremen
 
 def outside_bytes(parameters: int, measurement: Measurement) -> int:
     """Weights outside the layers: engines quantise neither embeddings nor head."""
-    return max(2, WEIGHT_BYTES[measurement.dtype]) * parameters
+    return max(2, WEIGHT_BYTES[measurement.precision]) * parameters
 
 
 def activation_bytes(parent: Architecture, measurement: Measurement) -> int:
@@ -102,7 +102,9 @@ def activation_bytes(parent: Architecture, measurement: Measurement) -> int:
     queries = (parent.num_attention_heads + 2 * max(map(kv_heads, parent.blocks))) * parent.head_dim
     widths = [block.intermediate_size for block in parent.blocks if isinstance(block.intermediate_size, int)]
     widest = 2 * parent.hidden_size + max(queries, 2 * max(widths, default=0))
-    return tokens * widest * max(2, WEIGHT_BYTES[measurement.dtype]) + 4 * measurement.batch_size * parent.vocab_size
+    return (
+        tokens * widest * max(2, WEIGHT_BYTES[measurement.precision]) + 4 * measurement.batch_size * parent.vocab_size
+    )
 
 
 def kv_heads(block: BlockConfig) -> int:

@@ -99,7 +99,7 @@ def predicted_model(shape: Architecture, load: Measurement, device: Device) -> C
 def largest_batch(shape: Architecture, load: Measurement, device: Device, most: int) -> int:
     """Requests of full length whose KV cache fits into the memory that weights leave, `most` at most."""
     whole = sum(model_costs(shape, load)[1], start=model_costs(shape, load)[0])
-    per_request = whole.kv_bytes_per_token // KV_BYTES_PER_VALUE * WEIGHT_BYTES[load.dtype]
+    per_request = whole.kv_bytes_per_token // KV_BYTES_PER_VALUE * WEIGHT_BYTES[load.precision]
     per_request *= load.prompt_tokens + load.new_tokens
     free = load.tensor_parallel * (device.memory_bytes - RUNTIME_BYTES) - whole.weight_bytes
     return max(0, min(most, int(CACHE_SHARE * free) // per_request if per_request else most))
@@ -111,9 +111,9 @@ def require_support(load: Measurement, device: Device) -> None:
     Raises:
         RecipeError: the device cannot compute at this precision, or has no link to others.
     """
-    if load.dtype not in device.flops:
+    if load.precision not in device.flops:
         raise RecipeError(
-            f"{device.name} does not compute in {load.dtype}",
+            f"{device.name} does not compute in {load.precision}",
             hint=f"set measurement.dtype to {', '.join(device.flops)}",
         )
     if load.tensor_parallel > 1 and device.link_bytes_per_s is None:
@@ -131,13 +131,13 @@ def _subblock_s(costs: Costs, shape: Architecture, load: Measurement, device: De
     """Seconds of one pass of an attention, FFN or linear sub-block."""
     if not costs.parameters:
         return 0.0
-    ranks, size = load.tensor_parallel, WEIGHT_BYTES[load.dtype]
+    ranks, size = load.tensor_parallel, WEIGHT_BYTES[load.precision]
     copies = kv_copies(kv_heads_of(costs, shape.head_dim), ranks)
     cached_bytes = phase.cached * copies * costs.kv_bytes_per_token / KV_BYTES_PER_VALUE * size
     hidden_bytes = phase.tokens * shape.hidden_size * max(2, size)
     streamed = (size * costs.parameters / ranks + HIDDEN_PASSES * hidden_bytes) / (STREAMED * device.bytes_per_s)
     cache = cached_bytes / ranks / (CACHED * device.bytes_per_s)
-    products = 2 * costs.parameters * phase.tokens / ranks / (COMPUTED * device.flops[load.dtype])
+    products = 2 * costs.parameters * phase.tokens / ranks / (COMPUTED * device.flops[load.precision])
     pairs = 0.0
     if costs.attention_layers and phase.tokens > phase.logits:  # in a decode step the cache is what takes time
         width = shape.num_attention_heads * shape.head_dim
@@ -157,7 +157,7 @@ def _head_s(shape: Architecture, load: Measurement, device: Device, phase: Pass)
 
 def _wide(load: Measurement) -> Dtype:
     """The precision of what is not quantised."""
-    return "bfloat16" if load.dtype == "float8" else load.dtype
+    return "bfloat16" if load.precision == "float8" else load.precision
 
 
 def _all_reduce_s(hidden_bytes: float, ranks: int, device: Device) -> float:

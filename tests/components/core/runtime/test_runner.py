@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from components.core.base.errors import DataError, InputError, StageFailed, StoreError
 from components.core.runtime.context import Interrupted
+from components.core.runtime.events import NullReporter
+from components.core.runtime.hardware import timing_device
 from components.core.runtime.placement import Placement
 from components.core.runtime.runner import (
     Digests,
@@ -103,6 +106,25 @@ def test_the_key_changes_with_config_inputs_and_code(store, numbers, monkeypatch
         monkeypatch.setattr("components.core.runtime.runner.code_digest", lambda entry, code=code: code)
         keys.append(stage_key(STAGE, FakeConfig(), {"numbers": numbers}))
     assert len({plain, *keys}) == 1 + len(keys)
+
+
+def test_the_key_of_measured_times_has_the_device_and_that_of_others_has_not(store, numbers, monkeypatch):
+    timed = replace(STAGE, measures_time=lambda config, inputs: config.factor > 1 and "numbers" in inputs)
+    configs = {"measures": FakeConfig(factor=2), "does not": FakeConfig()}
+
+    def keys() -> dict[str, str]:
+        return {name: stage_key(timed, config, {"numbers": numbers}) for name, config in configs.items()}
+
+    here = keys()
+    assert keys() == here
+    assert here["does not"] == stage_key(STAGE, configs["does not"], {"numbers": numbers})
+    record = run_stage(timed, configs["measures"], {"numbers": numbers}, store=store, reporter=NullReporter())
+    assert record.key == here["measures"]
+    assert record.device == timing_device()
+    assert store.checked_record(record.key) == record
+    monkeypatch.setattr("components.core.runtime.runner.timing_device", lambda: "NVIDIA H100 80GB HBM3, 8 GPUs")
+    assert keys()["measures"] != here["measures"]
+    assert keys()["does not"] == here["does not"]
 
 
 def test_placement_changes_nothing_that_is_computed(store, numbers):

@@ -17,8 +17,8 @@ from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.text.example import Example
-from components.core.text.packing import PackedStream
-from components.core.training.loop import adamw, pays_to_compile, train
+from components.core.text.packing import IGNORE, PackedStream
+from components.core.training.loop import adamw, pays_to_compile, rows_of_rank, train
 from components.core.training.losses import counted, cross_entropy_sum
 from components.core.training.train_config import TrainConfig, learning_rate
 
@@ -87,6 +87,27 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     two = json.loads((tmp_path / "two" / "losses.json").read_text())
 
     assert two == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.parametrize(("global_batch_size", "micro_batch_size"), [(5, 2), (1, 4)])
+def test_rows_that_do_not_divide_give_two_processes_the_losses_of_one(tmp_path, global_batch_size, micro_batch_size):
+    sizes = {"global_batch_size": global_batch_size, "micro_batch_size": micro_batch_size}
+    one = train(tiny_model(), stream(), next_token, CONFIG.model_copy(update=sizes), quiet_context(tmp_path / "one"))
+    run_ranks(2, tmp_path / "two", {"BATCH_SIZES": json.dumps(sizes)})
+    two = json.loads((tmp_path / "two" / "losses.json").read_text())
+
+    assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_ranks_share_all_rows_and_have_as_many_each():
+    batch = stream().batch(0, 5)
+    shares = [rows_of_rank(batch, rank, 3) for rank in range(3)]
+
+    assert [len(share.input_ids_BT) for share in shares] == [2, 2, 2]
+    targets = torch.stack([share.labels_BT for share in shares], dim=1).flatten(0, 1)
+    assert torch.equal(targets[:5], batch.labels_BT)
+    assert bool((targets[5:] == IGNORE).all())
+    assert sum(share.num_targets for share in shares) == batch.num_targets
 
 
 @pytest.mark.parametrize("stop_after", [1, 5])
@@ -181,7 +202,9 @@ def main(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     context = StageContext(NullReporter(), Resume(folder / "resume"), folder, Placement(processes=2, threads=1), rank)
-    losses = train(tiny_model(), stream(), next_token, CONFIG.model_copy(update={"resume_interval_s": 1e-9}), context)
+    sizes = json.loads(os.environ.get("BATCH_SIZES", "{}"))
+    config = CONFIG.model_copy(update={"resume_interval_s": 1e-9, **sizes})
+    losses = train(tiny_model(), stream(), next_token, config, context)
     if rank == 0:
         (folder / "losses.json").write_text(json.dumps(losses))
     torch.distributed.destroy_process_group()
