@@ -54,7 +54,7 @@ class RlConfig(Config):
     """Seconds between resume points."""
     dtype: ComputeDtype | None = None
     """Type of the learner's matrix products; where null, that of the incoming model: bfloat16 for a bfloat16 one, else
-    float32. The learner's weights are float32; the engine and the written policy have the type of the incoming model."""
+    float32. The learner's weights are float32; engine and written policy have the type of the incoming model."""
     seed: int | None = None
     """Seed of the order of the problems and of all sampling; the recipe's seed if null."""
 

@@ -28,19 +28,45 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
 class Labels:
-    """The storages on the pretended GPU."""
+    """The storages on the pretended GPU.
+
+    A storage that PyTorch's own code makes within an operation has no label yet: it gets that of the tensors it meets.
+    """
 
     def __init__(self) -> None:
-        self._storages: dict[int, StorageWeakRef] = {}  # a weak reference keeps the address from being used again
+        self._on_gpu: dict[int, StorageWeakRef] = {}  # a weak reference keeps the address from being used again
+        self._undecided: dict[int, StorageWeakRef] = {}
 
     def put(self, tensor: Tensor) -> None:
-        """Label the storage of a tensor."""
+        """Label a tensor as on the GPU."""
         if not tensor.is_meta:
-            self._storages[tensor.untyped_storage()._cdata] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            self._on_gpu[_address(tensor)] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
     def has(self, tensor: Tensor) -> bool:
         """Whether a tensor is on the GPU."""
-        return not tensor.is_meta and tensor.untyped_storage()._cdata in self._storages
+        return not tensor.is_meta and _address(tensor) in self._on_gpu
+
+    def leave_open(self, tensor: Tensor) -> None:
+        """Note that a tensor has no label yet."""
+        if not tensor.is_meta:
+            self._undecided[_address(tensor)] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+    def decide(self, tensor: Tensor) -> None:
+        """Note that a tensor is where it is, because it was returned to the caller."""
+        if not tensor.is_meta:
+            self._undecided.pop(_address(tensor), None)
+
+    def is_open(self, tensor: Tensor) -> bool:
+        """Whether a tensor has no label yet."""
+        return not tensor.is_meta and _address(tensor) in self._undecided
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and not leaf.is_meta]
 
 
 class Operations(TorchDispatchMode):
@@ -59,20 +85,24 @@ class Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         with torch._C.DisableTorchFunction():
-            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and not leaf.is_meta]
-            on_gpu = [self.labels.has(tensor) for tensor in tensors]
+            tensors = _tensors((args, kwargs))
             name = func._schema.name
-            counted = {gpu for gpu, tensor in zip(on_gpu, tensors, strict=True) if tensor.dim() or gpu}
-            if len(counted) == 2 and name not in COPIES:
+            if any(map(self.labels.has, tensors)) and name not in COPIES:
+                for tensor in filter(self.labels.is_open, tensors):
+                    self.labels.put(tensor)
+            on_gpu = [self.labels.has(tensor) for tensor in tensors]
+            met = {gpu for gpu, tensor in zip(on_gpu, tensors, strict=True) if tensor.dim() or gpu}
+            if len(met) == 2 and name not in COPIES:
                 raise RuntimeError(f"{name}: expected all tensors to be on the same device, found cpu and cuda:0")
             if name in PRODUCTS and tensors:
                 self.products["cuda" if on_gpu[0] else "cpu"] += 1
-            before = {tensor.untyped_storage()._cdata for tensor in tensors}
+            before = set(map(_address, tensors))
             result = func(*args, **(kwargs or {}))
-            if any(on_gpu):
-                for leaf in tree_leaves(result):
-                    if isinstance(leaf, Tensor) and not leaf.is_meta and leaf.untyped_storage()._cdata not in before:
-                        self.labels.put(leaf)
+            for made in _tensors(result):
+                if _address(made) not in before and any(on_gpu):
+                    self.labels.put(made)
+                elif not tensors:
+                    self.labels.leave_open(made)
             return result
 
 
@@ -87,31 +117,32 @@ class Devices(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
             return GPU if self.labels.has(args[0]) else func(*args)
+        if func == torch.Tensor.numpy and self.labels.has(args[0]):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func in (torch.Tensor.to, torch.Tensor.cpu):
             return self._moved(func, args, kwargs)
-        if func is torch.Tensor.numpy and self.labels.has(args[0]):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy")
-        if _is_gpu(kwargs.get("device")):
-            result = func(*args, **kwargs | {"device": CPU})
-            for leaf in tree_leaves(result):
-                self.labels.put(leaf)
-            return result
-        return func(*args, **kwargs)
+        to_gpu = _is_gpu(kwargs.get("device"))
+        result = func(*args, **(kwargs | {"device": CPU} if to_gpu else kwargs))
+        for made in _tensors(result):
+            self.labels.decide(made)
+            if to_gpu or (func == torch.Tensor.__deepcopy__ and self.labels.has(args[0])):
+                self.labels.put(made)
+        return result
 
     def _moved(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """What `to` or `cpu` returns: a copy where the device changes."""
         source: Tensor = args[0]
         named = [at for at, value in enumerate(args) if at and isinstance(value, (str, torch.device))]
-        wanted = CPU if func is torch.Tensor.cpu else kwargs.get("device", args[named[0]] if named else None)
+        wanted = CPU if func == torch.Tensor.cpu else kwargs.get("device", args[named[0]] if named else None)
         was_gpu = self.labels.has(source)
         if wanted is None or torch.device(wanted).type == "meta":
             return func(*args, **kwargs)  # type: ignore[no-any-return]
         if "device" in kwargs:
             kwargs["device"] = CPU
         moved: Tensor = func(*(CPU if at in named else value for at, value in enumerate(args)), **kwargs)
-        if was_gpu == _is_gpu(wanted):
+        if source.is_meta or was_gpu == _is_gpu(wanted):
             return moved
         with _disable_current_modes():  # a result without a label
             fresh = moved.detach().clone()

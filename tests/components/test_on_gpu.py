@@ -1,5 +1,6 @@
 """The pretended GPU notices what a GPU would notice; and every training stage computes on it alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,12 @@ def test_tensors_of_two_devices_do_not_meet_and_copies_have_the_same_values() ->
         assert (there.device, here.device, there.cpu().device) == (GPU, torch.device("cpu"), torch.device("cpu"))
         assert torch.ones(2, device=GPU).device == GPU
         assert (2 * there + torch.tensor(1.0)).tolist() == [1, 3, 5, 7]
-        for mixed in (lambda: there + here, lambda: torch.stack([there, here]), lambda: here[there > 1]):
+        mixtures: list[Callable[[], torch.Tensor]] = [
+            lambda: there + here,
+            lambda: torch.stack([there, here]),
+            lambda: here[there > 1],
+        ]
+        for mixed in mixtures:
             with pytest.raises(RuntimeError, match="same device"):
                 mixed()
         with pytest.raises(TypeError, match="numpy"):

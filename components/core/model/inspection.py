@@ -58,16 +58,20 @@ def stored_dtype(folder: Path) -> StoredDtype:
     """Precision of a checkpoint: what `config.json` says, else that of its largest tensor.
 
     Float64 counts as float32, because nothing is served or trained in more.
+
+    Raises:
+        CheckpointError: the configuration or the weights cannot be read.
     """
     config = read_config(folder)
     named = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     for dtype in STORED_DTYPES.values():
         if named == dtype:
             return dtype
-    with safe_open(weight_files(folder)[0], "numpy") as opened:
-        slices = [opened.get_slice(name) for name in opened.keys()]
-    largest = max(slices, key=lambda tensor: math.prod(tensor.get_shape()))
-    return STORED_DTYPES.get(str(largest.get_dtype()), "float32")
+    file = weight_files(folder)[0]
+    shapes = read_shapes(file)
+    largest = max(shapes, key=lambda name: math.prod(shapes[name]))
+    with safe_open(file, "numpy") as opened:
+        return STORED_DTYPES.get(str(opened.get_slice(largest).get_dtype()), "float32")
 
 
 def check_checkpoint(folder: Path) -> Architecture:

@@ -96,7 +96,8 @@ class Engine:
         """
         require_vllm()
         require_attention(folder)
-        dtype = dtype or stored_dtype(folder)
+        self.dtype: Dtype = dtype or stored_dtype(folder)
+        """Precision of weights, computation and KV cache."""
         self.weight_version = 0
         os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR")
 
@@ -107,7 +108,7 @@ class Engine:
             skip_tokenizer_init=True,
             generation_config="vllm",  # sampling settings come from requests alone
             logprobs_mode="processed_logprobs",  # the learner of RL compares them with its own at that temperature
-            **_precision(dtype),
+            **_precision(self.dtype),
             seed=seed,
             tensor_parallel_size=tensor_parallel,
             max_model_len=max_model_len,
@@ -116,7 +117,7 @@ class Engine:
             max_num_batched_tokens=max(BATCHED_TOKENS, max_model_len),
             weight_transfer_config={"backend": PLUGIN},
             use_tqdm_on_load=False,
-            **_memory(folder, dtype, max_model_len, max_num_seqs, gpu_memory_utilization),
+            **_memory(folder, self.dtype, max_model_len, max_num_seqs, gpu_memory_utilization),
         )
         self._llm.init_weight_transfer_engine({"init_info": {}})
 

@@ -150,6 +150,38 @@ def test_new_weights_are_packed_for_the_threads_of_the_process(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
 
 
+BFLOAT16 = """
+import sys
+from pathlib import Path
+import torch
+from components.core.model.checkpoint import save_model
+from components.core.serving.engine import Engine
+from tests.components.core import tiny_models
+from tests.components.core.serving.test_engine import PROMPTS, greedy
+
+folder = Path(sys.argv[1])
+save_model(tiny_models.heterogeneous(0, tiny_models.DIFFERENT), folder, tokenizer=None, dtype=torch.bfloat16)
+masters = tiny_models.heterogeneous(1, tiny_models.DIFFERENT)
+with Engine(folder, max_model_len=256, max_num_seqs=16) as engine:
+    assert engine.dtype == "bfloat16", engine.dtype
+    engine.update_weights(masters.named_parameters(), version=1)
+    samples = greedy(engine)
+for prompt, sample in zip(PROMPTS, samples, strict=True):
+    ids = torch.tensor([[*prompt, *sample.token_ids]])
+    with torch.no_grad():
+        logprobs_TV = masters(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    expected_T = logprobs_TV.gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(sample.logprobs), expected_T, atol=0.2, rtol=0.1)
+"""
+
+
+def test_an_engine_has_the_precision_of_its_folder_and_takes_float32_weights_of_a_learner(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, "-c", BFLOAT16, str(tmp_path / "model")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_model_without_attention_is_refused_with_the_way_to_keep_some(tmp_path: Path) -> None:
     save_model(tiny_models.heterogeneous(0, [("linear", 8), (None, "linear")]), tmp_path / "model", tokenizer=None)
     with pytest.raises(CheckpointError, match=r"no layer of model has attention.*\n.*search\.layers"):
