@@ -8,6 +8,7 @@ import torch
 
 from components.core.model.checkpoint import load_model
 from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.devices import device_of, free_memory
 from components.core.text.packing import load_batches
 from components.core.training.losses import next_token_loss
 from components.eval.answers import EvalCheckpoint
@@ -51,14 +52,17 @@ def held_out_loss(folder: Path, corpus: Path, config: HeldOutText, context: Stag
         limit=config.num_batches,
         seed=config.seed,
     )
-    model = load_model(folder, dtype=None, computes_in=torch.float32)
+    device = device_of(context.placement)
+    model = load_model(folder, dtype=None, computes_in=torch.float32, device=device)
     loss, tokens = 0.0, 0
     for done, batch in enumerate(batches, 1):
         if context.stopping():
             raise Interrupted
-        loss += float(next_token_loss(model, batch)["loss"])
+        loss += float(next_token_loss(model, batch.to(device))["loss"])
         tokens += batch.num_targets
         context.progress(done, len(batches), f"{WHAT}, {folder.name}")
+    del model
+    free_memory(device)  # for the servers that follow
     return loss / tokens
 
 

@@ -105,6 +105,11 @@ class PolicyBatch:
     advantages_N: Tensor
     old_logprobs_N: Tensor | None = None
 
+    def to(self, device: torch.device) -> "PolicyBatch":
+        """The same answers on another device, as long as they have no `old_logprobs_N`."""
+        engine_N, advantages_N = self.engine_logprobs_N.to(device), self.advantages_N.to(device)
+        return replace(self, rows=self.rows.to(device), engine_logprobs_N=engine_N, advantages_N=advantages_N)
+
 
 class Learner:
     """The policy, its optimizer, and the reference model if the loss has a KL term."""
@@ -153,7 +158,8 @@ class Learner:
         num_tokens = sum(len(answer.token_ids) for answer, _ in pairs)
         computed = [pair for pair in pairs if pair[1] != 0.0 or self._reference is not None]
         size = self._config.micro_batch_size
-        return [pack_answers(computed[start : start + size]) for start in range(0, len(computed), size)], num_tokens
+        parts = [computed[start : start + size] for start in range(0, len(computed), size)]
+        return [pack_answers(part).to(self._step.device) for part in parts], num_tokens
 
     def _update(self, micro_batches: Sequence[PolicyBatch], num_tokens: int) -> dict[str, float]:
         """One optimizer step."""
@@ -164,7 +170,8 @@ class Learner:
 
     @torch.no_grad()
     def _logprobs_before(self, batch: PolicyBatch) -> Tensor:
-        return answer_logprobs(self._policy, batch.rows, self._config.temperature)
+        with self._step.precision():
+            return answer_logprobs(self._policy, batch.rows, self._config.temperature)
 
     def _loss(self, policy: TesseraForCausalLM, batch: PolicyBatch) -> dict[str, Tensor]:
         """The loss of a micro batch of answers."""

@@ -4,6 +4,7 @@ No other module asks CUDA anything. Two rules follow from that: each rank comput
 whose placement has no GPU stays on the CPU, also on a machine that has one.
 """
 
+import gc
 import os
 
 import torch
@@ -53,6 +54,13 @@ def backend_of(device: torch.device) -> str:
 def mesh_of(device: torch.device) -> DeviceMesh:
     """All ranks in one axis. Without a mesh of its device, FSDP would choose a GPU wherever there is one."""
     return init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=(DATA_PARALLEL,))
+
+
+def free_memory(device: torch.device) -> None:
+    """Give the memory of models that are gone back to a GPU, so that another process can have it."""
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _has_gpu() -> bool:

@@ -67,6 +67,15 @@ class OptimizerStep(Generic[BatchT]):
     compute_dtype: torch.dtype = torch.float32
     num_ranks: int = 1
 
+    @property
+    def device(self) -> torch.device:
+        """The device that the model is on."""
+        return next(self.objective.parameters()).device
+
+    def precision(self) -> torch.autocast:
+        """A context in which matrix products have the type of this step."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16)
+
     def run(self, micro_batches: Iterable[BatchT], num_targets: int, learning_rate: float) -> dict[str, float]:
         """Step on the mean over the counted positions of all ranks.
 
@@ -81,10 +90,10 @@ class OptimizerStep(Generic[BatchT]):
         Returns:
             Mean of each term of the loss, and `grad_norm`: the norm of the gradient before clipping.
         """
-        device = next(self.objective.parameters()).device
+        device = self.device
         sums: dict[str, Tensor] = {}
         for batch in micro_batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16):
+            with self.precision():
                 terms: dict[str, Tensor] = self.objective(batch)
             (terms["loss"] * (self.num_ranks / num_targets)).backward()
             for name, value in terms.items():

@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from components.rl.config import RlConfig
 from components.rl.grpo import Learner, group_advantages, policy_loss
 from components.rl.rollout import Answer, Problem, Reward
 from tests.components.core import tiny_models
+from tests.components.pretend_gpu import GPU, GPUS, assert_same, computes_on_gpu
 
 
 def test_advantages_are_deviations_from_the_group_in_its_own_units():
@@ -146,3 +147,32 @@ def test_truncated_answers_can_be_left_out_of_the_loss():
     (-logprobs_of(by_hand, RIGHT, 1.0).mean()).backward()  # its advantage is 1
     assert norm(masked=True) == pytest.approx(gradient(by_hand).norm().item(), rel=1e-3)
     assert norm(masked=False) != pytest.approx(norm(masked=True), rel=1e-2)
+
+
+@pytest.mark.parametrize("pretended", GPUS)
+def test_the_learner_and_its_reference_compute_on_the_device_of_the_policy(pretended):
+    groups = [[answer(RIGHT, [-1.0] * 3, 1.0), answer(WRONG, [-2.0] * 2, 0.0)]] * 2
+
+    def learned(device: torch.device) -> dict[str, Tensor]:
+        model = tiny_models.heterogeneous(0)
+        torch.nn.Module.to(model, device)
+        Learner(model, RlConfig(kl_coef=0.1, updates_per_step=2, warmup_steps=0)).learn(groups)
+        return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+
+    expected = learned(torch.device("cpu"))
+    with computes_on_gpu(pretended):
+        found = learned(GPU)
+    assert_same(found, expected, pretended)
+
+
+def test_the_learner_computes_in_its_dtype_also_before_the_first_update():
+    model = tiny_models.heterogeneous(0)
+    right, wrong = (logprobs_of(model, tokens, 1.0).tolist() for tokens in (RIGHT, WRONG))
+    groups = [[answer(RIGHT, right, 1.0), answer(WRONG, wrong, 0.0)]] * 2
+
+    def log_ratio(dtype: Literal["float32", "bfloat16"]) -> float:
+        config = RlConfig(dtype=dtype, updates_per_step=2, learning_rate=1e-9, warmup_steps=0)
+        return Learner(tiny_models.heterogeneous(0), config).learn(groups)["log_ratio"]
+
+    assert log_ratio("float32") < 1e-4
+    assert 1e-4 < log_ratio("bfloat16") < 0.1
