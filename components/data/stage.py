@@ -8,6 +8,7 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from components.core.runtime.context import StageContext
+from components.core.text.embedding_rows import refuse_tokens_without_row, tokens_without_row
 from components.core.text.jsonl import write_rows
 from components.core.text.row_files import Row
 from components.core.text.toggle import END_THINK, THINK, system_message
@@ -44,6 +45,7 @@ def run(
     for (output, split), rows in tables.items():
         counts[f"{output}/{split}"] = write_rows(out / output / f"{split}.jsonl", rows)
     if parent is not None:
+        _refuse_unreadable_texts(tables, parent)
         toggled = add_toggle(parent, out / "tokenizer")
         vocabulary = toggled.vocab_size
         if toggled.replaced:
@@ -118,6 +120,22 @@ def own_tables(
     for output in ("chats", "corpus"):
         splits[output] = split_rows(rows[output], own_files.questions, config.validation_fraction, held_out)
     return {(output, split): out for output, tables in splits.items() for split, out in tables.items()}, skipped
+
+
+def _refuse_unreadable_texts(tables: Tables, parent: Path) -> None:
+    """Refuse texts that the parent reads as they are, and cannot: chats are for a model with more rows.
+
+    Raises:
+        DataError: a text has a token that the parent's embedding has no row for.
+    """
+    if not tokens_without_row(parent):
+        return
+    tokenizer = Tokenizer.from_file(str(parent / "tokenizer.json"))
+    for (output, split), rows in tables.items():
+        if output != "chats":
+            texts = ["\n".join(str(row[key]) for key in ("text", "prompt", "completion") if key in row) for row in rows]
+            encoded = (text.ids for text in tokenizer.encode_batch(texts, add_special_tokens=False))
+            refuse_tokens_without_row(encoded, parent, f"{output}/{split}")
 
 
 def _document(problem: arithmetic.Problem) -> Row:

@@ -16,7 +16,8 @@ from components.core.model.architecture import Architecture
 from components.core.model.inspection import StoredDtype, read_architecture, stored_dtype
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.hardware import vllm_uses_gpu
-from components.core.serving.server import Server, max_position_embeddings, tail
+from components.core.serving.server import Server, max_position_embeddings
+from components.core.serving.server_log import describe_failure
 from components.core.text.chat_template import ChatTemplate
 from components.core.text.problems import Problem
 from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode
@@ -155,7 +156,7 @@ class EvalRunner:
             modes = prompt_modes(role, folder)
             return asyncio.run(ask(server.url, role, self._problems, modes, self._config, tick, folder))
         except APIError as error:
-            raise StageFailed(f"the server of {role} failed: {error}\n{tail(server.log)}") from error
+            raise StageFailed(f"the server of {role} failed: {error}\n{describe_failure(server.log)}") from error
 
     def _stop_if_asked(self) -> None:
         """Raise Interrupted if the stage was asked to stop, or if another server has failed."""

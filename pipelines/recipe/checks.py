@@ -5,14 +5,20 @@ from pathlib import Path
 
 from components.core.base.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.model.architecture import Architecture, BlockConfig
-from components.core.model.inspection import read_architecture
+from components.core.model.inspection import checkpoint_notes, read_architecture
+from components.core.serving.settings import refuse_head_sizes, vllm_uses_gpu
+from components.core.text.embedding_rows import embedding_rows, tokens_without_row
 from components.core.text.tokenizer_files import VOCABULARY, read_settings
-from components.search.config import Measurement
+from components.deploy.config import STAGE as DEPLOY
+from components.eval.config import STAGE as EVAL
+from components.rl.config import STAGE as RL
+from components.search.config import CostsConfig, Measurement, SearchConfig
 from components.search.costs.resources import model_costs
 from components.search.costs.roofline import require_support
+from components.search.declarations import COSTS, SEARCH
 from components.search.devices import device_of
 from components.search.space.layer_space import LayerSpace, block_of, layer_spaces, left_out, servable_spaces, shape_of
-from pipelines.recipe.graph import Graph, Made
+from pipelines.recipe.graph import Graph, Made, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.schema import Recipe, is_address
 from pipelines.recipe.source_files import KINDS, files_of
@@ -46,6 +52,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
     yield from _unreadable_files(recipe)
     yield from _unfit_tokenizer(recipe)
     yield from _missing_keys(recipe)
+    yield from _unservable(recipe, graph)
     if (
         recipe.search
         and recipe.search.allow_plugin_only_blocks
@@ -61,6 +68,33 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
         _check_search(recipe)
     except InputError as error:
         yield error
+
+
+def _unservable(recipe: Recipe, graph: Graph) -> Iterator[InputError]:
+    """A parent that vLLM cannot run, where a stage serves or measures it or a child, whose heads have its size."""
+    tasks = [task for task in graph.tasks if _runs_vllm(task)]
+    try:
+        shape = _parent_architecture(recipe)
+    except InputError:
+        return  # said already
+    if shape is None or not tasks:
+        return
+    on_gpu = vllm_uses_gpu() or all(task.placement.gpus for task in tasks)
+    try:
+        refuse_head_sizes(shape, f"the parent in {', '.join(task.label for task in tasks)}", on_gpu=on_gpu)
+    except InputError as error:
+        yield error
+
+
+def _runs_vllm(task: Task) -> bool:
+    """Whether a stage serves models or measures them, with vLLM."""
+    config = task.config
+    if task.stage is COSTS:
+        return isinstance(config, CostsConfig) and config.measurement.device is None and "own_costs" not in task.inputs
+    if task.stage is SEARCH:
+        assert isinstance(config, SearchConfig)
+        return config.latency_feedback.max_rounds > 0 or config.fusion.timing == "vllm"
+    return task.stage in (EVAL, DEPLOY, RL)
 
 
 def _missing_keys(recipe: Recipe) -> Iterator[InputError]:
@@ -132,10 +166,24 @@ def _counted(shape: Architecture, measurement: Measurement) -> dict[str, int]:
 def find_notes(recipe: Recipe) -> Iterator[str]:
     """What is not wrong, but good to know before a run."""
     parent = _parent_architecture(recipe)
+    if recipe.parent is not None and not is_address(recipe.parent):
+        yield from (f"parent: {note}" for note in checkpoint_notes(Path(recipe.parent)))
+        yield from _tokens_without_row(Path(recipe.parent))
     if recipe.search is not None and parent is not None:
         note = left_out(recipe.search, shape_of(parent))
         if note is not None:
             yield f"search: {note}"
+
+
+def _tokens_without_row(parent: Path) -> Iterator[str]:
+    """Tokens that stop the run where a text has one."""
+    tokens = tokens_without_row(parent)
+    if tokens:
+        first = min(tokens)
+        yield (
+            f"parent: {len(tokens)} tokens of its tokenizer have no row in its embedding of {embedding_rows(parent)} "
+            f"rows, such as {tokens[first]!r} with id {first}; a text with one of them is refused"
+        )
 
 
 def _parent_architecture(recipe: Recipe) -> Architecture | None:
@@ -149,10 +197,9 @@ def _parent_architecture(recipe: Recipe) -> Architecture | None:
             return None
         values = recipe.parent_pretrain.shape.model_dump(exclude_none=True)
         return Architecture.from_config({**values, "model_type": "llama", "vocab_size": 1})
-    config = Path(recipe.parent) / "config.json"
-    if is_address(recipe.parent) or not config.is_file():
+    if is_address(recipe.parent) or not (Path(recipe.parent) / "config.json").is_file():
         return None
-    return read_architecture(config)
+    return read_architecture(Path(recipe.parent))
 
 
 def _missing_inputs(graph: Graph) -> Iterator[RecipeError]:

@@ -5,12 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from components.core.base.errors import InputError
-from components.core.model.inspection import check_checkpoint
+from components.core.model.inspection import MODEL_SUFFIXES, check_checkpoint, model_files
 from components.core.store.manifest import Kind
 
 logger = logging.getLogger(__name__)
-MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
-"""Files of a model or tokenizer folder that count; read-me files, other formats and hidden folders are left behind."""
 SNIFFED_BYTES = 4096
 KINDS: Mapping[str, Kind] = {
     "parent": "model",
@@ -61,6 +59,8 @@ def _model_files(name: str, folder: Path, kind: Kind) -> Iterator[tuple[str, Pat
         raise InputError(f"{recipe_key(name)}: {folder} is a file, not a {kind} folder")
     if kind == "model":
         check_checkpoint(folder)
+        yield from ((path.name, path) for path in model_files(folder))
+        return
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in MODEL_SUFFIXES and not path.name.startswith("."):
             yield path.name, path

@@ -1,16 +1,20 @@
 """Brings the files that a recipe names into the store, and finds artifacts that are in a store already."""
 
+import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from components.core.base.errors import InputError
+from components.core.model.inspection import checkpoint_notes, write_as_read
 from components.core.store.manifest import FileEntry, Kind, Manifest, hash_file
 from components.core.store.store import Store, open_store
 from pipelines.recipe.llama_nemotron import sources_of
 from pipelines.recipe.schema import Recipe, is_address
 from pipelines.recipe.source_files import KINDS, files_of, numbered_name, recipe_key
 
+logger = logging.getLogger(__name__)
 QUICK_BYTES = 256 << 20
 """As much as is read within a second, to tell what is cached."""
 
@@ -34,12 +38,25 @@ def ingest(store: Store, name: str, paths: Sequence[str], kind: Kind) -> str:
     if kind == "library":
         paths = [str(store.fetch(_from_address(store, name, p, kind))) if is_address(p) else p for p in paths]
     files = dict(files_of(name, paths, kind))
-    with tempfile.TemporaryDirectory(prefix="tessera-") as staging:
+    if kind == "model":
+        for note in checkpoint_notes(Path(paths[0])):
+            logger.warning("%s: %s", recipe_key(name), note)
+    with _staged(files, kind, paths) as staging:
+        return store.put_folder(staging, kind).digest
+
+
+@contextmanager
+def _staged(files: Mapping[str, Path], kind: Kind, paths: Sequence[str]) -> Iterator[Path]:
+    """A folder of links to the files of an artifact. A model says what is meant, so that vLLM reads it alike."""
+    with tempfile.TemporaryDirectory(prefix="tessera-") as name:
+        staging = Path(name)
         for target, path in files.items():
-            link = Path(staging, target)
+            link = staging / target
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
-        return store.put_folder(Path(staging), kind).digest
+        if kind == "model":
+            write_as_read(Path(paths[0]), staging)
+        yield staging
 
 
 def ingest_sources(store: Store, recipe: Recipe) -> dict[str, str]:
@@ -69,7 +86,8 @@ def source_digest(store: Store, name: str, paths: Sequence[str], kind: Kind) -> 
     files = dict(files_of(name, paths, kind))
     if sum(path.stat().st_size for path in files.values()) > QUICK_BYTES:
         return None
-    return Manifest(kind=kind, files={target: hash_file(path) for target, path in files.items()}).digest
+    with _staged(files, kind, paths) as staging:
+        return Manifest(kind=kind, files={target: hash_file(staging / target) for target in files}).digest
 
 
 def _shard_by_shard(store: Store, paths: Sequence[str]) -> Iterator[str]:

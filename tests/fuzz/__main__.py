@@ -20,12 +20,12 @@ TIMEOUT_S, MEMORY_MIB = 10, 2048
 
 def safetensors(data: bytes, folder: Path) -> None:
     """A header, its length as said or as is."""
-    from components.core.model.inspection import read_shapes
+    from components.core.model.weight_files import read_header
 
     header = data[1:]
     length = struct.pack("<Q", len(header)) if data[:1] < b"\x80" else b""
     (folder / "w.safetensors").write_bytes(length + header + bytes(32))
-    read_shapes(folder / "w.safetensors")
+    read_header(folder / "w.safetensors")
 
 
 def configuration(data: bytes, folder: Path) -> None:

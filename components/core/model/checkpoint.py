@@ -17,17 +17,10 @@ from components.core.base.errors import CheckpointError
 from components.core.model.architecture import Architecture
 from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 from components.core.model.families import HETEROGENEOUS_FAMILY, refuse_unsupported
-from components.core.model.inspection import (
-    INDEX,
-    PICKLED_SUFFIXES,
-    RECOMPUTED,
-    check_weights,
-    read_architecture,
-    read_config,
-    weight_files,
-)
+from components.core.model.inspection import check_weights, read_architecture, read_config
 from components.core.model.layer_files import LayerFiles, page_layers, state_in_pieces, write_blocks
 from components.core.model.layer_numbering import LAYERS, name_in_model, with_gaps
+from components.core.model.weight_files import INDEX, PICKLED_SUFFIXES, weight_files, weight_names
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 HETEROGENEOUS_CLASS = "DeciLMForCausalLM"
@@ -158,9 +151,8 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     numbers = read_architecture(folder).layer_numbers
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as reader:
-            for name in reader.keys():
-                if not name.endswith(RECOMPUTED):
-                    yield name_in_model(name, numbers), reader.get_tensor(name)
+            for name in weight_names(reader):
+                yield name_in_model(name, numbers), reader.get_tensor(name)
 
 
 def save_model(

@@ -2,31 +2,32 @@
 
 import json
 import math
-import struct
 from pathlib import Path
 from typing import Any, Literal
-
-from safetensors import SafetensorError, safe_open
 
 from components.core.base.errors import CheckpointError
 from components.core.model.architecture import WEIGHT_BYTES, Architecture
 from components.core.model.families import refuse_unsupported
+from components.core.model.weight_files import (
+    BUFFER_DTYPES,
+    INDEX,
+    RECOMPUTED,
+    WEIGHT_DTYPES,
+    has_own_head,
+    read_header,
+    read_object,
+    refuse_dangling,
+    weight_files,
+    weight_map,
+    write_without_buffers,
+)
 
-PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-INDEX = "model.safetensors.index.json"
-SINGLE_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
-MAX_JSON_BYTES = 64 << 20
-"""Maximum size of a JSON file that is parsed; configurations and indexes are far smaller."""
-MAX_HEADER_BYTES = 16 << 20
-"""Maximum header of a safetensors file: 100,000 tensors. Parsing takes several times as much memory."""
-WEIGHT_DTYPES = ("F64", "F32", "BF16", "F16")
-"""Types of unquantised weights in safetensors files."""
 StoredDtype = Literal["float32", "bfloat16", "float16"]
 """Precision of a checkpoint."""
 STORED_DTYPES: dict[str, StoredDtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The same by its name in safetensors files."""
-RECOMPUTED = ".rotary_emb.inv_freq"
-"""End of the names of tensors that old checkpoints contain; they are computed instead of read."""
+MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
+"""Files of a model or tokenizer folder that count; read-me files, other formats and hidden folders are left behind."""
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
@@ -67,11 +68,8 @@ def stored_dtype(folder: Path) -> StoredDtype:
     for dtype in STORED_DTYPES.values():
         if named == dtype:
             return dtype
-    file = weight_files(folder)[0]
-    shapes = read_shapes(file)
-    largest = max(shapes, key=lambda name: math.prod(shapes[name]))
-    with safe_open(file, "numpy") as opened:
-        return STORED_DTYPES.get(str(opened.get_slice(largest).get_dtype()), "float32")
+    stored, _ = max(read_header(weight_files(folder)[0]).values(), key=lambda tensor: math.prod(tensor[1]))
+    return STORED_DTYPES.get(stored, "float32")
 
 
 def check_checkpoint(folder: Path) -> Architecture:
@@ -87,6 +85,7 @@ def check_checkpoint(folder: Path) -> Architecture:
     refuse_unsupported(config)
     shape = Architecture.from_config(config)
     check_weights(folder, shape)
+    refuse_dangling(folder / "tokenizer.json")
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json",
@@ -98,13 +97,24 @@ def check_checkpoint(folder: Path) -> Architecture:
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration of a checkpoint folder, or of the `config.json` itself.
 
+    A folder whose stored head differs from its embedding is untied, whatever its `config.json` says.
+
     Raises:
         CheckpointError: it is not there, or not a JSON object.
     """
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
+        refuse_dangling(file)
+        if (path / "params.json").is_file():
+            raise CheckpointError(
+                f"{path.name} is in the original format of its makers (params.json), not in that of Hugging Face",
+                hint="download the same model's config.json, tokenizer.json and model*.safetensors",
+            )
         raise CheckpointError(f"there is no {file}", hint="give a Hugging Face model folder or its config.json")
-    return _read_object(file)
+    values = read_object(file)
+    if values.get("tie_word_embeddings") is True and path.is_dir() and has_own_head(path):
+        values["tie_word_embeddings"] = False
+    return values
 
 
 def read_architecture(path: Path) -> Architecture:
@@ -123,20 +133,35 @@ def check_weights(folder: Path, shape: Architecture) -> list[Path]:
         The safetensors files.
 
     Raises:
-        CheckpointError: pickled, missing, damaged, unexpected or misshapen weights.
+        CheckpointError: pickled, missing, damaged, unexpected, misshapen or quantised weights, or a weight twice.
     """
     files = weight_files(folder)
     found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        found |= {name: size for name, size in read_shapes(file).items() if not name.endswith(RECOMPUTED)}
+    places: dict[str, Path] = {}
+    buffers: list[str] = []
     expected = shape.weight_shapes()
+    for file in files:
+        for name, (dtype, size) in read_header(file).items():
+            if name.endswith(RECOMPUTED):
+                continue
+            if dtype not in WEIGHT_DTYPES and (name in expected or dtype not in BUFFER_DTYPES):
+                raise _quantised(file, name, dtype)
+            if dtype in BUFFER_DTYPES:
+                buffers.append(f"{name[:80]} is stored as {dtype}")
+                continue
+            if name in places:
+                raise CheckpointError(
+                    f"{folder.name} has two models: {name} is in {places[name].name} and in {file.name}",
+                    hint="remove the files of one of them",
+                )
+            found[name], places[name] = size, file
     if shape.tie_word_embeddings:
         found.pop("lm_head.weight", None)
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
-            f"the weights in {folder.name} do not fit its config.json: "
-            f"{len(missing)} missing {missing[:2]}, {len(extra)} unexpected {extra[:2]}"
+            f"the weights in {folder.name} do not fit its config.json: {len(missing)} missing {missing[:2]}, "
+            f"{len(extra)} unexpected {extra[:2]}" + (f", and {buffers[0]}" if buffers else "")
         )
     for name, size in expected.items():
         if found[name] != size:
@@ -144,96 +169,69 @@ def check_weights(folder: Path, shape: Architecture) -> list[Path]:
     return files
 
 
-def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a safetensors file, from its header.
+def checkpoint_notes(folder: Path) -> list[str]:
+    """What is read otherwise than a checked folder suggests, and which of its files and tensors are left out."""
+    files, notes = weight_files(folder), []
+    if read_object(folder / "config.json").get("tie_word_embeddings") is True and has_own_head(folder):
+        notes.append(
+            "config.json says tie_word_embeddings: true, and the stored lm_head differs from the embedding; "
+            "the stored head is used and the two are not tied, as in transformers 5"
+        )
+    unread = sorted({str(name) for name in weight_map(folder).values()}.difference(file.name for file in files))
+    if unread:
+        notes.append(f"left out: {INDEX}, which names other files, such as {unread[0]}; {files[0].name} is read")
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path not in files)
+    if others:
+        notes.append(f"left out: {len(others)} other files of weights, such as {others[0]}")
+    buffers = [name for file in files for name in buffer_names(file)]
+    if buffers:
+        notes.append(f"left out: {len(buffers)} tensors that are no weights of the model, such as {buffers[0]}")
+    return notes
 
-    Raises:
-        CheckpointError: the header is damaged or does not match the size of the file, or the weights are quantised.
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a checked model folder that belong to its model: configuration, tokenizer, weights and their index.
+
+    Read-me files, other formats, and weights that are no part of the model are left out; `checkpoint_notes` names the
+    last.
     """
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-    if len(prefix) < 8 or struct.unpack("<Q", prefix)[0] > MAX_HEADER_BYTES:
-        raise _damaged(file, f"it begins with no header of at most {MAX_HEADER_BYTES:,} bytes")
-    try:
-        with safe_open(file, "numpy") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}
-            dtypes = {name: str(tensor.get_dtype()) for name, tensor in slices.items()}
-            shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-    except SafetensorError as error:
-        raise _damaged(file, str(error)[:200]) from None
-    for name, dtype in dtypes.items():
-        if dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(
-                f"{file.name}: {name[:80]} is stored as {dtype}",
-                hint=f"start from unquantised weights: {', '.join(WEIGHT_DTYPES)}",
-            )
-    return shapes
+    weights = weight_files(folder)
+    indexed = {str(name) for name in weight_map(folder).values()}
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.suffix in MODEL_SUFFIXES
+        and (path.suffix != ".safetensors" or path in weights)
+        and (path.name != INDEX or indexed == {file.name for file in weights})
+    )
 
 
-def _damaged(file: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{file.name} is damaged: {reason}", hint="copy or download it again")
+def write_as_read(folder: Path, links: Path) -> None:
+    """Replace links by files where a model is read otherwise than its files say: a head of its own, buffers.
 
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder: those of its index, or all if it has no index.
-
-    Raises:
-        CheckpointError: there are none, or some are missing.
+    Args:
+        folder: a checked model folder.
+        links: a folder with a link to each of its files.
     """
-    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("._"))
-    if (folder / INDEX).is_file():
-        indexed = _indexed_files(folder)
-        single = folder / SINGLE_FILE
-        if single.is_file() and single not in indexed:
-            raise CheckpointError(
-                f"{folder.name} has two models: {SINGLE_FILE}, and {len(indexed)} files that {INDEX} names, such as "
-                f"{indexed[0].name}",
-                hint=f"remove {SINGLE_FILE}, or {INDEX} and its files",
-            )
-        files = indexed
-    if (folder / SINGLE_FILE) in files:
-        files = [folder / SINGLE_FILE]
-    if files and all(path.name == ADAPTER_FILE for path in files):
-        raise CheckpointError(
-            f"{folder.name} has an adapter alone ({ADAPTER_FILE}), not a model",
-            hint="merge it first: PeftModel.merge_and_unload() and save_pretrained(folder)",
-        )
-    if not files:
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED_SUFFIXES)
-        if pickled:
-            raise CheckpointError(
-                f"the weights in {folder.name} are pickled ({pickled[0]}), and reading a pickle can run any code",
-                hint="save them as safetensors: model.save_pretrained(folder)",
-            )
-        raise CheckpointError(
-            f"{folder} has no weights", hint="copy its *.safetensors into the folder of its config.json"
-        )
-    return files
+    config = read_config(folder)
+    if config != read_object(folder / "config.json"):
+        (links / "config.json").unlink()
+        (links / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for file in weight_files(folder):
+        if buffer_names(file):
+            (links / file.name).unlink()
+            write_without_buffers(file, links / file.name)
 
 
-def _indexed_files(folder: Path) -> list[Path]:
-    """The files that an index names; they must be in the folder itself."""
-    names = _read_object(folder / INDEX).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{INDEX} has no weight_map", hint="copy or download it again")
-    wanted = sorted({str(name) for name in names.values()})
-    missing = [name for name in wanted if Path(name).name != name or not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{INDEX} names {len(missing)} files that are not there: {', '.join(missing[:3])}",
-            hint="copy or download the rest",
-        )
-    return [folder / name for name in wanted]
+def buffer_names(file: Path) -> list[str]:
+    """Names of the buffers in a safetensors file."""
+    return [name for name, (dtype, _) in read_header(file).items() if dtype in BUFFER_DTYPES]
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    """A JSON object."""
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{file} is larger than {MAX_JSON_BYTES:,} bytes", hint="copy or download it again")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is not a JSON object")
-    return values
+def _quantised(file: Path, name: str, dtype: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file.name}: {name[:80]} is stored as {dtype}",
+        hint=f"start from unquantised weights: {', '.join(WEIGHT_DTYPES)}",
+    )

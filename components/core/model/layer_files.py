@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from components.core.model.inspection import INDEX, RECOMPUTED, weight_files
 from components.core.model.layer_numbering import LAYERS
+from components.core.model.weight_files import INDEX, weight_files, weight_names
 
 LAYER = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?P<module>\w+)\.")
 PARTS = {
@@ -91,8 +91,8 @@ class LayerFiles:
         self._files: dict[int, set[Path]] = {}
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as reader:
-                for name in reader.keys():
-                    if name.startswith(LAYERS) and not name.endswith(RECOMPUTED):
+                for name in weight_names(reader):
+                    if name.startswith(LAYERS):
                         number = int(name.removeprefix(LAYERS).partition(".")[0])
                         self._files.setdefault(number, set()).add(file)
 
@@ -102,8 +102,8 @@ class LayerFiles:
         prefix, state = f"{LAYERS}{number}.", {}
         for file in sorted(self._files[number]):
             with safe_open(file, framework="pt") as reader:
-                for name in reader.keys():
-                    if name.startswith(prefix) and not name.endswith(RECOMPUTED):
+                for name in weight_names(reader):
+                    if name.startswith(prefix):
                         tensor = reader.get_tensor(name)
                         state[name.removeprefix(prefix)] = tensor.to(self._device, self._dtype or tensor.dtype)
         return state

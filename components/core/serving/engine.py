@@ -20,7 +20,7 @@ from components.core.serving.settings import (
     ENVIRONMENT,
     PLUGIN,
     kv_cache_bytes,
-    require_attention,
+    require_servable,
     require_vllm,
 )
 
@@ -92,10 +92,10 @@ class Engine:
 
         Raises:
             MissingPackage: vLLM is not installed.
-            CheckpointError: no layer has attention.
+            CheckpointError: vLLM cannot run a model of this shape.
         """
         require_vllm()
-        require_attention(folder)
+        require_servable(folder)
         self.dtype: Dtype = dtype or stored_dtype(folder)
         """Precision of weights, computation and KV cache."""
         self.weight_version = 0

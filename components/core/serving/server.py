@@ -22,13 +22,14 @@ from components.core.base.ports import HOST, is_free, never_proxy_loopback, usab
 from components.core.model.inspection import read_architecture, stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.load_profile import Dtype
+from components.core.serving.server_log import describe_failure
 from components.core.serving.settings import (
     BATCHED_TOKENS,
     OWNER_VARIABLE,
     PLUGIN,
     kv_cache_bytes,
     process_environment,
-    require_attention,
+    require_servable,
     require_vllm,
 )
 from components.core.text.toggle import has_toggle
@@ -37,7 +38,6 @@ COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 """`vllm serve`, which the CPU build does not have: its command looks for a distribution named vllm, and fails."""
 POLL_INTERVAL_S = 0.1
 STOP_TIMEOUT_S = 5.0
-TAIL_LINES = 15
 
 
 class Server:
@@ -85,9 +85,9 @@ class Server:
             on_wait: called with the seconds waited so far, about ten times a second, until the server is ready.
 
         Raises:
-            CheckpointError: no layer has attention.
+            CheckpointError: vLLM cannot run a model of this shape.
         """
-        require_attention(folder)
+        require_servable(folder)
         dtype = dtype or stored_dtype(folder)
         self.folder, self.name, self.log, self.port = folder, name, log, port
         self._options = {
@@ -131,7 +131,7 @@ class Server:
         Raises:
             InputError: the port is taken.
             MissingPackage: vLLM is not installed.
-            TesseraError: the server ended, or was not ready in time; with the last lines of its log.
+            TesseraError: the server ended, or was not ready in time; with the cause and the last lines from its log.
         """
         require_vllm()
         never_proxy_loopback()
@@ -176,7 +176,7 @@ class Server:
         """Block until the server ends by itself.
 
         Raises:
-            TesseraError: the server ended; with the last lines of its log.
+            TesseraError: the server ended; with the cause and the last lines from its log.
         """
         while True:
             self._check_alive()
@@ -246,19 +246,20 @@ class Server:
                 time.sleep(POLL_INTERVAL_S)
             else:
                 return
-        raise TesseraError(f"the server was not ready within {self._timeout_s:.0f} s:\n{tail(self.log)}")
+        raise TesseraError(f"the server was not ready within {self._timeout_s:.0f} s:\n{describe_failure(self.log)}")
 
     def _check_alive(self) -> None:
         """Raise if the server has ended."""
         if self._process is None or self._process.poll() is not None:
-            raise TesseraError(f"the server has ended; the last lines of {self.log}:\n{tail(self.log)}")
+            raise TesseraError(f"the server has ended; from {self.log}:\n{describe_failure(self.log)}")
 
     def _post(self, path: str, body: Mapping[str, object] | None = None) -> None:
         """Post a JSON body to an endpoint of vLLM that is not part of the OpenAI API."""
         try:
             self._request(path, json.dumps(body or {}).encode())
         except urllib.error.HTTPError as error:
-            raise TesseraError(f"the server refused {path}: {error}; the end of its log:\n{tail(self.log)}") from error
+            log = describe_failure(self.log)
+            raise TesseraError(f"the server refused {path}: {error}; from its log:\n{log}") from error
 
     def _request(self, path: str, body: bytes | None = None) -> bytes:
         """Send a request to an endpoint of vLLM that is not part of the OpenAI API."""
@@ -267,12 +268,6 @@ class Server:
         with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
             content: bytes = answer.read()
             return content
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return "\n".join(lines[-TAIL_LINES:])
 
 
 def max_position_embeddings(folder: Path) -> int:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from components.core.base.errors import CheckpointError, MissingPackage
-from components.core.model.architecture import KV_BYTES_PER_VALUE, WEIGHT_BYTES
+from components.core.model.architecture import KV_BYTES_PER_VALUE, WEIGHT_BYTES, Architecture
 from components.core.model.inspection import read_architecture, read_config
 from components.core.runtime.hardware import vllm_uses_gpu
 
@@ -27,6 +27,9 @@ BATCHED_TOKENS = 8192
 """Most tokens that the engine processes in one step. A prompt is processed whole: on a CPU vLLM cannot sample with a
 seed of the request from a prompt that was split ("CPU Generator does not use offset")."""
 
+CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes that vLLM's attention for the CPU is compiled for."""
+
 SMALL_CACHE_BYTES, LARGE_CACHE_BYTES = 64 << 20, 512 << 20
 
 
@@ -39,12 +42,39 @@ def require_vllm() -> None:
         )
 
 
-def require_attention(folder: Path) -> None:
-    """Raise CheckpointError for a model without any attention, which vLLM cannot run."""
-    if not any(block.attends for block in read_architecture(folder).blocks):
+def require_servable(folder: Path) -> None:
+    """Raise CheckpointError for a model of a shape that the installed vLLM cannot run."""
+    shape = read_architecture(folder)
+    if not any(block.attends for block in shape.blocks):
         raise CheckpointError(
             f"no layer of {folder.name} has attention, and vLLM cannot run such a model",
             hint="keep it in one layer: search.layers={0: {no_op_attention: false, linear_attention: false}}",
+        )
+    refuse_head_sizes(shape, folder.name, on_gpu=vllm_uses_gpu())
+
+
+def refuse_head_sizes(shape: Architecture, name: str, *, on_gpu: bool) -> None:
+    """Refuse heads that vLLM has no kernel for, or that transformers does not accept.
+
+    Args:
+        shape: the model.
+        name: what the user calls it.
+        on_gpu: whether vLLM would run on a GPU, whose kernels take any size that is a multiple of 8.
+
+    Raises:
+        CheckpointError: with the sizes.
+    """
+    hidden, heads, size = shape.hidden_size, shape.num_attention_heads, shape.head_dim
+    if shape.family == "llama" and hidden % heads:
+        raise CheckpointError(
+            f"vLLM cannot run {name}: hidden_size={hidden} is no multiple of num_attention_heads={heads}",
+            hint="start from another model, or leave out the stages that serve or measure it",
+        )
+    if not on_gpu and size not in CPU_HEAD_SIZES:
+        raise CheckpointError(
+            f"vLLM cannot run {name} on a CPU: its heads have size {size}, and vLLM has kernels for "
+            f"{', '.join(map(str, CPU_HEAD_SIZES))}",
+            hint="start from a model with heads of one of these sizes, or serve and measure it on a GPU",
         )
 
 

@@ -23,6 +23,7 @@ from components.core.model.inspection import read_architecture, stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.engine import BatchTime, Engine
 from components.core.serving.load_profile import LoadProfile, Workload
+from components.core.serving.server_log import describe_lines
 from components.core.serving.settings import kv_cache_bytes, process_environment, require_vllm
 
 MEMORY_GIB = 4.0
@@ -157,7 +158,7 @@ def _measure_in_process(folders: Sequence[Path], profile: LoadProfile, threads: 
         check=False,
     )
     if done.returncode:
-        raise StageFailed(f"vLLM could not run the models to be measured:\n{done.stderr[-2000:]}")
+        raise StageFailed(f"vLLM could not run the models to be measured:\n{describe_lines(done.stderr.splitlines())}")
     return [[BatchTime(*time) for time in readings] for readings in json.loads(done.stdout.splitlines()[-1])]
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from components.core.base.errors import CheckpointError, DataError
 from components.core.text.chat_template import ChatTemplate
+from components.core.text.embedding_rows import refuse_tokens_without_row
 from components.core.text.example import Example
 from components.core.text.toggle import END_THINK, THINK, system_message
 from components.core.text.tokenizer_files import end_token
@@ -74,10 +75,16 @@ def _up_to_end(answer: str, eos: str) -> str:
 
 
 def prompt_ids(tokenizer_folder: Path, questions: Sequence[str], mode: str) -> list[list[int]]:
-    """Token ids of the prompt of each question: a chat in one mode, up to the beginning of the answer."""
+    """Token ids of the prompt of each question: a chat in one mode, up to the beginning of the answer.
+
+    Raises:
+        DataError: a token has no row in the embedding of the model.
+    """
     tokenizer, template, _ = _load(tokenizer_folder)
     chats = [[system_message(mode), {"role": "user", "content": question}] for question in questions]
-    return _ids(tokenizer, template.render(chats, add_generation_prompt=True))
+    encoded = _ids(tokenizer, template.render(chats, add_generation_prompt=True))
+    refuse_tokens_without_row(encoded, tokenizer_folder, "the questions")
+    return encoded
 
 
 def parse_answer(text: str) -> tuple[str | None, str]:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from components.core.base.errors import DataError
+from components.core.text.embedding_rows import refuse_tokens_without_row
 from components.core.text.example import Example
 from components.core.text.tokenizer import beginning_ids
 from components.core.text.tokenizer_files import document_end, end_token, read_settings
@@ -95,7 +96,7 @@ def load_corpus(corpus: Path, tokenizer_folder: Path, split: str) -> list[Exampl
     """Examples of one split of a corpus folder.
 
     Raises:
-        DataError: the split is empty.
+        DataError: the split is empty, or has a token that the model of the tokenizer has no row for.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
     examples = encode_corpus(
@@ -106,6 +107,7 @@ def load_corpus(corpus: Path, tokenizer_folder: Path, split: str) -> list[Exampl
     )
     if not examples:
         raise DataError(f"the {split} split of the corpus has no rows", hint="give the data stage more text")
+    refuse_tokens_without_row((example.token_ids for example in examples), tokenizer_folder, f"the {split} corpus")
     return examples
 
 

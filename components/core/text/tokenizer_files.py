@@ -108,12 +108,23 @@ def vocabulary(folder: Path) -> Iterator[str]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
+    yield from (text for _, text in token_ids(folder))
+
+
+def token_ids(folder: Path) -> Iterator[tuple[int, str]]:
+    """Id and text of the added tokens, and then of the vocabulary.
+
+    Raises:
+        CheckpointError: there is no vocabulary.
+    """
     described = _read_object(folder, VOCABULARY)
     try:
-        yield from (token["content"] for token in described.get("added_tokens", ()))
+        yield from ((int(token["id"]), token["content"]) for token in described.get("added_tokens", ()))
         pieces = described["model"]["vocab"]
-        # Unigram models list their tokens with scores, all others map them to ids.
-        yield from pieces if isinstance(pieces, dict) else (piece for piece, _ in pieces)
+        if isinstance(pieces, dict):
+            yield from ((int(number), text) for text, number in pieces.items())
+        else:  # Unigram models list their tokens with scores
+            yield from ((number, text) for number, (text, _) in enumerate(pieces))
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"the {VOCABULARY} of {folder.name} has no vocabulary", hint="copy or download it again"

@@ -17,6 +17,7 @@ from components.core.base.errors import DataError, InputError
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
+from components.core.text.embedding_rows import refuse_tokens_without_row
 from components.core.text.formulas import JudgeFailed
 from components.core.text.packing import eos_token_id
 from components.core.text.problems import Problem, problem_prompt_ids, read_problems
@@ -85,6 +86,7 @@ def load_tasks(config: TaskSet, folder: Path, parent: Path) -> Tasks:
         )
     tokenizer = Tokenizer.from_file(str(parent / "tokenizer.json"))
     prompts = problem_prompt_ids(parent, problems)
+    refuse_tokens_without_row(prompts, parent, "the validation problems")
     return Tasks(problems, prompts, tokenizer, eos_token_id(parent), config.max_tokens)
 
 

@@ -23,7 +23,8 @@ import components
 import pipelines
 from components.core.base.config import canonical_json
 from components.core.base.errors import CheckpointError, CorruptArtifact, DataError, StoreError, TesseraError
-from components.core.model.inspection import check_checkpoint, inspect_checkpoint, read_shapes
+from components.core.model.inspection import check_checkpoint, inspect_checkpoint
+from components.core.model.weight_files import WEIGHT_DTYPES, read_header
 from components.core.store import object_store
 from components.core.store.checksummed_json import seal, unseal
 from components.core.store.garbage_collection import collect_garbage
@@ -112,10 +113,13 @@ def tensor_file(path: Path, header: bytes, data: bytes = b"", length: int | None
 def accepts(path: Path) -> bool:
     """Whether a file is accepted; if it is, loading it gives tensors of the same names and shapes."""
     try:
-        shapes = read_shapes(path)
+        header = read_header(path)
     except CheckpointError:
         return False
-    assert {name: tuple(tensor.shape) for name, tensor in load_file(path).items()} == shapes
+    if any(dtype not in WEIGHT_DTYPES for dtype, _ in header.values()):
+        return False
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(path).items()}
+    assert shapes == {name: shape for name, (_, shape) in header.items()}
     return True
 
 
@@ -178,14 +182,14 @@ def test_a_header_takes_memory_and_time_within_a_bound(tmp_path: Path, name: str
 LARGEST = """
 import resource, struct, sys
 from pathlib import Path
-from components.core.model.inspection import MAX_HEADER_BYTES, read_shapes
+from components.core.model.weight_files import MAX_HEADER_BYTES, read_header
 
 entry = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 header = b",".join(entry % number for number in range(MAX_HEADER_BYTES // 60))
 path = Path(sys.argv[1])
 path.write_bytes(struct.pack("<Q", len(header) + 2) + b"{" + header + b"}")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert len(read_shapes(path)) > 100_000
+assert len(read_header(path)) > 100_000
 assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * MAX_HEADER_BYTES / 1024
 """
 

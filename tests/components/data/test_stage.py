@@ -16,6 +16,7 @@ from components.data.config import STAGE, ArithmeticConfig, DataConfig
 from components.data.stage import own_tables, run
 from components.eval.answers import load_problems
 from tests.components.conftest import Recorder, write_rows
+from tests.components.core.tiny_models import TOKENS
 from tests.components.core.tiny_models import tokenizer as plain_tokenizer
 
 TINY = DataConfig(
@@ -186,3 +187,20 @@ def test_nemo_packs_say_what_they_leave_out_and_need_a_chat(
     assert recorder.notes == ["2 chats are longer than nemo_packed=100 and were left out of NeMo's packs"]
     with pytest.raises(DataError, match="none of 0 chats fits into nemo_packed=100 tokens"):
         run(DataConfig(nemo_packed=100), context=recorded_context, out=out, own_problems=own["own_problems"])
+
+
+def test_a_text_that_the_parent_has_no_row_for_is_refused_before_the_search(
+    recorded_context: StageContext, out: Path, tmp_path: Path
+) -> None:
+    """Chats may have such tokens: fine-tuning adds rows for them."""
+    own = own_files(tmp_path)
+    parent = tmp_path / "parent"
+    plain_tokenizer().save_pretrained(parent)
+    rows = TOKENS.index("t")
+    (parent / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    message = f"text 1 of corpus/.* has the token 't' with id {rows}, and the embedding of parent has {rows} rows"
+    with pytest.raises(DataError, match=message):
+        run(DataConfig(), context=recorded_context, out=out, parent=parent, **own)
+    (own["own_corpus"] / "a.txt").write_text("sums")
+    write_rows(own["own_chats"] / "d.jsonl", [{"input": "two", "output": "too"}] * 20)
+    run(DataConfig(), context=recorded_context, out=outputs(tmp_path / "more"), parent=parent, **own)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from components.core.base.errors import CheckpointError
 from components.core.model.architecture import Architecture
-from components.core.model.inspection import INDEX, check_checkpoint, inspect_checkpoint, read_config
+from components.core.model.inspection import check_checkpoint, inspect_checkpoint, read_config
+from components.core.model.weight_files import INDEX
 from tests.components.core.dense_models import dense_model
 from tests.components.core.nvidia_configs import super_49b, ultra_253b
 
@@ -106,6 +107,7 @@ def test_a_sharded_folder_is_accepted_and_a_missing_shard_named(tmp_path: Path) 
 
 
 def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.with_name("model.safetensors"))
     (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": "../model.safetensors"}}))
     assert "names 1 files that are not there" in refusal(folder).message
 

@@ -6,17 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from torch import nn
 
 pytest.importorskip("vllm")
 
 from components.core.serving.plugin import register
-from components.core.serving.reasoning_parser import TesseraReasoningParser, split_reply
+from components.core.serving.reasoning_parser import TesseraReasoningParser, split_reply, thinking_is_off
 from components.core.serving.served_config import ServedConfig
 from components.core.serving.settings import PLUGIN
 
 THINK, END_THINK = "<think>", "</think>"
 TOKENS = [THINK, END_THINK, "<", "</", ">", "th", "42", " ", "é", "\n\n"]
+EOS = len(TOKENS)
 
 
 class Vocabulary:
@@ -24,6 +26,13 @@ class Vocabulary:
 
     def get_vocab(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(TOKENS)}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        return {0: AddedToken(THINK), 1: AddedToken(END_THINK), EOS: AddedToken("<eos>", special=True)}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join([*TOKENS, "<eos>"][number] for number in ids)
 
 
 def stream(ids: list[int], cuts: list[int], lag: int) -> Iterator[tuple[str, str]]:
@@ -84,8 +93,66 @@ def test_a_whole_reply(text: str, reasoning: str | None, content: str | None) ->
 
 def test_reasoning_of_earlier_turns_does_not_end_the_reasoning_to_come() -> None:
     parser = TesseraReasoningParser(Vocabulary())
-    assert not parser.is_reasoning_end([0, 6, 1, 6])
-    assert parser.is_reasoning_end([6, 0, 1])
+    assert not parser.is_reasoning_end([0, 6, 1, 6, EOS])
+    assert not parser.is_reasoning_end([0, 6, 1, 6, EOS, 6])
+    assert not parser.is_reasoning_end_streaming([0, 6, 1, 6, EOS, 0, 6], [6])  # the engine asks with the prompt
+    assert parser.is_reasoning_end_streaming([6, EOS, 0, 6, 1], [1])
+
+
+def test_the_thought_of_a_continued_message_goes_on_or_has_ended() -> None:
+    parser = TesseraReasoningParser(Vocabulary())
+    assert parser.is_reasoning_end([6, EOS, 0, 6, 1])
+    assert parser.is_reasoning_end([6, EOS, 0, 6, 1, 6])
+    assert not parser.is_reasoning_end([6, EOS, 0, 6])
+    assert not parser.is_reasoning_end([0, 6, EOS])  # a thought of an earlier turn that was cut off
+
+
+class Continuing:
+    """A request."""
+
+    def __init__(self, content: object) -> None:
+        self.continue_final_message, self.messages = True, [{"role": "assistant", "content": content}]
+
+
+@pytest.mark.parametrize("content", ["<think>6", [{"type": "text", "text": "<think>"}, {"type": "text", "text": "6"}]])
+def test_the_rest_of_a_continued_thought_is_reasoning(content: object) -> None:
+    parser = TesseraReasoningParser(Vocabulary())
+    assert parser.extract_reasoning("*7</think>42", Continuing(content)) == ("*7", "42")
+    assert parser.extract_reasoning("42", Continuing("<think>6*7</think>")) == (None, "42")
+    parser.adjust_initial_state_from_prompt([6, EOS, 0, 6])
+    first = parser.extract_reasoning_streaming("", "42", "42", [], [6], [6])
+    assert first is not None
+    assert (first.reasoning, first.content) == ("42", None)
+    assert not parser.is_reasoning_end_streaming([6], [6])
+    rest = parser.extract_reasoning_streaming("42", "42</think>42", "</think>42", [6], [6, 1, 6], [1, 6])
+    assert rest is not None
+    assert (rest.reasoning, rest.content) == (None, "42")
+    assert parser.is_reasoning_end_streaming([6, 1, 6], [1, 6])
+
+
+OFF, ON = "detailed thinking off", "detailed thinking on"
+PROMPTS = {
+    "ours": (["<|system|>", OFF, "<eos>", "<|user|>", ON, "<|assistant|>"], True),
+    "ours, with more": (["<|system|>", f"{OFF}\nBe brief.", "<eos>", "<|user|>", "6*7", "<|assistant|>"], True),
+    "on": (["<|system|>", ON, "<eos>", "<|user|>", OFF, "<|assistant|>"], False),
+    "ChatML": (["<|im_start|>", f"system\n{OFF}", "<|im_end|>", "\n", "<|im_start|>", f"user\n{ON}"], True),
+    "ChatML, none": (["<|im_start|>", f"user\n{OFF}", "<|im_end|>", "\n", "<|im_start|>", "assistant\n"], False),
+    "Llama 3": (
+        ["<|start_header_id|>", "system", "<|end_header_id|>", f"\n\nToday Date: 1\n\n{OFF}", "<|eot_id|>"],
+        True,
+    ),
+    "Mistral": (["<s>", "[INST]", f" {ON}\n\n{OFF}", "[/INST]", ON], False),
+    "Mistral, off": (["<s>", "[INST]", f" {OFF}\n\n{ON}", "[/INST]", ON], True),
+    "Mistral 7": (["<s>", "[SYSTEM_PROMPT]", OFF, "[/SYSTEM_PROMPT]", "[INST]", "6*7", "[/INST]"], True),
+    "two system messages": (["<|system|>", ON, "<|system|>", OFF, "<|user|>", "6*7"], True),
+    "spoken of": (["<|system|>", f"What is {OFF}?", "<|user|>", "6*7"], False),
+    "none": (["<|user|>", "6*7", "<|assistant|>"], False),
+}
+
+
+@pytest.mark.parametrize(("pieces", "off"), PROMPTS.values(), ids=PROMPTS)
+def test_the_mode_of_a_prompt_is_that_of_its_system_message(pieces: list[str], off: bool) -> None:
+    assert thinking_is_off(pieces) is off
 
 
 def test_reasoning_tokens_are_counted_between_the_tags() -> None:
