@@ -303,7 +303,7 @@ def _absolute_value(value: JsonValue, base: Path) -> JsonValue:
     if isinstance(value, list):
         return [_absolute_value(item, base) for item in value]
     if isinstance(value, str) and not is_address(value):
-        return str(base / Path(value).expanduser())
+        return str(base / os.path.expanduser(value))  # a file may begin with ~ and name no user
     return value
 
 

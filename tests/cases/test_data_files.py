@@ -108,6 +108,29 @@ def test_chats_of_every_form(row: Any, turns: Any, mode: str) -> None:
     assert found["reasoning"] == mode
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "message 2 has no role and text"),
+        ({"role": "tool", "content": "12"}, "message 2 is of role 'tool' where 'assistant' is due"),
+        ({"role": "developer", "content": "12"}, "message 2 is of role 'developer' where 'assistant' is due"),
+        ({"role": "assistant", "content": [{"type": "image_url"}]}, "message 2 has no role and text"),
+    ],
+)
+def test_a_chat_that_the_template_has_no_place_for_is_refused_with_its_line(tmp_path, message, reason):
+    rows = [{"messages": [ASKED, SAID]}, {"messages": [ASKED, message]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=f"a.jsonl line 2: {reason}"):
+        chat_rows(tmp_path, skip_bad=False)
+
+
+def test_a_line_separator_of_unicode_ends_no_row(tmp_path):
+    texts = ["a\u2028b", "c\u2029d\u0085e"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
+    assert corpus_rows(tmp_path, skip_bad=False) == ([{"text": text} for text in texts], 0)
+
+
 def test_an_unknown_form_is_named_once(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"q": "a", "a": "b"}\n' * 1000)
     with pytest.raises(DataError) as caught:

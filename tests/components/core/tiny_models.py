@@ -15,7 +15,10 @@ from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 VOCAB_SIZE, EOS, PAD = 64, 1, 0
 TAGS = ["<think>", "</think>"]
 TOKENS = ["<pad>", "<eos>", "<on>", "<off>", *TAGS, *"0123456789+-*= abcdefghijklmnopqrstuvwxyz"]
-TEMPLATE = "{{ messages[-1].content }}{{ '<off>' if 'thinking off' in messages[0].content else '<on>' }}"
+TEMPLATE = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}<eos>{% endif %}"
+    "{{ messages[-1].content }}{{ '<off>' if 'thinking off' in messages[0].content else '<on>' }}"
+)
 
 
 def llama(seed: int, **changes: Any) -> LlamaForCausalLM:

@@ -78,7 +78,7 @@ def test_paths_are_relative_to_the_recipe_and_on_the_command_line_to_the_working
 
 
 @pytest.mark.parametrize(
-    "name", ["a #b.txt", "a: b", "[x].txt", "[x]", "%a", "~", "#a", "'a", "- a", "&a", "*.txt", "{a}.txt"]
+    "name", ["a #b.txt", "a: b", "[x].txt", "[x]", "%a", "~", "~x.txt", "#a", "'a", "- a", "&a", "*.txt", "{a}.txt"]
 )
 def test_a_path_on_the_command_line_is_taken_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

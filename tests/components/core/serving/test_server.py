@@ -107,6 +107,43 @@ def test_a_stream_with_stop_strings_gives_the_same_fields(client: openai.OpenAI)
     assert ask_streaming(client, ON, stop=["nothing of the kind"]) == ("6*7", "42")
 
 
+CHOICE = {"structured_outputs": {"choice": ["13", "31"]}}
+"""Neither is what the model would say."""
+
+
+@pytest.mark.parametrize("constraint", [CHOICE, {"structured_outputs": {"regex": "13|31"}}], ids=["choice", "regex"])
+def test_structured_output_is_enforced_in_both_modes(client: openai.OpenAI, constraint: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"extra_body": constraint, "temperature": 0.0, "max_tokens": 16}
+    for mode, expected in ((OFF, None), (ON, "6*7")):
+        reply = client.chat.completions.create(model="tiny", messages=chat(mode), **options).choices[0].message
+        assert reply.reasoning == expected  # type: ignore[attr-defined]
+        assert reply.content in ("13", "31")
+        reasoning, content = ask_streaming(client, mode, extra_body=constraint)
+        assert reasoning == (expected or "")
+        assert content in ("13", "31")
+
+
+def test_the_rest_of_a_continued_thought_is_reasoning(client: openai.OpenAI) -> None:
+    continued = {"continue_final_message": True, "add_generation_prompt": False}
+    for begun, expected in (("<think>6", ("*7", "42")), ("<think>6*7</think>", (None, "42"))):
+        messages: Any = [*chat(ON), {"role": "assistant", "content": begun}]
+        options: dict[str, Any] = {"extra_body": continued, "temperature": 0.0, "max_tokens": 16}
+        reply = client.chat.completions.create(model="tiny", messages=messages, **options).choices[0].message
+        assert (reply.reasoning, reply.content) == expected  # type: ignore[attr-defined]
+        deltas = [
+            chunk.choices[0].delta
+            for chunk in client.chat.completions.create(model="tiny", messages=messages, stream=True, **options)
+        ]
+        reasoning = "".join(getattr(delta, "reasoning", None) or "" for delta in deltas)
+        assert (reasoning or None, "".join(delta.content or "" for delta in deltas)) == expected
+
+
+def test_several_answers_to_one_question(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(model="tiny", messages=chat(ON), max_tokens=16, temperature=0.0, n=2)
+    found = [(choice.message.reasoning, choice.message.content) for choice in reply.choices]  # type: ignore[attr-defined]
+    assert found == [("6*7", "42")] * 2
+
+
 def test_the_model_has_its_name(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
 
