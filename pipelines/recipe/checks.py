@@ -168,7 +168,8 @@ def find_notes(recipe: Recipe) -> Iterator[str]:
     parent = _parent_architecture(recipe)
     if recipe.parent is not None and not is_address(recipe.parent):
         yield from (f"parent: {note}" for note in checkpoint_notes(Path(recipe.parent)))
-        yield from _tokens_without_row(Path(recipe.parent))
+        if recipe.data is not None:  # its tokenizer was checked for that stage
+            yield from _tokens_without_row(Path(recipe.parent))
     if recipe.search is not None and parent is not None:
         note = left_out(recipe.search, shape_of(parent))
         if note is not None:

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 pytest.importorskip("vllm")
 
@@ -35,11 +37,15 @@ LINEAR: tiny_models.Shapes = [("linear", 40), (2, "linear"), (None, 100), ("line
 """Linear replacements of attention and FFN, and a first layer without attention."""
 
 
+HEADS = ("tied, stored twice", "tied, other head")
+"""Llamas whose configuration says that they are tied, and which store a head: an equal one, and one of their own."""
+
+
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32}
 """Has a matrix of 192 x 128, which the kernels pack differently for one thread and for two."""
 
 
-@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied", "linear", "gaps"])
+@pytest.fixture(scope="module", params=["llama", "heterogeneous", "tied", "linear", "gaps", *HEADS])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """One engine after the other in this process: each is closed before the next is opened."""
     folder = tmp_path_factory.mktemp("engine") / request.param
@@ -56,12 +62,25 @@ def models(kind: str, folder: Path) -> tuple[nn.Module, nn.Module]:
         llama = tiny_models.llama(0, **changes)
         llama.save_pretrained(folder)
         return llama, tiny_models.llama(1, **changes)
+    if kind in HEADS:
+        return tied_llama(0, kind, folder), tied_llama(1, kind, folder / "other")
     shapes = LINEAR if kind == "linear" else tiny_models.DIFFERENT
     numbers = [2 * place + 1 for place in range(len(shapes))] if kind == "gaps" else None
     tied = {"tie_word_embeddings": kind == "tied", "qkv_bias": kind == "tied"}
     model = tiny_models.heterogeneous(0, shapes, **tied)
     save_model(model, folder, tokenizer=None, by_block=kind == "gaps", numbers=numbers)
     return model, tiny_models.heterogeneous(1, shapes, **tied)
+
+
+def tied_llama(seed: int, kind: str, folder: Path) -> nn.Module:
+    """A Llama as transformers reads its folder, which stores its head."""
+    tiny_models.llama(seed, tie_word_embeddings=True).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    head = embedding.flip(0).contiguous() if kind == "tied, other head" else embedding.clone()
+    save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return model
 
 
 def greedy(engine: Engine) -> list[Sample]:

@@ -184,7 +184,8 @@ def test_a_server_that_dies_says_why(folders: dict[str, Path], tmp_path: Path) -
     for file in folders["first"].iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(TesseraError, match=r"(?s)the server has ended.*log"):
+    cause = r"(?s)the server has ended; from .*log:\nsafetensors.*SafetensorError: .*header too small\n"
+    with pytest.raises(TesseraError, match=cause):
         Server(broken, name="broken", log=tmp_path / "log").start()
 
 
