@@ -65,9 +65,10 @@ class TesseraWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type
     def finish_weight_update(self) -> None:
         """Repack the received weights for the kernels."""
         finalize_layerwise_reload(self.model, self.model_config)
-        if self.model_config.hf_config.tie_word_embeddings:
-            # the reload fills the embedding; on a CPU the head has a packed copy of it
-            head = self.model.lm_head
+        head, embedding = self.model.lm_head, self.model.model.embed_tokens
+        if head.weight.data_ptr() == embedding.weight.data_ptr():
+            # The reload fills a tied embedding; on a CPU the head has a packed copy of it. The configuration does not
+            # tell whether they are tied: vLLM changes it where the folder stores a head.
             head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
