@@ -29,7 +29,9 @@ ABSENT = object()
 
 
 def dense_folder(folder: Path, family: str, dtype: torch.dtype = torch.float32, **sizes: Any) -> Path:
-    dense_model(family, **sizes).to(dtype).save_pretrained(folder)
+    model = dense_model(family, **sizes)
+    torch.nn.Module.to(model, dtype)
+    model.save_pretrained(folder)
     tiny_models.tokenizer().save_pretrained(folder)
     return folder
 

@@ -11,11 +11,11 @@ from typing import Any
 from vllm.entrypoints.generate.base.protocol import DeltaMessage
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
-from components.core.text.toggle import END_THINK, THINK
+from components.core.text.toggle import END_THINK, THINK, system_message
 
 ROLE = re.compile(r"\W*(system|user|assistant|tool)(_prompt)?\W*?(\n|$)", re.IGNORECASE)
 """A role alone in a special token, or on the first line after one."""
-MODE = re.compile(r"^\s*detailed thinking (on|off)\b", re.MULTILINE)
+MODE = re.compile(rf"^\s*{system_message('(on|off)')['content']}\b", re.MULTILINE)
 
 
 def thinking_is_off(pieces: Iterable[str]) -> bool:
