@@ -6,7 +6,8 @@ from pathlib import Path
 from components.core.base.errors import InfeasibleBudget, InputError, RecipeError
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.model.inspection import checkpoint_notes, read_architecture
-from components.core.serving.settings import refuse_head_sizes, vllm_uses_gpu
+from components.core.runtime.hardware import vllm_uses_gpu
+from components.core.serving.settings import refuse_head_sizes
 from components.core.text.embedding_rows import embedding_rows, tokens_without_row
 from components.core.text.tokenizer_files import VOCABULARY, read_settings
 from components.deploy.config import STAGE as DEPLOY

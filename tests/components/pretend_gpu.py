@@ -62,7 +62,7 @@ class Labels:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _tensors(values: object) -> list[Tensor]:
@@ -77,7 +77,7 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self, labels: Labels) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.labels = labels
         self.products = {"cpu": 0, "cuda": 0}
 
@@ -110,7 +110,7 @@ class Devices(TorchFunctionMode):
     """What Python sees of devices: `tensor.device`, `to`, `cpu`, and the argument `device` of functions."""
 
     def __init__(self, labels: Labels) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.labels = labels
 
     def __torch_function__(

@@ -15,7 +15,7 @@ from components.core.model.inspection import read_config, stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile
 from components.core.serving.server import Server
-from components.core.text.chat import system_message
+from components.core.text.toggle import system_message
 from components.distill.config import DistillConfig
 from components.distill.stage import run as distil
 from components.eval.serving import group_by_architecture

@@ -16,7 +16,7 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
-from components.core.text.chat import system_message
+from components.core.text.toggle import system_message
 from components.distill.config import DistillConfig
 from components.distill.stage import run as distil
 from components.pretrain.config import PretrainConfig
