@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from components.core.base.errors import CheckpointError
 from components.core.model.checkpoint import load_model
-from components.core.model.inspection import check_checkpoint
+from components.core.model.inspection import check_checkpoint, stored_dtype
 from tests.components.core import tiny_models
 from tests.components.core.dense_models import dense_model
 
@@ -86,6 +86,9 @@ def test_half_precision_is_read_as_it_is_stored(tmp_path: Path, dtype: torch.dty
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(IDS).logits
         torch.testing.assert_close(load_model(folder)(IDS).logits, expected)
+    edit_weights(folder, lambda weights: {**weights, "mask": torch.ones(100, 100, dtype=torch.int64)})
+    edit_config(folder, dtype=ABSENT)
+    assert stored_dtype(folder) == str(dtype).removeprefix("torch.")  # not that of the largest tensor, the mask
 
 
 def test_an_original_beside_a_model_is_not_read(tmp_path: Path) -> None:

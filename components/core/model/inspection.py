@@ -68,7 +68,8 @@ def stored_dtype(folder: Path) -> StoredDtype:
     for dtype in STORED_DTYPES.values():
         if named == dtype:
             return dtype
-    stored, _ = max(read_header(weight_files(folder)[0]).values(), key=lambda tensor: math.prod(tensor[1]))
+    tensors = [tensor for tensor in read_header(weight_files(folder)[0]).values() if tensor[0] in WEIGHT_DTYPES]
+    stored, _ = max(tensors, key=lambda tensor: math.prod(tensor[1]))
     return STORED_DTYPES.get(stored, "float32")
 
 
