@@ -49,7 +49,7 @@ DEEP = b"[" * 100_000
 BOUND = 64
 """Memory that is taken at most, in times of what is read."""
 
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -277,7 +277,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_tokenizers_of_any_json(
     tokenizer: Path, tmp_path: Path, data: st.DataObject, capfd: pytest.CaptureFixture[str]
@@ -327,7 +327,7 @@ ROW = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(ROW, min_size=1, max_size=6))
 def test_rows_of_any_bytes(tmp_path: Path, lines: list[bytes]) -> None:
     folder = tmp_path / "rows"

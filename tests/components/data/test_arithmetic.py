@@ -26,7 +26,6 @@ def evaluate(question: str) -> list[int]:
     return values
 
 
-@settings(deadline=None)
 @given(level=LEVELS, seed=SEEDS)
 def test_answer_and_trace_are_what_python_finds_from_left_to_right(level: int, seed: int) -> None:
     problem = make_problem(level, random.Random(seed))
@@ -44,7 +43,7 @@ def test_the_example_of_the_page_by_hand() -> None:
     assert solve("7=") == "7"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=SEEDS, other=SEEDS)
 def test_splits_share_no_problem_whatever_their_seeds(seed: int, other: int) -> None:
     asked = {
@@ -56,7 +55,6 @@ def test_splits_share_no_problem_whatever_their_seeds(seed: int, other: int) -> 
     assert all({split_of(question) for question in found} == {split} for split, found in asked.items())
 
 
-@settings(deadline=None)
 @given(seed=SEEDS, levels=st.tuples(LEVELS, LEVELS).map(lambda pair: (min(pair), max(pair))))
 def test_problems_are_distinct_and_of_the_levels_asked_for(seed: int, levels: tuple[int, int]) -> None:
     problems = sample("train", 30, levels, random.Random(seed))
@@ -85,7 +83,7 @@ def test_the_share_of_hard_problems(share: float) -> None:
 TINY = ArithmeticConfig(num_train=200, num_chats=30, num_validation=20, num_test=20, hard_fraction=0.1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31))
 def test_the_tables_of_any_seed_share_no_question(seed: int) -> None:
     tables = demo_tables(TINY, seed)

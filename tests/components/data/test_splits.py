@@ -1,7 +1,7 @@
 """Nothing that is asked in a test or in validation is trained on."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core.text.row_files import Row
@@ -39,7 +39,6 @@ def test_about_the_share_is_held_out(purpose: int) -> None:
     assert abs(len(held) - 1000) < 4 * 30
 
 
-@settings(deadline=None)
 @given(asked=QUESTIONS, share=SHARES)
 def test_at_least_one_and_never_all_are_held_out(asked: list[str], share: float) -> None:
     distinct = set(map(question_digest, asked))
@@ -68,7 +67,6 @@ def test_the_top_third_of_levels_is_hard(levels: list[int], hardest: set[object]
     assert hardest_levels([problem("a", level) for level in levels]) == hardest
 
 
-@settings(deadline=None)
 @given(asked=st.lists(st.tuples(st.text(alphabet="ab ", min_size=1, max_size=4), st.integers(0, 3))), share=SHARES)
 def test_every_problem_is_in_one_split_and_no_question_in_two(asked: list[tuple[str, int]], share: float) -> None:
     rows = [problem(*pair) for pair in asked]
@@ -100,7 +98,6 @@ def test_without_levels_the_hard_test_is_empty() -> None:
     assert splits["test-standard"]
 
 
-@settings(deadline=None)
 @given(
     asked=st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3)),
     held=st.sets(st.sampled_from("abcdefgh")),

@@ -77,7 +77,7 @@ def test_names_shapes_and_counts_are_those_of_the_transformers_model(name: str) 
 
 
 @given(shape=ARCHITECTURES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_architecture_survives_its_configuration_and_fits_the_decoder(shape: Architecture) -> None:
     config = as_config(shape)
     assert Architecture.from_config(config) == shape

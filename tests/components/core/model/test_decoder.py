@@ -109,7 +109,7 @@ def test_biases_are_where_they_are_written_out(qkv: bool, o: bool, mlp: bool) ->
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_packed_documents_do_not_see_each_other(lengths: list[int]) -> None:
     model = heterogeneous([(4, 24), (1, None), (None, 24), (2, 24)])
     row = tokens(sum(lengths))

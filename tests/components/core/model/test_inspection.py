@@ -205,7 +205,7 @@ def test_a_configuration_that_is_no_json_object_is_refused(folder: Path, text: s
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_truncated_weights_are_refused_wherever_they_end(folder: Path, share: float) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     try:

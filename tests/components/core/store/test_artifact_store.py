@@ -94,7 +94,7 @@ def test_objects_lie_where_the_layout_says(store: Store, source: Path) -> None:
     assert store.documents("artifacts/") == [f"artifacts/{digest}.json"]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.dictionaries(PATHS, st.binary(max_size=64), max_size=4))
 def test_any_folder_comes_back(store: Store, tmp_path: Path, files: dict[str, bytes]) -> None:
     folders = {parent.as_posix() for name in files for parent in list(Path(name).parents)[:-1]}

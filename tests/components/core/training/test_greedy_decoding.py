@@ -42,7 +42,7 @@ def test_a_completion_is_the_likeliest_token_each_time(
     assert complete(model, PROMPTS, [1, 2, 3, 4], EOS) == short
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     expected=st.lists(
         st.lists(st.integers(6, 30), min_size=1, max_size=LIMIT), min_size=len(PROMPTS), max_size=len(PROMPTS)

@@ -89,7 +89,7 @@ def assert_alike(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype
 
 
 @DTYPES
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(**CASES)
 def test_cross_entropy_and_its_gradients_are_those_of_plain_pytorch(dtype, rows, vocabulary, chunk_rows, scale, seed):
     torch.manual_seed(seed)
@@ -102,7 +102,7 @@ def test_cross_entropy_and_its_gradients_are_those_of_plain_pytorch(dtype, rows,
 
 
 @DTYPES
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(**CASES)
 def test_kl_and_its_gradients_are_those_of_plain_pytorch(dtype, rows, vocabulary, chunk_rows, scale, seed):
     torch.manual_seed(seed)
@@ -119,7 +119,7 @@ def test_kl_and_its_gradients_are_those_of_plain_pytorch(dtype, rows, vocabulary
     assert heads[1].weight.grad is None
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(**CASES)
 def test_log_probabilities_and_their_gradients_are_those_of_plain_pytorch(rows, vocabulary, chunk_rows, scale, seed):
     torch.manual_seed(seed)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -102,7 +102,6 @@ LIMITS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=7), LIMITS, st.lists(st.floats(0, 1), min_size=21, max_size=21))
 def test_groups_are_the_fewest_within_the_limits_and_then_the_least_dependent(
     widths: list[int], config: Fusion, distances: list[float]

@@ -25,7 +25,7 @@ from components.search.space.subblocks import build_subblock, initialise, load_b
 LINEAR = [Variant(part, "linear") for part in PARTS]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(0, 20), st.integers(0, 999))
 def test_sums_over_pieces_give_the_least_squares_of_the_whole(size: int, more: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -109,7 +109,7 @@ def differs(choice: Choice) -> bool:
 choices = st.tuples(*[st.integers(0, 2)] * len(SCORES)).filter(differs)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(choices, st.floats(0.85, 1.2), min_size=1, max_size=2))
 def test_corrected_costs_add_up_to_what_was_measured(errors: dict[Choice, float]) -> None:
     measured = {

@@ -34,7 +34,7 @@ def make_table(seed: int, layers: int) -> OptionTable:
     return OptionTable(fixed=Costs(parameters=5), slots=tuple(slots))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 999), st.integers(1, 3), st.floats(0.3, 1.0))
 def test_the_most_parameters_that_fit(seed: int, layers: int, share: float) -> None:
     table = make_table(seed, layers)
@@ -47,7 +47,7 @@ def test_the_most_parameters_that_fit(seed: int, layers: int, share: float) -> N
     assert table.costs(found).parameters == best
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 999), st.integers(1, 3), st.floats(0.05, 1.0))
 def test_the_best_uniform_choice(seed: int, layers: int, share: float) -> None:
     table = make_table(seed, layers)

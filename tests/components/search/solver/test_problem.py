@@ -73,7 +73,7 @@ CROSSED_OUT_BY_THE_ROOT_ALONE = (
 """The multipliers that prove the bound of what is left do not prove it of all options."""
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(limited())
 @example(CROSSED_OUT_BY_THE_ROOT_ALONE)
 def test_the_solver_finds_what_brute_force_finds_and_its_proof_holds(case: tuple[Table, dict[str, float]]) -> None:
@@ -93,7 +93,7 @@ def test_the_solver_finds_what_brute_force_finds_and_its_proof_holds(case: tuple
     assert check(scores, costs, Certificate.model_validate_json(certificate.model_dump_json())) == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(limited())
 def test_no_worse_choice_can_be_certified(case: tuple[Table, dict[str, float]]) -> None:
     (scores, costs), limits = case
@@ -108,7 +108,7 @@ def test_no_worse_choice_can_be_certified(case: tuple[Table, dict[str, float]]) 
             check(scores, costs, lie.model_copy(update={"bound": lie.objective}))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(limited(), st.integers(1, 6), st.integers(1, 3))
 def test_pools_are_the_best_of_what_differs(case: tuple[Table, dict[str, float]], count: int, distance: int) -> None:
     (scores, costs), limits = case
@@ -124,7 +124,7 @@ def test_pools_are_the_best_of_what_differs(case: tuple[Table, dict[str, float]]
     assert len(found) == count or not left
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tables(tenths), st.fixed_dictionaries({name: tenths for name in "abc"}))
 def test_the_conflict_is_the_smallest_and_says_what_can_be_reached(table: Table, limits: dict[str, float]) -> None:
     scores, costs = table

@@ -68,7 +68,7 @@ def limits_of(table: OptionTable, share: dict[str, float]) -> dict[str, float]:
     return {name: value * parent.of(name) for name, value in share.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tables(), shares)
 def test_solver_finds_what_brute_force_finds(table: OptionTable, share: dict[str, float]) -> None:
     limits = limits_of(table, share)
@@ -84,7 +84,7 @@ def test_solver_finds_what_brute_force_finds(table: OptionTable, share: dict[str
     assert solution.gap == pytest.approx(0, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tables(), shares, st.integers(0, 9))
 def test_baselines_stay_within_the_limits_and_never_beat_the_solver(
     table: OptionTable, share: dict[str, float], seed: int
@@ -105,7 +105,7 @@ def test_scores_and_costs_near_nothing_are_solved_too() -> None:
     assert (solution.choice, solution.objective) == ((1, 0), tiny)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(held_tables(), shares, st.integers(0, 9))
 def test_slots_hold_what_they_have_to_in_every_choice_and_in_the_proof(
     table: OptionTable, share: dict[str, float], seed: int
@@ -237,7 +237,7 @@ def test_pareto_front_is_one_point_where_what_the_limits_leave_is_slower_than_th
 LIMITED = ("attention_layers", "weight_bytes", "memory_bytes", "time_to_first_token_ms", "request_ms")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.data(), st.dictionaries(st.sampled_from(LIMITED), st.floats(0.2, 1), min_size=1), st.none() | st.floats(1.0, 3.0)
 )
