@@ -253,7 +253,8 @@ def _judge(target: Target, models: Models) -> dict[str, Any]:
 def _models_table(summary: Mapping[str, Any], *, wide: bool) -> Table:
     table = _table("model", title=f"run {summary['run']}", gap=wide)
     shares = ("standard\non, %", "\noff, %", "hard\non, %", "\noff, %", "format\non, %", "\noff, %")
-    for heading in ("weights", "KV B\n/token", "tokens\n/s", "perplex-\nity", *shares):
+    perplexity = ("perplex-\nity",) if wide else ()
+    for heading in ("weights", "KV B\n/token", "tokens\n/s", *perplexity, *shares):
         table.add_column(heading, justify="right", no_wrap=True)
     models = {**summary["models"], **summary["baselines"]}
     for role in ROW_ORDER:
@@ -264,14 +265,15 @@ def _models_table(summary: Mapping[str, Any], *, wide: bool) -> Table:
 
 
 WIDE = 100
-"""Terminal width, in characters, from which tables show confidence intervals."""
+"""Terminal width, in characters, from which tables show perplexity and confidence intervals."""
 
 
 def _model_cells(model: Mapping[str, Any], *, wide: bool) -> Iterator[str]:
     yield f"{model['parameters'] / 1e6:,.2f} M"
     yield f"{model['kv_bytes_per_token']:,}"
     yield "–" if model["tokens_per_second"] is None else f"{model['tokens_per_second']:,.0f}"
-    yield "–" if model["perplexity"] is None else f"{model['perplexity']:.4g}"
+    if wide:
+        yield "–" if model["perplexity"] is None else f"{model['perplexity']:.4g}"
     for split in SPLITS:
         for mode in MODES:
             interval = model["interval"][split][mode] if wide else None

@@ -89,7 +89,12 @@ class TesseraReasoningParser(BaseThinkingReasoningParser):  # type: ignore[misc]
         self._continues_thought = self._is_open(self._last_message(prompt_token_ids))
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """Reasoning and answer of a complete reply, each None if empty."""
+        """Reasoning and answer of a complete reply, each None if empty.
+
+        With thinking off all of it is answer, as in a streamed reply, where vLLM asks `is_reasoning_end` alone.
+        """
+        if _switched_off(request) and not _continues_thought(request):
+            return None, model_output or None
         reasoning, content = split_reply(THINK + model_output if _continues_thought(request) else model_output)
         return reasoning or None, content or None
 
@@ -160,7 +165,22 @@ def _continues_thought(request: Any) -> bool:
     """Whether a request continues a message of the assistant that ends within a thought."""
     if not getattr(request, "continue_final_message", False):  # not every kind of request can
         return False
-    content = request.messages[-1].get("content")
-    parts = content if isinstance(content, list) else [{"text": content}]
-    text = "".join(str(part.get("text") or "") for part in parts)
+    text = _text_of(request.messages[-1])
     return text.rfind(THINK) > text.rfind(END_THINK)
+
+
+def _switched_off(request: Any) -> bool:
+    """Whether a request switches thinking off: by the template's argument, else by its last system message."""
+    options = getattr(request, "chat_template_kwargs", None) or {}
+    if "detailed_thinking" in options:
+        return not options["detailed_thinking"] or options["detailed_thinking"] == "off"
+    messages = getattr(request, "messages", None) or []
+    texts = [_text_of(message) for message in messages if message.get("role") == "system"]
+    return [mode for text in texts for mode in MODE.findall(text)][-1:] == ["off"]
+
+
+def _text_of(message: Any) -> str:
+    """The text of a message, whose content is a text or a list of parts."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "".join(str(part.get("text") or "") for part in parts)

@@ -1,5 +1,7 @@
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -190,3 +192,26 @@ def test_the_plug_in_registers_parser_weight_transfer_and_configuration_and_may_
 def test_vllm_finds_the_plug_in() -> None:
     (found,) = [point for point in entry_points(group="vllm.general_plugins") if point.name == PLUGIN]
     assert found.load() is register
+
+
+@pytest.mark.parametrize(
+    ("options", "off"),
+    [
+        ({"messages": [{"role": "system", "content": "detailed thinking off\nbe kind"}]}, True),
+        ({"messages": [{"role": "system", "content": [{"type": "text", "text": "detailed thinking off"}]}]}, True),
+        ({"messages": [{"role": "user", "content": "detailed thinking off"}]}, False),
+        ({"messages": [], "chat_template_kwargs": {"detailed_thinking": False}}, True),
+        (
+            {
+                "messages": [{"role": "system", "content": "detailed thinking off"}],
+                "chat_template_kwargs": {"detailed_thinking": True},
+            },
+            False,
+        ),
+    ],
+)
+def test_with_thinking_off_a_complete_reply_is_answer_alone_as_in_a_stream(options: dict[str, Any], off: bool) -> None:
+    parser, request = TesseraReasoningParser(Vocabulary()), SimpleNamespace(**options)
+    expected = (None, "<think>a</think>b") if off else ("a", "b")
+
+    assert parser.extract_reasoning("<think>a</think>b", request) == expected
