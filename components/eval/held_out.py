@@ -29,15 +29,16 @@ def measure_losses(
     torch.set_num_threads(context.placement.threads)
     for role, folder in models.items():
         if role not in checkpoint.losses:
-            checkpoint.losses[role] = held_out_loss(folder, corpus, config, context)
+            checkpoint.losses[role] = held_out_loss(role, folder, corpus, config, context)
             checkpoint.save(context.resume)
 
 
 @torch.no_grad()
-def held_out_loss(folder: Path, corpus: Path, config: HeldOutText, context: StageContext) -> float:
+def held_out_loss(role: str, folder: Path, corpus: Path, config: HeldOutText, context: StageContext) -> float:
     """Mean cross-entropy of a model, nats a token, in float32.
 
     Args:
+        role: the model's, for progress.
         folder: the model's, with its tokenizer.
         corpus: a folder with `validation.jsonl`.
         config: how much text, in rows of which length.
@@ -60,7 +61,7 @@ def held_out_loss(folder: Path, corpus: Path, config: HeldOutText, context: Stag
             raise Interrupted
         loss += float(next_token_loss(model, batch.to(device))["loss"])
         tokens += batch.num_targets
-        context.progress(done, len(batches), f"{WHAT}, {folder.name}")
+        context.progress(done, len(batches), f"{WHAT}, {role}")
     del model
     free_memory(device)  # for the servers that follow
     return loss / tokens
