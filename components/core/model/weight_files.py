@@ -241,7 +241,11 @@ def _chunks(file: Path, start: int, size: int) -> Iterator[bytes]:
 
 
 def write_without_buffers(source: Path, target: Path) -> None:
-    """Copy a checked safetensors file without its buffers, which vLLM would refuse."""
+    """Copy a checked safetensors file without its buffers, which vLLM would refuse.
+
+    The header is written here, because the library writes tensors of numpy, which has no bfloat16, or of torch, which
+    this module does without.
+    """
     header, start = _raw_header(source)
     metadata = header.pop("__metadata__", None)
     weights = sorted(
