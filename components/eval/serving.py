@@ -18,8 +18,8 @@ from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.server import Server, max_position_embeddings
 from components.core.serving.server_log import describe_failure
-from components.core.text.chat_template import ChatTemplate
 from components.core.text.problems import Problem
+from components.core.text.toggle_template import ChatTemplate
 from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode
 from components.eval.client import SERVED_NAME, ask
 from components.eval.config import WITH_TOGGLE, EvalConfig

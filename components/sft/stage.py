@@ -12,9 +12,9 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.text.chat import encode_chats
-from components.core.text.chat_template import ROLE_TOKENS
 from components.core.text.packing import PackedStream, eos_token_id, read_rows
 from components.core.text.toggle import END_THINK, THINK
+from components.core.text.toggle_template import ROLE_TOKENS
 from components.core.training.loop import train, unsharded
 from components.core.training.losses import next_token_loss
 from components.sft.config import SftConfig

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from components.core.base.errors import CheckpointError
 from components.core.model.checkpoint import load_model, read_weights, save_model
 from components.core.model.inspection import check_checkpoint, checkpoint_notes, read_architecture
-from components.core.model.weight_files import EMBEDDING, HEAD, INDEX, SINGLE_FILE, weight_files
+from components.core.model.weight_index import EMBEDDING, HEAD, INDEX, SINGLE_FILE, weight_files
 from components.core.store.store import Store, open_store
 from pipelines.recipe.source_files import files_of
 from pipelines.run.ingest import ingest, source_digest

@@ -20,7 +20,7 @@ TIMEOUT_S, MEMORY_MIB = 10, 2048
 
 def safetensors(data: bytes, folder: Path) -> None:
     """A header, its length as said or as is."""
-    from components.core.model.weight_files import read_header
+    from components.core.model.weight_index import read_header
 
     header = data[1:]
     length = struct.pack("<Q", len(header)) if data[:1] < b"\x80" else b""

@@ -20,7 +20,7 @@ from components.core.model.families import HETEROGENEOUS_FAMILY, refuse_unsuppor
 from components.core.model.inspection import check_weights, read_architecture, read_config
 from components.core.model.layer_files import LayerFiles, page_layers, state_in_pieces, write_blocks
 from components.core.model.layer_numbering import LAYERS, name_in_model, with_gaps
-from components.core.model.weight_files import INDEX, PICKLED_SUFFIXES, weight_files, weight_names
+from components.core.model.weight_index import INDEX, PICKLED_SUFFIXES, weight_files, weight_names
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 HETEROGENEOUS_CLASS = "DeciLMForCausalLM"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from components.core.base.errors import CheckpointError
 from components.core.model.architecture import WEIGHT_BYTES, Architecture
 from components.core.model.families import refuse_unsupported
-from components.core.model.weight_files import (
+from components.core.model.weight_index import (
     BUFFER_DTYPES,
     INDEX,
     RECOMPUTED,

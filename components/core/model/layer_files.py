@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from components.core.model.layer_numbering import LAYERS
-from components.core.model.weight_files import INDEX, weight_files, weight_names
+from components.core.model.weight_index import INDEX, weight_files, weight_names
 
 LAYER = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?P<module>\w+)\.")
 PARTS = {

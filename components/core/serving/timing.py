@@ -26,8 +26,6 @@ from components.core.serving.load_profile import LoadProfile, Workload
 from components.core.serving.server_log import describe_lines
 from components.core.serving.settings import kv_cache_bytes, process_environment, require_vllm
 
-MEMORY_GIB = 4.0
-"""Memory that the engines may count on where the caller names none, GiB."""
 OPEN_SHARE = 0.5
 """Share of the memory that the engines open at the same time may take; loading needs the rest."""
 
@@ -35,18 +33,16 @@ Pair = tuple[BatchTime, BatchTime]
 """Time of the first model, and that of another model measured right after it."""
 
 
-def measure_step_ms(folders: list[Path], workload: Workload, threads: int) -> list[list[float]]:
+def measure_step_ms(folders: list[Path], workload: Workload, threads: int, memory_gib: float) -> list[list[float]]:
     """Mean time of a decode step of a batch in each round, the prefill spread over the steps, milliseconds."""
     profile, new = LoadProfile(**workload.model_dump(include=set(Workload.model_fields))), workload.new_tokens
     return [
         [(time.first_token_ms + (new - 1) * time.step_ms) / new for time in times]
-        for times in measure_times(folders, profile, threads)
+        for times in measure_times(folders, profile, threads, memory_gib)
     ]
 
 
-def measure_times(
-    folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float = MEMORY_GIB
-) -> list[list[BatchTime]]:
+def measure_times(folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float) -> list[list[BatchTime]]:
     """Measure the prefill of a batch and the decode steps after it, for each model folder.
 
     Args:

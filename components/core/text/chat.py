@@ -12,10 +12,10 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from components.core.base.errors import CheckpointError, DataError
-from components.core.text.chat_template import ChatTemplate
 from components.core.text.embedding_rows import refuse_tokens_without_row
 from components.core.text.example import Example
 from components.core.text.toggle import END_THINK, THINK, system_message
+from components.core.text.toggle_template import ChatTemplate
 from components.core.text.tokenizer_files import end_token
 
 Mode = Literal["on", "off"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from components.core.text.chat_template import ChatTemplate
 from components.core.text.jsonl import read_user_rows
 from components.core.text.row_files import Row
+from components.core.text.toggle_template import ChatTemplate
 from components.core.text.tokenizer import plain_prompt_ids
 from components.core.text.verifier import boxed, verify
 

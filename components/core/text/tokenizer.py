@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from components.core.base.errors import CheckpointError
-from components.core.text.chat_template import OWN, ROLE_TOKENS, ChatTemplate, own_template, special_tokens
 from components.core.text.toggle import END_THINK, THINK
+from components.core.text.toggle_template import OWN, ROLE_TOKENS, ChatTemplate, own_template, special_tokens
 from components.core.text.tokenizer_files import (
     CHAT_TEMPLATE,
     SETTINGS,

@@ -176,4 +176,4 @@ def _vllm_steps_ms(
     for name, model in zip(("before-fusion", "after-fusion"), models, strict=True):
         folders.append(context.scratch / name)
         save_model(model, folders[-1], tokenizer=None, by_block=True)
-    return measure_step_ms(folders, workload, context.placement.engine_threads)
+    return measure_step_ms(folders, workload, context.placement.engine_threads, context.placement.memory_gib)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM, segment_mask
-from components.core.model.weight_files import weight_files
+from components.core.model.weight_index import weight_files
 from components.core.runtime.context import StageContext
 from components.core.runtime.devices import device_of
 from components.core.text.packing import Batch, load_batches

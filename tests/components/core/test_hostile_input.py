@@ -24,7 +24,7 @@ import pipelines
 from components.core.base.config import canonical_json
 from components.core.base.errors import CheckpointError, CorruptArtifact, DataError, StoreError, TesseraError
 from components.core.model.inspection import check_checkpoint, inspect_checkpoint
-from components.core.model.weight_files import WEIGHT_DTYPES, read_header
+from components.core.model.weight_index import WEIGHT_DTYPES, read_header
 from components.core.store import object_store
 from components.core.store.checksummed_json import seal, unseal
 from components.core.store.garbage_collection import collect_garbage
@@ -182,7 +182,7 @@ def test_a_header_takes_memory_and_time_within_a_bound(tmp_path: Path, name: str
 LARGEST = """
 import resource, struct, sys
 from pathlib import Path
-from components.core.model.weight_files import MAX_HEADER_BYTES, read_header
+from components.core.model.weight_index import MAX_HEADER_BYTES, read_header
 
 entry = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 header = b",".join(entry % number for number in range(MAX_HEADER_BYTES // 60))

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from components.core.base.errors import RecipeError
 from components.core.model.checkpoint import load_model
-from components.core.text.chat_template import ChatTemplate
 from components.core.text.packing import IGNORE, load_batches
+from components.core.text.toggle_template import ChatTemplate
 from components.pretrain.config import PretrainConfig, Shape
 from components.pretrain.stage import new_model, run
 

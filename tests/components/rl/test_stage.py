@@ -19,7 +19,7 @@ from components.core.model.checkpoint import load_model
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
-from components.core.text.chat_template import OWN
+from components.core.text.toggle_template import OWN
 from components.rl.config import RlConfig
 from components.rl.curriculum import load_problems, longest_prompt, mixed_modes
 from components.rl.stage import run

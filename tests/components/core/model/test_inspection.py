@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from components.core.base.errors import CheckpointError
 from components.core.model.architecture import Architecture
 from components.core.model.inspection import check_checkpoint, inspect_checkpoint, read_config
-from components.core.model.weight_files import INDEX
+from components.core.model.weight_index import INDEX
 from tests.components.core.dense_models import dense_model
 from tests.components.core.nvidia_configs import super_49b, ultra_253b
 

@@ -137,10 +137,15 @@ def test_our_stages_reach_their_ideas_but_no_other_stage_and_no_platform(name):
     ("name", "reached"),
     [
         ("sft", {"training.loop", "training.losses", "text.packing", "model.decoder", "model.checkpoint"}),
-        ("sft", {"text.chat", "text.chat_template/thinking_toggle.jinja", "training.checkpoints"}),
+        ("sft", {"text.chat", "text.toggle_template/thinking_toggle.jinja", "training.checkpoints"}),
         (
             "rl",
-            {"serving.engine", "serving.weight_transfer", "text.verifier", "text.chat_template/thinking_toggle.jinja"},
+            {
+                "serving.engine",
+                "serving.weight_transfer",
+                "text.verifier",
+                "text.toggle_template/thinking_toggle.jinja",
+            },
         ),
         ("rl", {"serving.plugin", "serving.decoder"}),
         ("eval", {"serving.server", "serving.timing", "serving.reasoning_parser", "text.verifier"}),

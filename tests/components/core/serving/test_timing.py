@@ -46,7 +46,7 @@ def test_one_disturbed_round_does_not_count() -> None:
 def test_models_of_any_architecture_are_measured_once_a_round(tmp_path: Path) -> None:
     tiny_models.llama(0).save_pretrained(tmp_path / "dense")
     save_model(tiny_models.heterogeneous(0), tmp_path / "heterogeneous", tokenizer=None)
-    measured = measure_times([tmp_path / "dense", tmp_path / "heterogeneous"], SMALL_LOAD, threads=1)
+    measured = measure_times([tmp_path / "dense", tmp_path / "heterogeneous"], SMALL_LOAD, threads=1, memory_gib=8.0)
     assert [len(times) for times in measured] == [3, 3]
     assert all(time.first_token_ms > 0 and time.step_ms > 0 for times in measured for time in times)
 
@@ -95,4 +95,4 @@ def test_a_model_that_vllm_cannot_run_fails_with_its_reason(tmp_path: Path) -> N
     tiny_models.llama(0).save_pretrained(tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(StageFailed, match=r"(?s)could not run the models.*[Ee]rror"):
-        measure_times([tmp_path / "broken"], SMALL_LOAD, threads=1)
+        measure_times([tmp_path / "broken"], SMALL_LOAD, threads=1, memory_gib=8.0)

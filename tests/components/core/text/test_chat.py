@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from components.core.base.errors import DataError
 from components.core.text.chat import encode_chats, format_ok, parse_answer, prompt_ids
-from components.core.text.chat_template import OWN, ChatTemplate
 from components.core.text.toggle import END_THINK, THINK, has_toggle, system_message
+from components.core.text.toggle_template import OWN, ChatTemplate
 from components.core.text.tokenizer import EOS, train_tokenizer
 
 

@@ -12,9 +12,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from components.core.base.errors import CheckpointError
-from components.core.text.chat_template import ROLE_TOKENS
 from components.core.text.packing import eos_token_id
 from components.core.text.toggle import END_THINK, THINK, has_toggle
+from components.core.text.toggle_template import ROLE_TOKENS
 from components.core.text.tokenizer import EOS, PAD, add_toggle, train_tokenizer
 from tests.components.core.tiny_models import tokenizer as plain_tokenizer
 
