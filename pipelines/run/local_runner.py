@@ -26,7 +26,7 @@ from components.core.base.processes import end_tree, sigterm_as_interrupt
 from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.runner import Digests, events_path, lookup_cached_stage
-from components.core.runtime.stage_command import GRACE_S, RUNNER_PID, TRACKING_URI, command_line
+from components.core.runtime.stage_command import ALLOCATOR, GRACE_S, RUNNER_PID, TRACKING_URI, command_line
 from components.core.store.store import Store, open_store
 from pipelines.recipe.checks import check
 from pipelines.recipe.graph import Graph, Made, Task
@@ -176,7 +176,7 @@ class _Walk:
         command = [sys.executable, *command_line(STAGES[item.stage.name], values, digests, outputs)]
         # A socket needs a short path, so TMPDIR is short. The cache of torch.compile is outside, for the next run.
         compiled = f"{tempfile.gettempdir()}/torchinductor_{getuser()}"
-        environment = {"TORCHINDUCTOR_CACHE_DIR": compiled, **os.environ}
+        environment = {"TORCHINDUCTOR_CACHE_DIR": compiled, **ALLOCATOR, **os.environ}
         environment |= {"TMPDIR": str(self.folder), RUNNER_PID: str(os.getpid())}
         environment[TRACKING_URI] = tracking_uri(self.store)
         log = log_path(self.store, self.run, item.label)
