@@ -14,8 +14,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from components.core.base.flat_values import flatten
 from components.core.lineage.curves import stage_curves
-from components.core.lineage.mlflow_entities import flatten
 from components.core.model.architecture import Architecture
 from components.core.store.store import Store
 from pipelines.recipe.llama_nemotron import BASELINES

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from components.core.lineage.mlflow_entities import flatten
+from components.core.base.flat_values import flatten
 
 Row = Mapping[str, Any]
 

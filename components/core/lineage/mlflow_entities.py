@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from components.core.base.errors import CorruptArtifact, StoreError, TesseraError
+from components.core.base.flat_values import flatten, numbers
 from components.core.model.architecture import Architecture
 from components.core.store.manifest import Manifest
 from components.core.store.store import Store
@@ -24,31 +25,11 @@ MAX_FILES = 1000
 """Most files of a data set whose digests are sent to MLflow; `tessera lineage` lists all."""
 
 
-def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings by dotted name; lists stay whole, as JSON."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": below for inner, below in flatten(value).items()}
-        else:
-            flat[key] = json.dumps(value) if isinstance(value, list | tuple) else value
-    return flat
-
-
 def params(values: Mapping[str, Any]) -> list["Param"]:
     """Nested settings as MLflow's parameters."""
     from mlflow.entities import Param
 
     return [Param(name, str(value)) for name, value in flatten(values).items()]
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among nested values, by dotted name."""
-    return {
-        name: float(value)
-        for name, value in flatten(values).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from components.core.base.flat_values import flatten, numbers
 from components.core.lineage.curves import (
     curves_of_events,
     events_of_key,
@@ -21,11 +22,9 @@ from components.core.lineage.mlflow_entities import (
     address,
     batches,
     dataset_inputs,
-    flatten,
     kind_of,
     milliseconds,
     model_facts,
-    numbers,
     params,
     summary_metrics,
 )

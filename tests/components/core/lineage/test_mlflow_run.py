@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from components.core.base.flat_values import flatten, numbers
 from components.core.lineage import mlflow_run as lineage
 from components.core.lineage.curves import record_curves
-from components.core.lineage.mlflow_entities import flatten, numbers
 from components.core.lineage.replay import deliver, sync_pending_runs
 from components.core.lineage.tracking import LineageError, without_password
 from components.core.store.store import Store, open_store
