@@ -2,6 +2,7 @@
 
 TesseraError              exit code 1: the work failed
 ├── StageFailed           a stage stopped with an error of its own
+│   └── ProcessKilled     a process of a stage was killed, most often because memory ran out
 ├── CorruptArtifact       bytes in the store differ from their digest
 └── InputError            exit code 2: wrong use or wrong input; nothing was written
     ├── RecipeError       a key, a value, or a combination of them
@@ -9,6 +10,7 @@ TesseraError              exit code 1: the work failed
     ├── DataError         malformed rows, with their line numbers
     ├── InfeasibleBudget  limits that no choice of blocks meets
     ├── StoreError        store unreachable, wrong credentials, no space
+    ├── ClusterError      cluster unreachable, no rights there, or a part of it is missing
     ├── UntrustedArtifact an artifact that none of the trusted keys has signed
     └── MissingPackage    an optional part is not installed
 """
@@ -41,6 +43,10 @@ class StageFailed(TesseraError):
     """A stage stopped with an error of its own."""
 
 
+class ProcessKilled(StageFailed):
+    """A process of a stage was killed; another attempt resumes, and may have the memory that this one lacked."""
+
+
 class CorruptArtifact(TesseraError):
     """Bytes in the store differ from their digest."""
 
@@ -69,6 +75,10 @@ class InfeasibleBudget(InputError):
 
 class StoreError(InputError):
     """The store cannot be used: unreachable, wrong credentials, no space."""
+
+
+class ClusterError(InputError):
+    """A cluster cannot be used: unreachable, no rights, a part of it is missing or too small."""
 
 
 class UntrustedArtifact(InputError):

@@ -1,10 +1,13 @@
-"""Processes, threads, devices and node pool of a stage."""
+"""Processes, threads, devices and node pool of a stage, and what its pod asks of a cluster."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from components.core.base.config import Config
+
+TAINT = r"^[A-Za-z0-9][\w./-]*(=[\w.-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$"
+"""A taint as `kubectl taint` writes it."""
 
 
 class Placement(Config):
@@ -17,9 +20,18 @@ class Placement(Config):
     gpus: int = 0
     """GPUs the stage asks for, one a process."""
     node_pool: str | None = None
-    """Value of the node label `tessera.dev/pool` that the stage asks for on a cluster."""
+    """Pool of nodes on a cluster: a local queue of Kueue (by default `gpu` or `cpu`) where the pipeline is compiled
+    with queues, else the value of the node label `tessera.dev/pool`."""
     memory_gib: float = 8.0
     """Memory the stage asks for, GiB."""
+    shared_memory_gib: float = Field(default=1.0, gt=0)
+    """Size of `/dev/shm` in a pod, GiB, a part of its memory; vLLM and training processes pass tensors through it."""
+    disk_gib: float | None = Field(default=None, gt=0)
+    """Most that a pod may write to its working folder, GiB; Kubernetes evicts a pod that writes more."""
+    tolerations: tuple[Annotated[str, Field(pattern=TAINT)], ...] = ()
+    """Taints of nodes that a pod tolerates, `KEY[=VALUE][:EFFECT]`; pods with GPUs always tolerate `nvidia.com/gpu`."""
+    priority: str | None = None
+    """Kueue's priority class of a pod; a pod of a higher class preempts this one, which then resumes."""
 
     @model_validator(mode="after")
     def _a_gpu_for_each_process(self) -> Self:

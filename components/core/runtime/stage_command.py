@@ -1,11 +1,11 @@
 """The command line of one stage, the same for a container on a cluster and for a process on this machine.
 
     python -m components.core.runtime.stage_command components.sft.config:STAGE --config JSON --store URI
-        --run NAME --label LABEL --input model DIGEST --output tuned FILE …
+        --run NAME --label LABEL --input model DIGEST --output tuned FILE … --executor-input JSON
 
 Inputs are named by digest. The digest of each output is written to the file that `--output` names, empty where the
-stage made no such output. Exit codes: 0 done, 1 the work failed, 2 wrong use or input, 130 stopped, with a checkpoint
-saved where the stage has them.
+stage made no such output. On a cluster, KFP's executor input says where metrics, pages and models go. Exit codes: 0
+done, 1 the work failed, 2 wrong use or input, 130 stopped, with a checkpoint saved where the stage has them.
 """
 
 import argparse
@@ -19,9 +19,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from components.core.base.errors import RecipeError, TesseraError
+from components.core.base.errors import RecipeError, StageFailed, TesseraError
 from components.core.base.processes import on_exit_of, terminate_gracefully
 from components.core.runtime.context import Interrupted
+from components.core.runtime.event_mirror import mirrored_events
+from components.core.runtime.kfp_outputs import ExecutorInput, show_stage, write_failure
 from components.core.runtime.placement import Placement
 from components.core.runtime.refusals import answer_retries
 from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, Digests, events_path, run_stage, stage_key
@@ -50,8 +52,8 @@ def command_line(
 
     Args:
         declaration: `module:name` of the stage.
-        values: `config` and `placement` as JSON, `store`, `run`, `label`; `shard` for an item of a fan-out, and
-            `retries` on a cluster.
+        values: `config` and `placement` as JSON, `store`, `run`, `label`; `shard` for an item of a fan-out;
+            `retries` and `executor-input` on a cluster.
         inputs: a digest, or a JSON list of digests, by the name of the input; empty for an input that is absent.
         outputs: the file that takes the digest, by the name of the output.
     """
@@ -81,7 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(options)
     except TesseraError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        write_failure(error)
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        write_failure(StageFailed(str(error)))
+        return 1
     except Interrupted:
         sys.stderr.write("stopped; the same command goes on from here\n")
         return INTERRUPTED_EXIT_CODE
@@ -100,14 +107,21 @@ def _run(options: argparse.Namespace) -> None:
         _digests(options.input),
         open_store(options.store),
     )
+    executor_input = ExecutorInput(options.executor_input) if options.executor_input else None
     placement = Placement.parse(_json(options.placement, "--placement"), where=f"{label}.placement")
     refusal = f"runs/{options.run}/refusals/{label}/{stage_key(stage, config, inputs)}.json"
-    with answer_retries(store, refusal, options.retries), _live_metrics(store, options.run, label):
+    with (
+        answer_retries(store, refusal, options.retries),
+        mirrored_events(store, options.run, label),
+        _live_metrics(store, options.run, label),
+    ):
         record = run_stage(stage, config, inputs, store=store, label=label, run=options.run, placement=placement)
     for name, file in options.output:
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(record.outputs.get(name, ""), encoding="utf-8")
+    if executor_input is not None:
+        show_stage(executor_input, stage, record, store, label, os.environ.get(TRACKING_URI))
 
 
 @contextlib.contextmanager
@@ -173,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--retries", type=int, default=0, metavar="N", help="how often the cluster starts this again after a failure"
     )
+    parser.add_argument("--executor-input", metavar="JSON", help="where KFP takes metrics, pages and models from")
     parser.add_argument(
         "--input", nargs=2, action="append", default=[], metavar=("NAME", "DIGEST"), help="digest or JSON list of them"
     )

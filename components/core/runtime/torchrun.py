@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from components.core.base.config import Config
-from components.core.base.errors import StageFailed, TesseraError, parse_error
+from components.core.base.errors import ProcessKilled, StageFailed, TesseraError, parse_error
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.stage import Stage
 from components.core.store.store import Store
@@ -25,6 +25,8 @@ ORDER, RESULT, LOGS = "order.json", "result.json", "torchrun"
 """In the scratch folder: the arguments of the ranks, what rank 0 returned, and torchrun's log folder."""
 MAX_RESTARTS = 2
 """How often torchrun starts the ranks again after one of them crashed, was killed or raised an exception."""
+
+KILLED = "a training process was killed"
 
 
 def run_ranks(
@@ -128,7 +130,8 @@ def _failure(stage: Stage, context: StageContext, status: int) -> BaseException:
         return error
     attempts = sorted((context.scratch / LOGS).glob("*/attempt_*"))
     how = describe_failure(attempts[-1]) if attempts else "torchrun could not start the training processes"
-    return StageFailed(
+    kind = ProcessKilled if how == KILLED else StageFailed
+    return kind(
         f"{stage.name}: {how}",
         hint=f"torchrun ended with status {status}, the log has the details; where memory ran out, smaller batches or "
         "fewer processes help; the same command goes on from the last checkpoint",
@@ -147,7 +150,7 @@ def describe_failure(attempt: Path) -> str:
                 return f"training process {log.parent.name} crashed ({line})"
     for rank, text in _exceptions(attempt):
         return f"training process {rank} stopped: {text}"
-    return "a training process was killed"
+    return KILLED
 
 
 def _tessera_error(scratch: Path) -> TesseraError | None:

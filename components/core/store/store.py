@@ -10,6 +10,7 @@ record exists. Stage records and documents carry a checksum (`checksummed_json.p
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from components.core.store.checkpoint_store import CheckpointStore
 from components.core.store.checksummed_json import seal, unseal
 from components.core.store.folder_store import FolderStore
 from components.core.store.object_store import ObjectStore
+
+LOCAL_FOLDER = "TESSERA_LOCAL"
+"""Environment variable with the folder of working copies of object stores."""
 
 
 def key_of(
@@ -201,13 +205,14 @@ def open_store(uri: str | Path, *, local: Path | None = None) -> Store:
 
     Args:
         uri: a folder, created on first use, or an address with `s3://`, `gs://` or `az://`.
-        local: folder of working copies. Default: `local` in a folder store, else `.tessera/local/<bucket>/<prefix>`.
+        local: folder of working copies. Default: `local` in a folder store, else `<bucket>/<prefix>` in the folder that
+            the environment variable `TESSERA_LOCAL` names, or in `.tessera/local`.
     """
     backend = open_object_store(str(uri))
     if backend.folder is not None:
         return Store(str(backend.folder), backend, local or backend.folder / "local")
     location = str(uri).partition("://")[2].strip("/")
-    return Store(str(uri), backend, local or Path(".tessera", "local", location).absolute())
+    return Store(str(uri), backend, local or Path(os.environ.get(LOCAL_FOLDER, ".tessera/local"), location).absolute())
 
 
 def open_object_store(uri: str) -> ObjectStore:

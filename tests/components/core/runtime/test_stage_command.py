@@ -1,14 +1,18 @@
 """The command line of one stage, as a container and the local runner start it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from components.core.base.errors import DataError, StageFailed, StoreError
+from components.core.base.errors import DataError, ProcessKilled, StageFailed, StoreError
+from components.core.runtime.events import EventFile
 from components.core.runtime.runner import events_path
 from components.core.runtime.stage_command import command_line, main
 from components.core.store.store import StageRecord, Store, open_store
@@ -128,7 +132,9 @@ def test_another_input_is_not_refused_for_the_first_one(store, digests, monkeypa
 
 
 @pytest.mark.parametrize("retries", [0, 3])
-@pytest.mark.parametrize("error", [StoreError("the store is away"), StageFailed("failed"), ValueError("bug")])
+@pytest.mark.parametrize(
+    "error", [StoreError("the store is away"), ProcessKilled("killed"), OSError(28, "No space left on device")]
+)
 def test_what_may_pass_at_the_next_attempt_is_tried_again(store, digests, monkeypatch, error, retries):
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -137,6 +143,51 @@ def test_what_may_pass_at_the_next_attempt_is_tried_again(store, digests, monkey
     for attempt in (1, 2):
         assert main(arguments(store, {"numbers": digests[0]}, retries=retries)) != 0
         assert starts(store) == attempt
+
+
+@pytest.mark.parametrize("error", [StageFailed("diverged", hint="lower the learning rate"), ValueError("bug")])
+def test_a_stage_whose_work_failed_is_not_computed_again_by_retries(store, digests, capsys, monkeypatch, error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fake_stage, "run", fail)
+    shown = set()
+    for _ in range(4):
+        assert main(arguments(store, {"numbers": digests[0]}, retries=3)) == 1
+        assert starts(store) == 1
+        shown.add(capsys.readouterr().err)
+    (text,) = shown
+    assert text.startswith("StageFailed: ")
+    assert "Traceback" not in text
+    assert main(arguments(store, {"numbers": digests[0]}, retries=3)) == 1  # a user starts it again
+    assert starts(store) == 2
+
+
+def test_a_pod_that_is_killed_is_tried_again_and_resumes(store, digests, tmp_path):
+    numbers = store.put_folder(numbers_folder(tmp_path / "many", *range(40)), "data").digest
+    command = [sys.executable, "-m", "components.core.runtime.stage_command"]
+    command += arguments(store, {"numbers": numbers}, tmp_path / "out", retries=3)
+    environment = {**os.environ, "FAKE_STAGE_PACE_S": "0.05"}
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        before = progress(store)
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        while progress(store) < before + 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode in (130, -signal.SIGKILL)
+    subprocess.run(command, env=environment, check=True)
+    assert (tmp_path / "out" / "total" / "digest").read_text() == recorded(store).outputs["total"]
+    assert recorded(store).result == {"total": sum(range(40))}
+    done = [event["done"] for event in EventFile(events_path(store, "run-1", LABEL)).read() if "done" in event]
+    assert done.count(1) == 1  # no attempt began anew
+
+
+def progress(store: Store) -> int:
+    """Steps that the stage has reported as done."""
+    events = EventFile(events_path(store, "run-1", LABEL)).read()
+    return max((event["done"] for event in events if event["type"] == "progress"), default=0)
 
 
 def test_without_a_cluster_a_refusal_is_not_recorded(store, digests):
