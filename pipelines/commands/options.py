@@ -43,6 +43,14 @@ Overrides = Annotated[
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Skip malformed rows of your data instead of stopping with an error.")
 ]
+Queues = Annotated[
+    bool,
+    typer.Option(
+        "--queues",
+        envvar="TESSERA_QUEUES",
+        help="Pods wait in the Kueue queue of their node pool: placement.node_pool, else gpu or cpu.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 TrustedKeys = Annotated[

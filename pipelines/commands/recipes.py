@@ -9,6 +9,7 @@ from pipelines.commands.options import (
     DEFAULT_STORE,
     AsJson,
     Overrides,
+    Queues,
     RecipeFile,
     SkipBad,
     StoreUri,
@@ -77,6 +78,7 @@ def compile_(
             help="Name of the run, a label of the pods; none if left out.",
         ),
     ] = None,
+    queues: Queues = False,
 ) -> None:
     """Compile a recipe to a pipeline for Kubeflow Pipelines; the files that it names are copied into the store."""
     from components.core.store.store import open_store
@@ -89,7 +91,7 @@ def compile_(
     graph = check(loaded)
     target = open_store(store)
     # The pipeline names the user's files by digest, so nothing else can take their place.
-    compile_pipeline(graph, ingest_sources(target, loaded), out, run_label=name)
+    compile_pipeline(graph, ingest_sources(target, loaded), out, run_label=name, queues=queues)
     console().print(f"wrote {out}", highlight=False)
 
 

@@ -1,7 +1,9 @@
 """A graph as a KFP pipeline: container components made from the declarations of the stages.
 
 Digests travel as string parameters: each stage writes the digest of each output, the next takes it. Whether a result is
-there already is decided by our own keys, which know the contents of files; KFP's cache is off.
+there already is decided by our own keys, which know the contents of files; KFP's cache is off. Artifacts are what
+somebody opens in KFP's interface: metrics, pages and models. The stages are one group; its exit handler ends the run in
+the store and writes the report, whether they succeeded or not.
 """
 
 import functools
@@ -15,22 +17,31 @@ from typing import Any
 
 from components.core.base.config import canonical_json
 from components.core.base.run_name import check_run_name
+from components.core.runtime.kfp_outputs import METRICS, SUMMARY, model_artifact
+from components.core.runtime.placement import Placement
 from components.core.runtime.stage import Stage
 from components.core.runtime.stage_command import command_line
 from pipelines.recipe.graph import Graph, Source, Task
+from pipelines.recipe.pod_settings import set_up_pod
 from pipelines.recipe.registry import STAGES, find_stage, stage_folder
 
 PIPELINE_NAME = "llama-nemotron"
 MAX_RETRIES = 3
 """Further attempts at a task: a pod that is evicted or preempted fails its task, and the next attempt resumes.
 
-KFP also retries a stage that refuses its input; `stage_command` answers such a retry at once.
+KFP also retries a stage whose work failed; `stage_command` answers such a retry at once.
 """
+EXECUTOR_INPUT = "{{$}}"
+"""Placeholder for KFP's executor input."""
+FINISH, FINISH_PLACEMENT = "pipelines.run.finish_run", Placement(threads=1, memory_gib=2.0)
+"""The module that ends a run on a cluster, and what its pod asks for."""
 VALUES = ("config", "placement", "store", "run", "label")
 """Parameters of every component beside the digests of its inputs."""
 
 
-def compile_pipeline(graph: Graph, sources: Mapping[str, str], out: Path, *, run_label: str | None = None) -> None:
+def compile_pipeline(
+    graph: Graph, sources: Mapping[str, str], out: Path, *, run_label: str | None = None, queues: bool = False
+) -> None:
     """Write the intermediate representation that a KFP server takes, with the parameters `store` and `run`.
 
     Args:
@@ -38,6 +49,7 @@ def compile_pipeline(graph: Graph, sources: Mapping[str, str], out: Path, *, run
         sources: digests of the artifacts that come from the user's files.
         out: the file.
         run_label: the run that the pipeline is built for, a label of its pods; one for any run has no such label.
+        queues: whether pods are admitted by Kueue, through the queue of their pool.
 
     Raises:
         InputError: no run can have the name `run_label`.
@@ -48,9 +60,12 @@ def compile_pipeline(graph: Graph, sources: Mapping[str, str], out: Path, *, run
         check_run_name(run_label)
 
     def pipeline(store: str, run: str) -> None:
-        builder = _Builder(graph, sources, run_label, store=store, run=run)
-        for shards, tasks in itertools.groupby(graph.tasks, key=lambda task: task.shards):
-            builder.add(list(tasks), shards)
+        builder = _Builder(graph, sources, run_label, queues, store=store, run=run)
+        labels = canonical_json([item.label for item in graph.items()])
+        finish = builder.place(finish_component()(store=store, run=run, labels=labels), "finish", FINISH_PLACEMENT)
+        with dsl.ExitHandler(finish, name="stages"):
+            for shards, tasks in itertools.groupby(graph.tasks, key=lambda task: task.shards):
+                builder.add(list(tasks), shards)
 
     describe = dsl.pipeline(name=PIPELINE_NAME, description=f"Recipe {graph.name}, {graph.digest[:12]}.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +73,14 @@ def compile_pipeline(graph: Graph, sources: Mapping[str, str], out: Path, *, run
 
 
 def image(stage: str) -> str:
-    """The container image of a stage; `TESSERA_IMAGES` names another registry or prefix when a pipeline is compiled."""
+    """The container image of a stage."""
+    return _image(stage_folder(stage))
+
+
+def _image(name: str) -> str:
+    """A container image; `TESSERA_IMAGES` names another registry or prefix when a pipeline is compiled."""
     version = importlib.metadata.version("tessera")
-    return f"{os.environ.get('TESSERA_IMAGES', 'tessera')}/{stage_folder(stage)}:{version}"
+    return f"{os.environ.get('TESSERA_IMAGES', 'tessera')}/{name}:{version}"
 
 
 @functools.cache
@@ -68,7 +88,8 @@ def component(name: str) -> Callable[..., Any]:
     """The KFP component of a stage: one container that runs `stage_command`.
 
     Its parameters are `VALUES`, `shard` for a stage that fans out, and a digest for each input: a string, empty where
-    the input is absent, or a list. It returns the digest of each output as a string, empty where none was made.
+    the input is absent, or a list. It returns the digest of each output as a string, empty where none was made, and as
+    artifacts its metrics, a page, and each model that it makes.
     """
     from kfp import dsl
 
@@ -78,7 +99,7 @@ def component(name: str) -> Callable[..., Any]:
     def container(*placeholders: Any) -> Any:
         given = dict(zip(parameters, placeholders, strict=True))
         values = {key: given[key] for key in parameters if key in (*VALUES, "shard")}
-        values["retries"] = str(MAX_RETRIES)
+        values |= {"retries": str(MAX_RETRIES), "executor-input": EXECUTOR_INPUT}
         inputs, outputs = ({key: given[key] for key in declared} for declared in (stage.inputs, stage.outputs))
         command = ["python", *command_line(STAGES[name], values, inputs, outputs)]
         return dsl.ContainerSpec(image=image(name), command=command[:4], args=command[4:])
@@ -88,6 +109,20 @@ def component(name: str) -> Callable[..., Any]:
     container.__doc__ = stage.doc
     vars(container)["__signature__"] = inspect.Signature(list(parameters.values()))
     made: Callable[..., Any] = dsl.container_component(container)
+    return made
+
+
+@functools.cache
+def finish_component() -> Callable[..., Any]:
+    """The KFP component that ends a run: its status, MLflow's records, and the report as a page."""
+    from kfp import dsl
+
+    def finish(store: str, run: str, labels: str, report: dsl.Output[dsl.HTML]):  # type: ignore[no-untyped-def,valid-type]
+        """Record how the run ended, and write its report."""
+        arguments = ["--store", store, "--run", run, "--labels", labels, "--executor-input", EXECUTOR_INPUT]
+        return dsl.ContainerSpec(image=_image("core"), command=["python", "-m", FINISH], args=arguments)
+
+    made: Callable[..., Any] = dsl.container_component(finish)
     return made
 
 
@@ -102,6 +137,9 @@ def _parameters(stage: Stage) -> dict[str, inspect.Parameter]:
     if "shard" in stage.config.model_fields:
         required.append(parameter("shard", str))
     required += [parameter(name, dsl.OutputPath(str)) for name in stage.outputs]
+    required += [parameter(METRICS, dsl.Output[dsl.Metrics]), parameter(SUMMARY, dsl.Output[dsl.Markdown])]
+    models = [name for name, declared in stage.outputs.items() if declared.kind == "model"]
+    required += [parameter(model_artifact(name), dsl.Output[dsl.Model]) for name in models]
     digests = [
         parameter(name, list, []) if declared.many else parameter(name, str, "")
         for name, declared in stage.inputs.items()
@@ -112,8 +150,10 @@ def _parameters(stage: Stage) -> dict[str, inspect.Parameter]:
 class _Builder:
     """Adds the tasks of a graph to the KFP pipeline under construction."""
 
-    def __init__(self, graph: Graph, sources: Mapping[str, str], run_label: str | None, **parameters: object) -> None:
-        self.sources, self.parameters = sources, parameters
+    def __init__(
+        self, graph: Graph, sources: Mapping[str, str], run_label: str | None, queues: bool, **parameters: object
+    ) -> None:
+        self.sources, self.queues, self.parameters = sources, queues, parameters
         self.labels = {"tessera.dev/recipe-digest": graph.digest[:12]}
         if run_label is not None:
             self.labels["tessera.dev/run"] = run_label
@@ -152,22 +192,14 @@ class _Builder:
                 arguments[name] = self.sources[binding.name]
             elif not isinstance(binding, tuple):
                 arguments[name] = self.made[binding.task][binding.output]
-        return dict(self._place(component(task.stage.name)(**arguments), task).outputs)
+        outputs = self.place(component(task.stage.name)(**arguments), task.label, task.placement).outputs
+        return {name: outputs[name] for name in task.stage.outputs}
 
-    def _place(self, step: Any, task: Task) -> Any:
+    def place(self, step: Any, label: str, placement: Placement) -> Any:
         """Name a KFP task, and say what it asks of a cluster."""
-        from kfp import kubernetes
-
-        placement = task.placement
-        step.set_display_name(task.label)
+        step.set_display_name(label)
         step.set_caching_options(False)
         step.set_retry(MAX_RETRIES)
-        step.set_cpu_request(str(placement.processes * placement.threads))
-        step.set_memory_request(f"{placement.memory_gib:g}Gi")
-        for key, value in {**self.labels, "tessera.dev/stage": task.label.replace("/", ".")}.items():
-            kubernetes.add_pod_label(step, key, value)
-        if placement.node_pool is not None:
-            kubernetes.add_node_selector(step, "tessera.dev/pool", placement.node_pool)
-        if placement.gpus:
-            step.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(placement.gpus)
+        labels = {**self.labels, "tessera.dev/stage": label.replace("/", ".")}
+        set_up_pod(step, placement, labels, queues=self.queues)
         return step

@@ -1,15 +1,29 @@
-"""The end of a run: curves, summary, report and lineage, and where to find them."""
+"""The end of a run: curves, summary, report and lineage, and where to find them.
 
+    python -m pipelines.run.finish_run --store URI --run NAME --labels JSON --executor-input JSON
+
+is the last container of a run on a cluster: it also records how the run ended.
+"""
+
+import argparse
+import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from components.core.base.errors import TesseraError
+from components.core.base.ports import never_proxy_loopback
 from components.core.lineage.curves import record_curves
+from components.core.runtime.event_mirror import fetch_events
+from components.core.runtime.kfp_outputs import REPORT, ExecutorInput, write_failure
 from components.core.runtime.stage_command import TRACKING_URI
 from components.core.store.store import Store, open_store
 from pipelines.records.run_lock import mark_dead_runs_where_allowed
+from pipelines.records.runs import end_run, stage_documents
 
 DELIVERY_S = 120.0
 """Longest time that the end of a run delivers to MLflow; the next delivery continues."""
@@ -17,17 +31,33 @@ DELIVERY_S = 120.0
 
 def deliver_run(store_uri: str, run: str, console: Console) -> None:
     """Write what a finished run shows, print its table, and say where everything is."""
-    from pipelines.report.report import write_report
-    from pipelines.report.summary import build_summary, print_summary
-
     store = open_store(store_uri)
+    summary = _record_results(store, run)
+    deliver_lineage(store, console, run)
+    show_results(store_uri, run, summary, console)
+
+
+def _record_results(store: Store, run: str) -> dict[str, Any]:
+    """Put curves, summary and report of a run into the store; returns the summary."""
+    from pipelines.report.report import write_report
+    from pipelines.report.summary import build_summary
+
+    fetch_events(store, run)
     record_curves(store, run)
     summary = build_summary(store, run)
     store.put_document(f"runs/{run}/summary.json", summary)
     report = report_path(store, run)
     write_report(store, run, report)
     store.put_text(f"runs/{run}/report.html", report.read_text(encoding="utf-8"))
-    deliver_lineage(store, console, run)
+    return summary
+
+
+def show_results(store_uri: str, run: str, summary: dict[str, Any], console: Console) -> None:
+    """Print the table of a run whose report is on this machine, and say where everything is."""
+    from pipelines.report.summary import print_summary
+
+    store = open_store(store_uri)
+    report = report_path(store, run)
     print_summary(summary, console)
     option = "" if store_uri == ".tessera" else f" --store {store_uri}"
     places = {"report": str(report), "MLflow": f"tessera ui{option}", "chat": f"tessera chat {run}{option}"}
@@ -77,3 +107,54 @@ def tracking_uri(store: Store) -> str:
     from components.core.lineage.tracking import sqlite_uri
 
     return os.environ.get(TRACKING_URI) or sqlite_uri((store.local / "mlflow.db").resolve())
+
+
+def fetch_results(store: Store, run: str) -> dict[str, Any]:
+    """Bring the report of a run that ended on another machine to this one; returns the summary."""
+    from pipelines.report.report import write_report
+    from pipelines.report.summary import build_summary
+
+    write_report(store, run, report_path(store, run))
+    return build_summary(store, run)
+
+
+def finish_on_cluster(store: Store, run: str, labels: Sequence[str], executor_input: ExecutorInput) -> None:
+    """Record how a run ended on a cluster, deliver it as at the end of a local run, and show the report in KFP.
+
+    Args:
+        store: holds the record of the run.
+        run: name of the run.
+        labels: of all its stages; the run has succeeded if each of them has finished.
+        executor_input: takes the report.
+    """
+    missing = [label for label in labels if label not in stage_documents(store, run)]
+    end_run(store, run, "failed" if missing else "succeeded")
+    _record_results(store, run)
+    if os.environ.get(TRACKING_URI):  # a database of this pod would be lost with it; `tessera ui` delivers later
+        deliver_lineage(store, Console(), run)
+    places = {"address": f"{store.uri}/runs/{run}/report.html", "mlflow": os.environ.get(TRACKING_URI, "")}
+    executor_input.put(REPORT, places, report_path(store, run).read_text(encoding="utf-8"))
+    executor_input.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """End the run that the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.run.finish_run", description="End a run on a cluster.")
+    parser.add_argument("--store", required=True, metavar="URI")
+    parser.add_argument("--run", required=True, metavar="NAME")
+    parser.add_argument("--labels", required=True, metavar="JSON", help="list of the labels of all stages")
+    parser.add_argument("--executor-input", required=True, metavar="JSON", help="where KFP takes the report from")
+    options = parser.parse_args(arguments)
+    never_proxy_loopback()
+    try:
+        executor_input = ExecutorInput(options.executor_input)
+        finish_on_cluster(open_store(options.store), options.run, json.loads(options.labels), executor_input)
+    except TesseraError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        write_failure(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,12 @@
 """Runs a compiled pipeline without KFP: its command lines as compiled, placeholders filled in as KFP's launcher does.
 
-As much of KFP's intermediate representation as our pipelines use: parameters, one level of loops over constant items,
-outputs collected from a loop.
+As much of KFP's intermediate representation as our pipelines use: parameters, groups, loops over constant items,
+outputs collected from a loop, an exit handler. Artifacts are declared to a container in its executor input as by the
+launcher; their folders are those of this machine. Each container has working copies of its own, as a pod has.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +19,10 @@ import yaml
 Values = Mapping[str, Any]
 INPUT = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 OUTPUT = re.compile(r"\{\{\$\.outputs\.parameters\['([^']+)'\]\.output_file\}\}")
+
+
+class ContainerFailed(Exception):
+    """A container ended with an error; its standard error."""
 
 
 def run_compiled(pipeline: Path, folder: Path, **parameters: str) -> None:
@@ -35,28 +41,47 @@ def _run_dag(spec: Values, dag: Values, inputs: Values, folder: Path) -> dict[st
     """Outputs of the tasks of a graph, in an order in which they can run."""
     made: dict[str, Values] = {}
     left = dict(dag["tasks"])
+    failure: ContainerFailed | None = None
     while left:
         name = next(name for name, task in left.items() if made.keys() >= set(task.get("dependentTasks", ())))
         task = left.pop(name)
+        if failure is not None and "triggerPolicy" not in task:
+            made[name] = {}
+            continue
         component = spec["components"][task["componentRef"]["name"]]
         given = {key: value["defaultValue"] for key, value in _declared(component).items() if "defaultValue" in value}
         given |= {key: _value(v, inputs, made) for key, v in task.get("inputs", {}).get("parameters", {}).items()}
-        if "parameterIterator" in task:
-            items = json.loads(task["parameterIterator"]["items"]["raw"])
-            key = task["parameterIterator"]["itemInput"]
-            inner = [
-                _run_dag(spec, component["dag"], {**given, key: item}, folder / name / str(number))
-                for number, item in enumerate(items)
-            ]
-            made[name] = {
-                key: [one[v["producerSubtask"]][v["outputParameterKey"]] for one in inner]
-                for key, output in component["dag"].get("outputs", {}).get("parameters", {}).items()
-                for v in [output["valueFromParameter"]]
-            }
-        else:
-            container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-            made[name] = _run_container(container, given, folder / name)
+        try:
+            made[name] = _run_task(spec, task, given, folder / name)
+        except ContainerFailed as error:
+            made[name], failure = {}, error
+    if failure is not None:
+        raise failure
     return made
+
+
+def _run_task(spec: Values, task: Values, given: Values, folder: Path) -> Values:
+    """Outputs of one task: a loop, a group, or a container."""
+    component = spec["components"][task["componentRef"]["name"]]
+    outputs = {
+        key: output["valueFromParameter"]
+        for key, output in component.get("dag", {}).get("outputs", {}).get("parameters", {}).items()
+    }
+    if "parameterIterator" in task:
+        items = json.loads(task["parameterIterator"]["items"]["raw"])
+        key = task["parameterIterator"]["itemInput"]
+        several = [
+            _run_dag(spec, component["dag"], {**given, key: item}, folder / str(number))
+            for number, item in enumerate(items)
+        ]
+        return {
+            key: [one[v["producerSubtask"]][v["outputParameterKey"]] for one in several] for key, v in outputs.items()
+        }
+    if "dag" in component:
+        made = _run_dag(spec, component["dag"], given, folder)
+        return {key: made[v["producerSubtask"]][v["outputParameterKey"]] for key, v in outputs.items()}
+    container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+    return _run_container(container, given, component.get("outputDefinitions", {}), folder)
 
 
 def _declared(component: Values) -> Values:
@@ -74,11 +99,22 @@ def _value(source: Values, inputs: Values, made: Mapping[str, Values]) -> Any:
     return made[output["producerTask"]][output["outputParameterKey"]]
 
 
-def _run_container(container: Values, given: Values, folder: Path) -> Values:
+def _run_container(container: Values, given: Values, declared: Values, folder: Path) -> Values:
     """Run a container's command line as a process; returns its output parameters."""
     outputs: dict[str, Path] = {}
+    artifacts: dict[str, Any] = {}
+    for name, artifact in declared.get("artifacts", {}).items():
+        uri = f"s3://{folder.absolute() / name}"
+        artifacts[name] = {"artifacts": [{"name": name, "type": artifact["artifactType"], "uri": uri, "metadata": {}}]}
+    metadata = folder / "executor_output.json"
+    executor_input = {
+        "inputs": {"parameterValues": dict(given)},
+        "outputs": {"artifacts": artifacts, "outputFile": str(metadata)},
+    }
 
     def fill(text: str) -> str:
+        if text == "{{$}}":
+            return json.dumps(executor_input)
         if found := INPUT.fullmatch(text):
             value = given[found.group(1)]
             return value if isinstance(value, str) else json.dumps(value)
@@ -88,6 +124,10 @@ def _run_container(container: Values, given: Values, folder: Path) -> Values:
 
     program, *command = [fill(text) for text in (*container["command"], *container["args"])]
     assert program == "python"
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "TESSERA_LOCAL": str(folder / "local")}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        raise ContainerFailed(done.stderr)
+    shown = json.loads(metadata.read_text())["artifacts"]
+    assert shown.keys() <= artifacts.keys(), done.stdout
     return {name: path.read_text() for name, path in outputs.items()}

@@ -15,7 +15,7 @@ from pipelines.recipe.graph import Graph, Made, Source, Task
 from pipelines.recipe.kfp_pipeline import compile_pipeline, component
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.schema import Recipe
-from pipelines.records.runs import begin_stage, stage_documents
+from pipelines.records.runs import begin_stage, run_record, stage_documents
 from pipelines.run.local_runner import run_graph
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 from tests.pipelines.run.compiled_pipeline import run_compiled
@@ -70,12 +70,14 @@ def run_both_ways(graph: Graph, files: Mapping[str, Path], folder: Path) -> dict
 
     component.cache_clear()
     compile_pipeline(graph, sources, folder / "pipeline.yaml")
-    run_compiled(folder / "pipeline.yaml", folder / "parameters", store=cluster.uri, run="run-1")
+    on_cluster = begin_stage(cluster, graph, {}, sources)
+    run_compiled(folder / "pipeline.yaml", folder / "parameters", store=cluster.uri, run=on_cluster)
+    assert run_record(cluster, on_cluster)["status"] == "succeeded"
     run = begin_stage(local, graph, {}, sources)
     run_graph(local, run, graph, sources, Console(file=io.StringIO()))
 
     made = results(local, run)
-    assert results(cluster, "run-1") == made
+    assert results(cluster, on_cluster) == made
     return made
 
 
