@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipelines.commands import artifacts, recipes, records, search
+from pipelines.commands import artifacts, cluster, recipes, records, search
 
 app = typer.Typer(
     name="tessera",
@@ -18,6 +18,8 @@ RECIPES, RECORDS, MODELS = "Recipes", "Records of runs", "Models and artifacts"
 app.command(rich_help_panel=RECIPES)(recipes.run)
 app.command(rich_help_panel=RECIPES)(recipes.plan)
 app.command("compile", rich_help_panel=RECIPES)(recipes.compile_)
+app.command(rich_help_panel=RECIPES)(cluster.submit)
+app.add_typer(cluster.cluster_app, name="cluster", rich_help_panel=RECIPES)
 app.command(rich_help_panel=RECIPES)(recipes.schema)
 app.command(rich_help_panel=RECIPES)(recipes.stage)
 app.command(rich_help_panel=RECORDS)(records.runs)

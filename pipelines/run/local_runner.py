@@ -223,10 +223,9 @@ class _Walk:
         """Why a stage failed: its reported error, else its exit status and the last line of its log."""
         log = log_path(self.store, self.run, label)
         state: StageState = self.follower.stages[label]
-        kind = InputError if status == InputError.exit_code else StageFailed
         if state.status == "failed":
-            hint = "\n  ".join(filter(None, [state.failure.get("hint"), f"log: {log}"]))
-            return kind(f"stage {label}: {state.failure['error']}", hint=hint)
+            return state.error(str(log))
+        kind = InputError if status == InputError.exit_code else StageFailed
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
         last = next((line for line in reversed(lines) if line), "nothing")
         how = f"was killed by {signal.Signals(-status).name} (out of memory?)" if status < 0 else f"ended with {status}"

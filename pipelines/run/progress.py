@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from components.core.base.errors import InputError, StageFailed, TesseraError
 from components.core.runtime.events import EventFile
 
 Status = Literal["waiting", "running", "done", "cached", "failed", "interrupted"]
@@ -58,14 +59,21 @@ class StageState:
             return None
         return (self.total - self.done) * (now - began) / (self.done - first)
 
+    def error(self, log: str) -> TesseraError:
+        """The error that a failed stage has reported; `log` says where its log is."""
+        kind = InputError if self.failure.get("exit_code") == InputError.exit_code else StageFailed
+        hint = "\n  ".join(filter(None, [self.failure.get("hint"), f"log: {log}"]))
+        return kind(f"stage {self.label}: {self.failure['error']}", hint=hint)
+
 
 class Follower:
-    """Reads the events of a run as they are written, from the end of what was there before."""
+    """Reads the events of a run as they are written, by default from the end of what was there before."""
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    def __init__(self, files: Mapping[str, Path], *, from_start: bool = False) -> None:
         self.stages = {label: StageState(label) for label in files}
         self._files = {
-            label: EventFile(path, path.stat().st_size if path.exists() else 0) for label, path in files.items()
+            label: EventFile(path, path.stat().st_size if path.exists() and not from_start else 0)
+            for label, path in files.items()
         }
 
     def poll(self) -> Iterator[tuple[StageState, dict[str, Any]]]:

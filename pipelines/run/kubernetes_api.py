@@ -1,0 +1,44 @@
+"""The Kubernetes cluster that a command works on, and its errors as ours."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from components.core.base.errors import ClusterError
+
+
+def load_cluster() -> str:
+    """Take the cluster that KUBECONFIG or ~/.kube/config names, or the one that this pod is in; returns its address.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    from kubernetes import client, config
+
+    with kubernetes_errors():
+        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            config.load_incluster_config()
+        else:
+            config.load_kube_config(os.environ.get("KUBECONFIG"))
+    return str(client.Configuration.get_default_copy().host)
+
+
+@contextlib.contextmanager
+def kubernetes_errors() -> Iterator[None]:
+    """Turn errors of the Kubernetes client in the block into one of ours.
+
+    Raises:
+        ClusterError: there is no cluster, it does not answer, or it refuses.
+    """
+    from kubernetes.client import ApiException
+    from kubernetes.config import ConfigException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ConfigException as error:
+        raise ClusterError(f"no cluster is configured: {error}", hint="set KUBECONFIG") from error
+    except ApiException as error:
+        raise ClusterError(f"the cluster answered {error.status}: {error.reason}") from error
+    except (HTTPError, OSError) as error:
+        raise ClusterError(f"the cluster does not answer: {str(error)[:200]}", hint="check KUBECONFIG") from error
