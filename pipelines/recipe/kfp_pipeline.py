@@ -17,7 +17,7 @@ from typing import Any
 
 from components.core.base.config import canonical_json
 from components.core.base.run_name import check_run_name
-from components.core.runtime.kfp_outputs import METRICS, SUMMARY, model_artifact
+from components.core.runtime.kfp_outputs import METRICS, REPORT, SUMMARY, model_artifact
 from components.core.runtime.placement import Placement
 from components.core.runtime.stage import Stage
 from components.core.runtime.stage_command import command_line
@@ -104,12 +104,7 @@ def component(name: str) -> Callable[..., Any]:
         command = ["python", *command_line(STAGES[name], values, inputs, outputs)]
         return dsl.ContainerSpec(image=image(name), command=command[:4], args=command[4:])
 
-    # KFP reads parameters from a function's signature, which here is that of the stage.
-    container.__name__ = name.replace("-", "_")
-    container.__doc__ = stage.doc
-    vars(container)["__signature__"] = inspect.Signature(list(parameters.values()))
-    made: Callable[..., Any] = dsl.container_component(container)
-    return made
+    return _as_component(container, name.replace("-", "_"), stage.doc, list(parameters.values()))
 
 
 @functools.cache
@@ -117,31 +112,46 @@ def finish_component() -> Callable[..., Any]:
     """The KFP component that ends a run: its status, MLflow's records, and the report as a page."""
     from kfp import dsl
 
-    def finish(store: str, run: str, labels: str, report: dsl.Output[dsl.HTML]):  # type: ignore[no-untyped-def,valid-type]
-        """Record how the run ended, and write its report."""
+    def container(store: Any, run: Any, labels: Any, report: Any) -> Any:
         arguments = ["--store", store, "--run", run, "--labels", labels, "--executor-input", EXECUTOR_INPUT]
         return dsl.ContainerSpec(image=_image("core"), command=["python", "-m", FINISH], args=arguments)
 
-    made: Callable[..., Any] = dsl.container_component(finish)
+    parameters = [
+        *(_parameter(name, str) for name in ("store", "run", "labels")),
+        _parameter(REPORT, dsl.Output[dsl.HTML]),
+    ]
+    return _as_component(container, "finish", "Record how the run ended, and write its report.", parameters)
+
+
+def _as_component(
+    container: Callable[..., Any], name: str, doc: str, parameters: Sequence[inspect.Parameter]
+) -> Callable[..., Any]:
+    """A KFP component of a function of placeholders; KFP reads name, page and parameters from the function."""
+    from kfp import dsl
+
+    container.__name__, container.__doc__ = name, doc
+    vars(container)["__signature__"] = inspect.Signature(parameters)
+    made: Callable[..., Any] = dsl.container_component(container)
     return made
+
+
+def _parameter(name: str, kind: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind, default=default)
 
 
 def _parameters(stage: Stage) -> dict[str, inspect.Parameter]:
     """Parameters of a stage's component, those with a default last."""
     from kfp import dsl
 
-    def parameter(name: str, kind: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:
-        return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind, default=default)
-
-    required = [parameter(name, str) for name in VALUES]
+    required = [_parameter(name, str) for name in VALUES]
     if "shard" in stage.config.model_fields:
-        required.append(parameter("shard", str))
-    required += [parameter(name, dsl.OutputPath(str)) for name in stage.outputs]
-    required += [parameter(METRICS, dsl.Output[dsl.Metrics]), parameter(SUMMARY, dsl.Output[dsl.Markdown])]
+        required.append(_parameter("shard", str))
+    required += [_parameter(name, dsl.OutputPath(str)) for name in stage.outputs]
+    required += [_parameter(METRICS, dsl.Output[dsl.Metrics]), _parameter(SUMMARY, dsl.Output[dsl.Markdown])]
     models = [name for name, declared in stage.outputs.items() if declared.kind == "model"]
-    required += [parameter(model_artifact(name), dsl.Output[dsl.Model]) for name in models]
+    required += [_parameter(model_artifact(name), dsl.Output[dsl.Model]) for name in models]
     digests = [
-        parameter(name, list, []) if declared.many else parameter(name, str, "")
+        _parameter(name, list, []) if declared.many else _parameter(name, str, "")
         for name, declared in stage.inputs.items()
     ]
     return {one.name: one for one in (*required, *digests)}

@@ -60,9 +60,10 @@ def check_cluster(namespace: str, kfp_url: str | None) -> Iterator[Check]:
         version = client.VersionApi().get_code()
         groups = {group.name for group in client.ApisApi().get_api_versions().groups}
     number = (int(version.major), int("".join(filter(str.isdigit, version.minor))))
-    yield Check("Kubernetes", number >= MIN_KUBERNETES, version.git_version, "upgrade to Kubernetes 1.34 or later")
+    upgrade = "" if number >= MIN_KUBERNETES else "upgrade to Kubernetes 1.34 or later"
+    yield Check("Kubernetes", not upgrade, version.git_version, upgrade)
     for group, (what, remedy) in API_GROUPS.items():
-        yield Check(what, group in groups, group if group in groups else "not installed", remedy)
+        yield Check(what, True, group) if group in groups else Check(what, False, "not installed", remedy)
     yield _check_kfp(kfp_url, namespace)
     if KUEUE in groups:
         yield from _check_pools(namespace)
@@ -139,5 +140,5 @@ def show_checks(checks: list[Check], console: Console) -> None:
     table = Table("", "what", "found", "remedy")
     for check in checks:
         mark = {True: "[green]✓", False: "[red]✗", None: "[yellow]?"}[check.passed]
-        table.add_row(mark, check.name, check.found, "" if check.passed else check.remedy)
+        table.add_row(mark, check.name, check.found, check.remedy)
     console.print(table)

@@ -201,9 +201,10 @@ class Submitter:
             end_run(self._store, name, outcome)
 
     def _forget_earlier_attempt(self, name: str) -> None:
-        """Remove from the run which stages an earlier attempt had finished: the end of this one looks for its own."""
-        for path in self._store.documents(f"runs/{name}/stages/"):
-            self._store.backend.delete(path)
+        """Remove from the run which stages an earlier attempt had finished, and the errors that were final for it."""
+        for part in ("stages", "refusals"):
+            for path in self._store.documents(f"runs/{name}/{part}/"):
+                self._store.backend.delete(path)
 
 
 def pod_store(uri: str) -> Store:

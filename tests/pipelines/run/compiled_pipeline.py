@@ -1,8 +1,8 @@
 """Runs a compiled pipeline without KFP: its command lines as compiled, placeholders filled in as KFP's launcher does.
 
 As much of KFP's intermediate representation as our pipelines use: parameters, groups, loops over constant items,
-outputs collected from a loop, an exit handler. Artifacts are declared to a container in its executor input as by the
-launcher; their folders are those of this machine. Each container has working copies of its own, as a pod has.
+outputs collected from a loop, an exit handler, retries. Artifacts are declared to a container in its executor input as
+by the launcher; their folders are those of this machine. Each container has working copies of its own, as a pod has.
 """
 
 import json
@@ -81,7 +81,13 @@ def _run_task(spec: Values, task: Values, given: Values, folder: Path) -> Values
         made = _run_dag(spec, component["dag"], given, folder)
         return {key: made[v["producerSubtask"]][v["outputParameterKey"]] for key, v in outputs.items()}
     container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-    return _run_container(container, given, component.get("outputDefinitions", {}), folder)
+    for left in reversed(range(1 + task.get("retryPolicy", {}).get("maxRetryCount", 0))):
+        try:
+            return _run_container(container, given, component.get("outputDefinitions", {}), folder)
+        except ContainerFailed:
+            if not left:
+                raise
+    raise AssertionError
 
 
 def _declared(component: Values) -> Values:
