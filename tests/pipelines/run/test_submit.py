@@ -1,7 +1,9 @@
 """Submitting a recipe: one run for the same recipe, followed to its end, refused with a way out."""
 
+import contextlib
 import json
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,10 +63,27 @@ def test_a_run_is_followed_to_its_end_and_makes_the_same_artifacts_as_a_local_on
     assert "<html" in (store.text(f"runs/{name}/report.html") or "")
     assert run_command(["run", str(only_data), "--store", str(tmp_path / "local"), "--set", TINY]) == 0
     assert artifacts(store, name) == artifacts(open_store(tmp_path / "local"), "only-data-1")
+    assert list((tmp_path / "pods").rglob("mlflow.db")) == []  # a database of a pod would be lost with it
 
     assert run_command(command(only_data, s3_uri, kfp, "--watch")) == 0
     assert "has succeeded already" in capsys.readouterr().out
     assert len(kfp.runs) == 1
+
+
+def test_mlflow_has_one_run_and_a_nested_one_for_each_stage(
+    only_data: Path, s3_uri: str, kfp: FakeKfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    do_locally(tmp_path, kfp)
+    assert run_command(command(only_data, s3_uri, kfp, "--watch")) == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        runs = {
+            name: (run, status) for run, name, status in database.execute("SELECT run_uuid, name, status FROM runs")
+        }
+        parents = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'mlflow.parentRunId'"))
+    name = kfp.runs[0]["display_name"]
+    assert {each: status for each, (_, status) in runs.items()} == {name: "FINISHED", "data": "FINISHED"}
+    assert parents == {runs["data"][0]: runs[name][0]}
 
 
 def test_the_pages_of_a_run_have_numbers_models_addresses_and_the_report(
