@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu check chaos fuzz bench-store bench-search bench-training format lock golden clean
+.PHONY: help install demo test test-gpu check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,12 @@ check: install ## The quick half of the tests: format, lint, types, import contr
 
 test-gpu: install ## The tests that need an NVIDIA GPU: one step of every computing stage
 	$(BIN)/python -m pytest -m gpu
+
+chart-render: install ## Print what an install of the Helm chart would apply: make chart-render [VALUES=file]
+	@$(BIN)/python -m infra.chart render $(if $(VALUES),--values $(VALUES))
+
+chart-docs: install ## Renew the page of the Helm chart
+	$(BIN)/python -m infra.chart_page
 
 chaos: install ## Kill runs at random and compare their ends: make chaos SECONDS=600 [SEED=1] [OUT=chaos.json]
 	PYTHONPATH=. $(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) \

@@ -1,7 +1,7 @@
 """The chart `helm/tessera` without a helm binary: what an install would apply, and what Helm's linter says.
 
-    python -m infra.chart render [--values FILE]
-    python -m infra.chart lint [--values FILE]
+python -m infra.chart render [--values FILE]
+python -m infra.chart lint [--values FILE]
 """
 
 import argparse
@@ -26,7 +26,7 @@ def render(
     namespace: str = "tessera",
     is_upgrade: bool = False,
 ) -> list[dict[str, Any]]:
-    """The objects that an install or an upgrade would apply, in the order of their templates.
+    """The objects that an install or an upgrade would apply, a namespace before what is in it.
 
     Raises:
         helm_python.HelmError: the schema or a template refuses the values; the message names the key.
@@ -36,7 +36,8 @@ def render(
             dict(values or {}), name=release, namespace=namespace, is_install=not is_upgrade, is_upgrade=is_upgrade
         )
     manifests = [text for path, text in sorted(texts.items()) if path.endswith(".yaml")]
-    return [made for text in manifests for made in yaml.safe_load_all(text) if made is not None]
+    objects = [made for text in manifests for made in yaml.safe_load_all(text) if made is not None]
+    return sorted(objects, key=lambda made: made["kind"] != "Namespace")
 
 
 def lint(values: Mapping[str, Any] | None = None, *, chart: Path = CHART) -> list[str]:

