@@ -22,7 +22,7 @@ def everything() -> Object:
     values["network"] |= {"servingClients": ["gateway"]}
     values["images"] = {"pullSecrets": ["registry"]}
     values["pipelines"] = {"environment": {"HTTPS_PROXY": "http://proxy:3128"}}
-    values["serving"] = {"existingSecret": "tessera-reader", "serviceAccountAnnotations": {"a": "b"}}
+    values["serving"] = {"serviceAccountAnnotations": {"a": "b"}}
     values["embedded"]["storageClass"] = "fast"
     return values
 

@@ -139,12 +139,12 @@ def test_names_are_unique_and_the_namespace_is_first(objects: list[Object]) -> N
 
 
 @pytest.mark.parametrize("release", ["tessera", "a", "team-" + "x" * 48])
-def test_names_begin_with_the_release_and_fit(release: str) -> None:
+def test_names_of_the_cluster_begin_with_the_release_and_those_of_a_namespace_do_not_change(release: str) -> None:
     for one in render(CASES["everything"], release=release):
         name = one["metadata"]["name"]
         assert len(name) <= 63
         if one["kind"] not in ("Namespace", "LocalQueue"):
-            assert name.startswith(release[:40])
+            assert name.startswith(release[:40] if one["kind"] in CLUSTER_SCOPED else "tessera-")
 
 
 def test_what_kubernetes_never_lets_change_stays_in_an_upgrade(tmp_path: Path) -> None:

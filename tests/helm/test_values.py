@@ -108,8 +108,9 @@ def test_the_settings_open_the_store_and_mlflow_that_the_chart_installs(monkeypa
     assert (bucket.name, bucket.endpoint) == ("tessera", "http://tessera-s3.tessera-runs:8333")
     assert environment[TRACKING_URI] == "http://tessera-mlflow.tessera-runs:5000"
     assert environment["HTTPS_PROXY"] == "http://proxy:3128"
-    assert environment["TESSERA_STORE_SECRET"] == "tessera-store"
-    assert environment["HOME"] == "/tmp"
+    runtime = pod_templates([find(render(CASES["everything"]), "TrainingRuntime", "tessera-torch")])[0]["spec"]
+    mounts = [mount["mountPath"] for mount in runtime["containers"][0]["volumeMounts"]]
+    assert {environment["HOME"], "/tmp", "/dev/shm"} == set(mounts)
     objects = render(CASES["everything"])
     for component, port in (("s3", 8333), ("mlflow", 5000)):
         service = find(objects, "Service", f"tessera-{component}")["spec"]
@@ -125,10 +126,10 @@ def test_settings_without_the_embedded_parts_are_those_of_the_values() -> None:
     assert environment == {
         "TESSERA_STORE": "s3://company-models/tessera",
         "AWS_REGION": "eu-central-1",
-        "HOME": "/tmp",
         "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
-        "TESSERA_IMAGES": "registry.example.com/models/tessera",
-        "TESSERA_SERVICE_ACCOUNT": "tessera-pipelines",
+        "HOME": "/home/tessera",
+        "TESSERA_LOCAL": "/home/tessera/store",
+        "USER": "tessera",
     }
 
 
@@ -146,11 +147,6 @@ def test_identities_and_pull_secrets_are_on_the_accounts() -> None:
         account = find(objects, "ServiceAccount", f"tessera-{name}")
         assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].endswith(f"tessera-{name}")
         assert account["imagePullSecrets"] == [{"name": "registry"}]
-
-
-def test_servers_have_a_secret_of_their_own_where_there_is_one() -> None:
-    for case, secret in (("small", "tessera-store"), ("everything", "tessera-reader")):
-        assert find(render(CASES[case]), "ConfigMap", "tessera-serving")["data"]["TESSERA_STORE_SECRET"] == secret
 
 
 @pytest.mark.parametrize("host", ["", ".svc", ".svc.cluster.local"])

@@ -1,4 +1,4 @@
-{{/* Start of the name of every object; at most 40 characters, so that a suffix fits. */}}
+{{/* Start of the name of every object of the cluster; at most 40 characters, so that a suffix fits. */}}
 {{- define "tessera.fullname" -}}
 {{- if contains "tessera" .Release.Name -}}
 {{- .Release.Name | trunc 40 | trimSuffix "-" -}}
@@ -30,10 +30,10 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* Name, namespace and labels of a namespaced object. Call with (list $ component suffix). */}}
+{{/* Name, namespace and labels of a namespaced object. The name does not depend on the release, since `tessera submit` looks for it. Call with (list $ component suffix). */}}
 {{- define "tessera.metadata" -}}
 {{- $root := index . 0 -}}
-name: {{ include "tessera.fullname" $root }}-{{ index . 2 }}
+name: tessera-{{ index . 2 }}
 namespace: {{ include "tessera.namespace" $root }}
 labels:
   {{- include "tessera.labels" (list $root (index . 1)) | nindent 2 }}
@@ -57,26 +57,16 @@ imagePullSecrets:
 {{/* URL of the S3 server; empty where it is one of a cloud. */}}
 {{- define "tessera.s3Endpoint" -}}
 {{- if .Values.embedded.s3.enabled -}}
-http://{{ include "tessera.fullname" . }}-s3.{{ include "tessera.namespace" . }}:8333
+http://tessera-s3.{{ include "tessera.namespace" . }}:8333
 {{- else -}}
 {{- .Values.store.endpoint -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Environment that opens the store. The root file system is read-only, and /tmp a volume. */}}
-{{- define "tessera.storeSettings" -}}
-TESSERA_STORE: {{ .Values.store.uri | quote }}
-{{- with include "tessera.s3Endpoint" . }}
-TESSERA_S3_ENDPOINT: {{ . | quote }}
-{{- end }}
-AWS_REGION: {{ .Values.store.region | quote }}
-HOME: /tmp
-{{- end -}}
-
 {{/* URL of MLflow; empty where there is none. */}}
 {{- define "tessera.mlflowUri" -}}
 {{- if .Values.embedded.mlflow.enabled -}}
-http://{{ include "tessera.fullname" . }}-mlflow.{{ include "tessera.namespace" . }}:5000
+http://tessera-mlflow.{{ include "tessera.namespace" . }}:5000
 {{- else -}}
 {{- .Values.mlflow.trackingUri -}}
 {{- end -}}

@@ -49,7 +49,7 @@ metadata:
   {{- include "tessera.metadata" (list $root $name $name) | nindent 2 }}
 spec:
   replicas: 1
-  serviceName: {{ include "tessera.fullname" $root }}-{{ $name }}
+  serviceName: tessera-{{ $name }}
   selector:
     matchLabels:
       {{- include "tessera.selectorLabels" (list $root $name) | nindent 6 }}
@@ -58,7 +58,7 @@ spec:
       labels:
         {{- include "tessera.selectorLabels" (list $root $name) | nindent 8 }}
     spec:
-      serviceAccountName: {{ include "tessera.fullname" $root }}-{{ $name }}
+      serviceAccountName: tessera-{{ $name }}
       automountServiceAccountToken: false
       enableServiceLinks: false
       securityContext:
@@ -66,7 +66,7 @@ spec:
       volumes:
         - name: data
           persistentVolumeClaim:
-            claimName: {{ include "tessera.fullname" $root }}-{{ $name }}
+            claimName: tessera-{{ $name }}
         - name: tmp
           emptyDir: {sizeLimit: 1Gi}
       containers:
