@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.core.runtime.placement import Placement
+from components.core.runtime.stage_command import ALLOCATOR
 from components.core.store.store import LOCAL_FOLDER
 
 SETTINGS_CONFIG_MAP = "tessera-settings"
@@ -72,7 +73,7 @@ def _set_environment(step: Any) -> None:
     from kfp import kubernetes
 
     # Without a user's name, torch asks for that of the user id, which an image need not have.
-    for name, value in {"HOME": HOME, "USER": "tessera", LOCAL_FOLDER: f"{HOME}/store"}.items():
+    for name, value in {"HOME": HOME, "USER": "tessera", LOCAL_FOLDER: f"{HOME}/store", **ALLOCATOR}.items():
         step.set_env_variable(name, value)
     kubernetes.use_config_map_as_env(step, SETTINGS_CONFIG_MAP, {name: name for name in SETTINGS}, optional=True)
     kubernetes.use_secret_as_env(step, STORE_SECRET, {name: name for name in STORE_KEYS}, optional=True)
