@@ -4,6 +4,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -89,8 +90,11 @@ class Submitter:
         with tempfile.TemporaryDirectory(prefix="tessera-") as folder:
             file = Path(folder) / "pipeline.yaml"
             name = name or self._name(recipe, graph, sources, file)
-            found = self._server.find_run(check_run_name(name))
-            if found is not None and (found.is_active or (found.state == "SUCCEEDED" and self._succeeded(name))):
+            found, record = self._server.find_run(check_run_name(name)), self._record(name)
+            if record is not None and record["recipe_digest"] != recipe.digest:
+                raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
+            has_succeeded = record is not None and record["status"] == "succeeded"
+            if found is not None and (found.is_active or (found.state == "SUCCEEDED" and has_succeeded)):
                 return Submitted(name, graph, found)
             compile_pipeline(graph, sources, file, run_label=name, queues=self._queues)
             version = digest_of(file.read_text(encoding="utf-8"))[:12]
@@ -191,13 +195,14 @@ class Submitter:
             return
         refuse_large_stages(graph, pools)
 
-    def _succeeded(self, name: str) -> bool:
-        """Whether the store has a record of the run, and that it succeeded."""
-        return name in run_names(self._store) and run_record(self._store, name)["status"] == "succeeded"
+    def _record(self, name: str) -> dict[str, Any] | None:
+        """The store's record of a run, None where it has none."""
+        return run_record(self._store, name) if name in run_names(self._store) else None
 
     def _record_end(self, name: str, outcome: Outcome) -> None:
         """Record how a run ended, where its last container did not: it was cancelled, or could not be started."""
-        if run_record(self._store, name)["status"] == "running":
+        record = self._record(name)
+        if record is not None and record["status"] == "running":
             end_run(self._store, name, outcome)
 
     def _forget_earlier_attempt(self, name: str) -> None:

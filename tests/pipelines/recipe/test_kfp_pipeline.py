@@ -115,17 +115,17 @@ def test_a_pod_asks_for_volumes_tolerations_and_a_priority(tmp_path: Path) -> No
         "priority": "serving",
         "tolerations": ["team=blue:NoExecute", "spot"],
     }
-    recipe = load_recipe(GOLDEN / "recipe.yaml", [f"sft.placement={json.dumps(place)}"])
+    recipe = load_recipe(GOLDEN / "recipe.yaml", [f"eval.placement={json.dumps(place)}"])
     pods = executors(tmp_path / "pipeline.yaml", llama_nemotron(recipe), queues=True)
-    sft, distill = pods["exec-sft"], pods["exec-distill"]
-    assert sft["podMetadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "serving"
-    assert sft["podMetadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu"
-    assert sft["tolerations"] == [
+    placed, distill = pods["exec-eval"], pods["exec-distill"]
+    assert placed["podMetadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "serving"
+    assert placed["podMetadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu"
+    assert placed["tolerations"] == [
         {"key": "team", "operator": "Equal", "value": "blue", "effect": "NoExecute"},
         {"key": "spot", "operator": "Exists"},
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
     ]
-    volumes = {volume["mountPath"]: volume for volume in sft["emptyDirMounts"]}
+    volumes = {volume["mountPath"]: volume for volume in placed["emptyDirMounts"]}
     assert volumes["/dev/shm"] == {
         "volumeName": "shared-memory",
         "mountPath": "/dev/shm",

@@ -13,6 +13,7 @@ import yaml
 from components.core.base.errors import InputError, RunStopped
 from components.core.store.store import open_store
 from pipelines.cli import run_command
+from pipelines.commands.options import console
 from pipelines.recipe.schema import load_recipe
 from pipelines.records.runs import artifacts, run_record
 from pipelines.run import submit
@@ -159,8 +160,6 @@ def test_ctrl_c_leaves_the_run_and_says_how_to_go_on(only_data: Path, s3_uri: st
         def run(self, run_id: str) -> KfpRun:
             raise KeyboardInterrupt
 
-    from pipelines.commands.options import console
-
     server = Interrupted(kfp.url, "kubeflow")
     submitter = submit.Submitter(s3_uri, server, "kubeflow", queues=False, console=console())
     submitted = submitter.submit(load_recipe(only_data, [TINY]), None)
@@ -192,10 +191,9 @@ def test_what_cannot_be_submitted_is_refused_with_a_way_out(
 
 def test_a_name_belongs_to_one_recipe(only_data: Path, s3_uri: str, kfp: FakeKfp) -> None:
     assert run_command(command(only_data, s3_uri, kfp, "--run", "mine")) == 0
-    kfp.runs[0]["state"] = "FAILED"
-    server = KfpServer(kfp.url, "kubeflow")
-    from pipelines.commands.options import console
-
-    submitter = submit.Submitter(s3_uri, server, "kubeflow", queues=False, console=console())
-    with pytest.raises(InputError, match="run 'mine' of another recipe"):
-        submitter.submit(load_recipe(only_data, [TINY, "seed=5"]), "mine")
+    submitter = submit.Submitter(s3_uri, KfpServer(kfp.url, "kubeflow"), "kubeflow", queues=False, console=console())
+    for state in ("RUNNING", "FAILED"):
+        kfp.runs[0]["state"] = state
+        with pytest.raises(InputError, match="run 'mine' of another recipe"):
+            submitter.submit(load_recipe(only_data, [TINY, "seed=5"]), "mine")
+    assert len(kfp.runs) == 1
