@@ -45,7 +45,7 @@ def page() -> str:
     return template.render(chart=yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8")), sections=sections)
 
 
-def _walk(node: yaml.Node, defaults: object, path: tuple[str, ...], lines: Sequence[str]) -> Iterator[Value]:
+def _walk(node: yaml.Node | None, defaults: object, path: tuple[str, ...], lines: Sequence[str]) -> Iterator[Value]:
     """Rows of the keys below a node."""
     if not (isinstance(node, yaml.MappingNode) and isinstance(defaults, dict) and defaults):
         raise ValueError(f"{'.'.join(path)} has no description in values.yaml: add a comment that begins with `# --`")

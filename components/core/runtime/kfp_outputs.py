@@ -66,7 +66,7 @@ class ExecutorInput:
             path = self._local_path(artifact["uri"])
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        own = {key: artifact[key] for key in ("name", "type", "uri") if key in artifact}
+        own: Artifact = {key: artifact[key] for key in ("name", "type", "uri") if key in artifact}
         self._written[name] = {**own, "metadata": {**artifact.get("metadata", {}), **metadata}}
 
     def close(self) -> None:
