@@ -96,7 +96,7 @@ def test_every_pod_passes_pod_security_restricted(objects: list[Object]) -> None
         (("hostNetwork",), True),
         (("volumes", 0), {"name": "host", "hostPath": {"path": "/"}}),
         (("securityContext", "runAsNonRoot"), False),
-        (("securityContext", "seccompProfile"), None),
+        (("securityContext", "seccompProfile"), {}),
         (("securityContext", "seccompProfile", "type"), "Unconfined"),
         (("containers", 0, "securityContext"), {}),
         (("containers", 0, "securityContext", "privileged"), True),

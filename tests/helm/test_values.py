@@ -45,7 +45,7 @@ POOL = {"name": "cpu", "quotas": {"cpu": 1}}
         ({"queues": {"priorities": {"urgent": 1000}}}, ["urgent is 1000, and must be below serving (1000)"]),
         ({"network": {"egress": {"proxy": {"cidrs": ["10.0.0.0"], "ports": [1]}}}}, ["/network/egress/proxy/cidrs/0"]),
         ({"network": {"egress": {"proxy": {"cidrs": ["10.0.0.0/8"]}}}}, ["missing property 'ports'"]),
-        ({"pipelines": {"environment": {"HOME": "/root"}}}, ["/pipelines/environment", "HOME"]),
+        ({"pipelines": {"environment": {"HOME": "/root"}}}, ["invalid propertyName 'HOME'"]),
         ({"pipelines": {"environment": {"A": 1}}}, ["/pipelines/environment/A", "want string"]),
         ({"serving": {"port": 70000}}, ["/serving/port"]),
         ({"monitoring": {"interval": "often"}}, ["/monitoring/interval"]),
@@ -136,9 +136,10 @@ def test_settings_without_the_embedded_parts_are_those_of_the_values() -> None:
 def test_images_are_named_as_the_pipeline_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = EXAMPLES["gpu"]["images"]["prefix"]
     monkeypatch.setenv("TESSERA_IMAGES", prefix)
-    tag = image("data").removeprefix(f"{prefix}/data")
+    named = image("data")
+    assert named.startswith(f"{prefix}/")
     (template,) = pod_templates(render(EXAMPLES["gpu"]))
-    assert template["spec"]["containers"][0]["image"] == f"{prefix}/train{tag}"
+    assert template["spec"]["containers"][0]["image"] == f"{prefix}/train:{named.rpartition(':')[2]}"
 
 
 def test_identities_and_pull_secrets_are_on_the_accounts() -> None:
