@@ -39,6 +39,11 @@ labels:
   {{- include "tessera.labels" (list $root (index . 1)) | nindent 2 }}
 {{- end -}}
 
+{{/* A quantity as it is written: Helm reads numbers as floats, and would print 10000000 as 1e+07. */}}
+{{- define "tessera.quantity" -}}
+{{- kindIs "string" . | ternary . (. | int64 | toString) | quote -}}
+{{- end -}}
+
 {{/* An image of ours. Call with (list $ name). */}}
 {{- define "tessera.image" -}}
 {{- $root := index . 0 -}}

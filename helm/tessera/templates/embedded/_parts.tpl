@@ -22,7 +22,7 @@ spec:
   {{- end }}
   resources:
     requests:
-      storage: {{ (index $root.Values.embedded $name).size }}
+      storage: {{ include "tessera.quantity" (index $root.Values.embedded $name).size }}
 ---
 apiVersion: v1
 kind: Service
