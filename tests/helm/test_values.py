@@ -13,10 +13,13 @@ import pytest
 import yaml
 from mlflow.server.security_utils import is_allowed_host_header
 
+from components.core.runtime.placement import Placement
 from components.core.runtime.stage_command import TRACKING_URI
 from components.core.store.bucket import Bucket
+from components.core.store.store import LOCAL_FOLDER
 from infra.chart import CHART, render
 from infra.chart_page import PAGE, documented_values, page
+from pipelines.recipe import pod_settings
 from pipelines.recipe.kfp_pipeline import image
 from tests.helm.cases import CASES, EXAMPLES, Object, find, pod_templates
 
@@ -140,6 +143,20 @@ def test_images_are_named_as_the_pipeline_names_them(monkeypatch: pytest.MonkeyP
     assert named.startswith(f"{prefix}/")
     (template,) = pod_templates(render(EXAMPLES["gpu"]))
     assert template["spec"]["containers"][0]["image"] == f"{prefix}/train:{named.rpartition(':')[2]}"
+
+
+def test_what_pods_of_a_pipeline_look_for_is_what_the_chart_installs() -> None:
+    environment = settings(EXAMPLES["small"])
+    assert set(pod_settings.SETTINGS) <= environment.keys()
+    assert environment["HOME"] == pod_settings.HOME
+    assert environment[LOCAL_FOLDER].startswith(f"{pod_settings.HOME}/")
+    assert EXAMPLES["small"]["store"]["existingSecret"] == pod_settings.STORE_SECRET
+    objects = render(EXAMPLES["gpu"])
+    find(objects, "ConfigMap", pod_settings.SETTINGS_CONFIG_MAP)
+    for pool in {pod_settings.node_pool(Placement()), pod_settings.node_pool(Placement(gpus=1))}:
+        find(objects, "LocalQueue", pool)
+        flavor = find(objects, "ResourceFlavor", f"tessera-{pool}")
+        assert flavor["spec"]["nodeLabels"][pod_settings.POOL_LABEL] == pool
 
 
 def test_identities_and_pull_secrets_are_on_the_accounts() -> None:
