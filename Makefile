@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
+.PHONY: help install demo test test-gpu test-cluster cluster-up cluster-down check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,15 @@ chart-render: install ## Print what an install of the Helm chart would apply: ma
 
 chart-docs: install ## Renew the page of the Helm chart
 	$(BIN)/python -m infra.chart_page
+
+cluster-up: install ## Start a Kubernetes cluster on this machine, as root; builds its programs the first time
+	PYTHONPATH=. $(BIN)/python -m infra.testcluster up
+
+test-cluster: install ## The tests that need a cluster: the one of cluster-up, or the one that KUBECONFIG names
+	$(if $(KUBECONFIG),,PYTHONPATH=. $(BIN)/python -m infra.testcluster exec) $(BIN)/python -m pytest -m cluster tests/cluster
+
+cluster-down: install ## Stop the cluster; its state stays for the next start: make cluster-down [WIPE=1]
+	PYTHONPATH=. $(BIN)/python -m infra.testcluster down $(if $(WIPE),--wipe)
 
 chaos: install ## Kill runs at random and compare their ends: make chaos SECONDS=600 [SEED=1] [OUT=chaos.json]
 	PYTHONPATH=. $(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) \

@@ -1,0 +1,3 @@
+module tessera/testcluster/pause
+
+go 1.26.8
