@@ -88,7 +88,9 @@ def make_certificates(layout: Layout) -> None:
 def _make_authority(folder: Path) -> None:
     key, name = _new_key(folder / "ca.key"), _name("tessera-testcluster")
     usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
-    builder = _builder(name, name, key).add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    builder = _builder(name, name, key, key).add_extension(
+        x509.BasicConstraints(ca=True, path_length=None), critical=True
+    )
     certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
     (folder / "ca.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -98,7 +100,7 @@ def _sign(folder: Path, identity: Identity) -> None:
     authority_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     assert isinstance(authority_key, rsa.RSAPrivateKey)
     key = _new_key(folder / f"{identity.name}.key")
-    builder = _builder(_name(identity.user, identity.group), authority.subject, key)
+    builder = _builder(_name(identity.user, identity.group), authority.subject, key, authority_key)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
@@ -109,7 +111,9 @@ def _sign(folder: Path, identity: Identity) -> None:
     (folder / f"{identity.name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: rsa.RSAPrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: rsa.RSAPrivateKey, issuer_key: rsa.RSAPrivateKey
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -119,6 +123,8 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: rsa.RSAPrivateKey) -> x
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + VALID)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
 
 

@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -38,13 +39,15 @@ class Runner:
             TestClusterError: it ends, or is not ready in time; the message has the end of its log.
         """
         for command in service.before:
-            self._repeat(command, service)
+            self._repeat(command, service, started=False)
         if self.process(service) is None:
             self._launch(service)
         if service.ready_url:
-            self._wait(lambda: _answers(service.ready_url), service, f"{service.ready_url} does not answer")
+            self._wait(
+                lambda: _answers(service.ready_url), service, f"{service.ready_url} does not answer", started=True
+            )
         for command in service.after:
-            self._repeat(command, service)
+            self._repeat(command, service, started=True)
 
     def stop(self, service: Service) -> None:
         """End a service: SIGTERM, and SIGKILL after its grace period."""
@@ -92,20 +95,26 @@ class Runner:
             link.unlink(missing_ok=True)
             link.symlink_to(target)
         self.log(service).parent.mkdir(parents=True, exist_ok=True)
-        with self.log(service).open("a") as log:
-            process = subprocess.Popen(
-                service.command,
-                env={**self._environment, **service.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        program = shutil.which(service.command[0], path=self._environment["PATH"])
+        if program is None:
+            raise TestClusterError(f"{service.command[0]} is not installed and not among the programs that were built")
+        # A spawned process, other than a Popen object, may outlive the one that started it without a warning.
+        pid = os.posix_spawn(
+            program,
+            service.command,
+            {**self._environment, **service.environment},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self.log(service)), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
         self._record(service).parent.mkdir(parents=True, exist_ok=True)
-        created = psutil.Process(process.pid).create_time()
-        self._record(service).write_text(json.dumps({"pid": process.pid, "created": created}))
+        created = psutil.Process(pid).create_time()
+        self._record(service).write_text(json.dumps({"pid": pid, "created": created}))
 
-    def _repeat(self, command: Command, service: Service) -> None:
+    def _repeat(self, command: Command, service: Service, *, started: bool) -> None:
         """Run a command until it succeeds: an API server that has just started refuses some for a moment."""
         failures: list[str] = []
 
@@ -115,18 +124,30 @@ class Runner:
                 failures.append(done.stderr.strip())
             return done.returncode == 0
 
-        self._wait(succeeds, service, f"`{' '.join(command)}` fails", failures)
+        self._wait(succeeds, service, f"`{' '.join(command)}` fails", started=started, details=failures)
 
-    def _wait(self, ready: Callable[[], bool], service: Service, problem: str, details: Iterable[str] = ()) -> None:
-        deadline, started = time.monotonic() + service.patience_s, self.process(service) is not None
+    def _wait(
+        self,
+        ready: Callable[[], bool],
+        service: Service,
+        problem: str,
+        *,
+        started: bool,
+        details: Sequence[str] = (),
+    ) -> None:
+        """Wait until a service is ready; one that was started has to go on running."""
+        deadline = time.monotonic() + service.patience_s
         while not ready():
-            died = started and self.process(service) is None
-            if died or time.monotonic() > deadline:
-                state = "it has ended" if died else f"not after {service.patience_s:g} s"
-                raise TestClusterError(
-                    f"{service.name} is not ready ({state}): {problem}\n{[*details][-1:] or ''}\n"
-                    f"the end of {self.log(service)}:\n{self._log_end(service)}"
-                )
+            ended = started and self.process(service) is None
+            if ended or time.monotonic() > deadline:
+                lines = [
+                    f"{service.name} is not ready ({'it has ended' if ended else f'not after {service.patience_s:g} s'}):",
+                    problem,
+                    *details[-1:],
+                    f"the end of {self.log(service)}:",
+                    self._log_end(service),
+                ]
+                raise TestClusterError("\n".join(lines))
             time.sleep(POLL_S)
 
     def _log_end(self, service: Service) -> str:

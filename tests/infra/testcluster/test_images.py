@@ -1,0 +1,47 @@
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+from infra.testcluster.images import HOST, host_image, program_image, write_image
+
+
+def contents(archive: Path) -> tuple[dict[str, object], dict[str, object], bytes]:
+    with tarfile.open(archive) as tar:
+        manifest = json.loads(tar.extractfile("manifest.json").read())[0]
+        return manifest, json.loads(tar.extractfile(manifest["Config"]).read()), tar.extractfile("layer.tar").read()
+
+
+def test_an_archive_names_its_config_and_layer_by_their_digests(tmp_path: Path) -> None:
+    write_image(host_image(), tmp_path / "host.tar")
+    manifest, config, layer = contents(tmp_path / "host.tar")
+    assert manifest["RepoTags"] == [HOST]
+    assert config["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(layer).hexdigest()}"]
+
+
+def test_the_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        write_image(host_image(), tmp_path / name)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_the_host_image_is_a_skeleton_for_the_hosts_programs_and_not_roots(tmp_path: Path) -> None:
+    write_image(host_image(), tmp_path / "host.tar")
+    _, config, layer = contents(tmp_path / "host.tar")
+    (tmp_path / "layer.tar").write_bytes(layer)
+    with tarfile.open(tmp_path / "layer.tar") as tar:
+        assert tar.getmember("lib64").linkname == "usr/lib64"
+        assert tar.getmember("tmp").mode == 0o1777
+        assert tar.getnames().index("var") < tar.getnames().index("var/tmp")
+    assert config["config"]["User"] == "65532"
+
+
+def test_a_program_image_starts_its_program(tmp_path: Path) -> None:
+    (tmp_path / "pause").write_bytes(b"\x7fELF")
+    write_image(program_image("example.test/pause:1", tmp_path / "pause"), tmp_path / "pause.tar")
+    _, config, layer = contents(tmp_path / "pause.tar")
+    (tmp_path / "layer.tar").write_bytes(layer)
+    assert config["config"]["Entrypoint"] == ["/bin/pause"]
+    with tarfile.open(tmp_path / "layer.tar") as tar:
+        assert tar.extractfile("bin/pause").read() == b"\x7fELF"
+        assert tar.getmember("bin/pause").mode == 0o755
