@@ -1,4 +1,4 @@
-"""SeaweedFS as an S3 server on the loopback interface, which can be killed and come back as it was."""
+"""SeaweedFS as an S3 server, on the loopback interface by default, which can be killed and come back as it was."""
 
 import contextlib
 import json
@@ -37,12 +37,12 @@ PORTS = (
 class S3Server:
     """A server with one bucket, an identity that may do everything, and one that may only read."""
 
-    def __init__(self, folder: Path, memory: str = "256MiB") -> None:
+    def __init__(self, folder: Path, memory: str = "256MiB", host: str = "127.0.0.1") -> None:
         self.key, self.secret = "test", uuid.uuid4().hex
         self.reader = ("reader", uuid.uuid4().hex)
-        self._memory = memory
+        self._memory, self._host = memory, host
         self._folder, self._ports = folder, _server_ports()
-        self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
+        self.endpoint = f"http://{host}:{self._ports['s3.port']}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,8 +67,8 @@ class S3Server:
         options = {
             **self._ports,
             "dir": self._folder,
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
+            "ip": self._host,
+            "ip.bind": self._host,
             "admin.ui": "false",
             "admin.password": uuid.uuid4().hex,
             "webdav": "false",

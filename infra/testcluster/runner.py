@@ -140,8 +140,9 @@ class Runner:
         while not ready():
             ended = started and self.process(service) is None
             if ended or time.monotonic() > deadline:
+                state = "it has ended" if ended else f"not after {service.patience_s:g} s"
                 lines = [
-                    f"{service.name} is not ready ({'it has ended' if ended else f'not after {service.patience_s:g} s'}):",
+                    f"{service.name} is not ready ({state}):",
                     problem,
                     *details[-1:],
                     f"the end of {self.log(service)}:",
