@@ -131,7 +131,7 @@ def build(modules: ModuleSet, layout: Layout) -> float:
         folder = Path(scratch, "new")
         folder.mkdir()
         with _complete_sources(modules, Path(scratch)) as more:
-            command = ["go", "build", *more, "-trimpath", "-tags", modules.tags]
+            command = ["go", "build", *more, "-trimpath", "-buildvcs=false", "-tags", modules.tags]
             _go(
                 [*command, "-ldflags", f"-s -w {modules.ldflags}".strip(), "-o", f"{folder}/", modules.packages],
                 modules,
@@ -198,11 +198,5 @@ def _go(command: list[str], modules: ModuleSet) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """No other Go version is downloaded, no repository is cloned, and no C compiler is needed."""
-    flags = os.environ.get("GOFLAGS", "-p=2")
-    return {
-        **os.environ,
-        "GOTOOLCHAIN": "local",
-        "CGO_ENABLED": "0",
-        "GOFLAGS": f"{flags} -buildvcs=false -mod=readonly",
-    }
+    """No other Go version is downloaded, and no C compiler is needed."""
+    return {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
