@@ -1,5 +1,6 @@
 """Controllers on top of Kubernetes: JobSet, Trainer, Kueue, KWOK's simulated nodes, Argo Workflows."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -175,7 +176,12 @@ def _argo(layout: Layout) -> Service:
 
 
 def _controller(
-    controller: Controller, layout: Layout, program: str, settings: dict[str, object], known: Command, health_port: int
+    controller: Controller,
+    layout: Layout,
+    program: str,
+    settings: Mapping[str, object],
+    known: Command,
+    health_port: int,
 ) -> Service:
     """A controller with a settings file, its certificate for webhooks, and its webhooks applied when it answers."""
     path, certificates = layout.state / f"{controller.name}.yaml", _serving_certificates(controller, layout)
@@ -186,7 +192,7 @@ def _controller(
         command=(program, f"--config={path}"),
         environment={"TMPDIR": str(layout.state / "tmp" / controller.name)},
         files={
-            path: yaml.safe_dump(settings),
+            path: yaml.safe_dump(dict(settings)),
             certificates / "tls.crt": (keys / "webhook.crt").read_text(),
             certificates / "tls.key": (keys / "webhook.key").read_text(),
         },

@@ -2,14 +2,22 @@ import hashlib
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from infra.testcluster.images import HOST, host_image, program_image, write_image
 
 
-def contents(archive: Path) -> tuple[dict[str, object], dict[str, object], bytes]:
+def read(tar: tarfile.TarFile, name: str) -> bytes:
+    stream = tar.extractfile(name)
+    assert stream is not None
+    return stream.read()
+
+
+def contents(archive: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """The manifest, the config and the layer of an archive."""
     with tarfile.open(archive) as tar:
-        manifest = json.loads(tar.extractfile("manifest.json").read())[0]
-        return manifest, json.loads(tar.extractfile(manifest["Config"]).read()), tar.extractfile("layer.tar").read()
+        manifest = json.loads(read(tar, "manifest.json"))[0]
+        return manifest, json.loads(read(tar, manifest["Config"])), read(tar, "layer.tar")
 
 
 def test_an_archive_names_its_config_and_layer_by_their_digests(tmp_path: Path) -> None:
@@ -43,5 +51,5 @@ def test_a_program_image_starts_its_program(tmp_path: Path) -> None:
     (tmp_path / "layer.tar").write_bytes(layer)
     assert config["config"]["Entrypoint"] == ["/bin/pause"]
     with tarfile.open(tmp_path / "layer.tar") as tar:
-        assert tar.extractfile("bin/pause").read() == b"\x7fELF"
+        assert read(tar, "bin/pause") == b"\x7fELF"
         assert tar.getmember("bin/pause").mode == 0o755

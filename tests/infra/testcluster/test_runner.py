@@ -46,6 +46,7 @@ def sleeper(runner: Runner) -> Iterator[Service]:
 
 def test_a_service_runs_until_it_is_stopped(runner: Runner, sleeper: Service) -> None:
     process = runner.process(sleeper)
+    assert process is not None
     assert process.cmdline() == ["sleep", "600"]
     runner.stop(sleeper)
     assert runner.process(sleeper) is None
@@ -120,6 +121,7 @@ def test_a_service_that_ignores_sigterm_is_killed_after_its_grace_period(layout:
     )
     runner.start(toy)
     process, started = runner.process(toy), time.monotonic()
+    assert process is not None
     runner.stop(toy)
     assert time.monotonic() - started >= 0.2
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
