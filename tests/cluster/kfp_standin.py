@@ -147,8 +147,8 @@ class KfpStandIn:
 
     def _start(self, asked: Values) -> Values:
         version = asked.get("pipeline_version_reference", {}).get("pipeline_version_id")
-        documents = self._documents.get(version) if version else [asked.get("pipeline_spec")]
-        if not documents or documents[0] is None:
+        documents = self._documents.get(str(version))
+        if documents is None:
             raise Refused(404, f"the pipeline version {version} is not found")
         parameters = asked.get("runtime_config", {}).get("parameters", {})
         run = {key: asked[key] for key in ("display_name", "experiment_id", "runtime_config") if key in asked}

@@ -16,6 +16,7 @@ IMAGE = os.environ.get("TESSERA_TEST_IMAGE", HOST)
 """Image of test pods. The default is a skeleton that has Python through mounts of this machine's folders."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 GPU = "nvidia.com/gpu"
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "HOME": "/tmp", "PATH": f"{sys.prefix}/bin:/usr/bin:/bin"}
 SMALL = {"cpu": "20m", "memory": "64Mi"}
 """The real node has two cores for all tests and for the cluster itself."""
 
@@ -25,6 +26,16 @@ def host_folders() -> dict[str, Path]:
     base = Path(sys.base_prefix)
     folders = {"usr": Path("/usr"), "environment": Path(sys.prefix), "python": base, "project": ROOT}
     return {name: path for name, path in folders.items() if name == "usr" or not path.is_relative_to("/usr")}
+
+
+def host_mounts() -> list[Object]:
+    """Mounts of the host's folders in a container."""
+    return [{"name": name, "mountPath": str(path), "readOnly": True} for name, path in host_folders().items()]
+
+
+def host_volumes() -> list[Object]:
+    """The pod's volumes for `host_mounts`; the namespace has the claims of `volume_objects`."""
+    return [{"name": name, "persistentVolumeClaim": {"claimName": name, "readOnly": True}} for name in host_folders()]
 
 
 def volume_objects(namespace: str) -> list[Object]:
@@ -53,13 +64,11 @@ def volume_objects(namespace: str) -> list[Object]:
 
 def pod_spec(command: list[str], *, resources: dict[str, str] = SMALL, secret: str | None = None) -> Object:
     """A pod that runs one command once, with the host's folders and a place for temporary files."""
-    paths = host_folders()
-    environment = [{"name": "PYTHONPATH", "value": str(ROOT)}, {"name": "HOME", "value": "/tmp"}]
     container = {
         "name": "main",
         "image": IMAGE,
         "command": command,
-        "env": environment,
+        "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
         "envFrom": [{"secretRef": {"name": secret}}] if secret else [],
         "resources": {"requests": resources, "limits": {key: resources[key] for key in (GPU,) if key in resources}},
         "securityContext": {
@@ -67,17 +76,13 @@ def pod_spec(command: list[str], *, resources: dict[str, str] = SMALL, secret: s
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [
-            *({"name": name, "mountPath": str(path), "readOnly": True} for name, path in paths.items()),
-            {"name": "tmp", "mountPath": "/tmp"},
-        ],
+        "volumeMounts": [*host_mounts(), {"name": "tmp", "mountPath": "/tmp"}],
     }
-    claims = [{"name": name, "persistentVolumeClaim": {"claimName": name, "readOnly": True}} for name in paths]
     return {
         "restartPolicy": "Never",
         "securityContext": {"runAsNonRoot": True, "runAsUser": NOBODY, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
-        "volumes": [*claims, {"name": "tmp", "emptyDir": {}}],
+        "volumes": [*host_volumes(), {"name": "tmp", "emptyDir": {}}],
     }
 
 

@@ -26,12 +26,12 @@ pathlib.Path(executor_input["outputFile"]).write_text(json.dumps({"artifacts": {
 """
 
 
-@dsl.container_component
+@dsl.container_component  # type: ignore[untyped-decorator]
 def write(text: str, out: dsl.OutputPath(str)):  # type: ignore[valid-type]
     return dsl.ContainerSpec(image="tessera/toy:1", command=["python", "-c", WRITE], args=[text, out])
 
 
-@dsl.container_component
+@dsl.container_component  # type: ignore[untyped-decorator]
 def join(texts: list, page: dsl.Output[dsl.HTML], optional: str = ""):  # type: ignore[type-arg]
     return dsl.ContainerSpec(image="tessera/toy:1", command=["python", "-c", JOIN], args=[texts, "{{$}}", optional])
 
@@ -39,7 +39,7 @@ def join(texts: list, page: dsl.Output[dsl.HTML], optional: str = ""):  # type: 
 def compile_toy(path: Path, queue: str | None = None) -> Path:
     """Compile it: a first text, two in a loop, all joined on a page, and a last text whatever happens."""
 
-    @dsl.pipeline(name="toy")
+    @dsl.pipeline(name="toy")  # type: ignore[untyped-decorator]
     def pipeline(first: str, last: str):
         final = write(text=last)
         with dsl.ExitHandler(final, name="stages"):
