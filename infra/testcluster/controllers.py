@@ -114,7 +114,8 @@ def _kwok(layout: Layout) -> Service:
         command=("kwok", *stages, *(f"--{name}={value}" for name, value in options.items())),
         files={nodes: yaml.safe_dump_all(simulated_nodes(NODE_POOLS), sort_keys=False)},
         after=(
-            apply_file(nodes),
+            # Not from the server's side: such a request would drop the nodes' status, which has their GPUs.
+            ("kubectl", "apply", "--filename", str(nodes)),
             ("kubectl", "wait", "--for=condition=Ready", "node", f"--selector={KWOK_NODES}", "--timeout=5s"),
         ),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from kubernetes import client, config, dynamic
-from kubernetes.dynamic.exceptions import NotFoundError
+from kubernetes.dynamic.exceptions import NotFoundError, ResourceNotFoundError
 
 from infra.testcluster.layout import GATEWAY, Layout
 from tests.cluster.objects import Object, volume_objects
@@ -32,6 +32,13 @@ class Cluster:
     def __init__(self, api: dynamic.DynamicClient, namespace: str) -> None:
         self.namespace = namespace
         self._api, self._made = api, list[Object]()
+
+    def need(self, api_version: str, kind: str) -> None:
+        """Skip the test where the cluster does not have a kind."""
+        with contextlib.suppress(ResourceNotFoundError):
+            self._kind(api_version, kind)
+            return
+        pytest.skip(f"the cluster has no {kind} of {api_version}")
 
     def create(self, *objects: Object) -> None:
         """Create objects; `remove` deletes those that no namespace holds."""

@@ -14,15 +14,20 @@ Object = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("TESSERA_TEST_IMAGE", HOST)
 """Image of test pods. The default is a skeleton that has Python through mounts of this machine's folders."""
+PYTHON = sys.executable if IMAGE == HOST else "python"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 GPU = "nvidia.com/gpu"
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "HOME": "/tmp", "PATH": f"{sys.prefix}/bin:/usr/bin:/bin"}
+ENVIRONMENT = {"HOME": "/tmp"}
+if IMAGE == HOST:
+    ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "PATH": f"{sys.prefix}/bin:/usr/bin:/bin"}
 SMALL = {"cpu": "20m", "memory": "64Mi"}
 """The real node has two cores for all tests and for the cluster itself."""
 
 
 def host_folders() -> dict[str, Path]:
     """Folders that a pod needs to run this project as it runs here, each mounted at its own path."""
+    if IMAGE != HOST:
+        return {}
     base = Path(sys.base_prefix)
     folders = {"usr": Path("/usr"), "environment": Path(sys.prefix), "python": base, "project": ROOT}
     return {name: path for name, path in folders.items() if name == "usr" or not path.is_relative_to("/usr")}

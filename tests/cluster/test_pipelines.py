@@ -61,6 +61,7 @@ def runner_rights() -> list[Object]:
 
 @pytest.fixture
 def standin(cluster: Cluster) -> Iterator[KfpStandIn]:
+    cluster.need(ARGO, "Workflow")
     cluster.create(*runner_rights())
     additions = PodAdditions(
         image=IMAGE, environment=ENVIRONMENT, mounts=tuple(host_mounts()), volumes=tuple(host_volumes())

@@ -1,12 +1,10 @@
-import sys
 import uuid
 
 import pytest
 from kubernetes.dynamic.exceptions import ForbiddenError
 
-from infra.testcluster.layout import NODE
 from tests.cluster.conftest import Cluster
-from tests.cluster.objects import pod
+from tests.cluster.objects import PYTHON, pod
 from tests.s3_server import BUCKET, S3Server
 
 pytestmark = pytest.mark.cluster
@@ -29,22 +27,23 @@ client.fput_object("{bucket}", "{key}", "/etc/passwd")
 """
 
 
-def test_a_pod_runs_on_the_real_node_to_its_end(cluster: Cluster) -> None:
-    cluster.create(pod("hello", [sys.executable, "-c", "print('hello')"]))
+def test_a_pod_runs_on_a_real_node_to_its_end(cluster: Cluster) -> None:
+    cluster.create(pod("hello", [PYTHON, "-c", "print('hello')"]))
     ended = cluster.wait_for_pod("hello")
     assert cluster.log("hello").split() == ["hello"]
     assert ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
-    assert ended["spec"]["nodeName"] == NODE
+    node = cluster.get("v1", "Node", ended["spec"]["nodeName"])
+    assert "kwok.x-k8s.io/node" not in node["metadata"].get("annotations", {})
 
 
 def test_a_pod_that_fails_shows_its_exit_code(cluster: Cluster) -> None:
-    cluster.create(pod("broken", [sys.executable, "-c", "raise SystemExit(3)"]))
+    cluster.create(pod("broken", [PYTHON, "-c", "raise SystemExit(3)"]))
     ended = cluster.wait_for_pod("broken", phase="Failed")
     assert ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 3
 
 
 def test_a_pod_reaches_the_api_server_by_name_with_its_own_token(cluster: Cluster) -> None:
-    cluster.create(pod("asks", [sys.executable, "-c", ASK_API_SERVER]))
+    cluster.create(pod("asks", [PYTHON, "-c", ASK_API_SERVER]))
     cluster.wait_for_pod("asks")
     assert cluster.log("asks").split() == ["1"]
 
@@ -65,6 +64,6 @@ def test_a_pod_writes_to_the_tests_s3_server(cluster: Cluster, pod_s3: S3Server)
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3"}, "stringData": pod_s3.environment}
     cluster.create(secret)
     key = uuid.uuid4().hex
-    cluster.create(pod("puts", [sys.executable, "-c", PUT_OBJECT.format(bucket=BUCKET, key=key)], secret="s3"))
+    cluster.create(pod("puts", [PYTHON, "-c", PUT_OBJECT.format(bucket=BUCKET, key=key)], secret="s3"))
     cluster.wait_for_pod("puts")
     assert b"root:x:0:0" in pod_s3.client().get_object(BUCKET, key).data

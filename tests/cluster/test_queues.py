@@ -1,12 +1,14 @@
 import pytest
 
 from infra.testcluster.layout import POOL_LABEL
+from infra.testcluster.manifests import KWOK_NODES
 from infra.testcluster.services import REAL_POOL
 from tests.cluster.conftest import Cluster
 from tests.cluster.objects import GPU, SMALL, Object, flavor, queued_job, queues
 
 pytestmark = pytest.mark.cluster
 
+KUEUE = "kueue.x-k8s.io/v1beta2"
 ONE_AT_A_TIME = {"cpu": "30m", "memory": "1Gi", GPU: "0"}
 TWO_NODES = {"cpu": "100", "memory": "1Ti", GPU: "16"}
 SLEEP = ["/usr/bin/sleep", "600"]
@@ -15,6 +17,9 @@ SLEEP = ["/usr/bin/sleep", "600"]
 @pytest.fixture
 def pools(cluster: Cluster) -> dict[str, str]:
     """Queues over the real node and two pools of simulated GPU nodes; the flavor of each pool."""
+    cluster.need(KUEUE, "ClusterQueue")
+    if not cluster.all("v1", "Node", label_selector=KWOK_NODES):
+        pytest.skip("the cluster has no simulated nodes")
     names = {pool: f"{cluster.namespace}-{pool}" for pool in (REAL_POOL, "h100", "l40s")}
     cluster.create(*(flavor(name, pool) for pool, name in names.items()))
     quotas = {names[REAL_POOL]: ONE_AT_A_TIME, names["h100"]: TWO_NODES, names["l40s"]: TWO_NODES}
@@ -37,7 +42,7 @@ def workload(cluster: Cluster, job: str) -> Object:
         f"Kueue knows {job}",
         lambda: [
             each
-            for each in cluster.all("kueue.x-k8s.io/v1beta2", "Workload")
+            for each in cluster.all(KUEUE, "Workload")
             if any(owner["name"] == job for owner in each["metadata"].get("ownerReferences", []))
         ],
     )
@@ -82,7 +87,7 @@ def test_a_job_that_asks_for_more_than_its_pool_has_is_never_started(cluster: Cl
 def test_a_job_of_higher_priority_preempts_one_that_comes_back(cluster: Cluster, pools: dict[str, str]) -> None:
     high = f"{cluster.namespace}-high"
     priority = {"metadata": {"name": high}, "value": 1000, "description": "preempts"}
-    cluster.create({"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "WorkloadPriorityClass", **priority})
+    cluster.create({"apiVersion": KUEUE, "kind": "WorkloadPriorityClass", **priority})
     cluster.create(in_pool(queued_job("low", "main", SLEEP), REAL_POOL))
     cluster.wait("low runs", lambda: job_status(cluster, "low").get("active") == 1)
     cluster.create(in_pool(queued_job("high", "main", SLEEP, priority=high), REAL_POOL))

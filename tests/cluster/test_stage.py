@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import Cluster
-from tests.cluster.objects import ROOT, pod
+from tests.cluster.objects import PYTHON, ROOT, pod
 from tests.s3_server import BUCKET, S3Server, fresh_prefix
 
 pytestmark = pytest.mark.cluster
@@ -15,16 +15,16 @@ CONFIG = {"arithmetic": {"num_train": 200, "num_chats": 40, "num_validation": 16
 OUTPUTS = ("tokenizer", "corpus", "chats", "problems")
 
 
-def data_stage(store: str, folder: str) -> list[str]:
+def data_stage(python: str, store: str, folder: str) -> list[str]:
     """The command line of a small data stage that writes the digests of its outputs below a folder."""
-    command = [sys.executable, "-m", "components.core.runtime.stage_command", "components.data.config:STAGE"]
+    command = [python, "-m", "components.core.runtime.stage_command", "components.data.config:STAGE"]
     command += ["--config", json.dumps(CONFIG), "--store", store, "--run", "cluster-1", "--label", "data"]
     return command + [text for name in OUTPUTS for text in ("--output", name, f"{folder}/{name}")]
 
 
 def run_here(store: str, folder: Path) -> dict[str, str]:
     """Digests of the outputs of the same stage, run by this process's machine."""
-    subprocess.run(data_stage(store, str(folder)), cwd=ROOT, check=True)
+    subprocess.run(data_stage(sys.executable, store, str(folder)), cwd=ROOT, check=True)
     return {name: (folder / name).read_text() for name in OUTPUTS}
 
 
@@ -35,7 +35,7 @@ def test_a_stage_in_a_pod_makes_the_digests_that_it_makes_here(
     prefix = store.removeprefix(f"s3://{BUCKET}/")
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3"}, "stringData": pod_s3.environment}
     resources = {"cpu": "100m", "memory": "1Gi"}
-    cluster.create(secret, pod("data", data_stage(store, "/tmp/digests"), resources=resources, secret="s3"))
+    cluster.create(secret, pod("data", data_stage(PYTHON, store, "/tmp/digests"), resources=resources, secret="s3"))
     cluster.wait_for_pod("data")
     records = [each.object_name for each in pod_s3.client().list_objects(BUCKET, f"{prefix}/stages/")]
     assert len(records) == 1

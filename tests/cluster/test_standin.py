@@ -130,6 +130,14 @@ def test_what_is_not_known_is_refused_by_name(compiled: Path) -> None:
         workflow(pipeline, {}, {"first": "a", "last": "z", "lost": ""}, ADDITIONS, {})
 
 
+def test_the_pipeline_of_a_recipe_uses_nothing_that_is_not_known() -> None:
+    golden = Path(__file__).parents[1] / "pipelines" / "recipe" / "golden" / "pipeline.yaml"
+    pipeline, platform = yaml.safe_load_all(golden.read_text())
+    made = workflow(pipeline, platform, {"store": "s3://tessera/store", "run": "golden-1"}, ADDITIONS, {})
+    containers = [each for each in made["spec"]["templates"] if "container" in each]
+    assert len(containers) >= len(pipeline["deploymentSpec"]["executors"])
+
+
 @pytest.fixture
 def workflows() -> MemoryWorkflows:
     return MemoryWorkflows()

@@ -1,12 +1,11 @@
 import json
-import sys
 
 import pytest
 
 from infra.testcluster.layout import POOL_LABEL
 from infra.testcluster.services import REAL_POOL
 from tests.cluster.conftest import Cluster
-from tests.cluster.objects import SMALL, Object, pod_spec
+from tests.cluster.objects import PYTHON, SMALL, Object, pod_spec
 
 pytestmark = pytest.mark.cluster
 
@@ -25,7 +24,7 @@ print(json.dumps({"rank": int(os.environ["PET_NODE_RANK"]), "nodes": int(os.envi
 
 def runtime() -> Object:
     """A runtime of torch jobs whose pods run on the real node."""
-    spec = pod_spec([sys.executable])
+    spec = pod_spec([PYTHON])
     spec["containers"][0]["name"] = "node"
     spec["nodeSelector"] = {POOL_LABEL: REAL_POOL}
     job = {
@@ -44,10 +43,11 @@ def runtime() -> Object:
 
 
 def test_a_train_job_of_two_nodes_gives_each_pod_its_rank_and_one_master(cluster: Cluster) -> None:
+    cluster.need(TRAINER, "TrainJob")
     trainer = {
         "numNodes": 2,
         "numProcPerNode": 1,
-        "command": [sys.executable, "-c", MEET],
+        "command": [PYTHON, "-c", MEET],
         "resourcesPerNode": {"requests": SMALL},
     }
     job = {
