@@ -38,9 +38,10 @@ class Runner:
         Raises:
             TestClusterError: it ends, or is not ready in time; the message has the end of its log.
         """
-        for command in service.before:
-            self._repeat(command, service, started=False)
         if self.process(service) is None:
+            self._prepare(service)
+            for command in service.before:
+                self._repeat(command, service, started=False)
             self._launch(service)
         if service.ready_url:
             self._wait(
@@ -86,7 +87,8 @@ class Runner:
     def _record(self, service: Service) -> Path:
         return self._layout.state / "processes" / f"{service.name}.json"
 
-    def _launch(self, service: Service) -> None:
+    def _prepare(self, service: Service) -> None:
+        """Write the service's files and links."""
         for path, text in service.files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
@@ -94,6 +96,9 @@ class Runner:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(target)
+
+    def _launch(self, service: Service) -> None:
+        """Start the process and record it."""
         self.log(service).parent.mkdir(parents=True, exist_ok=True)
         program = shutil.which(service.command[0], path=self._environment["PATH"])
         if program is None:

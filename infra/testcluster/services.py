@@ -39,15 +39,15 @@ class Service(BaseModel):
     command: Command
     environment: dict[str, str] = {}
     files: dict[Path, str] = {}
-    """Configuration files, written before each start."""
+    """Configuration files, written before each start and before the commands of `before`."""
     links: dict[Path, Path] = {}
     """Links outside the state folder, for programs with a fixed path; they are removed when the process is stopped."""
     before: tuple[Command, ...] = ()
-    """Commands that have to succeed before the start; each is repeated until it does."""
+    """Commands that have to succeed before the process is started; each is repeated until it does."""
     ready_url: str = ""
     """An address that answers with 200 when the process is ready."""
     after: tuple[Command, ...] = ()
-    """Commands that have to succeed after the start; each is repeated until it does."""
+    """Commands that have to succeed before the service counts as ready, also where it runs already."""
     patience_s: float = 90
     """How long readiness, and each command, is waited for."""
     grace_period_s: float = 5

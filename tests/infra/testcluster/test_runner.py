@@ -54,7 +54,8 @@ def test_a_service_runs_until_it_is_stopped(runner: Runner, sleeper: Service) ->
 
 
 def test_a_service_that_runs_is_not_started_twice(layout: Layout, runner: Runner, sleeper: Service) -> None:
-    Runner(layout, []).start(sleeper)
+    again = sleeper.model_copy(update={"before": (("false",),)})  # would delete a running kubelet's node
+    Runner(layout, []).start(again)
     assert Runner(layout, []).process(sleeper) == runner.process(sleeper)
 
 
@@ -79,6 +80,7 @@ def test_files_are_written_and_commands_repeated_before_it_is_ready(layout: Layo
         "-c",
         f"sleep 0.5; cp {settings} {mark}; exec sleep 600",
         files={settings: "hello"},
+        before=(("test", "-s", str(settings)),),
         after=(("test", "-s", str(mark)),),
     )
     try:
