@@ -46,6 +46,10 @@ class Cluster:
             self._kind(each["apiVersion"], each["kind"]).create(body=each, namespace=self.namespace)
             self._made.append(each)
 
+    def try_out(self, body: Object) -> None:
+        """Let the API server judge an object without writing it."""
+        self._kind(body["apiVersion"], body["kind"]).create(body=body, namespace=self.namespace, dry_run="All")
+
     def get(self, api_version: str, kind: str, name: str) -> Any:
         """An object as the API server has it, None where it is absent."""
         with contextlib.suppress(NotFoundError):

@@ -117,8 +117,8 @@ def flavor(name: str, pool: str) -> Object:
     }
 
 
-def queues(name: str, namespace: str, quotas: dict[str, dict[str, str]]) -> list[Object]:
-    """A ClusterQueue with a quota of each flavor, and the LocalQueue `main` of a namespace."""
+def queues(name: str, namespace: str, quotas: dict[str, dict[str, str]], local: str = "main") -> list[Object]:
+    """A ClusterQueue with a quota of each flavor, and the LocalQueue of a namespace."""
     resources = sorted({key for quota in quotas.values() for key in quota})
     flavors = [
         {"name": key, "resources": [{"name": each, "nominalQuota": quota[each]} for each in resources]}
@@ -130,8 +130,7 @@ def queues(name: str, namespace: str, quotas: dict[str, dict[str, str]]) -> list
         "resourceGroups": [{"coveredResources": resources, "flavors": flavors}],
     }
     group = "kueue.x-k8s.io/v1beta2"
-    local = {"name": "main", "namespace": namespace}
     return [
         {"apiVersion": group, "kind": "ClusterQueue", "metadata": {"name": name}, "spec": spec},
-        {"apiVersion": group, "kind": "LocalQueue", "metadata": local, "spec": {"clusterQueue": name}},
+        {"apiVersion": group, "kind": "LocalQueue", "metadata": {"name": local}, "spec": {"clusterQueue": name}},
     ]

@@ -1,0 +1,53 @@
+"""Argo Workflows on the cluster, as the stand-in for Kubeflow Pipelines uses it."""
+
+from tests.cluster.argo_workflow import PodAdditions, Values
+from tests.cluster.conftest import Cluster
+from tests.cluster.objects import ENVIRONMENT, IMAGE, Object, host_mounts, host_volumes
+
+ARGO = "argoproj.io/v1alpha1"
+
+
+class ArgoWorkflows:
+    """Argo on the cluster, in the namespace of the test."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def create(self, workflow: Values) -> str:
+        name = f"{workflow['metadata'].pop('generateName')}{len(self._cluster.all(ARGO, 'Workflow'))}"
+        workflow["metadata"]["name"] = name
+        self._cluster.create(workflow)
+        return name
+
+    def get(self, name: str) -> Values | None:
+        found: Values | None = self._cluster.get(ARGO, "Workflow", name)
+        return found
+
+    def terminate(self, name: str) -> None:
+        self._cluster.patch(ARGO, "Workflow", name, {"spec": {"shutdown": "Terminate"}})
+
+
+def runner_rights() -> list[Object]:
+    """The service account of pipeline pods, with what Argo's containers in them need."""
+    name = {"name": "pipeline-runner"}
+    rbac = "rbac.authorization.k8s.io"
+    rules = [{"apiGroups": ["argoproj.io"], "resources": ["workflowtaskresults"], "verbs": ["create", "patch"]}]
+    role = {"apiGroup": rbac, "kind": "Role", **name}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": name},
+        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": name, "rules": rules},
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "RoleBinding",
+            "metadata": name,
+            "roleRef": role,
+            "subjects": [{"kind": "ServiceAccount", **name}],
+        },
+    ]
+
+
+def host_additions() -> PodAdditions:
+    """What every pod of a pipeline gets on the test cluster, in the place of an image of the project."""
+    return PodAdditions(
+        image=IMAGE, environment=ENVIRONMENT, mounts=tuple(host_mounts()), volumes=tuple(host_volumes())
+    )
