@@ -82,7 +82,7 @@ def down(wipe: Annotated[bool, typer.Option(help="Also remove the cluster's stat
             _again_inside()
         runner, services = _runner(layout), _services(layout, [])
         for service in reversed(services):
-            if service.name == "containerd":
+            if service.name == "containerd" and runner.process(service) is not None:
                 node.end_containers(runner, layout)
             runner.stop(service)
         node.release_mounts(layout)
