@@ -109,12 +109,6 @@ class KfpServer:
         with self._errors():
             self._client.terminate_run(run_id)
 
-    def version(self) -> str:
-        """Version of the server, and whether it has tenants."""
-        with self._errors():
-            health = self._client.get_kfp_healthz()
-        return f"{health.tag_name or 'unknown version'} at {self.url}{', multi-user' if health.multi_user else ''}"
-
     def page(self, run_id: str) -> str:
         """Address of a run in the web interface."""
         return f"{self.url}/#/runs/details/{run_id}"

@@ -47,7 +47,7 @@ class FakeKfp:
         """The answer to one request; LookupError for what is not there."""
         path = path.removeprefix("/apis/v2beta1/")
         if path == "healthz":
-            return {"tag_name": "2.17.0", "multi_user": False}
+            return {"multi_user": False}
         if path == "pipelines/upload_version":
             return self._upload(query, body, content)
         if path == "pipelines" and method == "POST":
