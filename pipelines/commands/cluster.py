@@ -49,6 +49,14 @@ def submit(
         ),
     ] = None,
     queues: Queues = False,
+    service_account: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="TESSERA_SERVICE_ACCOUNT",
+            help="Service account of the pods; the chart makes tessera-pipelines. That of Kubeflow if left out.",
+        ),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show the progress until the run ends.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End the run of the recipe instead.")] = False,
     skip_bad: SkipBad = False,
@@ -63,7 +71,7 @@ def submit(
         raise InputError("--watch and --cancel exclude each other", hint="leave one out")
     pod_store(store)  # before the server is asked, which may take a while
     loaded = load_recipe(recipe, [*overrides, "data.skip_bad=true"] if skip_bad else overrides)
-    screen, server = console(), KfpServer(kfp, namespace)
+    screen, server = console(), KfpServer(kfp, namespace, service_account)
     submitter = Submitter(store, server, namespace, queues=queues, console=screen)
     if cancel:
         submitter.cancel(found := submitter.find(loaded, name))

@@ -13,8 +13,8 @@ from pipelines.run.kfp_server import KfpServer
 from pipelines.run.kubernetes_api import kubernetes_errors, load_cluster
 
 MIN_KUBERNETES = (1, 34)
-SERVICE_ACCOUNT = "pipeline-runner"
-"""Account of the pods of a pipeline."""
+SERVICE_ACCOUNT = "tessera-pipelines"
+"""The chart's account for the pods of pipelines."""
 POOLS = ("cpu", "gpu")
 """Node pools of stages that name none."""
 CHART = "install the chart helm/tessera in the namespace"

@@ -42,17 +42,18 @@ class KfpServer:
     Args:
         url: address of the API; None takes the service of the cluster that kubeconfig, or the pod, names.
         namespace: of the runs.
+        service_account: of their pods; None for that of Kubeflow Pipelines, which may read every secret.
 
     Raises:
         ClusterError: there is no address, or nothing answers there.
     """
 
-    def __init__(self, url: str | None, namespace: str) -> None:
+    def __init__(self, url: str | None, namespace: str, service_account: str | None = None) -> None:
         from kfp import Client
 
         # A server without tenants refuses a namespace.
         self._namespace = None if namespace == DEFAULT_NAMESPACE else namespace
-        self.url = url or load_cluster()
+        self.url, self._service_account = url or load_cluster(), service_account
         with self._errors(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._client: Client = Client(host=url)
@@ -101,6 +102,7 @@ class KfpServer:
                 params=parameters,
                 pipeline_id=pipeline_id,
                 version_id=version_id,
+                service_account=self._service_account,
             )
         return KfpRun(started.run_id, started.state or ACTIVE[0])
 

@@ -31,7 +31,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[F
         fake.answers["/version/"] = dict.fromkeys(
             ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform"), "x"
         ) | {"major": "1", "minor": "36", "gitVersion": "v1.36.3"}
-        fake.answers[f"{CORE}/serviceaccounts/pipeline-runner"] = {"metadata": {"name": "pipeline-runner"}}
+        fake.answers[f"{CORE}/serviceaccounts/tessera-pipelines"] = {"metadata": {"name": "tessera-pipelines"}}
         fake.answers[SETTINGS] = {"data": {"MLFLOW_TRACKING_URI": "http://m", "AWS_ENDPOINT_URL": "http://s"}}
         fake.answers[SECRET] = {"data": {"AWS_ACCESS_KEY_ID": "YQ==", "AWS_SECRET_ACCESS_KEY": "YQ=="}}
         fake.rights = {(resource, verb) for _, resource, verb in RIGHTS}

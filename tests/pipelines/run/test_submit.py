@@ -124,8 +124,9 @@ def test_the_same_recipe_is_one_run_and_one_version_of_its_pipeline(
     assert run_command(command(only_data, s3_uri, kfp)) == 0
     assert run_command(command(only_data, s3_uri, kfp)) == 0
     assert "is there already, and goes on" in capsys.readouterr().out
-    assert run_command(command(only_data, s3_uri, kfp, "--set", "seed=9")) == 0
-    assert len(kfp.runs) == 2
+    options = ("--set", "seed=9", "--service-account", "tessera-pipelines")
+    assert run_command(command(only_data, s3_uri, kfp, *options)) == 0
+    assert [run.get("service_account") for run in kfp.runs] == ["tessera-pipelines", None]
     (pipeline,) = kfp.kinds["pipelines"]
     assert pipeline["display_name"] == "only-data"
     (first, second) = {run["display_name"] for run in kfp.runs}
