@@ -18,18 +18,19 @@ SERVICE_ACCOUNT = "tessera-pipelines"
 POOLS = ("cpu", "gpu")
 """Node pools of stages that name none."""
 CHART = "install the chart helm/tessera in the namespace"
+KUBEFLOW = "kubeflow.org"
 API_GROUPS: Mapping[str, tuple[str, str]] = {
     "argoproj.io": ("Argo Workflows", "install Kubeflow Pipelines 2.17, which brings it"),
     KUEUE: ("Kueue", "install Kueue 0.15 or later"),
     "jobset.x-k8s.io": ("JobSet", "install Kubeflow Trainer v2, which brings it"),
-    "trainer.kubeflow.org": ("Kubeflow Trainer", "install Kubeflow Trainer v2; stages of one pod need none"),
+    f"trainer.{KUBEFLOW}": ("Kubeflow Trainer", "install Kubeflow Trainer v2; stages of one pod need none"),
 }
 """What serves each group of APIs, and where it comes from."""
 RIGHTS = (
-    ("pipelines.kubeflow.org", "runs", "create"),
+    (f"pipelines.{KUBEFLOW}", "runs", "create"),
     ("", "pods/log", "get"),
     (KUEUE, "localqueues", "list"),
-    ("trainer.kubeflow.org", "trainjobs", "get"),
+    (f"trainer.{KUBEFLOW}", "trainjobs", "get"),
 )
 """What a user does in the namespace: group, resource and verb."""
 

@@ -1,7 +1,9 @@
 """Events that a stage reports while it works, and the JSONL file that they are appended to."""
 
 import json
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,3 +71,26 @@ class NullReporter:
 
     def emit(self, event: Mapping[str, object]) -> None:
         """Do nothing."""
+
+
+class _WarningNotes(logging.Handler):
+    """Turns log warnings of packages that have no reporter, such as the store, into notes to the user."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Report one warning."""
+        try:
+            self._reporter.emit({"type": "note", "time": time.time(), "text": record.getMessage()})
+        except OSError:  # a full disk must not fail the stage here
+            self.handleError(record)
+
+
+def forward_log_warnings(reporter: Reporter) -> None:
+    """Report warnings of `tessera.*` loggers as notes of the stage that this process runs now.
+
+    Without this, Python prints them to standard error.
+    """
+    logging.getLogger("tessera").handlers = [_WarningNotes(reporter)]

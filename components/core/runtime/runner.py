@@ -21,9 +21,8 @@ from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.code_digest import code_digest
 from components.core.runtime.context import Interrupted, StageContext
-from components.core.runtime.events import Events, Reporter
+from components.core.runtime.events import Events, Reporter, forward_log_warnings
 from components.core.runtime.hardware import timing_device
-from components.core.runtime.log_warnings import forward_log_warnings
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.runtime.stage import Stage
