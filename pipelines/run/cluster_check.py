@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.core.base.errors import ClusterError
-from pipelines.recipe.pod_settings import SETTINGS, SETTINGS_CONFIG_MAP, STORE_KEYS, STORE_SECRET
+from pipelines.recipe.pod_settings import SETTINGS_CONFIG_MAP, STORE_KEYS, STORE_SECRET
 from pipelines.run.cluster_queues import KUEUE, read_pools
 from pipelines.run.kfp_server import KfpServer
 from pipelines.run.kubernetes_api import kubernetes_errors, load_cluster
@@ -70,7 +70,7 @@ def check_cluster(namespace: str, kfp_url: str | None) -> Iterator[Check]:
         yield from _check_pools(namespace)
     core = client.CoreV1Api()
     yield _check_object("service account", SERVICE_ACCOUNT, (), core.read_namespaced_service_account, namespace)
-    yield _check_object("config map", SETTINGS_CONFIG_MAP, SETTINGS[:2], core.read_namespaced_config_map, namespace)
+    yield _check_object("config map", SETTINGS_CONFIG_MAP, (), core.read_namespaced_config_map, namespace)
     yield _check_object("secret", STORE_SECRET, STORE_KEYS, core.read_namespaced_secret, namespace)
     for right in RIGHTS:
         yield _check_right(*right, namespace)
@@ -110,6 +110,8 @@ def _check_object(kind: str, name: str, keys: tuple[str, ...], read: Any, namesp
     try:
         found = read(name, namespace)
     except ApiException as error:
+        if error.status == 404 and name == STORE_SECRET:
+            return Check(what, None, "not there: pods need a workload identity that may use the store", CHART)
         if error.status == 404:
             return Check(what, False, "not there", CHART)
         return Check(what, None, f"not readable: {error.reason}", f"ask an administrator of {namespace}")

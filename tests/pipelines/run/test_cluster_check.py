@@ -64,7 +64,7 @@ def test_everything_that_is_missing_has_a_remedy(
     fake.groups("argoproj.io", "kueue.x-k8s.io")
     fake.answers["/version/"]["minor"] = "33+"
     fake.queues("team", {"gpu": "gpu"}, {"gpu": flavors(plain={"cpu": 8})})
-    del fake.answers[SETTINGS]["data"]["AWS_ENDPOINT_URL"], fake.answers[SECRET]
+    del fake.answers[SETTINGS]
     fake.rights.clear()
     status, lines = checked(kfp, capsys)
     failed = {name for name, line in lines.items() if line["passed"] is False}
@@ -76,11 +76,23 @@ def test_everything_that_is_missing_has_a_remedy(
         "node pool cpu",
         "node pool gpu",
         "config map tessera-settings",
-        "secret tessera-store",
         *(f"right to {verb} {resource}" for _, resource, verb in RIGHTS),
     }
     assert all(lines[name]["remedy"] for name in failed)
-    assert "AWS_ENDPOINT_URL" in lines["config map tessera-settings"]["found"]
+
+
+def test_a_workload_identity_stands_in_for_the_keys_of_the_store(
+    cluster: tuple[FakeKubernetes, FakeKfp], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake, kfp = cluster
+    del fake.answers[SECRET]
+    status, lines = checked(kfp, capsys)
+    assert status == 0
+    assert lines["secret tessera-store"]["passed"] is None
+    fake.answers[SECRET] = {"data": {"AWS_ACCESS_KEY_ID": "a2V5"}}
+    status, lines = checked(kfp, capsys)
+    assert status == 1
+    assert "AWS_SECRET_ACCESS_KEY" in lines["secret tessera-store"]["found"]
 
 
 def test_what_you_may_not_read_is_not_called_missing(
