@@ -14,7 +14,7 @@ import pytest
 
 from components.core.base import errors
 from components.core.base import fault_injection as faults
-from components.core.base.errors import DataError, StageFailed, TesseraError
+from components.core.base.errors import DataError, ProcessKilled, StageFailed, TesseraError
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
@@ -46,7 +46,7 @@ def test_an_error_of_ours_keeps_kind_hint_and_exit_code_and_is_not_restarted(tmp
         (["RuntimeError: peer", "InputError: bad"], errors.InputError, "bad"),
         (["KeyError: first", "ValueError: later"], StageFailed, "training process 0 stopped: KeyError: first"),
         (["Exception: no error of ours"], StageFailed, "Exception: no error of ours"),
-        ([], StageFailed, "fake: a training process was killed\n  hint: torchrun ended with status -9"),
+        ([], ProcessKilled, "fake: a training process was killed\n  hint: torchrun ended with status -9"),
     ],
 )
 def test_the_cause_is_an_error_of_ours_or_what_was_raised_first(
