@@ -44,7 +44,7 @@ def run(
         )
     checkpoint = EvalCheckpoint.latest(context.resume)
     if not checkpoint.speeds:
-        checkpoint.speeds = measure_speeds(evaluated, config.workload, context.placement.memory_gib)
+        checkpoint.speeds = measure_speeds(evaluated, config.workload, context)
         checkpoint.save(context.resume)
     if corpus is not None and has_text:
         measure_losses(evaluated, corpus, config.held_out, context, checkpoint)
@@ -124,13 +124,14 @@ def check_models(models: Mapping[str, Path]) -> None:
             )
 
 
-def measure_speeds(models: Mapping[str, Path], workload: Workload, memory_gib: float) -> dict[str, float]:
+def measure_speeds(models: Mapping[str, Path], workload: Workload, context: StageContext) -> dict[str, float]:
     """Tokens per second of each model. Of those with the same architecture and precision only the first is measured."""
     kinds = {role: (read_architecture(folder).without_gaps(), stored_dtype(folder)) for role, folder in models.items()}
     first: dict[tuple[Architecture, StoredDtype], Path] = {}
     for role, folder in models.items():
         first.setdefault(kinds[role], folder)
-    steps_ms = measure_step_ms(list(first.values()), workload, threads=1, memory_gib=memory_gib)
+    context.progress(0, len(first), "architectures, tokens per second")
+    steps_ms = measure_step_ms(list(first.values()), workload, threads=1, memory_gib=context.placement.memory_gib)
     speeds = dict(zip(first, (_tokens_per_second(times, workload) for times in steps_ms), strict=True))
     return {role: speeds[kind] for role, kind in kinds.items()}
 
