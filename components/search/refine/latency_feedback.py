@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from components.core.runtime.placement import Placement
 from components.core.serving.engine import BatchTime
@@ -27,8 +26,8 @@ from components.search.solver.solve import Solution, solve
 
 LEAST_LEFT = 0.1
 """A correction leaves at least this share of a cost."""
-TARGET_WEIGHT, PARENT_WEIGHT = 1e3, 1e5
-"""Weights of a child's and the parent's time in the least squares that correct the costs; a change of a cost has 1."""
+PARENT_WEIGHT = 1000.0
+"""Weight of the parent's time in the least squares that correct the costs: limits are shares of it."""
 SOLVED_FOR = ("latency_ms", "time_to_first_token_ms")
 """Times that are measured; the third, of whole requests, follows from them."""
 
@@ -136,10 +135,9 @@ def correct(table: OptionTable, measured: Mapping[Choice, Costs], new_tokens: in
     """
     targets = {table.parent_choice: table.costs(table.parent_choice), **measured}
     choices, counts_ON, names = list(targets), _counts(table, list(targets)), _names(table)
-    includes_NN = _includes(table, names)
     new = {
         resource: _smallest_change(
-            counts_ON, includes_NN, _times(table, names, resource), [targets[choice].of(resource) for choice in choices]
+            counts_ON, _times(table, names, resource), [targets[choice].of(resource) for choice in choices]
         )
         for resource in SOLVED_FOR
     }
@@ -175,45 +173,28 @@ def _times(table: OptionTable, names: Sequence[str], resource: str) -> NDArray[n
     return np.array([table.fixed.of(resource) if name == FIXED else each[name] for name in names])
 
 
-def _includes(table: OptionTable, names: Sequence[str]) -> NDArray[np.float64]:
-    """Whether a variant (row) does all that another one (column) does: itself, or a smaller size of the same part."""
-    kinds = {option.name: (slot.part, option.size) for slot in table.slots for option in slot.options}
-
-    def includes(larger: str, smaller: str) -> bool:
-        (part, size), (other_part, other_size) = kinds.get(larger, (None, None)), kinds.get(smaller, (None, None))
-        return larger == smaller or (
-            part == other_part and isinstance(size, int) and isinstance(other_size, int) and other_size <= size
-        )
-
-    return np.array([[includes(larger, smaller) for smaller in names] for larger in names], dtype=np.float64)
-
-
 def _smallest_change(
-    counts_ON: NDArray[np.float64],
-    includes_NN: NDArray[np.float64],
-    times_N: NDArray[np.float64],
-    targets: Sequence[float],
+    counts_ON: NDArray[np.float64], times_N: NDArray[np.float64], targets: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Times whose sums are the targets, with the smallest relative changes, none below that of a smaller size.
+    """Times whose sums are the targets, with the smallest relative changes.
 
-    The unknowns are what each size takes more than the next smaller one, as in the split of measured times; a tenth of
-    it is left in any case. Where noise makes the targets contradict each other, the first one, the parent's, wins:
-    limits are shares of it.
+    Where noise makes the targets contradict each other, the first one, the parent's, wins: limits are shares of it.
     """
     target_O = np.array(targets)
     if not target_O.all():  # costs from elsewhere may not know this time
         return times_N
-    taking = np.flatnonzero(times_N)  # a no-op takes no time, and stays free
-    counts_On, includes_nn, times_n = counts_ON[:, taking], includes_NN[np.ix_(taking, taking)], times_N[taking]
-    least_n = LEAST_LEFT * np.linalg.solve(includes_nn, times_n).clip(min=0)
-    weight_O = np.where(np.arange(len(target_O)) == 0, PARENT_WEIGHT, TARGET_WEIGHT)
-    sums_On = weight_O[:, None] * counts_On / target_O[:, None]
-    rows = np.vstack([sums_On, np.diag(1 / times_n)]) @ includes_nn
-    goals = np.concatenate([weight_O, np.ones(len(taking))])
-    added_n, _ = nnls(rows, goals - rows @ least_n)
-    found_N = np.zeros_like(times_N)
-    found_N[taking] = includes_nn @ (least_n + added_n)
-    return found_N
+    weight_O = np.where(np.arange(len(target_O)) == 0, PARENT_WEIGHT, 1.0)
+    shares_ON = weight_O[:, None] * counts_ON * times_N / target_O[:, None]
+    factor_N, free_N = np.ones(len(times_N)), np.ones(len(times_N), dtype=bool)
+    while free_N.any():
+        error_O = weight_O - shares_ON @ np.where(free_N, 1.0, factor_N)
+        factor_N[free_N] = 1 + np.linalg.lstsq(shares_ON[:, free_N], error_O, rcond=None)[0]
+        low_N = free_N & (factor_N < LEAST_LEFT)
+        if not low_N.any():
+            break
+        factor_N[low_N] = LEAST_LEFT
+        free_N &= ~low_N
+    return np.asarray(times_N * factor_N)
 
 
 def _without_drift(parent: Costs, measured: MeasuredChild, new_tokens: int) -> Costs:

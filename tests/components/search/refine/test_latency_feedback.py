@@ -101,21 +101,6 @@ def test_the_parents_time_is_held_against_a_child_that_noise_made_slower() -> No
     assert corrected.costs(child).latency_ms > TABLE.costs(child).latency_ms
 
 
-def test_a_smaller_block_never_becomes_dearer_than_a_larger_one() -> None:
-    close = {"attention-4": 1.0, "attention-2": 0.98, "ffn-64": 2.0, "ffn-32": 1.9}
-    table = table_of(close, 0.5, SCORES)
-    child: Choice = (1, 1) * (len(SCORES) // 2)
-    slower = costs(1.1 * table.costs(child).latency_ms, table.costs(child).time_to_first_token_ms)
-    corrected = correct(table, {child: slower}, NEW_TOKENS)
-    assert corrected.costs(table.parent_choice).latency_ms == pytest.approx(
-        table.costs(table.parent_choice).latency_ms, 1e-3
-    )
-    for slot in corrected.slots:
-        larger, smaller, no_op = (option.costs.latency_ms for option in slot.options)
-        assert larger >= smaller - 1e-12
-        assert smaller > no_op == 0
-
-
 def differs(choice: Choice) -> bool:
     """Whether a child has enough of its own and of the parent's that both can explain a time."""
     return sum(pick > 0 for pick in choice) >= 4 and sum(pick < 2 for pick in choice) >= 4
@@ -134,7 +119,7 @@ def test_corrected_costs_add_up_to_what_was_measured(errors: dict[Choice, float]
     corrected = correct(TABLE, measured, NEW_TOKENS)
     for slot in corrected.slots:
         assert slot.options[2].costs.request_ms == 0  # the no-op stays free
-        assert slot.options[0].costs.latency_ms >= slot.options[1].costs.latency_ms > 0
+        assert all(option.costs.latency_ms > 0 for option in slot.options[:2])
     for choice, true in {TABLE.parent_choice: PARENT, **measured}.items():
         found = corrected.costs(choice)
         assert found.request_ms == pytest.approx(found.time_to_first_token_ms + (NEW_TOKENS - 1) * found.latency_ms)
