@@ -50,10 +50,10 @@ class ModuleSet(BaseModel):
     """Programs whose Go name says too little, with the name that they get."""
     manifests: dict[str, SourceFolder] = {}
     """Folders copied beside the binaries, by name."""
-    patched_module: str = ""
+    incomplete_module: str = ""
     """A module whose published archive misses files."""
     copied_files: dict[str, str] = {}
-    """Missing files of the patched module, each with the file of the same module that replaces it."""
+    """Missing files of that module, each with the file of the same module that replaces it."""
 
     @property
     def source(self) -> Path:
@@ -104,7 +104,7 @@ MODULE_SETS = (
         manifests={
             "argo": SourceFolder(module="github.com/argoproj/argo-workflows/v4", folder="manifests/base/crds/minimal")
         },
-        patched_module="github.com/argoproj/argo-workflows/v4",
+        incomplete_module="github.com/argoproj/argo-workflows/v4",
         copied_files={
             "workflow/executor/osspecific/signal_linux.go": "workflow/executor/osspecific/signal_darwin.go",
         },
@@ -171,16 +171,16 @@ def _numbers(version: str) -> list[int]:
 @contextlib.contextmanager
 def _complete_sources(modules: ModuleSet, scratch: Path) -> Iterator[list[str]]:
     """Options of `go build` that replace a module with a copy to which its missing files were added."""
-    if not modules.patched_module:
+    if not modules.incomplete_module:
         yield []
         return
     copied, gomod = scratch / "source", scratch / "go.mod"
-    shutil.copytree(_module_folder(modules, modules.patched_module), copied, copy_function=shutil.copyfile)
+    shutil.copytree(_module_folder(modules, modules.incomplete_module), copied, copy_function=shutil.copyfile)
     for target, origin in modules.copied_files.items():
         shutil.copyfile(copied / origin, copied / target)
     shutil.copyfile(modules.source / "go.mod", gomod)
     shutil.copyfile(modules.source / "go.sum", scratch / "go.sum")
-    _go(["go", "mod", "edit", f"-replace={modules.patched_module}={copied}", str(gomod)], modules)
+    _go(["go", "mod", "edit", f"-replace={modules.incomplete_module}={copied}", str(gomod)], modules)
     yield [f"-modfile={gomod}"]
 
 

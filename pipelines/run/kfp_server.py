@@ -7,13 +7,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.core.base.errors import ClusterError
 from pipelines.run.kubernetes_api import load_cluster
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_NAMESPACE = "kubeflow"
 """Namespace of a Kubeflow Pipelines without tenants, which has its runs there too."""

@@ -36,7 +36,7 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"
 """Environment variable with the address of MLflow; metrics are sent there while the stage works."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 """Environment variables that a stage's process should start with. By default glibc gives every tensor of over 32 MiB
-back to the kernel, which clears its pages again for the next one: up to a fifth of a training's time on a CPU."""
+back to the kernel, which clears its pages again for the next one."""
 SENDER = "components.core.lineage.live_metrics"
 """The module that sends them. It is above this package, and runs as a process of its own."""
 SENDER_EXIT_S = 8.0

@@ -68,12 +68,12 @@ def test_a_failed_build_leaves_nothing_and_shows_the_compilers_words(tmp_path, m
     assert list(layout.binaries.iterdir()) == []
 
 
-def test_a_patched_module_is_built_from_a_copy_that_has_the_missing_file(
+def test_a_incomplete_module_is_built_from_a_copy_that_has_the_missing_file(
     tmp_path, monkeypatch, layout, modules
 ) -> None:
     log = go(tmp_path, monkeypatch, command=f'cp -r "$PWD" {tmp_path}/seen; {MAKES_SERVER}')
     patched = modules.model_copy(
-        update={"patched_module": "example.com/toy", "copied_files": {"config/b.yaml": "config/crd.yaml"}}
+        update={"incomplete_module": "example.com/toy", "copied_files": {"config/b.yaml": "config/crd.yaml"}}
     )
     build.build(patched, layout)
     assert re.search(r"-modfile=\S+/go\.mod", log.read_text())
