@@ -8,15 +8,14 @@ import contextlib
 import datetime
 import json
 import threading
-import urllib.parse
 import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
 import yaml
 
 from tests.cluster.argo_workflow import PodAdditions, Unsupported, Values, workflow
+from tests.json_server import Request, running_json_server
 
 PREFIX = "/apis/v2beta1/"
 RUN_LABEL = "pipeline/runid"
@@ -203,38 +202,11 @@ def running_standin(workflows: Workflows, additions: PodAdditions) -> Iterator[K
     """The stand-in on a free port of the loopback interface."""
     standin = KfpStandIn(workflows, additions)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(request: Request) -> tuple[int, Any]:
+        try:
+            return 200, standin.answer(request.method, request.path, request.query, request.body)
+        except Refused as error:
+            return error.status, {"error": str(error), "code": error.status, "message": str(error)}
 
-        def do_GET(self) -> None:
-            url = urllib.parse.urlsplit(self.path)
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            try:
-                status, value = (
-                    200,
-                    standin.answer(self.command, url.path, dict(urllib.parse.parse_qsl(url.query)), body),
-                )
-            except Refused as error:
-                status, value = error.status, {"error": str(error), "code": error.status, "message": str(error)}
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing is printed."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    standin.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with running_json_server(answer) as standin.url:
         yield standin
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

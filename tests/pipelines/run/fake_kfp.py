@@ -7,10 +7,10 @@ import contextlib
 import json
 import re
 import threading
-import urllib.parse
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.json_server import Request, running_json_server
 
 Work = Callable[[bytes, dict[str, str]], None]
 """Does a run: takes the uploaded pipeline and the parameters, raises to fail."""
@@ -108,40 +108,13 @@ def running_kfp() -> Iterator[FakeKfp]:
     """A server on a free port of the loopback interface."""
     fake = FakeKfp()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            url = urllib.parse.urlsplit(self.path)
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            query = dict(urllib.parse.parse_qsl(url.query))
-            content = self.headers.get("Content-Type", "")
-            if fake.refuse is not None and not url.path.endswith("healthz"):
-                self.send(fake.refuse, {"message": "User 'ann' is not authorized"})
-                return
-            try:
-                self.send(200, fake.answer(self.command, url.path, query, body, content))
-            except (LookupError, StopIteration) as error:
-                self.send(404, {"message": f"not found: {error!r}"})
+    def answer(request: Request) -> tuple[int, Any]:
+        if fake.refuse is not None and not request.path.endswith("healthz"):
+            return fake.refuse, {"message": "User 'ann' is not authorized"}
+        try:
+            return 200, fake.answer(request.method, request.path, request.query, request.body, request.content_type)
+        except (LookupError, StopIteration) as error:
+            return 404, {"message": f"not found: {error!r}"}
 
-        do_POST = do_GET
-
-        def send(self, status: int, value: Any) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with running_json_server(answer) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -1,0 +1,62 @@
+"""An HTTP server that answers in JSON, for the stand-ins of other programs' interfaces."""
+
+import contextlib
+import json
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    body: bytes
+    content_type: str
+
+
+@contextlib.contextmanager
+def running_json_server(answer: Callable[[Request], tuple[int, Any]]) -> Iterator[str]:
+    """A server on a free port of the loopback interface; yields its URL.
+
+    Args:
+        answer: gives the status and the value of each request; threads call it at the same time.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            url = urllib.parse.urlsplit(self.path)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            query = dict(urllib.parse.parse_qsl(url.query))
+            request = Request(self.command, url.path, query, body, self.headers.get("Content-Type", ""))
+            status, value = answer(request)
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
