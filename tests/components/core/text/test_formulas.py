@@ -21,7 +21,13 @@ def pool() -> Iterator[FormulaPool]:
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "components.core.text.formulas" in child.cmdline()]
+    def is_worker(child: psutil.Process) -> bool:
+        try:
+            return "components.core.text.formulas" in child.cmdline()
+        except psutil.NoSuchProcess:  # a child that another test left may end meanwhile, or wait to be reaped
+            return False
+
+    return [child for child in psutil.Process().children() if is_worker(child)]
 
 
 def test_what_takes_too_long_is_no_verdict_and_the_next_comparison_goes_on(pool):
