@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import certifi
+
+from components.core.store.store import LOCAL_FOLDER
 from infra.testcluster.images import HOST, NOBODY
 from infra.testcluster.layout import POOL_LABEL
 from infra.testcluster.manifests import KWOK_TAINT
@@ -17,9 +20,13 @@ IMAGE = os.environ.get("TESSERA_TEST_IMAGE", HOST)
 PYTHON = sys.executable if IMAGE == HOST else "python"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 GPU = "nvidia.com/gpu"
-ENVIRONMENT = {"HOME": "/tmp"}
+ENVIRONMENT = {"HOME": "/tmp", LOCAL_FOLDER: "/tmp/store"}
 if IMAGE == HOST:
-    ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "PATH": f"{sys.prefix}/bin:/usr/bin:/bin"}
+    ENVIRONMENT |= {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
+        "SSL_CERT_FILE": certifi.where(),
+    }
 SMALL = {"cpu": "20m", "memory": "64Mi"}
 """The real node has two cores for all tests and for the cluster itself."""
 

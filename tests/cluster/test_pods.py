@@ -50,7 +50,11 @@ def test_a_pod_reaches_the_api_server_by_name_with_its_own_token(cluster: Cluste
 
 @pytest.mark.parametrize(
     "change",
-    [{"privileged": True}, {"runAsUser": 0, "runAsNonRoot": False}, {"capabilities": {"add": ["SYS_ADMIN"]}}],
+    [
+        {"privileged": True, "allowPrivilegeEscalation": True},
+        {"runAsUser": 0, "runAsNonRoot": False},
+        {"capabilities": {"add": ["SYS_ADMIN"]}},
+    ],
     ids=["privileged", "root", "capabilities"],
 )
 def test_pod_security_refuses_what_restricted_forbids(cluster: Cluster, change: dict[str, object]) -> None:

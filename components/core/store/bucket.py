@@ -118,7 +118,12 @@ class Bucket:
                 url, client_options=client_options, retry_config=retry_config, **options
             )
         except Exception as error:  # obstore's classes differ by scheme and by setting
-            text = str(error).partition("\n\nDebug source:")[0]
+            text, _, debug = str(error).partition("\n\nDebug source:")
+            if "No CA certificates" in debug:  # obstore asks for some even where the address is http://
+                raise StoreError(
+                    f"{self.uri} cannot be opened: this machine has no certificates of authorities",
+                    hint="install ca-certificates, or let SSL_CERT_FILE name a bundle, such as certifi's",
+                ) from None
             raise StoreError(f"{self.uri} cannot be opened: {text}", hint="check --store and its settings") from None
 
     def create(self) -> bool:

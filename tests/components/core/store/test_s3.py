@@ -127,6 +127,16 @@ def test_no_endpoint_and_no_credentials(
     assert "set TESSERA_S3_ENDPOINT or AWS_ENDPOINT_URL_S3" in refusal(s3_uri, tmp_path, USES["claim"])
 
 
+def test_a_machine_without_certificates_is_one_error(
+    s3_uri: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "absent"))
+    message = refusal(s3_uri, tmp_path, USES["claim"])
+    assert "has no certificates of authorities" in message
+    assert "install ca-certificates" in message
+
+
 def test_credentials_come_from_a_mounted_file(
     s3_uri: str, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
