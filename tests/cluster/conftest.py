@@ -73,7 +73,10 @@ class Cluster:
 
     def log(self, pod: str) -> str:
         """What a pod printed."""
-        return str(client.CoreV1Api(self._api.client).read_namespaced_pod_log(pod, self.namespace))
+        api = client.CoreV1Api(self._api.client)
+        # Not read by the client, which would take a log for JSON where it can.
+        answer = api.read_namespaced_pod_log(pod, self.namespace, _preload_content=False)
+        return str(answer.data.decode(errors="replace"))
 
     def wait(self, what: str, probe: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         """The first true value of a probe; the namespace's events are shown where there is none in time."""
