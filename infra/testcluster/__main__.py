@@ -120,6 +120,7 @@ def execute(command: Annotated[list[str], typer.Argument(help="A program and its
     folders = [str(modules.folder(layout)) for modules in builds.MODULE_SETS]
     os.environ["PATH"] = os.pathsep.join([*folders, os.environ.get("PATH", "")])
     os.environ["KUBECONFIG"] = str(layout.kubeconfig)
+    os.environ["TESSERA_TESTCLUSTER"] = str(layout.root)
     run_inside(command)
 
 

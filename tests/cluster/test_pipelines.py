@@ -1,5 +1,6 @@
 """Compiled pipelines as pods. Their Workflows come from the stand-in, not from Kubeflow Pipelines."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,15 @@ def run_toy(standin: KfpStandIn, folder: Path, **parameters: str) -> Any:
     return client, run.run_id
 
 
+def end_state(cluster: Cluster, standin: KfpStandIn, client: Any, run: str) -> str:
+    """State of a run that has ended; pytest shows what its tasks said."""
+    cluster.wait("the run ends", lambda: client.get_run(run).state in ENDED)
+    nodes = cluster.get(ARGO, "Workflow", standin.workflow_name(run))["status"].get("nodes", {})
+    for each in nodes.values():
+        sys.stdout.write(f"{each['displayName']} {each['type']} {each.get('phase')}: {each.get('message', '')}\n")
+    return str(client.get_run(run).state)
+
+
 def outputs(cluster: Cluster, workflow: str, task: str) -> dict[str, str]:
     """Output parameters of a task that succeeded."""
     nodes = cluster.get(ARGO, "Workflow", workflow)["status"]["nodes"].values()
@@ -78,8 +88,7 @@ def test_a_pipeline_hands_parameters_on_and_collects_its_loop(
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "toy-store"}, "stringData": {"key": "s"}}
     )
     client, run = run_toy(standin, tmp_path, first="a", last="z")
-    state = cluster.wait("the run ends", lambda: {client.get_run(run).state} & ENDED)
-    assert state == {"SUCCEEDED"}
+    assert end_state(cluster, standin, client, run) == "SUCCEEDED"
     metadata = shown(outputs(cluster, standin.workflow_name(run), "join")[SHOWN])
     assert metadata == {"joined": "0/2+1/2", "secret": "s"}
 
@@ -88,8 +97,7 @@ def test_a_failed_task_is_retried_and_the_exit_handler_runs(
     cluster: Cluster, standin: KfpStandIn, tmp_path: Path
 ) -> None:
     client, run = run_toy(standin, tmp_path, first="fail", last="z")
-    state = cluster.wait("the run ends", lambda: {client.get_run(run).state} & ENDED)
-    assert state == {"FAILED"}
+    assert end_state(cluster, standin, client, run) == "FAILED"
     nodes = cluster.get(ARGO, "Workflow", standin.workflow_name(run))["status"]["nodes"].values()
     attempts = [each for each in nodes if each["displayName"].startswith("write-2(")]
     assert [each["phase"] for each in attempts] == ["Failed", "Failed"]
@@ -100,8 +108,7 @@ def test_a_pod_deleted_by_force_comes_again(cluster: Cluster, standin: KfpStandI
     client, run = run_toy(standin, tmp_path, first="a", last="z")
     (pod,) = cluster.wait("the first pod", lambda: cluster.all("v1", "Pod"))
     cluster.delete("v1", "Pod", pod["metadata"]["name"], gracePeriodSeconds=0)
-    state = cluster.wait("the run ends", lambda: {client.get_run(run).state} & ENDED)
-    assert state == {"SUCCEEDED"}
+    assert end_state(cluster, standin, client, run) == "SUCCEEDED"
 
 
 def test_a_terminated_run_leaves_no_pod_running(cluster: Cluster, standin: KfpStandIn, tmp_path: Path) -> None:

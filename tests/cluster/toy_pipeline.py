@@ -22,7 +22,9 @@ page = pathlib.Path("/minio") / artifact["uri"].removeprefix("minio://")
 page.parent.mkdir(parents=True, exist_ok=True)
 page.write_text("<p>")
 shown = {**artifact, "metadata": {"joined": "+".join(texts), "secret": os.environ.get("TOY_KEY", "")}}
-pathlib.Path(executor_input["outputFile"]).write_text(json.dumps({"artifacts": {"page": {"artifacts": [shown]}}}))
+output = pathlib.Path(executor_input["outputFile"])
+output.parent.mkdir(parents=True, exist_ok=True)
+output.write_text(json.dumps({"artifacts": {"page": {"artifacts": [shown]}}}))
 """
 
 
