@@ -1,4 +1,4 @@
-"""A real MLflow server on the loopback interface, which can be killed and come back as it was."""
+"""A real MLflow server, on the loopback interface by default, which can be killed and come back as it was."""
 
 import contextlib
 import os
@@ -15,18 +15,18 @@ from pathlib import Path
 class MlflowServer:
     """A server on a database of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((host, 0))
             self.port: int = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.host, self.uri = host, f"http://{host}:{self.port}"
         self.database = folder / "mlflow.db"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start on the records of before, and wait until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.database}"]
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "log").open("a") as log:
@@ -50,9 +50,9 @@ class MlflowServer:
 
 
 @contextlib.contextmanager
-def running_mlflow(folder: Path) -> Iterator[MlflowServer]:
+def running_mlflow(folder: Path, **options: str) -> Iterator[MlflowServer]:
     """A server while it is needed."""
-    server = MlflowServer(folder)
+    server = MlflowServer(folder, **options)
     try:
         server.start()
         yield server

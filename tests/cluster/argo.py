@@ -1,7 +1,7 @@
 """Argo Workflows on the cluster, as the stand-in for Kubeflow Pipelines uses it."""
 
+from tests.cluster.api import Cluster
 from tests.cluster.argo_workflow import PodAdditions, Values
-from tests.cluster.conftest import Cluster
 from tests.cluster.objects import ENVIRONMENT, IMAGE, Object, host_mounts, host_volumes
 
 ARGO = "argoproj.io/v1alpha1"

@@ -1,21 +1,35 @@
 """A Kubernetes cluster by KUBECONFIG, and a namespace for each test that Pod Security `restricted` guards."""
 
-import contextlib
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from kubernetes import client, config, dynamic
-from kubernetes.dynamic.exceptions import NotFoundError, ResourceNotFoundError
+import yaml
+from kubernetes import config, dynamic
 
+from components.core.store.store import open_store
 from infra.testcluster.layout import GATEWAY, Layout
-from tests.cluster.objects import Object, volume_objects
-from tests.s3_server import S3Server, running_server
+from pipelines.recipe.pod_settings import SETTINGS_CONFIG_MAP, STORE_KEYS, STORE_SECRET
+from pipelines.records.runs import artifacts, run_names
+from tests.cluster.api import Cluster
+from tests.cluster.argo import ARGO, ArgoWorkflows, host_additions, runner_rights
+from tests.cluster.kfp_standin import KfpStandIn, running_standin
+from tests.cluster.objects import volume_objects
+from tests.s3_server import S3Server, fresh_prefix, running_server
 
-PATIENCE_S = 120
+TRAINING = {"num_steps": 1, "global_batch_size": 2}
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+RECIPE = {
+    "name": "pods",
+    "placement": {"threads": 1, "memory_gib": 2.0},
+    "data": {"arithmetic": {"num_train": 60, "num_chats": 20, "num_validation": 10, "num_test": 10}},
+    "parent_pretrain": {"shape": {**SHAPE, "intermediate_size": 32}, **TRAINING},
+    "sft": TRAINING,
+    **dict.fromkeys(("search", "distill", "pretrain", "rl", "eval", "deploy")),
+}
+"""Three stages, two of which train."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,93 +38,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("cluster") is not None]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
-
-
-class Cluster:
-    """The API server, in one namespace."""
-
-    def __init__(self, api: dynamic.DynamicClient, namespace: str) -> None:
-        self.namespace = namespace
-        self._api, self._made = api, list[Object]()
-
-    def need(self, api_version: str, kind: str) -> None:
-        """Skip the test where the cluster does not have a kind."""
-        with contextlib.suppress(ResourceNotFoundError):
-            self._kind(api_version, kind)
-            return
-        pytest.skip(f"the cluster has no {kind} of {api_version}")
-
-    def create(self, *objects: Object) -> None:
-        """Create objects; `remove` deletes those that no namespace holds."""
-        for each in objects:
-            self._kind(each["apiVersion"], each["kind"]).create(body=each, namespace=self.namespace)
-            self._made.append(each)
-
-    def try_out(self, body: Object) -> None:
-        """Let the API server judge an object without writing it."""
-        self._kind(body["apiVersion"], body["kind"]).create(body=body, namespace=self.namespace, dry_run="All")
-
-    def get(self, api_version: str, kind: str, name: str) -> Any:
-        """An object as the API server has it, None where it is absent."""
-        with contextlib.suppress(NotFoundError):
-            return self._kind(api_version, kind).get(name=name, namespace=self.namespace).to_dict()
-        return None
-
-    def all(self, api_version: str, kind: str, **selectors: str) -> list[Any]:
-        """The namespace's objects of a kind."""
-        found = self._kind(api_version, kind).get(namespace=self.namespace, **selectors)
-        return list(found.to_dict()["items"])
-
-    def patch(self, api_version: str, kind: str, name: str, body: Object) -> None:
-        """Merge values into an object."""
-        content = "application/merge-patch+json"
-        self._kind(api_version, kind).patch(body=body, name=name, namespace=self.namespace, content_type=content)
-
-    def delete(self, api_version: str, kind: str, name: str, **options: Any) -> None:
-        """Delete an object and what belongs to it."""
-        body = {"propagationPolicy": "Background", **options}
-        self._kind(api_version, kind).delete(name=name, namespace=self.namespace, body=body)
-
-    def log(self, pod: str) -> str:
-        """What a pod printed."""
-        api = client.CoreV1Api(self._api.client)
-        # Not read by the client, which would take a log for JSON where it can.
-        answer = api.read_namespaced_pod_log(pod, self.namespace, _preload_content=False)
-        return str(answer.data.decode(errors="replace"))
-
-    def wait(self, what: str, probe: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
-        """The first true value of a probe; the namespace's events are shown where there is none in time."""
-        deadline = time.monotonic() + patience_s
-        while not (value := probe()):
-            if time.monotonic() > deadline:
-                events = [f"{e['involvedObject']['name']}: {e['message']}" for e in self.all("v1", "Event")]
-                pytest.fail("\n".join([f"not after {patience_s:g} s: {what}", *events[-20:]]))
-            time.sleep(0.3)
-        return value
-
-    def wait_for_pod(self, name: str, phase: str = "Succeeded") -> Object:
-        """Wait until a pod has a phase; one that ends otherwise fails the test with its log."""
-
-        def ended() -> Object | None:
-            pod: Object = self.get("v1", "Pod", name)
-            if pod["status"].get("phase") == "Failed" != phase:
-                pytest.fail(f"pod {name} failed:\n{self.log(name)}")
-            return pod if pod["status"].get("phase") == phase else None
-
-        found: Object = self.wait(f"pod {name} is {phase}", ended)
-        return found
-
-    def remove(self) -> None:
-        """Delete the namespace and everything that the test created outside of it."""
-        for each in reversed(self._made):
-            kind = self._kind(each["apiVersion"], each["kind"])
-            if not kind.namespaced:
-                with contextlib.suppress(NotFoundError):
-                    kind.delete(name=each["metadata"]["name"])
-        self._kind("v1", "Namespace").delete(name=self.namespace)
-
-    def _kind(self, api_version: str, kind: str) -> Any:
-        return self._api.resources.get(api_version=api_version, kind=kind)
 
 
 @pytest.fixture(scope="session")
@@ -144,3 +71,47 @@ def pod_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         pytest.skip("pods of this cluster cannot reach a server of the tests")
     with running_server(lambda: tmp_path_factory.mktemp("s3"), host=GATEWAY) as server:
         yield server
+
+
+@pytest.fixture
+def standin(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpStandIn]:
+    """A stand-in for the backend of Kubeflow Pipelines, whose runs are pods of the cluster."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # kfp.Client writes a file there
+    cluster.need(ARGO, "Workflow")
+    cluster.create(*runner_rights())
+    with running_standin(ArgoWorkflows(cluster), host_additions()) as standin:
+        yield standin
+
+
+@pytest.fixture
+def pod_store(cluster: Cluster, pod_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty store; the namespace has its keys and its address where the chart puts them."""
+    keys = {name: value for name, value in pod_s3.environment.items() if name in STORE_KEYS}
+    settings = {"AWS_ENDPOINT_URL": pod_s3.endpoint, "AWS_REGION": "us-east-1"}
+    cluster.create(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": STORE_SECRET}, "stringData": keys},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": SETTINGS_CONFIG_MAP}, "data": settings},
+    )
+    return fresh_prefix(pod_s3, monkeypatch)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A file with the recipe."""
+    path = tmp_path / "pods.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture
+def submission(recipe: Path, pod_store: str, standin: KfpStandIn, cluster: Cluster) -> list[str]:
+    """The arguments of `tessera` that run the recipe on the cluster and wait for its end."""
+    where = ["--store", pod_store, "--kfp", standin.url, "--namespace", cluster.namespace]
+    return ["submit", str(recipe), *where, "--watch"]
+
+
+def digests(store: str | Path) -> dict[str, str]:
+    """What the only run of a store made."""
+    opened = open_store(store)
+    (name,) = run_names(opened)
+    return artifacts(opened, name)

@@ -9,7 +9,7 @@ import pytest
 from kubernetes.dynamic.exceptions import DynamicApiError, ResourceNotFoundError
 
 from infra.chart import CHART, render
-from tests.cluster.conftest import Cluster
+from tests.cluster.api import Cluster
 from tests.cluster.objects import PYTHON, pod
 from tests.helm.cases import CASES, EXAMPLES
 

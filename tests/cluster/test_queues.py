@@ -3,7 +3,7 @@ import pytest
 from infra.testcluster.layout import POOL_LABEL
 from infra.testcluster.manifests import KWOK_NODES
 from infra.testcluster.services import REAL_POOL
-from tests.cluster.conftest import Cluster
+from tests.cluster.api import Cluster
 from tests.cluster.objects import GPU, SMALL, Object, flavor, queued_job, queues
 
 pytestmark = pytest.mark.cluster

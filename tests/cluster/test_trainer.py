@@ -4,7 +4,7 @@ import pytest
 
 from infra.testcluster.layout import POOL_LABEL
 from infra.testcluster.services import REAL_POOL
-from tests.cluster.conftest import Cluster
+from tests.cluster.api import Cluster
 from tests.cluster.objects import PYTHON, SMALL, Object, pod_spec
 
 pytestmark = pytest.mark.cluster
