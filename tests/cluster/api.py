@@ -11,7 +11,7 @@ from kubernetes.dynamic.exceptions import NotFoundError, ResourceNotFoundError
 
 from tests.cluster.objects import Object
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 class Cluster:

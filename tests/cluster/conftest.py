@@ -1,9 +1,13 @@
 """A Kubernetes cluster by KUBECONFIG, and a namespace for each test that Pod Security `restricted` guards."""
 
+import contextlib
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,12 +20,12 @@ from pipelines.records.runs import artifacts, run_names
 from tests.cluster.api import Cluster
 from tests.cluster.argo import ARGO, ArgoWorkflows, host_additions, runner_rights
 from tests.cluster.kfp_standin import KfpStandIn, running_standin
-from tests.cluster.objects import volume_objects
+from tests.cluster.objects import ROOT, Object, volume_objects
 from tests.s3_server import S3Server, fresh_prefix, running_server
 
 TRAINING = {"num_steps": 1, "global_batch_size": 2}
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "name": "pods",
     "placement": {"threads": 1, "memory_gib": 2.0},
     "data": {"arithmetic": {"num_train": 60, "num_chats": 20, "num_validation": 10, "num_test": 10}},
@@ -108,6 +112,27 @@ def submission(recipe: Path, pod_store: str, standin: KfpStandIn, cluster: Clust
     """The arguments of `tessera` that run the recipe on the cluster and wait for its end."""
     where = ["--store", pod_store, "--kfp", standin.url, "--namespace", cluster.namespace]
     return ["submit", str(recipe), *where, "--watch"]
+
+
+@contextlib.contextmanager
+def submitted(submission: list[str], *options: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A submission that a process of its own watches."""
+    with subprocess.Popen([sys.executable, "-m", "pipelines", *submission, *options], cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def running_pod(cluster: Cluster, stage: str) -> Object:
+    """The pod of a stage, once its container runs."""
+
+    def running() -> list[Object]:
+        pods = cluster.all("v1", "Pod", label_selector=f"tessera.dev/stage={stage}")
+        return [pod for pod in pods if pod["status"].get("phase") == "Running"]
+
+    found: list[Object] = cluster.wait(f"the pod of {stage} runs", running)
+    return found[0]
 
 
 def digests(store: str | Path) -> dict[str, str]:

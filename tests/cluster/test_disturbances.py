@@ -1,9 +1,6 @@
 """A run goes on to the same digests after what a cluster does to it. Its Workflow comes from the stand-in."""
 
-import contextlib
 import gc
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +16,14 @@ from infra.testcluster.services import core_services
 from pipelines.cli import run_command
 from pipelines.recipe.pod_settings import SETTINGS_CONFIG_MAP
 from tests.cluster.api import Cluster
-from tests.cluster.conftest import RECIPE, digests
-from tests.cluster.objects import ROOT, Object
+from tests.cluster.conftest import RECIPE, digests, running_pod, submitted
+from tests.cluster.objects import Object
 from tests.mlflow_server import MlflowServer, running_mlflow
 from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.cluster
 
 STAGES = ("data", "parent", "sft")
-POD_LABEL = "tessera.dev/stage"
 
 
 @pytest.fixture(scope="session")
@@ -39,27 +35,6 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return digests(folder / "store")
 
 
-@contextlib.contextmanager
-def submitted(submission: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A submission that is watched by a process of its own."""
-    with subprocess.Popen([sys.executable, "-m", "pipelines", *submission], cwd=ROOT) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def running_pod(cluster: Cluster, stage: str) -> Object:
-    """The pod of a stage, once its container runs."""
-
-    def running() -> list[Object]:
-        pods = cluster.all("v1", "Pod", label_selector=f"{POD_LABEL}={stage}")
-        return [pod for pod in pods if pod["status"].get("phase") == "Running"]
-
-    found: list[Object] = cluster.wait(f"the pod of {stage} runs", running)
-    return found[0]
-
-
 def test_a_run_whose_pods_are_all_killed_once_ends_the_same(
     cluster: Cluster, submission: list[str], pod_store: str, local: dict[str, str]
 ) -> None:
@@ -68,6 +43,12 @@ def test_a_run_whose_pods_are_all_killed_once_ends_the_same(
             cluster.delete("v1", "Pod", running_pod(cluster, stage)["metadata"]["name"], gracePeriodSeconds=0)
         assert run.wait() == 0
     assert digests(pod_store) == local
+
+
+def waiting(cluster: Cluster, stage: str) -> list[Object]:
+    """Pods of a stage that no node has taken."""
+    pods = cluster.all("v1", "Pod", label_selector=f"tessera.dev/stage={stage}")
+    return [pod for pod in pods if pod["status"].get("phase") == "Pending" and not pod["spec"].get("nodeName")]
 
 
 def test_a_drained_node_ends_the_pod_and_not_the_run(
@@ -84,12 +65,6 @@ def test_a_drained_node_ends_the_pod_and_not_the_run(
             cluster.patch("v1", "Node", node, {"spec": {"unschedulable": None}})
         assert run.wait() == 0
     assert digests(pod_store) == local
-
-
-def waiting(cluster: Cluster, stage: str) -> list[Object]:
-    """Pods of a stage that no node has taken."""
-    pods = cluster.all("v1", "Pod", label_selector=f"{POD_LABEL}={stage}")
-    return [pod for pod in pods if pod["status"].get("phase") == "Pending" and not pod["spec"].get("nodeName")]
 
 
 def restart_api_server() -> None:

@@ -1,5 +1,6 @@
 """Compiled pipelines as pods. Their Workflows come from the stand-in, not from Kubeflow Pipelines."""
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -7,29 +8,41 @@ from typing import Any
 
 import kfp
 import pytest
+import yaml
 
+from components.core.runtime.event_mirror import fetch_events
+from components.core.runtime.events import EventFile
+from components.core.runtime.runner import events_path
+from components.core.store.store import Store, open_store
+from infra.testcluster.layout import POOL_LABEL
 from infra.testcluster.services import REAL_POOL
 from pipelines.cli import run_command
+from pipelines.records.runs import run_names, run_record
 from tests.cluster.api import Cluster
 from tests.cluster.argo import ARGO
 from tests.cluster.argo_workflow import SHOWN
-from tests.cluster.conftest import digests
+from tests.cluster.conftest import RECIPE, digests, running_pod, submitted
 from tests.cluster.kfp_standin import KfpStandIn
-from tests.cluster.objects import SMALL, flavor, queues
+from tests.cluster.objects import GPU, SMALL, flavor, queues
 from tests.cluster.toy_pipeline import compile_toy, shown
 
 pytestmark = pytest.mark.cluster
 
 KUEUE = "kueue.x-k8s.io/v1beta2"
+TWO_NODES = {"cpu": "100", "memory": "1Ti", GPU: "16"}
+LONG = {**RECIPE["parent_pretrain"], "num_steps": 1500}
+"""Trains until a run of higher priority has come."""
+MAX_OBJECT_BYTES = 1_500_000
+"""The largest object that Kubernetes stores."""
 ENDED = {"SUCCEEDED", "FAILED", "CANCELED"}
 
 
-def run_toy(standin: KfpStandIn, folder: Path, **parameters: str) -> Any:
+def run_toy(standin: KfpStandIn, folder: Path, *, shards: int = 2, **parameters: str) -> Any:
     """Start the toy pipeline; returns the client and the run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client = kfp.Client(host=standin.url)
-    pipeline = client.upload_pipeline(str(compile_toy(folder / "toy.yaml")), "toy")
+    pipeline = client.upload_pipeline(str(compile_toy(folder / "toy.yaml", shards=shards)), "toy")
     version = client.list_pipeline_versions(pipeline.pipeline_id).pipeline_versions[0]
     run = client.run_pipeline(
         client.create_experiment("tests").experiment_id,
@@ -41,9 +54,9 @@ def run_toy(standin: KfpStandIn, folder: Path, **parameters: str) -> Any:
     return client, run.run_id
 
 
-def end_state(cluster: Cluster, standin: KfpStandIn, client: Any, run: str) -> str:
+def end_state(cluster: Cluster, standin: KfpStandIn, client: Any, run: str, **patience: float) -> str:
     """State of a run that has ended; pytest shows what its tasks said."""
-    cluster.wait("the run ends", lambda: client.get_run(run).state in ENDED)
+    cluster.wait("the run ends", lambda: client.get_run(run).state in ENDED, **patience)
     nodes = cluster.get(ARGO, "Workflow", standin.workflow_name(run))["status"].get("nodes", {})
     for each in nodes.values():
         sys.stdout.write(f"{each['displayName']} {each['type']} {each.get('phase')}: {each.get('message', '')}\n")
@@ -113,6 +126,80 @@ def test_pods_of_a_run_are_admitted_through_the_queue_of_their_pool(cluster: Clu
     admitted = [each["status"]["admission"]["clusterQueue"] for each in cluster.all(KUEUE, "Workload")]
     assert len(admitted) >= 3
     assert set(admitted) == {name}
+
+
+def changed(submission: list[str], folder: Path, **changes: Any) -> list[str]:
+    """The submission of another recipe."""
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | changes))
+    return [submission[0], str(path), *submission[2:]]
+
+
+def test_a_stage_with_gpus_lands_on_a_node_of_its_pool_and_its_run_can_be_cancelled(
+    cluster: Cluster, submission: list[str], pod_store: str, tmp_path: Path
+) -> None:
+    cluster.need(KUEUE, "ClusterQueue")
+    for pool, quota in {REAL_POOL: {"cpu": "1500m", "memory": "8Gi"}, "h100": TWO_NODES, "l40s": TWO_NODES}.items():
+        name = f"{cluster.namespace}-{pool}"
+        cluster.create(flavor(name, pool), *queues(name, cluster.namespace, {name: quota}, local=pool))
+    sft = {**RECIPE["sft"], "placement": {"gpus": 2, "node_pool": "h100", "memory_gib": 64.0}}
+    *command, watch = changed(submission, tmp_path, sft=sft)
+    assert watch == "--watch"
+    assert run_command([*command, "--queues"]) == 0
+    pod = running_pod(cluster, "sft")  # on a simulated node, where nothing runs
+    node = cluster.get("v1", "Node", pod["spec"]["nodeName"])
+    assert node["metadata"]["labels"][POOL_LABEL] == "h100"
+    assert pod["spec"]["containers"][-1]["resources"]["limits"][GPU] == "2"
+    assert run_command([*command, "--queues", "--cancel"]) == 0
+    store = open_store(pod_store)
+    (name,) = run_names(store)
+    assert run_record(store, name)["status"] == "interrupted"
+
+
+def test_a_run_of_higher_priority_preempts_one_that_resumes(
+    cluster: Cluster, submission: list[str], pod_store: str, tmp_path: Path
+) -> None:
+    cluster.need(KUEUE, "ClusterQueue")
+    name, high = f"{cluster.namespace}-{REAL_POOL}", f"{cluster.namespace}-high"
+    one_pod = {"cpu": "1200m", "memory": "4Gi"}
+    cluster.create(
+        flavor(name, REAL_POOL),
+        *queues(name, cluster.namespace, {name: one_pod}, local=REAL_POOL),
+        {"apiVersion": KUEUE, "kind": "WorkloadPriorityClass", "metadata": {"name": high}, "value": 1000},
+    )
+    (tmp_path / "long").mkdir()
+    long = changed(submission, tmp_path / "long", name="long", parent_pretrain=LONG)
+    urgent = changed(submission, tmp_path, name="urgent", placement={**RECIPE["placement"], "priority": high})
+    store = open_store(pod_store)
+    with submitted(long, "--queues") as run:
+        cluster.wait("the run that is preempted trains", lambda: steps(store))
+        assert run_command([*urgent, "--queues"]) == 0
+        assert run.wait() == 0
+    first, second = steps(store)
+    assert (first[0], second[-1]) == (1, LONG["num_steps"])
+    assert 1 < second[0] <= first[-1] + 1
+
+
+def steps(store: Store) -> list[list[int]]:
+    """Steps of the parent's training that the long run reported, of each of its pods that took one."""
+    found: list[list[int]] = [[]]
+    for name in run_names(store):
+        if name.startswith("long"):
+            fetch_events(store, name, "parent")
+            for event in EventFile(events_path(store, name, "parent")).read():
+                if event["type"] == "start":
+                    found.append([])
+                elif event["type"] == "progress":
+                    found[-1].append(event["done"])
+    return [each for each in found if each]
+
+
+def test_a_loop_of_64_shards_goes_through(cluster: Cluster, standin: KfpStandIn, tmp_path: Path) -> None:
+    client, run = run_toy(standin, tmp_path, shards=64, first="a", last="z")
+    assert end_state(cluster, standin, client, run, patience_s=600) == "SUCCEEDED"
+    workflow = cluster.get(ARGO, "Workflow", standin.workflow_name(run))
+    assert sum(node["type"] == "Pod" for node in workflow["status"]["nodes"].values()) == 67
+    assert len(json.dumps(workflow)) < MAX_OBJECT_BYTES
 
 
 def test_a_recipe_that_asks_for_more_than_its_pool_has_is_refused_with_the_numbers(

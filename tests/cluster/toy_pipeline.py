@@ -38,7 +38,7 @@ def join(texts: list, page: dsl.Output[dsl.HTML], optional: str = ""):  # type: 
     return dsl.ContainerSpec(image="tessera/toy:1", command=["python", "-c", JOIN], args=[texts, "{{$}}", optional])
 
 
-def compile_toy(path: Path, queue: str | None = None) -> Path:
+def compile_toy(path: Path, queue: str | None = None, *, shards: int = 2) -> Path:
     """Compile it: a first text, two in a loop, all joined on a page, and a last text whatever happens."""
 
     @dsl.pipeline(name="toy")  # type: ignore[untyped-decorator]
@@ -46,7 +46,7 @@ def compile_toy(path: Path, queue: str | None = None) -> Path:
         final = write(text=last)
         with dsl.ExitHandler(final, name="stages"):
             begun = write(text=first).set_retry(1)
-            with dsl.ParallelFor(items=["0/2", "1/2"], name="shards") as shard:
+            with dsl.ParallelFor(items=[f"{number}/{shards}" for number in range(shards)], name="shards") as shard:
                 made = write(text=shard).after(begun)
             joined = join(texts=dsl.Collected(made.outputs["out"]))
         for task in (final, begun, made, joined):
