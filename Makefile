@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-cluster cluster-up cluster-down check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
+.PHONY: help install demo test test-gpu test-cluster cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,11 @@ test-cluster: install ## The tests that need a cluster: the one of cluster-up, o
 
 cluster-down: install ## Stop the cluster; its state stays for the next start: make cluster-down [WIPE=1]
 	PYTHONPATH=. $(BIN)/python -m infra.testcluster down $(if $(WIPE),--wipe)
+
+nightly: test ## All tests, those on a cluster whose programs are built anew, and chaos; as root, about two hours
+	@export TESSERA_TESTCLUSTER=$$(mktemp -d /tmp/tessera-cluster-XXXX); \
+	  trap '$(MAKE) cluster-down WIPE=1; rm -rf "$$TESSERA_TESTCLUSTER"' EXIT; \
+	  $(MAKE) cluster-up test-cluster chaos
 
 chaos: install ## Kill runs at random and compare their ends: make chaos SECONDS=600 [SEED=1] [OUT=chaos.json]
 	PYTHONPATH=. $(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) \
