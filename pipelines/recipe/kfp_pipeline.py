@@ -23,7 +23,7 @@ from components.core.runtime.stage import Stage
 from components.core.runtime.stage_command import command_line
 from pipelines.recipe.graph import Graph, Source, Task
 from pipelines.recipe.pod_settings import set_up_pod
-from pipelines.recipe.registry import STAGES, find_stage, stage_folder
+from pipelines.recipe.registry import CORE_IMAGE, STAGES, find_stage, stage_image
 
 PIPELINE_NAME = "llama-nemotron"
 MAX_RETRIES = 3
@@ -72,13 +72,8 @@ def compile_pipeline(
     compiler.Compiler().compile(describe(pipeline), package_path=str(out))
 
 
-def image(stage: str) -> str:
-    """The container image of a stage."""
-    return _image(stage_folder(stage))
-
-
-def _image(name: str) -> str:
-    """A container image; `TESSERA_IMAGES` names another registry or prefix when a pipeline is compiled."""
+def image(name: str) -> str:
+    """The reference of a container image; `TESSERA_IMAGES` names another registry or prefix than `tessera`."""
     version = importlib.metadata.version("tessera")
     return f"{os.environ.get('TESSERA_IMAGES', 'tessera')}/{name}:{version}"
 
@@ -102,7 +97,7 @@ def component(name: str) -> Callable[..., Any]:
         values |= {"retries": str(MAX_RETRIES), "executor-input": EXECUTOR_INPUT}
         inputs, outputs = ({key: given[key] for key in declared} for declared in (stage.inputs, stage.outputs))
         command = ["python", *command_line(STAGES[name], values, inputs, outputs)]
-        return dsl.ContainerSpec(image=image(name), command=command[:4], args=command[4:])
+        return dsl.ContainerSpec(image=image(stage_image(name)), command=command[:4], args=command[4:])
 
     return _as_component(container, name.replace("-", "_"), stage.doc, list(parameters.values()))
 
@@ -114,7 +109,7 @@ def finish_component() -> Callable[..., Any]:
 
     def container(store: Any, run: Any, labels: Any, report: Any) -> Any:
         arguments = ["--store", store, "--run", run, "--labels", labels, "--executor-input", EXECUTOR_INPUT]
-        return dsl.ContainerSpec(image=_image("core"), command=["python", "-m", FINISH], args=arguments)
+        return dsl.ContainerSpec(image=image(CORE_IMAGE), command=["python", "-m", FINISH], args=arguments)
 
     parameters = [
         *(_parameter(name, str) for name in ("store", "run", "labels")),

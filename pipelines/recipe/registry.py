@@ -21,6 +21,14 @@ STAGES: Mapping[str, str] = {
 }
 """Where each stage is declared: `module:name`."""
 
+CORE_IMAGE = "core"
+"""The image without torch: it ends runs and serves MLflow."""
+STAGE_IMAGES: Mapping[str, str] = {
+    **dict.fromkeys(("data", "pretrain", "distill", "sft"), "train"),
+    **dict.fromkeys(("search", "rl", "eval", "deploy"), "serve"),
+}
+"""The image that runs the stages of each folder below `components`; `serve` is `train` with vLLM."""
+
 
 def find_stage(name: str) -> Stage:
     """The declaration of a stage.
@@ -34,8 +42,13 @@ def find_stage(name: str) -> Stage:
 
 
 def stage_folder(name: str) -> str:
-    """The folder below `components` that holds a stage, which is also the name of its image."""
+    """The folder below `components` that holds a stage."""
     return STAGES[name].split(".")[1]
+
+
+def stage_image(name: str) -> str:
+    """The name of the image that runs a stage, without registry and version."""
+    return STAGE_IMAGES[stage_folder(name)]
 
 
 def output_kinds() -> dict[str, dict[str, Kind]]:

@@ -138,10 +138,10 @@ def test_settings_without_the_embedded_parts_are_those_of_the_values() -> None:
 def test_images_are_named_as_the_pipeline_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = EXAMPLES["gpu"]["images"]["prefix"]
     monkeypatch.setenv("TESSERA_IMAGES", prefix)
-    named = image("data")
-    assert named.startswith(f"{prefix}/")
+    named = image("train")
+    assert named.startswith(f"{prefix}/train:")
     (template,) = pod_templates(render(EXAMPLES["gpu"]))
-    assert template["spec"]["containers"][0]["image"] == f"{prefix}/train:{named.rpartition(':')[2]}"
+    assert template["spec"]["containers"][0]["image"] == named
 
 
 def test_what_pods_of_a_pipeline_look_for_is_what_the_chart_installs() -> None:

@@ -207,7 +207,7 @@ def test_every_component_takes_and_makes_what_its_stage_declares(name: str) -> N
 
 def test_images_come_from_the_registry_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TESSERA_IMAGES", raising=False)
-    name, _, version = image("search-library").partition(":")
-    assert (name, bool(version)) == ("tessera/search", True)
+    name, _, version = image("serve").partition(":")
+    assert (name, bool(version)) == ("tessera/serve", True)
     monkeypatch.setenv("TESSERA_IMAGES", "registry.example:5000/team")
-    assert image("sft") == f"registry.example:5000/team/sft:{version}"
+    assert image("train") == f"registry.example:5000/team/train:{version}"
