@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-cluster cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
+.PHONY: help images install demo test test-gpu test-cluster cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,10 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 	  -r $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+images: install ## Build the images as root, without a container engine: make images [DEVICE=cpu|gpu] [OUT=build/images]
+	PYTHONPATH=. $(BIN)/python -m infra.images build $(or $(OUT),build/images) --torch $(TORCH) \
+	  --device $(or $(DEVICE),$(LOCK:requirements-%.lock=%))
 
 demo: install ## Run the whole recipe on this machine: from nothing to a served reasoning model
 	$(BIN)/tessera run pipelines/recipes/demo.yaml

@@ -29,8 +29,13 @@ def lock(extra: str, target: Path, *, upgrade: bool) -> None:
             shutil.copy(target, pinned)
         subprocess.run([*command, "--output-file", str(pinned)], cwd=ROOT, check=True)
         text = pinned.read_text(encoding="utf-8")
-    entries = re.split(r"\n(?=[a-z0-9])", text.strip())
-    target.write_text(HEADER + "\n".join(entry for entry in entries if not LEFT_OUT.match(entry)) + "\n")
+    kept = [entry for entry in lock_entries(text) if not LEFT_OUT.match(entry)]
+    target.write_text(HEADER + "\n".join(kept) + "\n")
+
+
+def lock_entries(text: str) -> list[str]:
+    """The entry of each package: its version, the machines that it is for, its hashes."""
+    return re.split(r"\n(?=[a-z0-9])", text.removeprefix(HEADER).strip())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Writes container images as archives that containerd imports; no registry and no Docker engine are needed."""
+"""The images of the test cluster, as archives that containerd imports; no registry and no Docker engine are needed."""
 
-import hashlib
-import io
-import json
-import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from infra.images.layers import Member
+from infra.images.oci import Layout, Start
 
 PAUSE = "testcluster.tessera.dev/pause:1"
 HOST = "testcluster.tessera.dev/host:1"
@@ -15,7 +15,6 @@ ARGO_EXECUTOR = "testcluster.tessera.dev/argoexec:1"
 NOBODY = 65532
 """User of containers that may not run as root."""
 _USERS = f"root:x:0:0:root:/root:/bin/sh\nnobody:x:{NOBODY}:{NOBODY}:nobody:/tmp:/bin/sh\n"
-_CREATED = "2026-01-01T00:00:00Z"
 
 
 class Image(BaseModel):
@@ -70,64 +69,22 @@ def program_image(name: str, program: Path, user: str = "") -> Image:
 def write_image(image: Image, archive: Path) -> None:
     """Write an image as one layer; the same content gives the same bytes."""
     archive.parent.mkdir(parents=True, exist_ok=True)
+    start = Start(environment=image.environment, entrypoint=image.entrypoint, user=image.user)
     with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
-        layer = Path(scratch, "layer.tar")
-        with tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as tar:
-            _write_layer(tar, image)
-        with layer.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        config = json.dumps(_config(image, digest), sort_keys=True).encode()
-        config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-        manifest = [{"Config": config_name, "RepoTags": [image.name], "Layers": ["layer.tar"]}]
-        whole = Path(scratch, "image.tar")
-        with tarfile.open(whole, "w") as tar:
-            _add_bytes(tar, config_name, config)
-            _add_bytes(tar, "manifest.json", json.dumps(manifest).encode())
-            with layer.open("rb") as stream:
-                tar.addfile(_entry("layer.tar", size=layer.stat().st_size), stream)
+        layout, whole = Layout(Path(scratch, "layout")), Path(scratch, "image.tar")
+        layout.create()
+        layout.add_image(image.name, [layout.add_layer(_members(image))], start)
+        with whole.open("wb") as stream:
+            layout.write_archive([image.name], stream)
         whole.rename(archive)
 
 
-def _write_layer(tar: tarfile.TarFile, image: Image) -> None:
-    parents = {
-        str(p) for path in (*image.files, *image.texts, *image.folders, *image.links) for p in Path(path).parents
-    }
-    folders = {**dict.fromkeys(parents - {"."}, 0o755), **image.folders}
-    for path, mode in sorted(folders.items()):
-        tar.addfile(_entry(path, mode=mode, kind=tarfile.DIRTYPE))
-    for path, target in sorted(image.links.items()):
-        link = _entry(path, kind=tarfile.SYMTYPE)
-        link.linkname = target
-        tar.addfile(link)
-    for path, text in sorted(image.texts.items()):
-        _add_bytes(tar, path, text.encode())
-    for path, source in sorted(image.files.items()):
-        with source.open("rb") as stream:
-            tar.addfile(_entry(path, size=source.stat().st_size, mode=0o755), stream)
-
-
-def _entry(path: str, *, size: int = 0, mode: int = 0o644, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
-    """A member that belongs to root and has no time of its own."""
-    entry = tarfile.TarInfo(path)
-    entry.size, entry.mode, entry.type = size, mode, kind
-    return entry
-
-
-def _add_bytes(tar: tarfile.TarFile, path: str, content: bytes) -> None:
-    tar.addfile(_entry(path, size=len(content)), io.BytesIO(content))
-
-
-def _config(image: Image, layer_digest: str) -> dict[str, object]:
-    return {
-        "architecture": "amd64",
-        "os": "linux",
-        "created": _CREATED,
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
-        "history": [{"created": _CREATED}],
-        "config": {
-            "Env": [f"{name}={value}" for name, value in image.environment.items()],
-            "Entrypoint": list(image.entrypoint) or None,
-            "User": image.user,
-            "WorkingDir": "/",
-        },
-    }
+def _members(image: Image) -> Iterator[Member]:
+    for path, mode in image.folders.items():
+        yield Member(path, mode=mode)
+    for path, target in image.links.items():
+        yield Member(path, target=target)
+    for path, text in image.texts.items():
+        yield Member(path, content=text.encode())
+    for path, source in image.files.items():
+        yield Member(path, content=source, mode=0o755)

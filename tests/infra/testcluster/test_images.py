@@ -1,4 +1,3 @@
-import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -14,17 +13,23 @@ def read(tar: tarfile.TarFile, name: str) -> bytes:
 
 
 def contents(archive: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """The manifest, the config and the layer of an archive."""
+    """The index's entry of the only image of an archive, its config and its layer."""
     with tarfile.open(archive) as tar:
-        manifest = json.loads(read(tar, "manifest.json"))[0]
-        return manifest, json.loads(read(tar, manifest["Config"])), read(tar, "layer.tar")
+        (entry,) = json.loads(read(tar, "index.json"))["manifests"]
+        manifest = json.loads(read(tar, blob(entry)))
+        (layer,) = manifest["layers"]
+        return entry, json.loads(read(tar, blob(manifest["config"]))), read(tar, blob(layer))
 
 
-def test_an_archive_names_its_config_and_layer_by_their_digests(tmp_path: Path) -> None:
+def blob(entry: dict[str, Any]) -> str:
+    return f"blobs/{entry['digest'].replace(':', '/')}"
+
+
+def test_an_archive_has_the_image_by_its_name(tmp_path: Path) -> None:
     write_image(host_image(), tmp_path / "host.tar")
-    manifest, config, layer = contents(tmp_path / "host.tar")
-    assert manifest["RepoTags"] == [HOST]
-    assert config["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(layer).hexdigest()}"]
+    entry, _, _ = contents(tmp_path / "host.tar")
+    assert entry["annotations"]["io.containerd.image.name"] == HOST
+    assert [file.name for file in tmp_path.iterdir()] == ["host.tar"]
 
 
 def test_the_same_image_gives_the_same_bytes(tmp_path: Path) -> None:

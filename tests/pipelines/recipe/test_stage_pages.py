@@ -1,6 +1,5 @@
 """The stages' READMEs: their generated part is true to the code, and the rest is left alone."""
 
-import re
 from typing import Literal
 
 import pytest
@@ -11,7 +10,6 @@ from pipelines.recipe.stage_pages import BEGIN, END, ROOT, describe, page_path, 
 
 FOLDERS = stages_by_folder()
 NO_STAGE = {"core"}
-CONTAINERFILE = (ROOT / "infra" / "images" / "Containerfile").read_text(encoding="utf-8")
 
 
 class Inner(Config):
@@ -57,19 +55,6 @@ def test_golden_stage_page_is_fresh(folder: str, renew_golden: bool) -> None:
 def test_every_folder_of_a_stage_has_a_page() -> None:
     folders = {path.parent.name for path in (ROOT / "components").glob("*/__init__.py")}
     assert folders - NO_STAGE == set(FOLDERS)
-
-
-def test_an_image_holds_core_and_its_own_stage_and_is_not_roots() -> None:
-    copied = re.findall(r"^COPY (components/\S+)", CONTAINERFILE, re.MULTILINE)
-    assert copied == ["components/__init__.py", "components/core", "components/${STAGE}"]
-    entry = '["python", "-m", "components.core.runtime.stage_command"]'
-    assert CONTAINERFILE.endswith(f"USER 10001\nWORKDIR /home/tessera\nENTRYPOINT {entry}\n")
-
-
-def test_images_install_what_the_makefile_installs() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    pins = dict(re.findall(r"^(TORCH|UV) := (\S+)$", makefile, re.MULTILINE))
-    assert re.findall(r"(?:uv|torch)==\S+", CONTAINERFILE) == [f"uv=={pins['UV']}", f"torch=={pins['TORCH']}"]
 
 
 def test_a_setting_has_its_own_default_or_that_of_the_instance_it_stands_in() -> None:
