@@ -82,7 +82,7 @@ class Builder:
         """Install a part and write its layer; returns what the environment has now."""
         known = {package for packages in self._packages.values() for package in packages}
         {"torch": self._install_torch, "project": self._install_project}.get(part, lambda: self._install_lock(part))()
-        self._root.compile(path for path in self._new(before) if path.endswith(".py"))
+        self._root.compile(path for path in self._new(before) if path.endswith(".py") and "/tests/" not in path)
         self._layers[part] = self._layout.add_layer(folder_members(self._root.folder, self._new(before)))
         now = python_packages(self._root.folder / SITE_PACKAGES)
         self._packages[part] = [package for package in now if package not in known]

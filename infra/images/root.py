@@ -31,10 +31,11 @@ class Root:
 
     def install_base(self, suite: str, packages: Sequence[str]) -> None:
         """Fill the tree with Debian's essential packages and others, with its security updates; no apt is in it."""
-        command = ["mmdebstrap", "--mode=root", "--variant=essential", "--format=directory", "--quiet"]
-        command += [f"--hook-dir={MERGED_USR}", f"--include={','.join(packages)}", suite, str(self.folder)]
+        # A mount namespace: what mmdebstrap mounts in the tree cannot be deleted with a tree that is left half done.
+        command = ["unshare", "--mount", "mmdebstrap", "--mode=root", "--variant=essential", "--format=directory"]
+        command += [f"--hook-dir={MERGED_USR}", f"--include={','.join(packages)}", "--quiet", suite]
         environment = {**os.environ, "SOURCE_DATE_EPOCH": str(MODIFIED), "PATH": SYSTEM_PATH}
-        subprocess.run(command, check=True, env=environment)
+        subprocess.run([*command, str(self.folder)], check=True, env=environment)
         for name in LEFT_OUT:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for file, line in (("passwd", f"{USER}:x:{USER_ID}:{USER_ID}::/{HOME}:/usr/sbin/nologin"), ("group", "")):

@@ -59,7 +59,7 @@ def bill_of_materials(image: str, digest: str, packages: Iterable[Package]) -> s
     subject.properties.add(Property(name="oci:manifest:digest", value=digest))
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_OID, digest), components=map(_component, packages))
     bom.metadata.component, bom.metadata.timestamp = subject, datetime.fromisoformat(CREATED)
-    bom.register_dependency(subject)
+    bom.register_dependency(subject, bom.components)
     return make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1) + "\n"
 
 
