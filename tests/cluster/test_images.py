@@ -10,9 +10,9 @@ from infra.images.oci import NAME, Layout, full_name
 from infra.testcluster import layout as testcluster
 from pipelines.recipe.kfp_pipeline import image as image_name
 from pipelines.recipe.pod_settings import HOME
-from tests.cluster.conftest import Cluster
+from tests.cluster.api import Cluster
 from tests.cluster.objects import ROOT, Object
-from tests.cluster.test_stage import OUTPUTS, data_stage, run_here
+from tests.cluster.test_pods import OUTPUTS, data_stage, run_here
 from tests.s3_server import S3Server, fresh_prefix
 
 pytestmark = pytest.mark.cluster
