@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -93,7 +93,7 @@ class Layout:
             if f"sha256:{file.name}" not in used:
                 file.unlink()
 
-    def write_archive(self, names: Iterable[str], stream: BinaryIO) -> None:
+    def write_archive(self, names: Iterable[str], stream: IO[bytes]) -> None:
         """Write images as one tar archive, which `ctr images import` takes.
 
         Raises:

@@ -35,18 +35,19 @@ print(os.getuid(), pathlib.Path.home())
 
 def imported(image: str) -> str:
     """The name of an image that `make images` built, once the test cluster has it."""
-    name = image_name(image)
-    layout, cluster = Layout(IMAGES), testcluster.Layout.from_environment()
-    if full_name(name) not in {entry["annotations"][NAME] for entry in layout.manifests()}:
+    name, layout, cluster = image_name(image), Layout(IMAGES), testcluster.Layout.from_environment()
+    built = {entry["annotations"][NAME]: entry["digest"] for entry in layout.manifests()}.get(full_name(name))
+    if built is None:
         pytest.skip(f"{IMAGES} has no image {name}; build it with `make images`")
     if os.environ["KUBECONFIG"] != str(cluster.kubeconfig):
         pytest.skip("images are only loaded into the cluster of `make cluster-up`")
-    command = ["ctr", "--address", str(cluster.containerd_socket), "--namespace", "k8s.io", "images", "import", "-"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as ctr:
-        assert ctr.stdin is not None
-        layout.write_archive([name], ctr.stdin)
-        ctr.stdin.close()
-    assert ctr.returncode == 0
+    ctr = ["ctr", "--address", str(cluster.containerd_socket), "--namespace", "k8s.io", "images"]
+    found = subprocess.run([*ctr, "list", f"name=={full_name(name)}"], check=True, stdout=subprocess.PIPE, text=True)
+    if built not in found.stdout:
+        with subprocess.Popen([*ctr, "import", "-"], stdin=subprocess.PIPE) as importing:
+            assert importing.stdin is not None
+            layout.write_archive([name], importing.stdin)
+        assert importing.returncode == 0
     return name
 
 
