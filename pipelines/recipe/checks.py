@@ -11,7 +11,9 @@ from components.core.serving.settings import refuse_head_sizes
 from components.core.text.embedding_rows import embedding_rows, tokens_without_row
 from components.core.text.tokenizer_files import VOCABULARY, read_settings
 from components.deploy.config import STAGE as DEPLOY
+from components.distill.config import STAGE as DISTILL
 from components.eval.config import STAGE as EVAL
+from components.pretrain.config import STAGE as PRETRAIN
 from components.rl.config import STAGE as RL
 from components.search.config import CostsConfig, Measurement, SearchConfig
 from components.search.costs.resources import model_costs
@@ -19,10 +21,14 @@ from components.search.costs.roofline import require_support
 from components.search.declarations import COSTS, SEARCH
 from components.search.devices import device_of
 from components.search.space.layer_space import LayerSpace, block_of, layer_spaces, left_out, servable_spaces, shape_of
+from components.sft.config import STAGE as SFT
 from pipelines.recipe.graph import Graph, Made, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.schema import Recipe, is_address
 from pipelines.recipe.source_files import KINDS, files_of
+
+TRAINED_ON_RANKS = (PRETRAIN, DISTILL, SFT)
+"""Stages whose `run` can be one of several ranks."""
 
 
 def check(recipe: Recipe) -> Graph:
@@ -53,6 +59,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
     yield from _unreadable_files(recipe)
     yield from _unfit_tokenizer(recipe)
     yield from _missing_keys(recipe)
+    yield from _several_nodes(graph)
     yield from _unservable(recipe, graph)
     if (
         recipe.search
@@ -69,6 +76,17 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
         _check_search(recipe)
     except InputError as error:
         yield error
+
+
+def _several_nodes(graph: Graph) -> Iterator[InputError]:
+    """Stages that cannot spread over nodes, where they are to."""
+    labels = [task.label for task in graph.tasks if task.placement.nodes > 1 and task.stage not in TRAINED_ON_RANKS]
+    if labels:
+        trained = ", ".join(stage.name for stage in TRAINED_ON_RANKS)
+        yield RecipeError(
+            f"placement.nodes is more than 1 for {', '.join(labels)}, which run on one node",
+            hint=f"set it in the placement of a stage that trains on several: {trained}",
+        )
 
 
 def _unservable(recipe: Recipe, graph: Graph) -> Iterator[InputError]:

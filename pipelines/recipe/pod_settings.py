@@ -1,4 +1,4 @@
-"""What the pod of a stage asks of Kubernetes: resources, pool, volumes, and the environment that the chart provides.
+"""What the pods of a stage ask of Kubernetes: resources, pool, volumes, and the environment that the chart provides.
 
 kfp-kubernetes has no request for ephemeral storage, so the size limit of the volume bounds it, and no class of pod
 priority, so Kueue's label gives it. Memory is requested and not limited: a node that runs out of it evicts first.
@@ -7,6 +7,8 @@ priority, so Kueue's label gives it. Memory is requested and not limited: a node
 from collections.abc import Mapping
 from typing import Any
 
+from components.core.base.config import canonical_json
+from components.core.runtime.multi_node.train_job import CONTAINER, GROUP, MANIFEST, OWN_POD, VERSION
 from components.core.runtime.placement import Placement
 from components.core.runtime.stage_command import ALLOCATOR
 from components.core.store.store import LOCAL_FOLDER
@@ -20,6 +22,12 @@ STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 POOL_LABEL = "tessera.dev/pool"
 GPU = "nvidia.com/gpu"
+RUNTIME = "tessera-torch"
+"""The chart's runtime of Kubeflow Trainer."""
+PATCH_MANAGER = "tessera.dev/pipelines"
+"""Trainer's name for whoever changes the runtime for a `TrainJob`."""
+WATCHER, WATCHER_CPU = Placement(threads=1, memory_gib=1.0), "100m"
+"""What the task asks for that watches the nodes of a stage."""
 HOME = "/home/tessera"
 """An empty volume: home of the user, caches of libraries, working copies of the store."""
 
@@ -30,13 +38,15 @@ def node_pool(placement: Placement) -> str:
 
 
 def requests(placement: Placement) -> dict[str, float]:
-    """What a stage asks for, by Kubernetes' name of the resource; memory in bytes."""
+    """What a node of a stage asks for, by Kubernetes' name of the resource; memory in bytes."""
     asked = {"cpu": float(placement.processes * placement.threads), "memory": placement.memory_gib * 2**30}
     return asked | ({GPU: float(placement.gpus)} if placement.gpus else {})
 
 
 def set_up_pod(step: Any, placement: Placement, labels: Mapping[str, str], *, queues: bool) -> None:
     """Say what the pod of a KFP task asks of a cluster.
+
+    The task of a stage of several nodes only watches them: its pod is small, and waits in no queue.
 
     Args:
         step: the KFP task.
@@ -46,26 +56,92 @@ def set_up_pod(step: Any, placement: Placement, labels: Mapping[str, str], *, qu
     """
     from kfp import kubernetes
 
-    step.set_cpu_request(str(placement.processes * placement.threads))
+    cpu = str(placement.processes * placement.threads)
+    if placement.nodes > 1:
+        manifest = train_job(placement, labels, step.container_spec.image, queues=queues)
+        step.set_env_variable(MANIFEST, canonical_json(manifest))
+        for name, field in OWN_POD.items():
+            kubernetes.use_field_path_as_env(step, name, field)
+        cpu, placement, queues = WATCHER_CPU, WATCHER, False
+    step.set_cpu_request(cpu)
     step.set_memory_request(f"{placement.memory_gib:g}Gi")
     if placement.gpus:
         step.set_accelerator_type(GPU).set_accelerator_limit(placement.gpus)
-    own = {QUEUE_LABEL: node_pool(placement)} if queues else {}
-    if placement.priority is not None:
-        own[PRIORITY_LABEL] = placement.priority
-    for key, value in {**labels, **own}.items():
+    for key, value in {**labels, **_queue_labels(placement, queues=queues)}.items():
         kubernetes.add_pod_label(step, key, value)
-    if placement.node_pool is not None and not queues:
-        kubernetes.add_node_selector(step, POOL_LABEL, placement.node_pool)
-    for taint in (*placement.tolerations, *([f"{GPU}:NoSchedule"] if placement.gpus else [])):
-        kubernetes.add_toleration(step, **_toleration(taint))
+    for key, value in _node_selector(placement, queues=queues).items():
+        kubernetes.add_node_selector(step, key, value)
+    for toleration in _tolerations(placement):
+        kubernetes.add_toleration(step, **toleration)
     kubernetes.set_security_context(step, run_as_non_root=True)
     _set_environment(step)
-    disk = f"{placement.disk_gib:g}Gi" if placement.disk_gib is not None else None
-    kubernetes.empty_dir_mount(step, "home", HOME, size_limit=disk)
-    kubernetes.empty_dir_mount(step, "tmp", "/tmp")
-    shared_memory = f"{placement.shared_memory_gib:g}Gi"
-    kubernetes.empty_dir_mount(step, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared_memory)
+    for name, (path, volume) in _volumes(placement).items():
+        medium, size = volume.get("medium"), volume.get("sizeLimit")
+        kubernetes.empty_dir_mount(step, name, path, medium=medium, size_limit=size)
+
+
+def train_job(placement: Placement, labels: Mapping[str, str], image: str, *, queues: bool) -> dict[str, Any]:
+    """The `TrainJob` of a stage of several nodes, without its name and command.
+
+    What all pods have in common (account, security, environment, mounts) is in the chart's runtime.
+
+    Args:
+        placement: of the stage.
+        labels: of the object and of its pods.
+        image: of the stage.
+        queues: whether Kueue admits the pods, all together, through the queue of their pool.
+    """
+    asked = {"cpu": str(placement.processes * placement.threads), "memory": f"{placement.memory_gib:g}Gi"}
+    gpus = {GPU: str(placement.gpus)} if placement.gpus else {}
+    pod: dict[str, Any] = {
+        "nodeSelector": _node_selector(placement, queues=queues),
+        "tolerations": _tolerations(placement),
+        "volumes": [{"name": name, "emptyDir": volume} for name, (_, volume) in _volumes(placement).items() if volume],
+    }
+    template = {"metadata": {"labels": dict(labels)}, "spec": {key: value for key, value in pod.items() if value}}
+    job = {"name": CONTAINER, "template": {"spec": {"template": template}}}
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "TrainJob",
+        "metadata": {"labels": {**labels, **_queue_labels(placement, queues=queues)}},
+        "spec": {
+            "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": RUNTIME},
+            "trainer": {
+                "image": image,
+                "numNodes": placement.nodes,
+                "numProcPerNode": placement.processes,
+                "resourcesPerNode": {"requests": {**asked, **gpus}, **({"limits": gpus} if gpus else {})},
+                "env": [{"name": name, "value": value} for name, value in ALLOCATOR.items()],
+            },
+            "runtimePatches": [
+                {"manager": PATCH_MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
+            ],
+        },
+    }
+
+
+def _queue_labels(placement: Placement, *, queues: bool) -> dict[str, str]:
+    """Kueue's labels: the queue of the stage's pool, and its priority."""
+    labels = {QUEUE_LABEL: node_pool(placement)} if queues else {}
+    return labels | ({PRIORITY_LABEL: placement.priority} if placement.priority is not None else {})
+
+
+def _node_selector(placement: Placement, *, queues: bool) -> dict[str, str]:
+    """Labels of the nodes of the stage's pool; none where Kueue chooses the nodes."""
+    return {POOL_LABEL: placement.node_pool} if placement.node_pool is not None and not queues else {}
+
+
+def _tolerations(placement: Placement) -> list[dict[str, str]]:
+    """The taints that the stage's pods tolerate, those of GPU nodes among them."""
+    taints = (*placement.tolerations, *([f"{GPU}:NoSchedule"] if placement.gpus else []))
+    return [_toleration(taint) for taint in taints]
+
+
+def _volumes(placement: Placement) -> dict[str, tuple[str, dict[str, str]]]:
+    """The empty volumes of a pod by name: where each is mounted, and its `emptyDir`."""
+    disk = {"sizeLimit": f"{placement.disk_gib:g}Gi"} if placement.disk_gib is not None else {}
+    shared_memory = {"medium": "Memory", "sizeLimit": f"{placement.shared_memory_gib:g}Gi"}
+    return {"home": (HOME, disk), "tmp": ("/tmp", {}), "shared-memory": ("/dev/shm", shared_memory)}
 
 
 def _set_environment(step: Any) -> None:
@@ -80,7 +156,7 @@ def _set_environment(step: Any) -> None:
 
 
 def _toleration(taint: str) -> dict[str, str]:
-    """The arguments of kfp-kubernetes for a taint."""
+    """A taint as a toleration; kfp-kubernetes takes the same names as Kubernetes."""
     name, _, effect = taint.partition(":")
     key, equals, value = name.partition("=")
     matched = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}

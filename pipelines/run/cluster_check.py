@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from components.core.base.errors import ClusterError
+from components.core.base.kubernetes_api import kubernetes_errors, load_cluster
 from pipelines.recipe.pod_settings import SETTINGS_CONFIG_MAP, STORE_KEYS, STORE_SECRET
 from pipelines.run.cluster_queues import KUEUE, read_pools
 from pipelines.run.kfp_server import KfpServer
-from pipelines.run.kubernetes_api import kubernetes_errors, load_cluster
 
 MIN_KUBERNETES = (1, 34)
 SERVICE_ACCOUNT = "tessera-pipelines"

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.core.base.errors import ClusterError, InputError
+from components.core.base.kubernetes_api import kubernetes_errors
+from components.core.runtime.placement import Placement
 from pipelines.recipe.graph import Graph
 from pipelines.recipe.pod_settings import GPU, node_pool, requests
-from pipelines.run.kubernetes_api import kubernetes_errors
 
 KUEUE = "kueue.x-k8s.io"
 WAIT_CONTAINER = {"cpu": 0.01, "memory": 32.0 * 2**20}
-"""What Argo's second container of every pod asks for; a quota counts all containers."""
+"""What Argo's second container of a task's pod asks for; a quota counts all containers."""
 
 Quota = dict[str, float]
 """Amount by Kubernetes' name of the resource; memory in bytes."""
@@ -19,7 +20,7 @@ Quota = dict[str, float]
 
 @dataclass(frozen=True)
 class Pool:
-    """A node pool: a local queue, and for each flavor of its cluster queue what one pod can get at most.
+    """A node pool: a local queue, and for each flavor of its cluster queue what one stage can get at most.
 
     Attributes:
         name: of the local queue.
@@ -137,6 +138,14 @@ def _amount(quantity: str | int) -> float:
     return float(parse_quantity(quantity))
 
 
+def _quota_of(placement: Placement) -> Quota:
+    """What a stage takes of a quota; Kueue admits the nodes of a stage together, and to one flavor."""
+    asked = requests(placement)
+    if placement.nodes > 1:
+        return {key: value * placement.nodes for key, value in asked.items()}
+    return {key: value + WAIT_CONTAINER.get(key, 0.0) for key, value in asked.items()}
+
+
 def refuse_large_stages(graph: Graph, pools: Mapping[str, Pool]) -> None:
     """Refuse a recipe with a stage that would wait forever.
 
@@ -146,7 +155,7 @@ def refuse_large_stages(graph: Graph, pools: Mapping[str, Pool]) -> None:
     faults: list[str] = []
     for task in graph.tasks:
         name = node_pool(task.placement)
-        asked = {key: value + WAIT_CONTAINER.get(key, 0.0) for key, value in requests(task.placement).items()}
+        asked = _quota_of(task.placement)
         if name not in pools:
             faults.append(f"stage {task.label} runs in node pool {name!r}, and there is no queue of that name")
         elif lacking := pools[name].lacks(asked):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.base.errors import ClusterError
-from pipelines.run.kubernetes_api import load_cluster
+from components.core.base.kubernetes_api import load_cluster
 
 DEFAULT_NAMESPACE = "kubeflow"
 """Namespace of a Kubeflow Pipelines without tenants, which has its runs there too."""

@@ -78,9 +78,11 @@ def _name(binding: Binding) -> str:
 
 
 def _needs(task: Task) -> str:
-    """Processes, threads, memory and devices, and the tokens of a training run."""
+    """Nodes, processes, threads, memory and devices, and the tokens of a training run."""
     place = task.placement
     parts = [f"{place.processes} x {place.threads} threads", f"{place.memory_gib:g} GiB"]
+    if place.nodes > 1:
+        parts[0] = f"{place.nodes} nodes of {parts[0]}"
     if place.gpus:
         parts.append(f"{place.gpus} GPU{'s' if place.gpus > 1 else ''}")
     if place.node_pool:

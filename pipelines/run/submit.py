@@ -17,6 +17,7 @@ from components.core.base.errors import (
     StoreError,
     TesseraError,
 )
+from components.core.base.kubernetes_api import load_cluster
 from components.core.base.run_name import check_run_name
 from components.core.runtime.event_mirror import fetch_events
 from components.core.runtime.runner import events_path
@@ -30,7 +31,6 @@ from pipelines.run.cluster_queues import read_pools, refuse_large_stages
 from pipelines.run.finish_run import fetch_results, show_results
 from pipelines.run.ingest import ingest_sources
 from pipelines.run.kfp_server import KfpRun, KfpServer
-from pipelines.run.kubernetes_api import load_cluster
 from pipelines.run.progress import Follower
 from pipelines.run.terminal_view import open_view
 

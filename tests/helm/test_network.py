@@ -26,8 +26,14 @@ def ours(component: str) -> dict[str, str]:
 def selected(selector: Object, labels: dict[str, str]) -> bool:
     wanted = selector.get("matchLabels", {})
     expressions = selector.get("matchExpressions", [])
-    assert {one["operator"] for one in expressions} <= {"Exists"}
-    return labels.items() >= wanted.items() and all(one["key"] in labels for one in expressions)
+    return labels.items() >= wanted.items() and all(fulfils(one, labels) for one in expressions)
+
+
+def fulfils(expression: Object, labels: dict[str, str]) -> bool:
+    if expression["operator"] == "NotIn":
+        return labels.get(expression["key"]) not in expression["values"]
+    assert expression["operator"] == "Exists"
+    return expression["key"] in labels
 
 
 def matches(peer: Object, namespace: str | None, labels: dict[str, str], address: str | None) -> bool:
@@ -98,7 +104,7 @@ def test_a_stage_reaches_nothing_else_and_is_reached_by_nobody(small: list[Objec
 
 def test_nodes_of_a_training_reach_each_other_and_not_kubernetes() -> None:
     objects = render({"network": {"egress": {"store": None, "mlflow": None}}}, namespace=RUNS)
-    node = ours("training")
+    node = {**ours("training"), "tessera.dev/stage": "sft", "tessera.dev/run": "r"}
     assert passes(objects, "Egress", node, 29500, labels=node)
     assert passes(objects, "Ingress", node, 29500, labels=node)
     assert not passes(objects, "Ingress", node, 29500, labels=STAGE)

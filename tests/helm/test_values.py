@@ -12,6 +12,7 @@ import helm_python
 import pytest
 import yaml
 
+from components.core.runtime.multi_node.train_job import CONTAINER
 from components.core.runtime.placement import Placement
 from components.core.runtime.stage_command import TRACKING_URI
 from components.core.store.bucket import Bucket
@@ -20,6 +21,7 @@ from infra.chart import CHART, render
 from infra.chart_page import PAGE, documented_values, page
 from pipelines.recipe import pod_settings
 from pipelines.recipe.kfp_pipeline import image
+from pipelines.recipe.pod_settings import train_job
 from tests.helm.cases import CASES, EXAMPLES, Object, find, pod_templates
 
 POOL = {"name": "cpu", "quotas": {"cpu": 1}}
@@ -152,6 +154,12 @@ def test_what_pods_of_a_pipeline_look_for_is_what_the_chart_installs() -> None:
     assert EXAMPLES["small"]["store"]["existingSecret"] == pod_settings.STORE_SECRET
     objects = render(EXAMPLES["gpu"])
     find(objects, "ConfigMap", pod_settings.SETTINGS_CONFIG_MAP)
+    (node,) = pod_templates([find(objects, "TrainingRuntime", pod_settings.RUNTIME)])
+    assert [container["name"] for container in node["spec"]["containers"]] == [CONTAINER]
+    patched = train_job(Placement(nodes=2, disk_gib=1), {}, "image", queues=False)["spec"]["runtimePatches"][0]
+    (job,) = patched["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    volumes = {volume["name"] for volume in job["template"]["spec"]["template"]["spec"]["volumes"]}
+    assert volumes < {volume["name"] for volume in node["spec"]["volumes"]}
     for pool in {pod_settings.node_pool(Placement()), pod_settings.node_pool(Placement(gpus=1))}:
         find(objects, "LocalQueue", pool)
         flavor = find(objects, "ResourceFlavor", f"tessera-{pool}")

@@ -19,7 +19,7 @@ class StageContext:
         resume: checkpoints of this computation.
         scratch: an empty folder for this run alone, removed afterwards.
         placement: processes, threads and devices of the stage.
-        rank: this process among `placement.processes`; only rank 0 reports and writes outputs.
+        rank: this process among `placement.num_ranks`; only rank 0 reports and writes outputs.
         stopping: returns True once the stage was asked to stop (SIGTERM): save a checkpoint, raise `Interrupted`.
     """
 

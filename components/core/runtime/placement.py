@@ -13,17 +13,20 @@ TAINT = r"^[A-Za-z0-9][\w./-]*(=[\w.-]*)?(:(NoSchedule|PreferNoSchedule|NoExecut
 class Placement(Config):
     """Processes, threads, devices and node pool of a stage; they change no result, so they are not in its key."""
 
+    nodes: int = Field(default=1, ge=1)
+    """Pods that a stage trains in on a cluster, as one `TrainJob`; all else here is for one of them. On one machine the
+    ranks of all nodes run there."""
     processes: int = 1
-    """Training processes (ranks) of the stage."""
+    """Training processes (ranks) of a node."""
     threads: int = 2
     """CPU threads a process."""
     gpus: int = 0
-    """GPUs the stage asks for, one a process."""
+    """GPUs a node asks for, one a process."""
     node_pool: str | None = None
     """Pool of nodes on a cluster: a local queue of Kueue (by default `gpu` or `cpu`) where the pipeline is compiled
     with queues, else the value of the node label `tessera.dev/pool`."""
     memory_gib: float = 8.0
-    """Memory the stage asks for, GiB."""
+    """Memory a node asks for, GiB."""
     shared_memory_gib: float = Field(default=1.0, gt=0)
     """Size of `/dev/shm` in a pod, GiB, a part of its memory; vLLM and training processes pass tensors through it."""
     disk_gib: float | None = Field(default=None, gt=0)
@@ -40,6 +43,11 @@ class Placement(Config):
                 f"processes={self.processes} need a GPU each, and gpus={self.gpus}: set gpus to as many or to 0"
             )
         return self
+
+    @property
+    def num_ranks(self) -> int:
+        """Training processes of all nodes."""
+        return self.nodes * self.processes
 
     @property
     def engine_threads(self) -> int:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -52,13 +52,15 @@ def main(scratch: Path) -> None:
     rank = int(os.environ["RANK"])
     if rank == 0:
         _empty_folders(Path(order["out"]))  # before the others, who wait for this rank
-    _join_attempt(placement)
+    rendezvous_store = _join_attempt(placement)
     fault_point("rank.begun")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     uri, local, key = order["home"]
-    mirror = functools.partial(open_store(uri, local=Path(local)).push_resume, key)
-    resume = Resume(Path(order["resume"]), mirror=mirror)
+    store = open_store(uri, local=Path(local))
+    resume = Resume(Path(order["resume"]), mirror=functools.partial(store.push_resume, key))
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+        _agree_on_checkpoint(rendezvous_store, resume, functools.partial(store.resume_folder, key))
     context = StageContext(StandardOutput(), resume, scratch, placement, rank, stop.is_set)
     _report_restart(context)
     inputs = {
@@ -77,8 +79,8 @@ def main(scratch: Path) -> None:
     dist.destroy_process_group()
 
 
-def _join_attempt(placement: Placement) -> None:
-    """Join the process group of this attempt.
+def _join_attempt(placement: Placement) -> PrefixStore:
+    """Join the process group of this attempt; returns the key-value store that its ranks share.
 
     torchrun keeps one store over its restarts. A prefix for each attempt keeps a rank from reading the address that
     another had before the restart.
@@ -86,6 +88,39 @@ def _join_attempt(placement: Placement) -> None:
     store, rank, world_size = next(rendezvous("env://"))
     prefixed = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     join_process_group(placement, prefixed, rank, world_size)
+    return prefixed
+
+
+def _agree_on_checkpoint(shared: PrefixStore, resume: Resume, download: Callable[[], object]) -> None:
+    """Check that this node has the checkpoint that rank 0 resumes from.
+
+    Each node downloaded the newest one when it started. A pod of an attempt before may have added one since.
+
+    Args:
+        shared: key-value store of all ranks.
+        resume: the checkpoints of this node.
+        download: downloads the newest checkpoint of the store.
+
+    Raises:
+        RuntimeError: this node cannot have that checkpoint; all nodes have to start again.
+    """
+    node, is_first_of_node = os.environ["GROUP_RANK"], os.environ["LOCAL_RANK"] == "0"
+    if os.environ["RANK"] == "0":
+        shared.set("checkpoint", _newest(resume))
+    wanted = shared.get("checkpoint").decode()
+    if is_first_of_node:
+        if (found := _newest(resume)) != wanted:
+            download()
+            found = _newest(resume)
+        shared.set(f"node-{node}", found)
+    if (found := shared.get(f"node-{node}").decode()) != wanted:
+        raise RuntimeError(f"node {node} has checkpoint {found}, and the first node resumes from {wanted}")
+
+
+def _newest(resume: Resume) -> str:
+    """Name of the newest valid checkpoint."""
+    newest = resume.latest()
+    return "none" if newest is None else newest.name
 
 
 def _empty_folders(out: Path) -> None:

@@ -3,7 +3,15 @@
 import contextlib
 from collections.abc import Iterator
 
-from components.core.base.errors import InputError, ProcessKilled, StageFailed, StoreError, TesseraError, parse_error
+from components.core.base.errors import (
+    ClusterError,
+    InputError,
+    ProcessKilled,
+    StageFailed,
+    StoreError,
+    TesseraError,
+    parse_error,
+)
 from components.core.store.store import Store
 
 
@@ -37,5 +45,6 @@ def answer_retries(store: Store, path: str, retries: int) -> Iterator[None]:
 
 
 def is_final(error: TesseraError) -> bool:
-    """Whether another attempt would end alike: not where the store may answer, or memory may suffice, next time."""
-    return isinstance(error, InputError | StageFailed) and not isinstance(error, StoreError | ProcessKilled)
+    """Whether another attempt would end alike: not where the store or the cluster may answer, or memory may suffice."""
+    may_pass = StoreError | ClusterError | ProcessKilled
+    return isinstance(error, InputError | StageFailed) and not isinstance(error, may_pass)

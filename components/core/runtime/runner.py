@@ -140,14 +140,14 @@ def run_stage(
         reporter.emit({"type": "interrupted", "time": time.time()})
         raise
     except TesseraError as error:
-        reporter.emit(_failure(error.message, error.hint, error.exit_code))
+        reporter.emit(failure_event(error.message, error.hint, error.exit_code))
         raise
     except OSError as error:
-        reporter.emit(_failure(str(error), None, 1))
+        reporter.emit(failure_event(str(error), None, 1))
         raise
     except Exception as error:
         message = f"{stage.name} stopped: {type(error).__name__}: {error}"
-        reporter.emit(_failure(message, None, 1) | {"traceback": traceback.format_exc()})
+        reporter.emit(failure_event(message, None, 1) | {"traceback": traceback.format_exc()})
         raise StageFailed(message) from error
     _record_completion(record, label, cached, started, store, run, reporter)
     return record
@@ -235,7 +235,7 @@ def _compute_alone(
         The record, and whether another process made it.
     """
     with contextlib.ExitStack() as stack:
-        stopping = stack.enter_context(_stop_signals())
+        stopping = stack.enter_context(stop_signals())
         waiting: list[bool] = []
 
         def wait() -> None:
@@ -258,24 +258,7 @@ def _compute(
 ) -> StageRecord:
     """Fetch the inputs, run the stage, store its outputs, then the record that names them."""
     started = time.monotonic()
-    os.environ["OMP_NUM_THREADS"] = str(context.placement.threads)
-    paths = {
-        name: [store.fetch(digest) for digest in value] if isinstance(value, list) else store.fetch(value)
-        for name, value in inputs.items()
-        if value
-    }
-    fault_point("stage.fetched")
-    out = context.scratch / "out"
-    for name in stage.outputs:
-        (out / name).mkdir(parents=True)
-    several = context.placement.processes > 1
-    work = functools.partial(run_ranks, stage, (store, key)) if several else load_entry(stage.entry)
-    began = time.monotonic()
-    try:
-        result = work(config, context=context, out=out, **paths)
-    finally:
-        context.resume.wait()
-    work_seconds = time.monotonic() - began
+    out, result, work_seconds = fetch_and_work(stage, config, inputs, key, store, context)
     fault_point("stage.computed")
     with store.writing():  # until the record names the outputs
         outputs = _store_outputs(stage, out, store)
@@ -287,6 +270,34 @@ def _compute(
     store.drop_resume(key)
     fault_point("stage.rested")
     return record
+
+
+def fetch_and_work(
+    stage: Stage, config: Config, inputs: Digests, key: str, store: Store, context: StageContext
+) -> tuple[Path, dict[str, JsonValue], float]:
+    """Fetch the inputs and run the stage, or the part of its ranks that belongs to this node.
+
+    Returns:
+        Folder of the outputs, what the stage returned, and the seconds in the stage's own code.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(context.placement.threads)
+    paths = {
+        name: [store.fetch(digest) for digest in value] if isinstance(value, list) else store.fetch(value)
+        for name, value in inputs.items()
+        if value
+    }
+    fault_point("stage.fetched")
+    out = context.scratch / "out"
+    for name in stage.outputs:
+        (out / name).mkdir(parents=True)
+    several = context.placement.num_ranks > 1
+    work = functools.partial(run_ranks, stage, (store, key)) if several else load_entry(stage.entry)
+    began = time.monotonic()
+    try:
+        result = work(config, context=context, out=out, **paths)
+    finally:
+        context.resume.wait()
+    return out, result, time.monotonic() - began
 
 
 def _store_outputs(stage: Stage, out: Path, store: Store) -> dict[str, str]:
@@ -340,7 +351,7 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def stop_signals() -> Iterator[_Stop]:
     """Turn SIGTERM and SIGINT into a flag that long loops poll."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -359,6 +370,6 @@ def _noting(reporter: Reporter) -> Callable[[str], None]:
     return lambda text: reporter.emit({"type": "note", "time": time.time(), "text": text})
 
 
-def _failure(message: str, hint: str | None, exit_code: int) -> dict[str, object]:
+def failure_event(message: str, hint: str | None, exit_code: int) -> dict[str, object]:
     """The event with the reason why a stage failed."""
     return {"type": "failed", "time": time.time(), "error": message, "hint": hint, "exit_code": exit_code}

@@ -3,6 +3,9 @@
     python -m components.core.runtime.stage_command components.sft.config:STAGE --config JSON --store URI
         --run NAME --label LABEL --input model DIGEST --output tuned FILE … --executor-input JSON
 
+On a cluster, a stage of several nodes has three kinds of pods that run this: that of its task watches a `TrainJob`, the
+first of the `TrainJob` computes the stage, and the others run ranks for it (`multi_node`).
+
 Inputs are named by digest. The digest of each output is written to the file that `--output` names, empty where the
 stage made no such output. On a cluster, KFP's executor input says where metrics, pages and models go. Exit codes: 0
 done, 1 the work failed, 2 wrong use or input, 130 stopped, with a checkpoint saved where the stage has them.
@@ -19,16 +22,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from components.core.base.config import Config
 from components.core.base.errors import RecipeError, StageFailed, TesseraError
 from components.core.base.processes import on_exit_of, terminate_gracefully
 from components.core.runtime.context import Interrupted
 from components.core.runtime.event_mirror import mirrored_events
 from components.core.runtime.kfp_outputs import ExecutorInput, show_stage, write_failure
+from components.core.runtime.multi_node.train_job import MANIFEST, run_on_nodes
+from components.core.runtime.multi_node.training_node import run_other_node, stopped_without_watcher
 from components.core.runtime.placement import Placement
 from components.core.runtime.refusals import answer_retries
 from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, Digests, events_path, run_stage, stage_key
 from components.core.runtime.stage import Stage, item_label
-from components.core.store.store import Store, open_store
+from components.core.runtime.torchrun import node_rank
+from components.core.store.store import StageRecord, Store, open_store
 
 RUNNER_PID = "TESSERA_RUNNER_PID"
 """Environment variable with the process id of the local runner; the stage stops when that process has ended."""
@@ -109,19 +116,41 @@ def _run(options: argparse.Namespace) -> None:
     )
     executor_input = ExecutorInput(options.executor_input) if options.executor_input else None
     placement = Placement.parse(_json(options.placement, "--placement"), where=f"{label}.placement")
+    if node_rank():
+        run_other_node(stage, config, inputs, store=store, placement=placement)
+        return
     refusal = f"runs/{options.run}/refusals/{label}/{stage_key(stage, config, inputs)}.json"
-    with (
-        answer_retries(store, refusal, options.retries),
-        mirrored_events(store, options.run, label),
-        _live_metrics(store, options.run, label),
-    ):
-        record = run_stage(stage, config, inputs, store=store, label=label, run=options.run, placement=placement)
+    with answer_retries(store, refusal, options.retries):
+        if MANIFEST in os.environ:
+            command = [sys.executable, *_node_command(options)]
+            record = run_on_nodes(stage, config, inputs, store=store, run=options.run, label=label, command=command)
+        else:
+            record = _run_here(stage, config, inputs, store, label, options.run, placement)
     for name, file in options.output:
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(record.outputs.get(name, ""), encoding="utf-8")
     if executor_input is not None:
         show_stage(executor_input, stage, record, store, label, os.environ.get(TRACKING_URI))
+
+
+def _run_here(
+    stage: Stage, config: Config, inputs: Digests, store: Store, label: str, run: str | None, placement: Placement
+) -> StageRecord:
+    """Run the stage in this process; on several nodes, this is the first."""
+    with contextlib.ExitStack() as stack:
+        if node_rank() == 0 and run is not None:
+            stack.enter_context(stopped_without_watcher(store, run, label))
+        stack.enter_context(mirrored_events(store, run, label))
+        stack.enter_context(_live_metrics(store, run, label))
+        return run_stage(stage, config, inputs, store=store, label=label, run=run, placement=placement)
+
+
+def _node_command(options: argparse.Namespace) -> list[str]:
+    """The arguments of each node of a stage: those of its task, without what the task alone writes and answers."""
+    names = ("config", "placement", "store", "run", "label", "shard")
+    values = {name: value for name in names if (value := getattr(options, name))}
+    return command_line(options.declaration, values, dict(options.input), {})
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Runs a stage as several training processes (ranks) under torchrun.
+"""Runs a stage as several training processes (ranks) under torchrun, on one node or on several.
 
 torchrun starts the ranks, restarts all of them after a crash, and keeps their error files and their standard error.
 """
@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from components.core.base.config import Config
 from components.core.base.errors import ProcessKilled, StageFailed, TesseraError, parse_error
 from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.placement import Placement
 from components.core.runtime.stage import Stage
 from components.core.store.store import Store
 
@@ -24,7 +25,13 @@ POLL_S = 0.1
 ORDER, RESULT, LOGS = "order.json", "result.json", "torchrun"
 """In the scratch folder: the arguments of the ranks, what rank 0 returned, and torchrun's log folder."""
 MAX_RESTARTS = 2
-"""How often torchrun starts the ranks again after one of them crashed, was killed or raised an exception."""
+"""How often torchrun starts the ranks again after one of them crashed, was killed or raised an exception.
+
+On several nodes never: the agents of other nodes do not notice such a restart, so Trainer starts all pods again.
+"""
+NODE_RANK = "PET_NODE_RANK"
+"""Environment variable of a pod of a `TrainJob` with the number of its node. Trainer sets it, and torchrun reads it and
+PET_NNODES, PET_MASTER_ADDR and PET_MASTER_PORT."""
 
 KILLED = "a training process was killed"
 
@@ -38,10 +45,10 @@ def run_ranks(
     out: Path,
     **paths: Path | list[Path],
 ) -> dict[str, JsonValue]:
-    """Run a stage as `placement.processes` ranks, each of which calls its `run` with the same arguments.
+    """Run the ranks of a stage that belong to this node, each of which calls its `run` with the same arguments.
 
     When a rank ends with anything but a `TesseraError`, torchrun ends the others and restarts all ranks from the last
-    checkpoint.
+    checkpoint. In a pod of a `TrainJob` the pod ends instead, and Trainer restarts all of them.
 
     Args:
         stage: what to run.
@@ -50,6 +57,9 @@ def run_ranks(
         context: the stage's context in this process; events of rank 0 go to its reporter.
         out: folder with an empty folder for each output.
         paths: local folders of the inputs.
+
+    Returns:
+        What rank 0 returned; nothing on a node without it.
 
     Raises:
         TesseraError: what a rank raised; `StageFailed` if the ranks failed in another way after all restarts.
@@ -69,15 +79,28 @@ def run_ranks(
     (context.scratch / ORDER).write_text(json.dumps(order))
     status = _torchrun(context)
     if status == 0:
+        if node_rank():
+            return {}
         result: dict[str, JsonValue] = json.loads((context.scratch / RESULT).read_text())
         return result
     raise _failure(stage, context, status)
 
 
+def node_rank() -> int | None:
+    """The number of this node among the pods of a `TrainJob`; None where this process is in no such pod."""
+    return int(os.environ[NODE_RANK]) if NODE_RANK in os.environ else None
+
+
+def _topology(placement: Placement) -> list[str]:
+    """Torchrun's options for the ranks that it starts here; in a pod of a `TrainJob` it reads the rest from PET_*."""
+    if node_rank() is None:
+        return ["--standalone", f"--nproc-per-node={placement.num_ranks}", f"--max-restarts={MAX_RESTARTS}"]
+    return [f"--nproc-per-node={placement.processes}", "--max-restarts=0"]
+
+
 def _torchrun(context: StageContext) -> int:
     """Run torchrun to its end and report the events of rank 0; returns the exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={context.placement.processes}", f"--max-restarts={MAX_RESTARTS}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *_topology(context.placement)]
     command += [f"--log-dir={context.scratch / LOGS}", "--tee=2"]  # standard error: to files, and to the stage's log
     command += ["-m", "components.core.runtime.rank_main", str(context.scratch)]
     with (
@@ -130,7 +153,8 @@ def _failure(stage: Stage, context: StageContext, status: int) -> BaseException:
         return error
     attempts = sorted((context.scratch / LOGS).glob("*/attempt_*"))
     how = describe_failure(attempts[-1]) if attempts else "torchrun could not start the training processes"
-    kind = ProcessKilled if how == KILLED else StageFailed
+    # Where a node is lost, the ranks of the others end with exceptions, which look like those of the stage's own code.
+    kind = ProcessKilled if how == KILLED or node_rank() is not None else StageFailed
     return kind(
         f"{stage.name}: {how}",
         hint=f"torchrun ended with status {status}, the log has the details; where memory ran out, smaller batches or "

@@ -1,6 +1,7 @@
 """The Kubernetes cluster that a command works on, and its errors as ours."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 
@@ -39,6 +40,13 @@ def kubernetes_errors() -> Iterator[None]:
     except ConfigException as error:
         raise ClusterError(f"no cluster is configured: {error}", hint="set KUBECONFIG") from error
     except ApiException as error:
-        raise ClusterError(f"the cluster answered {error.status}: {error.reason}") from error
+        raise ClusterError(f"the cluster answered {error.status}: {error.reason}{_explanation(error.body)}") from error
     except (HTTPError, OSError) as error:
         raise ClusterError(f"the cluster does not answer: {str(error)[:200]}", hint="check KUBECONFIG") from error
+
+
+def _explanation(body: str | bytes | None) -> str:
+    """What the API server says about a refusal, such as the field that is wrong; empty where it says nothing."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return f", {json.loads(body or '')['message']}"
+    return ""
