@@ -141,7 +141,7 @@ class TrainJob:
                 answered = time.monotonic()
             except ClusterError as error:
                 if not _may_pass(error) or time.monotonic() - answered > PATIENCE_S:
-                    hint = "`tessera cluster` says what the cluster lacks for stages of several nodes"
+                    hint = "`tessera cluster check` says what the cluster lacks for stages of several nodes"
                     raise ClusterError(f"{self.label}: TrainJob {self.name}: {error.message}", hint=hint) from error
             time.sleep(POLL_S)
 

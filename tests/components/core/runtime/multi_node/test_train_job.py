@@ -220,7 +220,7 @@ def test_a_refusal_of_the_server_is_told_in_its_words(
     assert main(task) == 2
     error = capsys.readouterr().err
     assert "ClusterError: fakes: TrainJob fakes-" in error
-    assert "403: Forbidden, task may not get trainjobs\n  hint: `tessera cluster`" in error
+    assert "403: Forbidden, task may not get trainjobs\n  hint: `tessera cluster check`" in error
     assert trainer.jobs == {}
 
 
