@@ -84,7 +84,7 @@ def _several_nodes(graph: Graph) -> Iterator[InputError]:
     if labels:
         trained = ", ".join(stage.name for stage in TRAINED_ON_RANKS)
         yield RecipeError(
-            f"placement.nodes is more than 1 for {', '.join(labels)}, which run on one node",
+            f"placement.nodes is more than 1 for {', '.join(labels)}; these run on one node",
             hint=f"set it in the placement of a stage that trains on several: {trained}",
         )
 

@@ -81,7 +81,7 @@ class Cluster:
             time.sleep(0.3)
         return value
 
-    def wait_for_pod(self, name: str, phase: str = "Succeeded") -> Object:
+    def wait_for_pod(self, name: str, phase: str = "Succeeded", **patience: float) -> Object:
         """Wait until a pod has a phase; one that ends otherwise fails the test with its log."""
 
         def ended() -> Object | None:
@@ -90,7 +90,7 @@ class Cluster:
                 pytest.fail(f"pod {name} failed:\n{self.log(name)}")
             return pod if pod["status"].get("phase") == phase else None
 
-        found: Object = self.wait(f"pod {name} is {phase}", ended)
+        found: Object = self.wait(f"pod {name} is {phase}", ended, **patience)
         return found
 
     def remove(self) -> None:

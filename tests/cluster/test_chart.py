@@ -82,7 +82,7 @@ def test_install_upgrade_and_uninstall_lose_no_data(cluster: Cluster, release: h
     release.install(CHART, RELEASE, small(cluster), namespace=cluster.namespace)
     cluster.wait("two claims", lambda: len(names(cluster, "v1", "PersistentVolumeClaim") - before) == 2)
     claims = {each["metadata"]["uid"] for each in cluster.all("v1", "PersistentVolumeClaim")}
-    release.upgrade(CHART, RELEASE, small(cluster, training={"sharedMemory": "2Gi", "scratch": "20Gi"}))
+    release.upgrade(CHART, RELEASE, small(cluster, training={"maxRestarts": 1, "scratch": "20Gi"}))
     upgraded = release.status(RELEASE)
     assert (upgraded["revision"], upgraded["status"]) == (2, "deployed")
     release.uninstall(RELEASE)
@@ -103,7 +103,7 @@ def test_a_pod_of_a_pipeline_reads_no_secret_and_no_other_namespace(
     plain = {"namespace": {"name": cluster.namespace, "create": False}}
     release.install(CHART, RELEASE, plain, namespace=cluster.namespace)
     own = f"/api/v1/namespaces/{cluster.namespace}"
-    allowed = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{cluster.namespace}/trainjobs"
+    allowed = f"{own}/pods"
     refused = [f"{own}/secrets/tessera-store", f"{own}/secrets", "/api/v1/namespaces/default/pods", "/api/v1/nodes"]
     asks = pod("asks", [PYTHON, "-c", ASK, allowed, *refused])
     asks["spec"]["serviceAccountName"] = "tessera-pipelines"

@@ -86,3 +86,10 @@ def test_a_recipe_that_asks_for_more_than_its_pool_has_is_refused_with_the_numbe
         refuse_large_stages(elsewhere, pools)
     assert caught.value.hint is not None
     assert caught.value.hint.endswith("node pools here: cpu")
+
+
+def test_the_nodes_of_a_stage_have_to_fit_together(only_data: Path) -> None:
+    nodes = llama_nemotron(load_recipe(only_data, ["placement={nodes: 3, threads: 2, memory_gib: 2}"]))
+    refuse_large_stages(nodes, {"cpu": Pool("cpu", "cpu", ({"all": {"cpu": 6.0, "memory": 6 * GIB}},))})
+    with pytest.raises(InputError, match=r"^stage data asks for cpu 6; node pool cpu has at most small cpu 5.9, "):
+        refuse_large_stages(nodes, {"cpu": Pool("cpu", "cpu", ({"small": {"cpu": 5.9, "memory": 9 * GIB}},))})
