@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from components.core.base.config import Config, digest_of
@@ -92,7 +91,8 @@ def run_on_nodes(
         job.delete()
         raise Interrupted from None
     except TesseraError as error:
-        with mirrored_events(store, run, label):  # the first node reported what it saw, which need not be the cause
+        # The first node has reported what it saw, which need not be the cause.
+        with contextlib.suppress(StoreError), mirrored_events(store, run, label):
             Events(events_path(store, run, label)).emit(failure_event(error.message, error.hint, error.exit_code))
         raise
     return record
@@ -104,23 +104,19 @@ def job_name(run: str, label: str, key: str) -> str:
     return f"{readable[:30]}-{digest_of([run, label, key])[:10]}"
 
 
-@dataclass
 class TrainJob:
     """The `TrainJob` of a task, and the pods that Trainer makes of it.
 
-    Attributes:
+    Args:
         name: of the object.
         label: the role of the stage, for messages.
         command: what each pod runs.
     """
 
-    name: str
-    label: str
-    command: Sequence[str]
-
-    def __post_init__(self) -> None:
+    def __init__(self, name: str, label: str, command: Sequence[str]) -> None:
         from kubernetes import client
 
+        self.name, self._label, self._command = name, label, command
         self._api, self._core = client.CustomObjectsApi(), client.CoreV1Api()
         pod, uid, self._namespace = (os.environ[name] for name in OWN_POD)
         self._owner = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}
@@ -142,7 +138,7 @@ class TrainJob:
             except ClusterError as error:
                 if not _may_pass(error) or time.monotonic() - answered > PATIENCE_S:
                     hint = "`tessera cluster check` says what the cluster lacks for stages of several nodes"
-                    raise ClusterError(f"{self.label}: TrainJob {self.name}: {error.message}", hint=hint) from error
+                    raise ClusterError(f"{self._label}: TrainJob {self.name}: {error.message}", hint=hint) from error
             time.sleep(POLL_S)
 
     def delete(self) -> None:
@@ -154,7 +150,7 @@ class TrainJob:
         """The object as it is created; the pod of the task owns it, so that it is deleted with the pod."""
         made: Object = json.loads(os.environ[MANIFEST])
         made["metadata"] = {**made["metadata"], "name": self.name, "ownerReferences": [self._owner]}
-        made["spec"]["trainer"] |= {"command": [self.command[0]], "args": list(self.command[1:])}
+        made["spec"]["trainer"] |= {"command": [self._command[0]], "args": list(self._command[1:])}
         return made
 
     def _advance(self) -> bool:
@@ -164,7 +160,7 @@ class TrainJob:
             self._take(found)
             return False
         if found is None:
-            raise ProcessKilled(f"{self.label}: TrainJob {self.name} was deleted", hint="submit the recipe again")
+            raise ProcessKilled(f"{self._label}: TrainJob {self.name} was deleted", hint="submit the recipe again")
         pods = self._pods()
         for pod in pods:
             self._follow_log(pod)
@@ -231,13 +227,13 @@ class TrainJob:
         ended = [(pod, status.state.terminated) for pod in pods if (status := _container(pod)) is not None]
         failed = [(pod, end) for pod, end in ended if end is not None and end.exit_code != 0]
         failed.sort(key=lambda each: str(each[1].finished_at))
-        errors = [
+        errors: list[TesseraError] = [
             parse_error(end.message or "")
-            or ProcessKilled(f"{self.label}: node {_node(pod)} ended with exit code {end.exit_code} ({end.reason})")
+            or ProcessKilled(f"{self._label}: node {_node(pod)} ended with exit code {end.exit_code} ({end.reason})")
             for pod, end in failed
         ]
-        told = ProcessKilled(f"{self.label}: TrainJob {self.name} failed: {condition.get('message')}")
-        return next((error for error in errors if is_final(error)), (errors or [told])[0])
+        errors.append(ProcessKilled(f"{self._label}: TrainJob {self.name} failed: {condition.get('message')}"))
+        return next((error for error in errors if is_final(error)), errors[0])
 
 
 @contextlib.contextmanager
