@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore, PrefixStore
 
 from components.core.base import errors
 from components.core.base import fault_injection as faults
@@ -18,13 +20,14 @@ from components.core.base.errors import DataError, ProcessKilled, StageFailed, T
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
+from components.core.runtime.rank_main import _agree_on_checkpoint
 from components.core.runtime.resume import Resume
 from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, run_stage, stage_key
-from components.core.runtime.torchrun import LOGS, MAX_RESTARTS, _failure
+from components.core.runtime.torchrun import LOGS, MAX_RESTARTS, NODE_RANK, _failure, _topology, node_rank
 from components.core.store.store import open_store
 from tests.chaos.processes import living_with
 from tests.components.conftest import Recorder
-from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
+from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder, save
 
 TWO = Placement(processes=2, threads=1)
 PATIENCE_S = 60.0
@@ -64,6 +67,63 @@ def test_the_cause_is_an_error_of_ours_or_what_was_raised_first(
     assert type(error) is raised
     assert message in str(error)
     assert type(_failure(STAGE, _context(tmp_path, stopping=True), -9)) is Interrupted
+
+
+def test_exceptions_on_one_of_several_nodes_may_mean_that_another_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NODE_RANK, "1")
+    for name, text in (("0", "RuntimeError: connection closed by peer"), ("1", "DataError: row 3 is no number")):
+        folder = tmp_path / LOGS / "run" / "attempt_0" / name
+        folder.mkdir(parents=True)
+        (folder / "error.json").write_text(json.dumps({"message": {"message": text}}))
+        expected = {"0": ProcessKilled, "1": DataError}[name]
+        assert type(_failure(STAGE, _context(tmp_path), 1)) is expected
+
+
+def test_the_ranks_of_all_nodes_run_on_one_machine_and_those_of_one_in_a_pod_of_a_train_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    placement = Placement(nodes=3, processes=2)
+    assert placement.num_ranks == 6
+    assert _topology(placement) == ["--standalone", "--nproc-per-node=6", f"--max-restarts={MAX_RESTARTS}"]
+    for rank in ("0", "2"):
+        monkeypatch.setenv(NODE_RANK, rank)
+        assert node_rank() == int(rank)
+        assert _topology(placement) == ["--nproc-per-node=2", "--max-restarts=0"]
+
+
+@pytest.mark.parametrize("can_download", [True, False])
+def test_every_node_resumes_from_the_checkpoint_of_rank_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_download: bool
+) -> None:
+    first, second, shared = Resume(tmp_path / "first"), Resume(tmp_path / "second"), HashStore()
+    first.save(7, partial(save, [7, 1]))
+    second.save(6, partial(save, [6, 1]))
+
+    def agree(node: int, local_rank: int, resume: Resume, download: object = None) -> None:
+        places = {"RANK": 2 * node + local_rank, "GROUP_RANK": node, "LOCAL_RANK": local_rank}
+        for name, value in places.items():
+            monkeypatch.setenv(name, str(value))
+        assert download is None or callable(download)
+        _agree_on_checkpoint(PrefixStore("attempt_0", shared), resume, download or pytest.fail)
+
+    def download() -> None:
+        if can_download:
+            second.save(7, partial(save, [7, 1]))
+
+    agree(0, 0, first)
+    agree(0, 1, first)
+    if can_download:
+        agree(1, 0, second, download)
+        agree(1, 1, second)
+        assert [point.name for point in second.points()] == ["000000007"]
+        return
+    for local_rank in (0, 1):
+        with pytest.raises(
+            RuntimeError, match=r"node 1 has checkpoint 000000006, and the first node resumes from 0{8}7$"
+        ):
+            agree(1, local_rank, second, download)
 
 
 def test_an_exception_is_followed_by_restarts_and_then_named(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from components.core.store.store import Store, open_store
 from components.pretrain.config import STAGE, PretrainConfig
 from tests.components.conftest import Recorder
 
-PATIENCE_S = 240.0
+PATIENCE_S = 900.0
 TWO_NODES = Placement(nodes=2, processes=1, threads=1)
 CONFIG = PretrainConfig.parse(
     {
