@@ -333,6 +333,13 @@ def _environment_from(holder: str, reference: str, key_name: str) -> Callable[[V
     return add
 
 
+def _environment_of_pod(template: Values, setting: list[Values]) -> None:
+    for each in setting:
+        _refuse_unknown("fieldPathAsEnv", each, {"name", "fieldPath"})
+        source = {"fieldRef": {"fieldPath": each["fieldPath"]}}
+        template["container"]["env"].append({"name": each["name"], "valueFrom": source})
+
+
 def _constant(setting: Values, name: str) -> str:
     """A name in kfp-kubernetes' settings, which is written as a constant of a parameter."""
     value: str = (
@@ -347,6 +354,7 @@ _SETTINGS: dict[str, Callable[[Values, Any], None]] = {
     "tolerations": _tolerations,
     "securityContext": _security_context,
     "emptyDirMounts": _empty_dirs,
+    "fieldPathAsEnv": _environment_of_pod,
     "secretAsEnv": _environment_from("secretName", "secretKeyRef", "secretKey"),
     "configMapAsEnv": _environment_from("configMapName", "configMapKeyRef", "configMapKey"),
 }

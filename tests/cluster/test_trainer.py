@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from components.core.runtime.event_mirror import fetch_events
 from components.core.runtime.multi_node.train_job import MANIFEST, OWN_POD
@@ -17,10 +18,13 @@ from components.pretrain.config import STAGE, PretrainConfig
 from infra.chart import render
 from infra.testcluster.layout import POOL_LABEL
 from infra.testcluster.services import REAL_POOL
+from pipelines.cli import run_command
 from pipelines.recipe.pod_settings import STORE_SECRET, train_job
 from tests.cluster.api import Cluster
+from tests.cluster.conftest import RECIPE, running_pod
 from tests.cluster.objects import (
     ENVIRONMENT,
+    GPU,
     IMAGE,
     PYTHON,
     SMALL,
@@ -100,6 +104,7 @@ def test_a_train_job_of_two_nodes_gives_each_pod_its_rank_and_one_master(cluster
 LABEL, RUN = "parent", "run-1"
 TRAINING_PATIENCE_S = 900
 """Four processes that import PyTorch share two cores with the cluster."""
+H100_QUOTA = {"cpu": "100", "memory": "1Ti", GPU: "16"}
 INSTALLED = {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "TrainingRuntime"}
 """What a run needs of the chart."""
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -258,3 +263,49 @@ def test_a_training_that_lost_a_node_resumes_and_one_that_lost_its_task_ends(tra
     cluster.delete("v1", "Pod", "task")
     training.wait("no TrainJob", lambda: not training.jobs())
     training.wait("no nodes", lambda: not training.nodes())
+
+
+def test_a_stage_of_several_nodes_holds_gpus_in_its_train_job_alone_and_ends_with_its_run(
+    cluster: Cluster, submission: list[str], tmp_path: Path
+) -> None:
+    cluster.need(TRAINER, "TrainJob")
+    cluster.need("kueue.x-k8s.io/v1beta2", "ClusterQueue")
+    namespace = cluster.namespace
+    for pool, quota in {REAL_POOL: {"cpu": "1500m", "memory": "8Gi"}, "h100": H100_QUOTA}.items():
+        name = f"{namespace}-{pool}"
+        cluster.create(flavor(name, pool), *queues(name, namespace, {name: quota}, local=pool))
+    held = {"spec": {"stopPolicy": "Hold"}}  # nothing is admitted to it
+    cluster.patch("kueue.x-k8s.io/v1beta2", "ClusterQueue", f"{namespace}-h100", held)
+    values = {"namespace": {"name": namespace, "create": False}}
+    installed = [each for each in render(values, namespace=namespace) if each["kind"] in {"Role", "TrainingRuntime"}]
+    (role,) = [each for each in installed if each["kind"] == "Role"]
+    binding = {
+        "apiVersion": role["apiVersion"],
+        "kind": "RoleBinding",
+        "metadata": {"name": "train-jobs"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
+        "subjects": [{"kind": "ServiceAccount", "name": "pipeline-runner"}],
+    }
+    cluster.create(*installed, binding)
+    place = {"nodes": 2, "processes": 4, "gpus": 4, "node_pool": "h100", "memory_gib": 64.0}
+    recipe = tmp_path / "nodes.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"parent_pretrain": {**RECIPE["parent_pretrain"], "placement": place}}))
+    command = [submission[0], str(recipe), *submission[2:-1], "--queues"]
+    assert run_command(command) == 0
+
+    (job,) = cluster.wait("a TrainJob", lambda: cluster.all(TRAINER, "TrainJob"), TRAINING_PATIENCE_S)
+    task = running_pod(cluster, "parent")
+    assert [each["uid"] for each in job["metadata"]["ownerReferences"]] == [task["metadata"]["uid"]]
+    assert not [one for one in task["spec"]["containers"] if GPU in json.dumps(one["resources"])]
+    assert "kueue.x-k8s.io/queue-name" not in task["metadata"]["labels"]
+
+    def waiting() -> Any:
+        workloads = cluster.all("kueue.x-k8s.io/v1beta2", "Workload")
+        return [one for one in workloads if one["spec"]["queueName"] == "h100"]
+
+    (workload,) = cluster.wait("its workload", waiting)
+    (pods,) = workload["spec"]["podSets"]
+    assert pods["count"] == 2
+    assert pods["template"]["spec"]["containers"][0]["resources"]["requests"][GPU] == "4"
+    assert run_command([*command, "--cancel"]) == 0
+    cluster.wait("no TrainJob", lambda: not cluster.all(TRAINER, "TrainJob"))
