@@ -70,7 +70,7 @@ def pod(node: int, *, exit_code: int | None = None, message: str = "", reason: s
     """A pod of a node: it runs, or has ended."""
     running = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
     ended = {"exitCode": exit_code, "message": message, "reason": reason, "finishedAt": f"2026-01-01T00:00:{at:02}Z"}
-    status = {"name": "node", "state": running if exit_code is None else {"terminated": ended}}
+    status: Object = {"name": "node", "state": running if exit_code is None else {"terminated": ended}}
     status |= {"image": "i", "imageID": "i", "ready": False, "restartCount": 0}
     labels = {"batch.kubernetes.io/job-completion-index": str(node)}
     metadata = {"name": f"pod-{node}", "uid": f"uid-{node}", "labels": labels}

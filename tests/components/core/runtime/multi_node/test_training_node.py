@@ -127,7 +127,7 @@ def test_two_nodes_that_lost_one_go_on_and_train_to_the_losses_of_one_process(
     record = store.stage_record(alone.key)
     assert record is not None
     assert record.outputs.keys() == alone.outputs.keys()
-    assert store.backend.list(f"resume/{alone.key}/") == []
+    assert list(store.backend.list(f"resume/{alone.key}/")) == []
 
 
 class Heartbeats:
