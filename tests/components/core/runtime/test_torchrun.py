@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from torch.distributed.distributed_c10d import HashStore, PrefixStore
+from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
 from components.core.base import errors
 from components.core.base import fault_injection as faults
