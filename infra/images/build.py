@@ -114,6 +114,7 @@ class Builder:
         self._install(
             "--no-deps", "--no-index", "--find-links", f"/{BUILD}/wheels", f"tessera=={version}", wheels=wheels
         )
+        remove_from_distribution(self._root.folder / SITE_PACKAGES / f"tessera-{version}.dist-info", "uv_cache.json")
 
     def _install(self, *arguments: str, **mounts: Path) -> None:
         named = {"part.lock" if name == "lock" else name: path for name, path in mounts.items()}
@@ -134,6 +135,13 @@ class Builder:
         bill = self._layout.folder / f"{image}.cdx.json"
         bill.write_text(bill_of_materials(name, digest, packages), encoding="utf-8")
         return [Size(image=image, part=part, size=self._layers[part].size) for part in parts]
+
+
+def remove_from_distribution(folder: Path, name: str) -> None:
+    """Delete a file of a `dist-info` folder and its line in the record; uv writes the time of a wheel into one."""
+    (folder / name).unlink(missing_ok=True)
+    lines = (folder / "RECORD").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "RECORD").write_text("".join(line for line in lines if f"/{name}," not in line), encoding="utf-8")
 
 
 def missing_tools() -> list[str]:

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from infra.images import __main__ as command
-from infra.images.build import BASES, PARTS, SITE_PACKAGES, START
+from infra.images.build import BASES, PARTS, SITE_PACKAGES, START, remove_from_distribution
 from infra.images.lock_parts import IMAGES
 from infra.images.root import HOME, Root
 from infra.lock import ROOT
@@ -48,6 +48,14 @@ def test_the_paths_of_a_tree_leave_out_what_belongs_to_a_running_machine(tmp_pat
     before = Root(tmp_path).paths("usr")
     (tmp_path / "usr" / "new").write_text("")
     assert set(Root(tmp_path).paths("usr")) - set(before) == {"usr/new"}
+
+
+def test_a_file_of_a_distribution_goes_with_its_line_of_the_record(tmp_path) -> None:
+    (tmp_path / "uv_cache.json").write_text("{}")
+    (tmp_path / "RECORD").write_text("a.py,,\nt.dist-info/uv_cache.json,sha256=x,2\nt.dist-info/RECORD,,\n")
+    remove_from_distribution(tmp_path, "uv_cache.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["RECORD"]
+    assert (tmp_path / "RECORD").read_text() == "a.py,,\nt.dist-info/RECORD,,\n"
 
 
 def test_a_build_without_roots_rights_is_refused_with_what_it_needs(
