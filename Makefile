@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help images install demo test test-gpu test-cluster cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
+.PHONY: help test-kfp images install demo test test-gpu test-cluster cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ cluster-up: install ## Start a Kubernetes cluster on this machine, as root; buil
 
 test-cluster: install ## The tests that need a cluster: the one of cluster-up, or the one that KUBECONFIG names
 	$(if $(KUBECONFIG),,PYTHONPATH=. $(BIN)/python -m infra.testcluster exec) $(BIN)/python -m pytest -m cluster tests/cluster
+
+test-kfp: install ## The tests on a Kubeflow Pipelines: TESSERA_STORE=s3://… make test-kfp KFP=http://… NAMESPACE=…
+	TESSERA_KFP=$(KFP) TESSERA_NAMESPACE=$(NAMESPACE) $(BIN)/python -m pytest -m kfp tests/kfp
 
 cluster-down: install ## Stop the cluster; its state stays for the next start: make cluster-down [WIPE=1]
 	PYTHONPATH=. $(BIN)/python -m infra.testcluster down $(if $(WIPE),--wipe)

@@ -13,8 +13,21 @@ settings.register_profile("tessera", deadline=None, suppress_health_check=[Healt
 settings.load_profile("tessera")  # a busy machine fails no test
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need a GPU where there is none."""
+OPT_IN = ("cluster", "kfp")
+"""Markers of tests that run only where `-m` asks for them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that nobody asked for, and skip those that need a GPU where there is none."""
+    left_out = [
+        item
+        for item in items
+        for marker in OPT_IN
+        if marker not in config.option.markexpr and item.get_closest_marker(marker) is not None
+    ]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     marked = [item for item in items if item.get_closest_marker("gpu") is not None]
     if marked and gpu_names() == UNKNOWN_GPU:
         for item in marked:

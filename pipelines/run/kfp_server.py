@@ -12,8 +12,6 @@ from typing import Any
 from components.core.base.errors import ClusterError
 from components.core.base.kubernetes_api import load_cluster
 
-DEFAULT_NAMESPACE = "kubeflow"
-"""Namespace of a Kubeflow Pipelines without tenants, which has its runs there too."""
 ACTIVE = ("RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "CANCELING", "PAUSED")
 EQUALS = 1
 """Number of KFP's filter operation; its names are not taken in JSON."""
@@ -48,12 +46,12 @@ class KfpServer:
     def __init__(self, url: str | None, namespace: str, service_account: str | None = None) -> None:
         from kfp import Client
 
-        # A server without tenants refuses a namespace.
-        self._namespace = None if namespace == DEFAULT_NAMESPACE else namespace
         self.url, self._service_account = url or load_cluster(), service_account
         with self._errors(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._client: Client = Client(host=url)
+            # A server without tenants refuses a namespace, and has all runs in its own.
+            self._namespace = namespace if self._client.get_kfp_healthz().multi_user else None
 
     def find_run(self, name: str) -> KfpRun | None:
         """The newest run of a name, None where there is none."""
@@ -69,7 +67,10 @@ class KfpServer:
             found = self._client.get_run(run_id)
         tasks = (found.run_details.task_details if found.run_details else None) or []
         errors = [error.message for error in (*(task.error for task in tasks), found.error) if error and error.message]
-        return KfpRun(found.run_id, found.state or ACTIVE[0], errors[0] if errors else "")
+        # KFP fails the Workflow of a run that it ends, and then reports that the run failed.
+        was_cancelled = any(status.state == "CANCELING" for status in found.state_history or [])
+        state = "CANCELED" if found.state == "FAILED" and was_cancelled else found.state or ACTIVE[0]
+        return KfpRun(found.run_id, state, errors[0] if errors else "")
 
     def upload(self, file: Path, pipeline: str, version: str, description: str) -> tuple[str, str]:
         """Upload a compiled pipeline as a version, unless the version is there; returns the ids of both."""

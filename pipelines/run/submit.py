@@ -145,11 +145,11 @@ class Submitter:
         except KeyboardInterrupt:
             hint = "the same command goes on watching; with --cancel instead of --watch it ends the run"
             raise RunStopped(f"run {name} goes on without this command: {page}", hint=hint) from None
-        self._record_end(name, OUTCOMES.get(ended.state, "failed"))
+        outcome = self._record_end(name, OUTCOMES.get(ended.state, "failed"))
         if ended.state == "SUCCEEDED":
             show_results(self._store_uri, name, fetch_results(self._store, name), self._console)
             return
-        if ended.state == "CANCELED":
+        if ended.state == "CANCELED" or outcome == "interrupted":
             raise RunStopped(f"run {name} was cancelled", hint="the same command goes on from what is finished")
         for stage in follower.stages.values():
             if stage.status == "failed":
@@ -199,11 +199,16 @@ class Submitter:
         """The store's record of a run, None where it has none."""
         return run_record(self._store, name) if name in run_names(self._store) else None
 
-    def _record_end(self, name: str, outcome: Outcome) -> None:
-        """Record how a run ended, where its last container did not: it was cancelled, or could not be started."""
+    def _record_end(self, name: str, outcome: Outcome) -> str:
+        """Record how a run ended, where nothing did before: it was cancelled, or could not be started.
+
+        Returns:
+            How the run ended, by its record.
+        """
         record = self._record(name)
         if record is not None and record["status"] == "running":
-            end_run(self._store, name, outcome)
+            record = end_run(self._store, name, outcome)
+        return outcome if record is None else str(record["status"])
 
     def _forget_earlier_attempt(self, name: str) -> None:
         """Remove from the run which stages an earlier attempt had finished, and the errors that were final for it."""

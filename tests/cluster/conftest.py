@@ -7,41 +7,20 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from kubernetes import config, dynamic
 
 from components.core.store.store import open_store
 from infra.testcluster.layout import GATEWAY, Layout
 from pipelines.recipe.pod_settings import SETTINGS_CONFIG_MAP, STORE_KEYS, STORE_SECRET
-from pipelines.records.runs import artifacts, run_names
+from pipelines.records.runs import artifacts
 from tests.cluster.api import Cluster
 from tests.cluster.argo import ARGO, ArgoWorkflows, host_additions, runner_rights
 from tests.cluster.kfp_standin import KfpStandIn, running_standin
 from tests.cluster.objects import ROOT, Object, volume_objects
 from tests.s3_server import S3Server, fresh_prefix, running_server
-
-TRAINING = {"num_steps": 1, "global_batch_size": 2}
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-RECIPE: dict[str, Any] = {
-    "name": "pods",
-    "placement": {"threads": 1, "memory_gib": 2.0},
-    "data": {"arithmetic": {"num_train": 60, "num_chats": 20, "num_validation": 10, "num_test": 10}},
-    "parent_pretrain": {"shape": {**SHAPE, "intermediate_size": 32}, **TRAINING},
-    "sft": TRAINING,
-    **dict.fromkeys(("search", "distill", "pretrain", "rl", "eval", "deploy")),
-}
-"""Three stages, two of which train."""
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the cluster tests out of every run that does not ask for them."""
-    if "cluster" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("cluster") is not None]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+from tests.small_recipe import only_run, write_recipe
 
 
 @pytest.fixture(scope="session")
@@ -102,9 +81,7 @@ def pod_store(cluster: Cluster, pod_s3: S3Server, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """A file with the recipe."""
-    path = tmp_path / "pods.yaml"
-    path.write_text(yaml.safe_dump(RECIPE))
-    return path
+    return write_recipe(tmp_path, "pods")
 
 
 @pytest.fixture
@@ -137,6 +114,4 @@ def running_pod(cluster: Cluster, stage: str) -> Object:
 
 def digests(store: str | Path) -> dict[str, str]:
     """What the only run of a store made."""
-    opened = open_store(store)
-    (name,) = run_names(opened)
-    return artifacts(opened, name)
+    return artifacts(open_store(store), only_run(store))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from mlflow import MlflowClient
 
 from infra.testcluster.build import MODULE_SETS
@@ -16,10 +15,11 @@ from infra.testcluster.services import core_services
 from pipelines.cli import run_command
 from pipelines.recipe.pod_settings import SETTINGS_CONFIG_MAP
 from tests.cluster.api import Cluster
-from tests.cluster.conftest import RECIPE, digests, running_pod, submitted
+from tests.cluster.conftest import digests, running_pod, submitted
 from tests.cluster.objects import Object
 from tests.mlflow_server import MlflowServer, running_mlflow
 from tests.s3_server import S3Server
+from tests.small_recipe import write_recipe
 
 pytestmark = pytest.mark.cluster
 
@@ -30,7 +30,7 @@ STAGES = ("data", "parent", "sft")
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the recipe makes on this machine."""
     folder = tmp_path_factory.mktemp("local")
-    (folder / "pods.yaml").write_text(yaml.safe_dump(RECIPE))
+    write_recipe(folder, "pods")
     assert run_command(["run", str(folder / "pods.yaml"), "--store", str(folder / "store")]) == 0
     return digests(folder / "store")
 

@@ -21,10 +21,11 @@ from pipelines.records.runs import run_names, run_record
 from tests.cluster.api import Cluster
 from tests.cluster.argo import ARGO
 from tests.cluster.argo_workflow import SHOWN
-from tests.cluster.conftest import RECIPE, digests, running_pod, submitted
+from tests.cluster.conftest import digests, running_pod, submitted
 from tests.cluster.kfp_standin import KfpStandIn
 from tests.cluster.objects import GPU, SMALL, flavor, queues
 from tests.cluster.toy_pipeline import compile_toy, shown
+from tests.small_recipe import RECIPE
 
 pytestmark = pytest.mark.cluster
 
@@ -131,7 +132,7 @@ def test_pods_of_a_run_are_admitted_through_the_queue_of_their_pool(cluster: Clu
 def changed(submission: list[str], folder: Path, **changes: Any) -> list[str]:
     """The submission of another recipe."""
     path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(RECIPE | changes))
+    path.write_text(yaml.safe_dump({"name": "pods", **RECIPE, **changes}))
     return [submission[0], str(path), *submission[2:]]
 
 

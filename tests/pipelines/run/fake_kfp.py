@@ -26,6 +26,7 @@ class FakeKfp:
 
     Attributes:
         work: does the runs that are started from now on.
+        multi_user: whether it has tenants.
         refuse: status of all answers but health's, if set.
         uploads: uploaded pipelines, bytes by the id of their version.
     """
@@ -33,6 +34,7 @@ class FakeKfp:
     def __init__(self) -> None:
         self.work: Work = never_ends
         self.refuse: int | None = None
+        self.multi_user = False
         self.uploads: dict[str, bytes] = {}
         self.kinds: dict[str, list[dict[str, Any]]] = {
             kind: [] for kind in ("experiments", "pipelines", "pipeline_versions", "runs")
@@ -47,7 +49,7 @@ class FakeKfp:
         """The answer to one request; LookupError for what is not there."""
         path = path.removeprefix("/apis/v2beta1/")
         if path == "healthz":
-            return {"multi_user": False}
+            return {"multi_user": self.multi_user}
         if path == "pipelines/upload_version":
             return self._upload(query, body, content)
         if path == "pipelines" and method == "POST":
@@ -57,7 +59,8 @@ class FakeKfp:
         if found := re.fullmatch(r"runs/([^/:]+)(:terminate)?", path):
             run = next(run for run in self.runs if run["run_id"] == found[1])
             if found[2]:
-                run["state"] = "CANCELED"
+                run["state"] = "FAILED"  # as a KFP does, whose Workflow fails
+                run["state_history"] = [{"state": state} for state in ("RUNNING", "CANCELING", "FAILED")]
                 return {}
             return run
         if path == "runs" and method == "POST":
