@@ -39,6 +39,10 @@ class KfpServer:
         namespace: of the runs.
         service_account: of their pods; None for that of Kubeflow Pipelines, which may read every secret.
 
+    Attributes:
+        url: address of the API.
+        namespace: of the runs; None on a server without tenants, which has all runs in its own.
+
     Raises:
         ClusterError: there is no address, or nothing answers there.
     """
@@ -50,14 +54,14 @@ class KfpServer:
         with self._errors(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._client: Client = Client(host=url)
-            # A server without tenants refuses a namespace, and has all runs in its own.
-            self._namespace = namespace if self._client.get_kfp_healthz().multi_user else None
+            # A server without tenants refuses requests with a namespace.
+            self.namespace = namespace if self._client.get_kfp_healthz().multi_user else None
 
     def find_run(self, name: str) -> KfpRun | None:
         """The newest run of a name, None where there is none."""
         with self._errors():
             found = self._client.list_runs(
-                page_size=1, sort_by="created_at desc", namespace=self._namespace, filter=_named(name)
+                page_size=1, sort_by="created_at desc", namespace=self.namespace, filter=_named(name)
             )
         return self.run(found.runs[0].run_id) if found.runs else None
 
@@ -79,7 +83,7 @@ class KfpServer:
         with self._errors():
             pipeline_id = self._pipeline_id(pipeline)
             if pipeline_id is None:  # `upload_pipeline` would also make a version, by the name of the pipeline
-                created = V2beta1Pipeline(display_name=pipeline, name=pipeline, namespace=self._namespace)
+                created = V2beta1Pipeline(display_name=pipeline, name=pipeline, namespace=self.namespace)
                 pipeline_id = self._client.pipelines.pipeline_service_create_pipeline(created).pipeline_id
             versions = self._client.list_pipeline_versions(pipeline_id, page_size=1, filter=_named(version))
             if versions.pipeline_versions:
@@ -93,7 +97,7 @@ class KfpServer:
         """Start a run of a version of a pipeline."""
         pipeline_id, version_id = pipeline
         with self._errors():
-            where = self._client.create_experiment(experiment, namespace=self._namespace)
+            where = self._client.create_experiment(experiment, namespace=self.namespace)
             started = self._client.run_pipeline(
                 where.experiment_id,
                 name,
@@ -114,7 +118,7 @@ class KfpServer:
         return f"{self.url}/#/runs/details/{run_id}"
 
     def _pipeline_id(self, name: str) -> str | None:
-        found = self._client.list_pipelines(page_size=1, namespace=self._namespace, filter=_named(name))
+        found = self._client.list_pipelines(page_size=1, namespace=self.namespace, filter=_named(name))
         return str(found.pipelines[0].pipeline_id) if found.pipelines else None
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What Kubeflow Pipelines costs: its two pods a task, and a whole run beside `tessera run`. `python -m tests.bench.kfp`.
+"""What Kubeflow Pipelines costs: two pods a task, and a whole run beside `tessera run`. `python -m tests.bench.kfp`.
 
 The environment says where everything is, as for `make test-kfp`; KUBECONFIG has to open the cluster. Kubernetes records
 whole seconds, so each figure is a median over the stages of the smallest recipe.
@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--store", default=os.environ.get("TESSERA_STORE"), help="object store that pods open")
     parser.add_argument("--out", type=Path, default=Path("bench-kfp.json"), help="JSON file to write")
     options = parser.parse_args()
-    if options.store is None:
-        parser.error("--store is missing")
+    if not options.kfp or not options.store:
+        parser.error("--kfp and --store are needed")
     with tempfile.TemporaryDirectory(prefix="tessera-bench-") as folder:
         recipe = write_recipe(Path(folder), "kfp-bench")
         submit = SubmitCommand(recipe, f"{options.store.rstrip('/')}/bench-{uuid.uuid4().hex[:8]}")

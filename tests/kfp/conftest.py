@@ -6,16 +6,16 @@ have. KUBECONFIG opens the cluster to the tests that end pods.
 """
 
 import os
-import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from kubernetes import dynamic
 
+from components.core.store.store import LOCAL_FOLDER
 from pipelines.run.kfp_server import KfpServer
 from tests.cluster.api import Cluster
 from tests.cluster.conftest import api  # noqa: F401  a fixture
@@ -24,15 +24,16 @@ from tests.kfp.ml_metadata import MlMetadata
 NEEDED = ("TESSERA_KFP", "TESSERA_NAMESPACE", "TESSERA_STORE")
 METADATA_PORT = 8080
 """Port of the service metadata-grpc-service."""
-PATIENCE_S = 300.0
 
 
 @pytest.fixture(scope="session", autouse=True)
-def settings() -> dict[str, str]:
-    """The variables that say where everything is."""
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that say where everything is; working copies of the stores go to a folder of the tests."""
     if missing := [name for name in NEEDED if not os.environ.get(name)]:
         pytest.fail(f"{', '.join(missing)} are not set: TESSERA_STORE=s3://… make test-kfp KFP=http://… NAMESPACE=…")
-    return {name: os.environ[name] for name in NEEDED}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOCAL_FOLDER, str(tmp_path_factory.mktemp("local")))
+        yield {name: os.environ[name] for name in NEEDED}
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +69,3 @@ def metadata(settings: dict[str, str]) -> MlMetadata:
 def pods(api: dynamic.DynamicClient, settings: dict[str, str]) -> Cluster:  # noqa: F811
     """The namespace of the pods."""
     return Cluster(api, settings["TESSERA_NAMESPACE"])
-
-
-def wait(what: str, probe: Callable[[], Any]) -> Any:
-    """The first true value of a probe."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := probe()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not after {PATIENCE_S:g} s: {what}")
-        time.sleep(0.5)
-    return value

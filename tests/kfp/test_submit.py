@@ -1,20 +1,21 @@
 """`tessera submit` on a Kubeflow Pipelines with its own scheduler, drivers and launchers."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from components.core.base.flat_values import numbers
 from components.core.runtime.event_mirror import fetch_events
 from components.core.runtime.events import EventFile
 from components.core.runtime.runner import events_path
-from components.core.store.store import Store, open_store
-from pipelines.records.runs import artifacts, run_names, run_record
+from components.core.store.store import StageRecord, Store, open_store
+from pipelines.records.runs import artifacts, run_names, run_record, stage_documents
 from pipelines.run.kfp_server import KfpServer
 from tests.cluster.conftest import Cluster
-from tests.kfp.conftest import wait
 from tests.kfp.ml_metadata import Artifact, MlMetadata
 from tests.kfp.submit_command import SubmitCommand, tessera
 from tests.small_recipe import RECIPE, only_run, write_recipe
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.kfp
 STAGES = ("data", "parent-pretrain", "sft")
 ONLY_DATA: dict[str, Any] = {"parent_pretrain": None, "sft": None}
 STAGE_LABEL, RUN_LABEL = "tessera.dev/stage", "tessera.dev/run"
+PATIENCE_S = 300.0
+"""Longest wait for pods to start."""
 MANY_STEPS = 3000
 """Steps of a stage whose pod is ended while it works."""
 
@@ -66,11 +69,11 @@ def test_the_digests_are_those_of_a_local_run(finished: Finished, tmp_path: Path
     assert made == artifacts(open_store(local), only_run(local))
 
 
-def test_the_same_recipe_again_finds_the_run(finished: Finished, client: Any) -> None:
+def test_the_same_recipe_again_finds_the_run(finished: Finished, client: Any, server: KfpServer) -> None:
     again = finished.submit("--watch")
     assert again.returncode == 0, again.stderr
     assert "has succeeded already" in again.stdout
-    assert len(runs_of(client, finished.name)) == 1
+    assert len(runs_of(client, server, finished.name)) == 1
 
 
 def test_the_interface_has_numbers_pages_models_and_the_report(finished: Finished, metadata: MlMetadata) -> None:
@@ -78,10 +81,11 @@ def test_the_interface_has_numbers_pages_models_and_the_report(finished: Finishe
     assert {"stage_metrics", "stage_summary", "report"} <= {each.name for each in found}
     metrics = named(found, "stage_metrics")
     assert len(metrics) == len(STAGES)
-    for each in metrics:
-        assert each.type == "system.Metrics"
-        assert each.metadata["seconds"] > 0
-    assert any("loss" in key for each in metrics for key in each.metadata)
+    assert {each.type for each in metrics} == {"system.Metrics"}
+    for record in stage_results(open_store(finished.submit.store), finished.name):
+        result = {name: value for name, value in numbers(record.result).items() if math.isfinite(value)}
+        wanted = {"seconds": record.seconds, **result}
+        assert any(wanted.items() <= each.metadata.items() for each in metrics)
     assert {each.type for each in named(found, "stage_summary")} == {"system.Markdown"}
     (report,) = named(found, "report")
     assert report.type == "system.HTML"
@@ -92,12 +96,14 @@ def test_the_interface_has_numbers_pages_models_and_the_report(finished: Finishe
     assert len(models) == 2
 
 
-def test_a_finished_stage_comes_from_our_store_and_not_from_kfps_cache(finished: Finished, client: Any) -> None:
+def test_a_finished_stage_comes_from_our_store_and_not_from_kfps_cache(
+    finished: Finished, client: Any, server: KfpServer
+) -> None:
     again = finished.submit("--watch", "--run", f"{finished.name}-again")
     assert again.returncode == 0, again.stderr
     for stage in STAGES:
         assert f"{stage}: cached" in again.stdout
-    (run,) = runs_of(client, f"{finished.name}-again")
+    (run,) = runs_of(client, server, f"{finished.name}-again")
     tasks = client.get_run(run.run_id).run_details.task_details
     executors = [task.state for task in tasks if task.display_name.partition("(")[0] == "executor"]
     assert executors.count("SUCCEEDED") > len(STAGES)
@@ -114,15 +120,15 @@ def test_a_stage_that_fails_is_not_computed_again_and_its_error_is_what_the_user
         done = submit("--watch")
         assert done.returncode == 2, done.stdout + done.stderr
         assert "stage data: " in done.stderr
-        assert "bad.jsonl" in done.stderr
+        assert "line 2" in done.stderr
         assert server.page("") in done.stderr
         name = only_run(submit.store)
         store = open_store(submit.store)
         assert run_record(store, name)["status"] == "failed"
         assert starts(store, name, "data") == attempt
-        runs = runs_of(client, name)
+        runs = runs_of(client, server, name)
         assert [run.state for run in runs] == ["FAILED"] * attempt
-    (pipeline,) = client.list_pipelines(filter=equals("kfp-test-fails")).pipelines
+    (pipeline,) = client.list_pipelines(filter=equals("kfp-test-fails"), namespace=server.namespace).pipelines
     versions = client.list_pipeline_versions(pipeline.pipeline_id, page_size=100).pipeline_versions
     names = [version.display_name for version in versions]
     assert len(names) == len(set(names))
@@ -135,7 +141,7 @@ def test_a_stage_whose_pod_is_ended_is_tried_again(tmp_path: Path, new_store: Ca
     submit = SubmitCommand(recipe, new_store())
     assert submit().returncode == 0
     name, store = only_run(submit.store), open_store(submit.store)
-    wait("the stage works", lambda: starts(store, name, "parent-pretrain"))
+    pods.wait("the stage works", lambda: starts(store, name, "parent-pretrain"), PATIENCE_S)
     (pod,) = stage_pods(pods, name, "parent-pretrain")
     pods.delete("v1", "Pod", pod["metadata"]["name"])  # politely, as a drain or a preemption
     done = submit("--watch")
@@ -153,15 +159,15 @@ def test_a_cancelled_run_ends_its_pods_and_is_recorded(
     )
     assert submit().returncode == 0
     name, store = only_run(submit.store), open_store(submit.store)
-    wait("the stage works", lambda: starts(store, name, "parent-pretrain"))
+    pods.wait("the stage works", lambda: starts(store, name, "parent-pretrain"), PATIENCE_S)
     assert submit("--cancel").returncode == 0
-    ended = wait("the run has ended", lambda: (run := server.find_run(name)) and not run.is_active and run)
-    assert ended.state == "CANCELED"
+    ended = pods.wait("the run has ended", lambda: (run := server.find_run(name)) and not run.is_active and run)
+    assert ended.state in {"CANCELED", "FAILED"}  # KFP's agent may miss the time in which the run is ended
     assert run_record(store, name)["status"] == "interrupted"
-    wait("no pod runs", lambda: not [pod for pod in stage_pods(pods, name) if pod["status"]["phase"] == "Running"])
+    pods.wait("no pod runs", lambda: not [pod for pod in stage_pods(pods, name) if pod["status"]["phase"] == "Running"])
     again = submit("--cancel")
     assert again.returncode == 2
-    assert "it is CANCELED" in again.stderr
+    assert f"no run {name} to cancel" in again.stderr
 
 
 def equals(name: str) -> str:
@@ -169,9 +175,9 @@ def equals(name: str) -> str:
     return json.dumps({"predicates": [{"operation": 1, "key": "display_name", "stringValue": name}]})
 
 
-def runs_of(client: Any, name: str) -> list[Any]:
+def runs_of(client: Any, server: KfpServer, name: str) -> list[Any]:
     """The runs of a name on the server."""
-    return list(client.list_runs(filter=equals(name), page_size=100).runs or [])
+    return list(client.list_runs(filter=equals(name), page_size=100, namespace=server.namespace).runs or [])
 
 
 def named(found: list[Artifact], name: str) -> list[Artifact]:
@@ -183,6 +189,12 @@ def stage_pods(pods: Cluster, run: str, stage: str | None = None) -> list[Any]:
     """Pods of the containers of a run, without those of KFP's drivers."""
     selector = f"{RUN_LABEL}={run}" + (f",{STAGE_LABEL}={stage}" if stage else "")
     return pods.all("v1", "Pod", label_selector=selector)
+
+
+def stage_results(store: Store, run: str) -> list[StageRecord]:
+    """The records of the stages of a run."""
+    records = [store.stage_record(stage["key"]) for stage in stage_documents(store, run).values()]
+    return [record for record in records if record is not None]
 
 
 def starts(store: Store, run: str, stage: str) -> int:
