@@ -22,7 +22,7 @@ from tests.small_recipe import RECIPE, only_run, write_recipe
 
 pytestmark = pytest.mark.kfp
 
-STAGES = ("data", "parent-pretrain", "sft")
+STAGES = ("data", "parent", "sft")
 ONLY_DATA: dict[str, Any] = {"parent_pretrain": None, "sft": None}
 STAGE_LABEL, RUN_LABEL = "tessera.dev/stage", "tessera.dev/run"
 PATIENCE_S = 300.0
@@ -141,12 +141,12 @@ def test_a_stage_whose_pod_is_ended_is_tried_again(tmp_path: Path, new_store: Ca
     submit = SubmitCommand(recipe, new_store())
     assert submit().returncode == 0
     name, store = only_run(submit.store), open_store(submit.store)
-    pods.wait("the stage works", lambda: starts(store, name, "parent-pretrain"), PATIENCE_S)
-    (pod,) = stage_pods(pods, name, "parent-pretrain")
-    pods.delete("v1", "Pod", pod["metadata"]["name"])  # politely, as a drain or a preemption
+    pods.wait("the stage works", lambda: starts(store, name, "parent"), PATIENCE_S)
+    (pod,) = stage_pods(pods, name, "parent")
+    pods.evict(pod["metadata"]["name"])
     done = submit("--watch")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert starts(store, name, "parent-pretrain") == 2
+    assert starts(store, name, "parent") == 2
     assert starts(store, name, "data") == 1
 
 
@@ -159,7 +159,7 @@ def test_a_cancelled_run_ends_its_pods_and_is_recorded(
     )
     assert submit().returncode == 0
     name, store = only_run(submit.store), open_store(submit.store)
-    pods.wait("the stage works", lambda: starts(store, name, "parent-pretrain"), PATIENCE_S)
+    pods.wait("the stage works", lambda: starts(store, name, "parent"), PATIENCE_S)
     assert submit("--cancel").returncode == 0
     ended = pods.wait("the run has ended", lambda: (run := server.find_run(name)) and not run.is_active and run)
     assert ended.state in {"CANCELED", "FAILED"}  # KFP's agent may miss the time in which the run is ended
