@@ -27,8 +27,8 @@ ONLY_DATA: dict[str, Any] = {"parent_pretrain": None, "sft": None}
 STAGE_LABEL, RUN_LABEL = "tessera.dev/stage", "tessera.dev/run"
 PATIENCE_S = 300.0
 """Longest wait for pods to start."""
-MANY_STEPS = 3000
-"""Steps of a stage whose pod is ended while it works."""
+LONG = {**RECIPE["parent_pretrain"], "num_steps": 3000}
+"""Trains long enough to be ended on the way."""
 
 
 class Finished(NamedTuple):
@@ -136,8 +136,7 @@ def test_a_stage_that_fails_is_not_computed_again_and_its_error_is_what_the_user
 
 
 def test_a_stage_whose_pod_is_ended_is_tried_again(tmp_path: Path, new_store: Callable[[], str], pods: Cluster) -> None:
-    training = {**dict(RECIPE["parent_pretrain"]), "num_steps": MANY_STEPS}  # type: ignore[call-overload]
-    recipe = write_recipe(tmp_path, "kfp-test-ended", parent_pretrain=training, sft=None)
+    recipe = write_recipe(tmp_path, "kfp-test-ended", parent_pretrain=LONG, sft=None)
     submit = SubmitCommand(recipe, new_store())
     assert submit().returncode == 0
     name, store = only_run(submit.store), open_store(submit.store)
@@ -153,10 +152,7 @@ def test_a_stage_whose_pod_is_ended_is_tried_again(tmp_path: Path, new_store: Ca
 def test_a_cancelled_run_ends_its_pods_and_is_recorded(
     tmp_path: Path, new_store: Callable[[], str], pods: Cluster, server: KfpServer
 ) -> None:
-    training = {**dict(RECIPE["parent_pretrain"]), "num_steps": MANY_STEPS}  # type: ignore[call-overload]
-    submit = SubmitCommand(
-        write_recipe(tmp_path, "kfp-test-cancelled", parent_pretrain=training, sft=None), new_store()
-    )
+    submit = SubmitCommand(write_recipe(tmp_path, "kfp-test-cancelled", parent_pretrain=LONG, sft=None), new_store())
     assert submit().returncode == 0
     name, store = only_run(submit.store), open_store(submit.store)
     pods.wait("the stage works", lambda: starts(store, name, "parent"), PATIENCE_S)
