@@ -171,6 +171,7 @@ def test_only_a_server_with_tenants_is_given_a_namespace(only_data: Path, s3_uri
     assert run_command(command(only_data, s3_uri, kfp, "--namespace", "team")) == 0
     assert kfp.kinds["experiments"][0].get("namespace") is None
     kfp.multi_user = True
+    kfp.kinds["experiments"].clear()
     assert run_command(command(only_data, s3_uri, kfp, "--namespace", "team", "--run", "other")) == 0
     assert kfp.kinds["experiments"][0]["namespace"] == "team"
 
