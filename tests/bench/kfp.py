@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kubernetes import client
+from pipelines.run.kubernetes_api import load_cluster
 
 from pipelines.run.kfp_server import KfpServer
-from pipelines.run.kubernetes_api import load_cluster
 from tests.bench.rows import Row, write_rows
 from tests.kfp.submit_command import SubmitCommand, tessera
 from tests.small_recipe import only_run, write_recipe

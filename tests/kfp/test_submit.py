@@ -15,7 +15,7 @@ from components.core.runtime.runner import events_path
 from components.core.store.store import StageRecord, Store, open_store
 from pipelines.records.runs import artifacts, run_names, run_record, stage_documents
 from pipelines.run.kfp_server import KfpServer
-from tests.cluster.conftest import Cluster
+from tests.cluster.api import Cluster
 from tests.kfp.ml_metadata import Artifact, MlMetadata
 from tests.kfp.submit_command import SubmitCommand, tessera
 from tests.small_recipe import RECIPE, only_run, write_recipe
