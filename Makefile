@@ -7,7 +7,7 @@ TORCH := 2.13.0
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help images install demo test test-gpu test-cluster test-kfp cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
+.PHONY: help install images demo test test-gpu test-cluster test-kfp cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from components.core.runtime.event_mirror import fetch_events
 from components.core.runtime.multi_node.train_job import MANIFEST, OWN_POD
@@ -21,7 +20,7 @@ from infra.testcluster.services import REAL_POOL
 from pipelines.cli import run_command
 from pipelines.recipe.pod_settings import STORE_SECRET, train_job
 from tests.cluster.api import Cluster
-from tests.cluster.conftest import RECIPE, running_pod
+from tests.cluster.conftest import running_pod
 from tests.cluster.objects import (
     ENVIRONMENT,
     GPU,
@@ -37,6 +36,7 @@ from tests.cluster.objects import (
     queues,
 )
 from tests.s3_server import S3Server, fresh_prefix
+from tests.small_recipe import RECIPE, write_recipe
 
 pytestmark = pytest.mark.cluster
 
@@ -288,8 +288,7 @@ def test_a_stage_of_several_nodes_holds_gpus_in_its_train_job_alone_and_ends_wit
     }
     cluster.create(*installed, binding)
     place = {"nodes": 2, "processes": 4, "gpus": 4, "node_pool": "h100", "memory_gib": 64.0}
-    recipe = tmp_path / "nodes.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"parent_pretrain": {**RECIPE["parent_pretrain"], "placement": place}}))
+    recipe = write_recipe(tmp_path, "nodes", parent_pretrain={**RECIPE["parent_pretrain"], "placement": place})
     command = [submission[0], str(recipe), *submission[2:-1], "--queues"]
     assert run_command(command) == 0
 
