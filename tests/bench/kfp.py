@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kubernetes import client
-from pipelines.run.kubernetes_api import load_cluster
 
+from components.core.base.kubernetes_api import load_cluster
 from pipelines.run.kfp_server import KfpServer
 from tests.bench.rows import Row, write_rows
 from tests.kfp.submit_command import SubmitCommand, tessera
