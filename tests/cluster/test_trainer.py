@@ -253,7 +253,7 @@ def test_a_training_that_lost_a_node_resumes_and_one_that_lost_its_task_ends(tra
     training.start(endless, queued=False)
     training.wait("checkpoints", lambda: len(training.events("progress")) > 5)
     key = stage_key(STAGE, endless, training.inputs)
-    training.wait("a checkpoint in the store", lambda: training.store.backend.list(f"resume/{key}/"))
+    training.wait("a checkpoint in the store", lambda: list(training.store.backend.list(f"resume/{key}/")))
     lost = training.nodes()["1"]["metadata"]
     cluster.delete("v1", "Pod", lost["name"], gracePeriodSeconds=0)
     training.wait("it goes on", lambda: [each for each in training.events("note") if "goes on" in each["text"]])
