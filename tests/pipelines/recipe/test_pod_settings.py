@@ -99,4 +99,4 @@ def test_the_task_of_several_nodes_is_small_and_knows_its_train_job_and_its_pod(
     (text,) = [each["value"] for each in container["env"] if each["name"] == MANIFEST]
     labels = {key: value for key, value in pod["podMetadata"]["labels"].items() if key.startswith("tessera.dev/")}
     placement = next(task.placement for task in graph.tasks if task.label == "sft")
-    assert json.loads(text) == train_job(placement, labels, image("sft"), queues=queues)
+    assert json.loads(text) == train_job(placement, labels, image("train"), queues=queues)
