@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -60,3 +61,16 @@ def running_json_server(answer: Callable[[Request], tuple[int, Any]]) -> Iterato
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def write_kubeconfig(folder: Path, url: str) -> Path:
+    """Write the kubeconfig of a server that stands in for a Kubernetes API server."""
+    named = {
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path = folder / "kubeconfig"
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **named}))
+    return path

@@ -7,10 +7,10 @@ needs no state but the length of its own file. In a folder store the file itself
 
 import contextlib
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from components.core.base.background import repeated
 from components.core.base.errors import StoreError
 from components.core.runtime.runner import events_path
 from components.core.store.store import Store
@@ -29,20 +29,10 @@ def mirrored_events(store: Store, run: str | None, label: str) -> Iterator[None]
     path = events_path(store, run, label)
     fetch_events(store, run, path.stem)
     mirror = _Mirror(store, path, f"runs/{run}/events/{path.stem}")
-    ended = threading.Event()
-
-    def copy_until_end() -> None:
-        while not ended.wait(INTERVAL_S):
-            with contextlib.suppress(StoreError):  # the next copy has these events too
-                mirror.copy()
-
-    copier = threading.Thread(target=copy_until_end, daemon=True)
-    copier.start()
     try:
-        yield
+        with repeated(mirror.copy, INTERVAL_S):  # a copy has the events of those that failed before
+            yield
     finally:
-        ended.set()
-        copier.join()
         try:
             mirror.copy()
         except StoreError as error:

@@ -15,12 +15,12 @@ import contextlib
 import math
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from components.core.base.background import repeated
 from components.core.base.errors import StoreError
 from components.core.store.object_store import ObjectStore
 
@@ -51,20 +51,8 @@ class Marker:
     @contextlib.contextmanager
     def renewed(self) -> Iterator[None]:
         """While in scope, a thread writes the marker again every `RENEW_S`."""
-        ended = threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(RENEW_S):
-                with contextlib.suppress(StoreError):
-                    self.write()
-
-        thread = threading.Thread(target=renew, name="marker", daemon=True)
-        thread.start()
-        try:
+        with repeated(self.write, RENEW_S):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def require_valid(self) -> None:
         """To be called before each removal.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.json_server import running_json_server
+from tests.json_server import running_json_server, write_kubeconfig
 
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
@@ -75,12 +75,4 @@ def running_kubernetes(folder: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
     fake = FakeKubernetes()
 
     with running_json_server(lambda request: fake.answer(request.path, request.body)) as url:
-        named = {
-            "clusters": [{"name": "c", "cluster": {"server": url}}],
-            "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-        path = folder / "kubeconfig"
-        path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **named}))
-        yield fake, path
+        yield fake, write_kubeconfig(folder, url)

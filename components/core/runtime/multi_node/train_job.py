@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from components.core.base.background import repeated
 from components.core.base.config import Config, digest_of
 from components.core.base.errors import ClusterError, ProcessKilled, StageFailed, StoreError, TesseraError, parse_error
 from components.core.base.kubernetes_api import kubernetes_errors, load_cluster
@@ -239,22 +240,14 @@ class TrainJob:
 @contextlib.contextmanager
 def _heartbeats(store: Store, run: str, label: str) -> Iterator[None]:
     """Let the nodes see, during the block, that their `TrainJob` is watched."""
-    ended = threading.Event()
 
     def beat() -> None:
-        while True:
-            with contextlib.suppress(StoreError):
-                store.put_document(heartbeat_path(run, label), {"time": time.time()})
-            if ended.wait(HEARTBEAT_S):
-                return
+        store.put_document(heartbeat_path(run, label), {"time": time.time()})
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
+    with contextlib.suppress(StoreError):
+        beat()
+    with repeated(beat, HEARTBEAT_S):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextlib.contextmanager

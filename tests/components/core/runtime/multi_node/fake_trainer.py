@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.json_server import Request, running_json_server
+from tests.json_server import Request, running_json_server, write_kubeconfig
 
 NAMESPACE = "runs"
 JOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
@@ -82,12 +82,4 @@ def running_trainer(folder: Path) -> Iterator[tuple[FakeTrainer, Path]]:
     """A server on a free port of the loopback interface, and the kubeconfig that names it."""
     fake = FakeTrainer()
     with running_json_server(fake.answer) as url:
-        named = {
-            "clusters": [{"name": "c", "cluster": {"server": url}}],
-            "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-        path = folder / "kubeconfig"
-        path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **named}))
-        yield fake, path
+        yield fake, write_kubeconfig(folder, url)
