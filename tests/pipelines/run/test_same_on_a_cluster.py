@@ -45,6 +45,8 @@ def test_a_fan_out_whose_items_are_collected(tmp_path: Path, monkeypatch: pytest
     """Two stages in one loop, the second reading its own item of the first, and one that reads all items."""
     monkeypatch.setitem(dict_of_stages(), "fake", "tests.components.core.fake_stage:STAGE")
     monkeypatch.setitem(dict_of_stages(), "sum", "tests.pipelines.run.sum_stage:STAGE")
+    images = dict.fromkeys(map(registry.stage_folder, ("fake", "sum")), "train")
+    monkeypatch.setattr(registry, "STAGE_IMAGES", images)
     from tests.pipelines.run.sum_stage import STAGE as SUM
 
     shards, place = ("0/3", "1/3", "2/3"), Placement(threads=1)

@@ -169,7 +169,7 @@ def test_a_watcher_hears_that_another_command_cancelled_the_run_although_kfp_say
 
 def test_only_a_server_with_tenants_is_given_a_namespace(only_data: Path, s3_uri: str, kfp: FakeKfp) -> None:
     assert run_command(command(only_data, s3_uri, kfp, "--namespace", "team")) == 0
-    assert kfp.kinds["experiments"][0].get("namespace") is None
+    assert not kfp.kinds["experiments"][0].get("namespace")
     kfp.multi_user = True
     kfp.kinds["experiments"].clear()
     assert run_command(command(only_data, s3_uri, kfp, "--namespace", "team", "--run", "other")) == 0
