@@ -30,6 +30,8 @@ WATCHER, WATCHER_CPU = Placement(threads=1, memory_gib=1.0), "100m"
 """What the task asks for that watches the nodes of a stage."""
 HOME = "/home/tessera"
 """An empty volume: home of the user, caches of libraries, working copies of the store."""
+ENVIRONMENT = {"HOME": HOME, "USER": "tessera", LOCAL_FOLDER: f"{HOME}/store", **ALLOCATOR}
+"""Of every pod. Without a user's name, torch asks for that of the user id, which an image need not have."""
 
 
 def node_pool(placement: Placement) -> str:
@@ -55,18 +57,19 @@ def set_up_pod(step: Any, placement: Placement, labels: Mapping[str, str], *, qu
         queues: whether Kueue admits the pod through the queue of its pool, and chooses the nodes.
     """
     from kfp import kubernetes
+    from kfp.dsl.structures import ResourceSpec
 
-    cpu = str(placement.processes * placement.threads)
+    cpu, environment = str(placement.processes * placement.threads), dict(ENVIRONMENT)
     if placement.nodes > 1:
         manifest = train_job(placement, labels, step.container_spec.image, queues=queues)
-        step.set_env_variable(MANIFEST, canonical_json(manifest))
+        environment[MANIFEST] = canonical_json(manifest)
         for name, field in OWN_POD.items():
             kubernetes.use_field_path_as_env(step, name, field)
         cpu, placement, queues = WATCHER_CPU, WATCHER, False
-    step.set_cpu_request(cpu)
-    step.set_memory_request(f"{placement.memory_gib:g}Gi")
-    if placement.gpus:
-        step.set_accelerator_type(GPU).set_accelerator_limit(placement.gpus)
+    gpus = {"accelerator_type": GPU, "accelerator_count": str(placement.gpus)} if placement.gpus else {}
+    # Each setter of a task reads the sources of the whole call stack again, a tenth of a second to a second.
+    step.container_spec.env = environment
+    step.container_spec.resources = ResourceSpec(cpu, memory_request=f"{placement.memory_gib:g}Gi", **gpus)
     for key, value in {**labels, **_queue_labels(placement, queues=queues)}.items():
         kubernetes.add_pod_label(step, key, value)
     for key, value in _node_selector(placement, queues=queues).items():
@@ -74,7 +77,9 @@ def set_up_pod(step: Any, placement: Placement, labels: Mapping[str, str], *, qu
     for toleration in _tolerations(placement):
         kubernetes.add_toleration(step, **toleration)
     kubernetes.set_security_context(step, run_as_non_root=True)
-    _set_environment(step)
+    # What the chart makes: nothing of it is needed for a pod to start.
+    kubernetes.use_config_map_as_env(step, SETTINGS_CONFIG_MAP, {name: name for name in SETTINGS}, optional=True)
+    kubernetes.use_secret_as_env(step, STORE_SECRET, {name: name for name in STORE_KEYS}, optional=True)
     for name, (path, volume) in _volumes(placement).items():
         medium, size = volume.get("medium"), volume.get("sizeLimit")
         kubernetes.empty_dir_mount(step, name, path, medium=medium, size_limit=size)
@@ -142,17 +147,6 @@ def _volumes(placement: Placement) -> dict[str, tuple[str, dict[str, str]]]:
     disk = {"sizeLimit": f"{placement.disk_gib:g}Gi"} if placement.disk_gib is not None else {}
     shared_memory = {"medium": "Memory", "sizeLimit": f"{placement.shared_memory_gib:g}Gi"}
     return {"home": (HOME, disk), "tmp": ("/tmp", {}), "shared-memory": ("/dev/shm", shared_memory)}
-
-
-def _set_environment(step: Any) -> None:
-    """Point the pod to its volumes, and to what the chart made; nothing of the latter is needed for a pod to start."""
-    from kfp import kubernetes
-
-    # Without a user's name, torch asks for that of the user id, which an image need not have.
-    for name, value in {"HOME": HOME, "USER": "tessera", LOCAL_FOLDER: f"{HOME}/store", **ALLOCATOR}.items():
-        step.set_env_variable(name, value)
-    kubernetes.use_config_map_as_env(step, SETTINGS_CONFIG_MAP, {name: name for name in SETTINGS}, optional=True)
-    kubernetes.use_secret_as_env(step, STORE_SECRET, {name: name for name in STORE_KEYS}, optional=True)
 
 
 def _toleration(taint: str) -> dict[str, str]:
