@@ -19,6 +19,8 @@ import urllib3
 from minio import Minio
 
 BUCKET = "tessera"
+OTHER_TEAM = "other-team"
+"""Key and bucket of a team that has no rights on `BUCKET`."""
 ADMIN_GRPC_OFFSET = 10_000
 PORTS = (
     "s3.port",
@@ -35,11 +37,12 @@ PORTS = (
 
 
 class S3Server:
-    """A server with one bucket, an identity that may do everything, and one that may only read."""
+    """A server with one bucket, an identity that may do everything, one that may only read, and another team's."""
 
     def __init__(self, folder: Path, memory: str = "256MiB", host: str = "127.0.0.1") -> None:
         self.key, self.secret = "test", uuid.uuid4().hex
         self.reader = ("reader", uuid.uuid4().hex)
+        self.other_team = (OTHER_TEAM, uuid.uuid4().hex)
         self._memory, self._host = memory, host
         self._folder, self._ports = folder, _server_ports()
         self.endpoint = f"http://{host}:{self._ports['s3.port']}"
@@ -110,7 +113,11 @@ class S3Server:
 
     def _identities(self) -> Path:
         """The file that says who may do what."""
-        who = [(self.key, self.secret, ["Admin"]), (*self.reader, [f"Read:{BUCKET}", f"List:{BUCKET}"])]
+        who = [
+            (self.key, self.secret, ["Admin"]),
+            (*self.reader, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
+            (*self.other_team, [f"{action}:{OTHER_TEAM}" for action in ("Read", "Write", "List")]),
+        ]
         identities = [
             {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
             for key, secret, actions in who

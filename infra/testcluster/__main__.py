@@ -1,4 +1,4 @@
-"""`python -m infra.testcluster build | up | down [--wipe] | status | exec COMMAND…`: Kubernetes on one machine."""
+"""Kubernetes on one machine: `python -m infra.testcluster build|missing|up|down|status|exec`; `--help` says more."""
 
 import os
 import shutil
@@ -43,6 +43,15 @@ def build(without: Without = None) -> None:
     for modules in absent:
         say(f"building {modules.name}")
         say(f"built {modules.name} in {builds.build(modules, layout):.0f} s")
+
+
+@app.command()
+def missing() -> None:
+    """Name the module sets that are not in the cache; fails where there is one."""
+    absent = builds.missing(Layout.from_environment())
+    for modules in absent:
+        say(modules.name)
+    raise typer.Exit(1 if absent else 0)
 
 
 @app.command()

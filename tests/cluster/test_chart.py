@@ -82,7 +82,7 @@ def test_install_upgrade_and_uninstall_lose_no_data(cluster: Cluster, release: h
     release.install(CHART, RELEASE, small(cluster), namespace=cluster.namespace)
     cluster.wait("two claims", lambda: len(names(cluster, "v1", "PersistentVolumeClaim") - before) == 2)
     claims = {each["metadata"]["uid"] for each in cluster.all("v1", "PersistentVolumeClaim")}
-    release.upgrade(CHART, RELEASE, small(cluster, training={"maxRestarts": 1, "scratch": "20Gi"}))
+    release.upgrade(CHART, RELEASE, small(cluster, training={"scratch": "20Gi"}))
     upgraded = release.status(RELEASE)
     assert (upgraded["revision"], upgraded["status"]) == (2, "deployed")
     release.uninstall(RELEASE)

@@ -9,7 +9,7 @@ from kubernetes.dynamic.exceptions import ForbiddenError
 
 from tests.cluster.api import Cluster
 from tests.cluster.objects import PYTHON, ROOT, pod
-from tests.s3_server import BUCKET, S3Server, fresh_prefix
+from tests.s3_server import BUCKET, OTHER_TEAM, S3Server, fresh_prefix
 
 pytestmark = pytest.mark.cluster
 
@@ -106,3 +106,22 @@ def test_a_stage_in_a_pod_makes_the_digests_that_it_makes_here(
     assert run_here(store, tmp_path / "same-store") == run_here(str(tmp_path / "store"), tmp_path / "own-store")
     after = [each.object_name for each in pod_s3.client().list_objects(BUCKET, f"{prefix}/stages/")]
     assert after == records  # the run here found the pod's result
+
+
+def test_a_pod_with_the_keys_of_its_team_neither_reads_nor_writes_the_store_of_another(
+    cluster: Cluster, pod_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fresh_prefix(pod_s3, monkeypatch)
+    run_here(store, tmp_path)
+    before = {each.object_name for each in pod_s3.client().list_objects(BUCKET, recursive=True)}
+    pod_s3.client().make_bucket(OTHER_TEAM)
+    key, secret_key = pod_s3.other_team
+    environment = {**pod_s3.environment, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3"}, "stringData": environment})
+    resources = {"cpu": "100m", "memory": "1Gi"}
+    for name, where in {"own": f"s3://{OTHER_TEAM}/store", "foreign": store}.items():
+        cluster.create(pod(name, data_stage(PYTHON, where, "/tmp/digests"), resources=resources, secret="s3"))
+    cluster.wait_for_pod("own")
+    cluster.wait_for_pod("foreign", phase="Failed")
+    assert "denied" in cluster.log("foreign").lower()
+    assert {each.object_name for each in pod_s3.client().list_objects(BUCKET, recursive=True)} == before
