@@ -130,26 +130,23 @@ def _as_component(
     return made
 
 
-def _parameter(name: str, kind: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind, default=default)
+def _parameter(name: str, kind: object) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
 
 
 def _parameters(stage: Stage) -> dict[str, inspect.Parameter]:
-    """Parameters of a stage's component, those with a default last."""
+    """Parameters of a stage's component, all required: KFP's driver resolves no default in a command line."""
     from kfp import dsl
 
-    required = [_parameter(name, str) for name in VALUES]
+    parameters = [_parameter(name, str) for name in VALUES]
     if "shard" in stage.config.model_fields:
-        required.append(_parameter("shard", str))
-    required += [_parameter(name, dsl.OutputPath(str)) for name in stage.outputs]
-    required += [_parameter(METRICS, dsl.Output[dsl.Metrics]), _parameter(SUMMARY, dsl.Output[dsl.Markdown])]
+        parameters.append(_parameter("shard", str))
+    parameters += [_parameter(name, dsl.OutputPath(str)) for name in stage.outputs]
+    parameters += [_parameter(METRICS, dsl.Output[dsl.Metrics]), _parameter(SUMMARY, dsl.Output[dsl.Markdown])]
     models = [name for name, declared in stage.outputs.items() if declared.kind == "model"]
-    required += [_parameter(model_artifact(name), dsl.Output[dsl.Model]) for name in models]
-    digests = [
-        _parameter(name, list, []) if declared.many else _parameter(name, str, "")
-        for name, declared in stage.inputs.items()
-    ]
-    return {one.name: one for one in (*required, *digests)}
+    parameters += [_parameter(model_artifact(name), dsl.Output[dsl.Model]) for name in models]
+    parameters += [_parameter(name, list if declared.many else str) for name, declared in stage.inputs.items()]
+    return {one.name: one for one in parameters}
 
 
 class _Builder:
@@ -191,6 +188,7 @@ class _Builder:
             "label": task.label,
             **self.parameters,
             **shard,
+            **{name: [] if declared.many else "" for name, declared in task.stage.inputs.items()},
         }
         for name, binding in task.inputs.items():
             if isinstance(binding, Source):

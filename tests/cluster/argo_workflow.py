@@ -216,14 +216,8 @@ def _placeholders(component: Values, address: str) -> Callable[[str], str]:
 
 
 def _inputs(component: Values) -> Values:
-    """A template's parameters; those that may be absent have their default."""
-    declared = component.get("inputDefinitions", {}).get("parameters", {})
-    defaults = {name: each["defaultValue"] for name, each in declared.items() if "defaultValue" in each}
-    return {
-        "parameters": [
-            {"name": name} | ({"value": _text(defaults[name])} if name in defaults else {}) for name in declared
-        ]
-    }
+    """A template's parameters, without defaults: KFP's driver fails where a command line needs one."""
+    return {"parameters": [{"name": name} for name in component.get("inputDefinitions", {}).get("parameters", {})]}
 
 
 def _argument(task: str, value: Values) -> str:

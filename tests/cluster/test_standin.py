@@ -87,11 +87,6 @@ def test_a_loop_has_its_items_and_what_it_makes_is_collected(made: Values) -> No
     assert output["name"] in collected
 
 
-def test_an_absent_input_has_its_default(made: Values) -> None:
-    declared = template(made, f"{GROUP}-join")["inputs"]["parameters"]
-    assert {"name": "optional", "value": ""} in declared
-
-
 def test_the_executor_input_names_an_address_for_each_artifact_and_the_output_file(made: Values) -> None:
     outputs = json.loads(template(made, f"{GROUP}-join")["container"]["args"][1])["outputs"]
     (page,) = outputs["artifacts"]["page"]["artifacts"]

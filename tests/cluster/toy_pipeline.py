@@ -34,8 +34,8 @@ def write(text: str, out: dsl.OutputPath(str)):  # type: ignore[valid-type]
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def join(texts: list, page: dsl.Output[dsl.HTML], optional: str = ""):  # type: ignore[type-arg]
-    return dsl.ContainerSpec(image="tessera/toy:1", command=["python", "-c", JOIN], args=[texts, "{{$}}", optional])
+def join(texts: list, page: dsl.Output[dsl.HTML]):  # type: ignore[type-arg]
+    return dsl.ContainerSpec(image="tessera/toy:1", command=["python", "-c", JOIN], args=[texts, "{{$}}"])
 
 
 def compile_toy(path: Path, queue: str | None = None, *, shards: int = 2) -> Path:

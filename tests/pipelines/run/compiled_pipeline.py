@@ -48,9 +48,7 @@ def _run_dag(spec: Values, dag: Values, inputs: Values, folder: Path) -> dict[st
         if failure is not None and "triggerPolicy" not in task:
             made[name] = {}
             continue
-        component = spec["components"][task["componentRef"]["name"]]
-        given = {key: value["defaultValue"] for key, value in _declared(component).items() if "defaultValue" in value}
-        given |= {key: _value(v, inputs, made) for key, v in task.get("inputs", {}).get("parameters", {}).items()}
+        given = {key: _value(v, inputs, made) for key, v in task.get("inputs", {}).get("parameters", {}).items()}
         try:
             made[name] = _run_task(spec, task, given, folder / name)
         except ContainerFailed as error:
@@ -88,11 +86,6 @@ def _run_task(spec: Values, task: Values, given: Values, folder: Path) -> Values
             if not left:
                 raise
     raise AssertionError
-
-
-def _declared(component: Values) -> Values:
-    declared: Values = component.get("inputDefinitions", {}).get("parameters", {})
-    return declared
 
 
 def _value(source: Values, inputs: Values, made: Mapping[str, Values]) -> Any:
