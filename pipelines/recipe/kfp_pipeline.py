@@ -22,7 +22,7 @@ from components.core.runtime.placement import Placement
 from components.core.runtime.stage import Stage
 from components.core.runtime.stage_command import command_line
 from pipelines.recipe.graph import Graph, Source, Task
-from pipelines.recipe.pod_settings import set_up_pod
+from pipelines.recipe.pod_settings import RECIPE_LABEL, RUN_LABEL, STAGE_LABEL, set_up_pod, stage_label
 from pipelines.recipe.registry import CORE_IMAGE, STAGES, find_stage, stage_image
 
 PIPELINE_NAME = "llama-nemotron"
@@ -156,9 +156,9 @@ class _Builder:
         self, graph: Graph, sources: Mapping[str, str], run_label: str | None, queues: bool, **parameters: object
     ) -> None:
         self.sources, self.queues, self.parameters = sources, queues, parameters
-        self.labels = {"tessera.dev/recipe-digest": graph.digest[:12]}
+        self.labels = {RECIPE_LABEL: graph.digest[:12]}
         if run_label is not None:
-            self.labels["tessera.dev/run"] = run_label
+            self.labels[RUN_LABEL] = run_label
         self.made: dict[str, dict[str, Any]] = {}
 
     def add(self, tasks: Sequence[Task], shards: Sequence[str]) -> None:
@@ -203,6 +203,6 @@ class _Builder:
         step.set_display_name(label)
         step.set_caching_options(False)
         step.set_retry(MAX_RETRIES)
-        labels = {**self.labels, "tessera.dev/stage": label.replace("/", ".")}
+        labels = {**self.labels, STAGE_LABEL: stage_label(label)}
         set_up_pod(step, placement, labels, queues=self.queues)
         return step

@@ -21,6 +21,7 @@ STORE_SECRET = "tessera-store"
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 POOL_LABEL = "tessera.dev/pool"
+RUN_LABEL, STAGE_LABEL, RECIPE_LABEL = "tessera.dev/run", "tessera.dev/stage", "tessera.dev/recipe-digest"
 GPU = "nvidia.com/gpu"
 RUNTIME = "tessera-torch"
 """The chart's runtime of Kubeflow Trainer."""
@@ -32,6 +33,11 @@ HOME = "/home/tessera"
 """An empty volume: home of the user, caches of libraries, working copies of the store."""
 ENVIRONMENT = {"HOME": HOME, "USER": "tessera", LOCAL_FOLDER: f"{HOME}/store", **ALLOCATOR}
 """Of every pod. Without a user's name, torch asks for that of the user id, which an image need not have."""
+
+
+def stage_label(label: str) -> str:
+    """The label of a task as the value of a label of Kubernetes."""
+    return label.replace("/", ".")
 
 
 def node_pool(placement: Placement) -> str:

@@ -31,8 +31,9 @@ from pipelines.run.cluster_queues import read_pools, refuse_large_stages
 from pipelines.run.finish_run import fetch_results, show_results
 from pipelines.run.ingest import ingest_sources
 from pipelines.run.kfp_server import KfpRun, KfpServer
-from pipelines.run.progress import Follower
+from pipelines.run.progress import Follower, StageState
 from pipelines.run.terminal_view import open_view
+from pipelines.run.waiting_pods import WaitingPods
 
 POLL_S = 2.0
 PATIENCE_S = 300.0
@@ -163,6 +164,7 @@ class Submitter:
             fetch_events(store, name)  # of an earlier attempt, which the follower leaves out
         files = {item.label: events_path(store, name, item.label) for item in submitted.graph.items()}
         follower = Follower(files, from_start=not submitted.is_new)
+        waiting = WaitingPods(self._namespace, name, [task.label for task in submitted.graph.tasks])
         answered = time.monotonic()
         with open_view(follower.stages, self._console) as view:
             while True:
@@ -176,6 +178,8 @@ class Submitter:
                 else:
                     for stage, event in follower.poll():
                         view.event(stage, event)
+                    for label, reason in waiting.news():
+                        view.event(StageState(label), {"type": "note", "text": reason})
                     if not run.is_active:
                         return run, follower
                 time.sleep(POLL_S)

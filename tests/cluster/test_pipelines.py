@@ -158,7 +158,7 @@ def test_a_stage_with_gpus_lands_on_a_node_of_its_pool_and_its_run_can_be_cancel
 
 
 def test_a_run_of_higher_priority_preempts_one_that_resumes(
-    cluster: Cluster, submission: list[str], pod_store: str, tmp_path: Path
+    cluster: Cluster, submission: list[str], pod_store: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cluster.need(KUEUE, "ClusterQueue")
     name, high = f"{cluster.namespace}-{REAL_POOL}", f"{cluster.namespace}-high"
@@ -176,6 +176,7 @@ def test_a_run_of_higher_priority_preempts_one_that_resumes(
         cluster.wait("the run that is preempted trains", lambda: steps(store))
         assert run_command([*urgent, "--queues"]) == 0
         assert run.wait() == 0
+    assert f"parent: waits in queue {REAL_POOL} of Kueue" in capfd.readouterr().out
     first, second = steps(store)
     assert (first[0], second[-1]) == (1, LONG["num_steps"])
     assert 1 < second[0] <= first[-1] + 1
