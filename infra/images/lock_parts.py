@@ -13,6 +13,9 @@ Device = Literal["cpu", "gpu"]
 IMAGES = ("core", "train", "serve")
 """Each image has what the one before it has."""
 
+NOT_NEEDED = re.compile(r"intel-cmplr-lib-ur==")
+"""For Intel's GPUs. Only some wheels of intel-openmp ask for it, so the lock, which is for all of them, has none."""
+
 
 def extra(image: str, device: Device) -> str | None:
     """The extra of the project that an image installs; core has what the project always needs."""
@@ -32,7 +35,8 @@ def select_entries(lock: str, requirements: Iterable[str]) -> list[str]:
         ValueError: the lock has another version of a package, or does not have it.
     """
     entries = {entry.split(maxsplit=1)[0]: entry for entry in lock_entries(lock)}
-    wanted = [requirement for requirement in requirements if not LEFT_OUT.match(requirement)]
+    needed = (requirement for requirement in requirements if not LEFT_OUT.match(requirement))
+    wanted = [requirement for requirement in needed if not NOT_NEEDED.match(requirement)]
     if missing := [requirement for requirement in wanted if requirement not in entries]:
         raise ValueError(f"not in the lock: {', '.join(missing)}; renew it with `make lock`")
     return [entries[requirement] for requirement in wanted]
