@@ -23,7 +23,7 @@ from components.core.runtime.kfp_outputs import REPORT, ExecutorInput, write_fai
 from components.core.runtime.stage_command import TRACKING_URI
 from components.core.store.store import Store, open_store
 from pipelines.records.run_lock import mark_dead_runs_where_allowed
-from pipelines.records.runs import end_run, stage_documents
+from pipelines.records.runs import end_run, run_record, stage_documents
 
 DELIVERY_S = 120.0
 """Longest time that the end of a run delivers to MLflow; the next delivery continues."""
@@ -127,8 +127,11 @@ def finish_on_cluster(store: Store, run: str, labels: Sequence[str], executor_in
         labels: of all its stages; the run has succeeded if each of them has finished.
         executor_input: takes the report.
     """
-    missing = [label for label in labels if label not in stage_documents(store, run)]
-    end_run(store, run, "failed" if missing else "succeeded")
+    is_complete = set(labels) <= stage_documents(store, run).keys()
+    if (
+        is_complete or run_record(store, run)["status"] != "interrupted"
+    ):  # a user cancelled it, and Argo runs this still
+        end_run(store, run, "succeeded" if is_complete else "failed")
     _record_results(store, run)
     if os.environ.get(TRACKING_URI):  # a database of this pod would be lost with it; `tessera ui` delivers later
         deliver_lineage(store, Console(), run)

@@ -129,7 +129,9 @@ class Submitter:
             state = "there is none" if submitted.kfp is None else f"it is {submitted.kfp.state}"
             raise InputError(f"no run {submitted.name} to cancel at {self._server.url}: {state}")
         self._server.terminate(submitted.kfp.id)
-        self._record_end(submitted.name, "interrupted")
+        record = self._record(submitted.name)
+        if record is not None and record["status"] != "succeeded":  # its last task may have recorded a failure already
+            end_run(self._store, submitted.name, "interrupted")
 
     def watch(self, submitted: Submitted) -> None:
         """Show the progress of a run until it ends, then its results.

@@ -16,7 +16,7 @@ from pipelines.cli import run_command
 from pipelines.commands.options import console
 from pipelines.recipe.schema import load_recipe
 from pipelines.records.runs import artifacts, run_record
-from pipelines.run import submit
+from pipelines.run import finish_run, submit
 from pipelines.run.kfp_server import KfpRun, KfpServer
 from tests.pipelines.run.compiled_pipeline import run_compiled
 from tests.pipelines.run.fake_kfp import FakeKfp, running_kfp
@@ -154,6 +154,23 @@ def test_a_run_is_cancelled_and_then_there_is_none_to_cancel(
     assert run_record(open_store(s3_uri), run["display_name"])["status"] == "interrupted"
     assert run_command(command(only_data, s3_uri, kfp, "--cancel")) == 2
     assert "it is CANCELED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task_comes_first", [True, False])
+def test_a_cancelled_run_stays_cancelled_although_its_last_task_finds_stages_missing(
+    only_data: Path, s3_uri: str, kfp: FakeKfp, tmp_path: Path, *, task_comes_first: bool
+) -> None:
+    assert run_command(command(only_data, s3_uri, kfp)) == 0
+    name = kfp.runs[0]["display_name"]
+    executor_input = json.dumps({"outputs": {"outputFile": str(tmp_path / "output.json")}})
+    last_task = ["--store", s3_uri, "--run", name, "--labels", '["data"]', "--executor-input", executor_input]
+    if task_comes_first:
+        assert finish_run.main(last_task) == 0
+        assert run_record(open_store(s3_uri), name)["status"] == "failed"
+    assert run_command(command(only_data, s3_uri, kfp, "--cancel")) == 0
+    if not task_comes_first:
+        assert finish_run.main(last_task) == 0
+    assert run_record(open_store(s3_uri), name)["status"] == "interrupted"
 
 
 def test_a_watcher_hears_that_another_command_cancelled_the_run_although_kfp_says_that_it_failed(
