@@ -22,6 +22,7 @@ from infra.testcluster.manifests import (
     webhooks_file,
 )
 from infra.testcluster.services import Command, Service, apply_file
+from pipelines.run.cluster_check import KEEP_ENDED_PODS
 
 CONTROLLERS = (JOBSET, TRAINER, KUEUE, ARGO)
 KUEUE_METRICS_CERTIFICATES = Path("/etc/kueue/metrics/certs")
@@ -164,7 +165,11 @@ def _argo(layout: Layout) -> Service:
         name="argo",
         modules="argo",
         command=("workflow-controller", *(f"--{name}={value}" for name, value in options.items())),
-        environment={"LEADER_ELECTION_DISABLE": "true", "DEFAULT_REQUEUE_TIME": "1s"},
+        environment={
+            "LEADER_ELECTION_DISABLE": "true",
+            "DEFAULT_REQUEUE_TIME": "1s",
+            KEEP_ENDED_PODS: "true",
+        },
         files={settings: yaml.safe_dump_all(objects)},
         before=(
             apply_file(objects_file(ARGO, layout)),

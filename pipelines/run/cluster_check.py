@@ -17,6 +17,10 @@ SERVICE_ACCOUNT = "tessera-pipelines"
 """The chart's account for the pods of pipelines."""
 POOLS = ("cpu", "gpu")
 """Node pools of stages that name none."""
+KEEP_ENDED_PODS = "ARGO_POD_STATUS_CAPTURE_FINALIZER"
+"""Setting of Argo's controller. Without it, a pod that is evicted or drained is often gone before Argo has seen how it
+ended; Argo then calls it an error, which it does not try again with the retries of Kubeflow Pipelines."""
+CONTROLLER, KFP_NAMESPACE = "workflow-controller", "kubeflow"
 CHART = "install the chart helm/tessera in the namespace"
 KUBEFLOW = "kubeflow.org"
 API_GROUPS: Mapping[str, tuple[str, str]] = {
@@ -66,6 +70,7 @@ def check_cluster(namespace: str, kfp_url: str | None) -> Iterator[Check]:
     for group, (what, remedy) in API_GROUPS.items():
         yield Check(what, True, group) if group in groups else Check(what, False, "not installed", remedy)
     yield _check_kfp(kfp_url, namespace)
+    yield _check_argo()
     if KUEUE in groups:
         yield from _check_pools(namespace)
     core = client.CoreV1Api()
@@ -82,6 +87,22 @@ def _check_kfp(url: str | None, namespace: str) -> Check:
         return Check("Kubeflow Pipelines", True, f"answers at {KfpServer(url, namespace).url}")
     except ClusterError as error:
         return Check("Kubeflow Pipelines", False, error.message, error.hint or "see its logs")
+
+
+def _check_argo() -> Check:
+    """Whether Argo's controller keeps a pod until it has seen how the pod ended."""
+    from kubernetes import client
+
+    what, setting = "retries of evicted pods", f"{KEEP_ENDED_PODS}=true"
+    remedy = f"kubectl -n {KFP_NAMESPACE} set env deployment/{CONTROLLER} {setting}"
+    try:
+        found = client.AppsV1Api().read_namespaced_deployment(CONTROLLER, KFP_NAMESPACE)
+    except client.ApiException as error:
+        return Check(what, None, f"deployment {CONTROLLER} not readable: {error.reason}", f"see that it has {setting}")
+    settings = {each.name: each.value for each in found.spec.template.spec.containers[0].env or ()}
+    if settings.get(KEEP_ENDED_PODS) == "true":
+        return Check(what, True, f"{CONTROLLER} has {setting}")
+    return Check(what, False, f"{CONTROLLER} has no {setting}", remedy)
 
 
 def _check_pools(namespace: str) -> Iterator[Check]:

@@ -186,7 +186,7 @@ class _Maker:
             },
         }
         if retries := task.get("retryPolicy", {}).get("maxRetryCount", 0):
-            template["retryStrategy"] = {"limit": str(retries), "retryPolicy": "Always"}
+            template["retryStrategy"] = {"limit": str(retries)}
         for key, setting in self._settings.get(label, {}).items():
             if key not in _SETTINGS:
                 raise Unsupported(f"{label}: the Kubernetes setting {key}")

@@ -136,7 +136,7 @@ def test_a_stage_that_fails_is_not_computed_again_and_its_error_is_what_the_user
     versions = client.list_pipeline_versions(pipeline.pipeline_id, page_size=100).pipeline_versions
     names = [version.display_name for version in versions]
     assert len(names) == len(set(names))
-    assert {run.pipeline_version_reference.pipeline_version_id for run in runs} == {versions[0].pipeline_version_id}
+    assert len({run.pipeline_version_reference.pipeline_version_id for run in runs}) == 1
 
 
 def test_a_stage_whose_pod_is_ended_is_tried_again(tmp_path: Path, new_store: Callable[[], str], pods: Cluster) -> None:

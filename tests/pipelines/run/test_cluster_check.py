@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 
 from pipelines.cli import run_command
-from pipelines.run.cluster_check import API_GROUPS, RIGHTS
+from pipelines.run.cluster_check import API_GROUPS, KEEP_ENDED_PODS, RIGHTS
 from tests.pipelines.run.fake_kfp import FakeKfp, running_kfp
 from tests.pipelines.run.fake_kubernetes import FakeKubernetes, flavors, running_kubernetes
 
 CORE = "/api/v1/namespaces/team"
 SECRET, SETTINGS = f"{CORE}/secrets/tessera-store", f"{CORE}/configmaps/tessera-settings"
+ARGO = "/apis/apps/v1/namespaces/kubeflow/deployments/workflow-controller"
+
+
+def argo(*settings: str) -> dict[str, Any]:
+    """The deployment of Argo's controller with settings that are switched on."""
+    container = {"name": "controller", "env": [{"name": name, "value": "true"} for name in settings]}
+    template = {"spec": {"containers": [container]}}
+    return {"metadata": {}, "spec": {"selector": {}, "template": template}}
 
 
 @pytest.fixture
@@ -34,6 +42,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[F
         fake.answers[f"{CORE}/serviceaccounts/tessera-pipelines"] = {"metadata": {"name": "tessera-pipelines"}}
         fake.answers[SETTINGS] = {"data": {"MLFLOW_TRACKING_URI": "http://m", "AWS_ENDPOINT_URL": "http://s"}}
         fake.answers[SECRET] = {"data": {"AWS_ACCESS_KEY_ID": "YQ==", "AWS_SECRET_ACCESS_KEY": "YQ=="}}
+        fake.answers[ARGO] = argo(KEEP_ENDED_PODS)
         fake.rights = {(resource, verb) for _, resource, verb in RIGHTS}
         yield fake, kfp
 
@@ -65,6 +74,7 @@ def test_everything_that_is_missing_has_a_remedy(
     fake.answers["/version/"]["minor"] = "33+"
     fake.queues("team", {"gpu": "gpu"}, {"gpu": flavors(plain={"cpu": 8})})
     del fake.answers[SETTINGS]
+    fake.answers[ARGO] = argo()
     fake.rights.clear()
     status, lines = checked(kfp, capsys)
     failed = {name for name, line in lines.items() if line["passed"] is False}
@@ -73,6 +83,7 @@ def test_everything_that_is_missing_has_a_remedy(
         "Kubernetes",
         "JobSet",
         "Kubeflow Trainer",
+        "retries of evicted pods",
         "node pool cpu",
         "node pool gpu",
         "config map tessera-settings",
@@ -99,9 +110,10 @@ def test_what_you_may_not_read_is_not_called_missing(
     cluster: tuple[FakeKubernetes, FakeKfp], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake, kfp = cluster
-    fake.answers[SECRET] = None
+    fake.answers[SECRET] = fake.answers[ARGO] = None
     status, lines = checked(kfp, capsys)
     assert (status, lines["secret tessera-store"]["passed"]) == (0, None)
+    assert lines["retries of evicted pods"]["passed"] is None
 
 
 def test_without_a_cluster_the_way_to_name_one_is_said(
