@@ -23,7 +23,7 @@ from tests.cluster.argo import ARGO
 from tests.cluster.argo_workflow import SHOWN
 from tests.cluster.conftest import digests, running_pod, submitted
 from tests.cluster.kfp_standin import KfpStandIn
-from tests.cluster.objects import GPU, SMALL, flavor, queues
+from tests.cluster.objects import GPU, SMALL, Object, flavor, queues
 from tests.cluster.toy_pipeline import compile_toy, shown
 from tests.small_recipe import RECIPE
 
@@ -64,6 +64,11 @@ def end_state(cluster: Cluster, standin: KfpStandIn, client: Any, run: str, **pa
     return str(client.get_run(run).state)
 
 
+def running(pods: list[Object]) -> list[Object]:
+    """Those pods whose containers run."""
+    return [pod for pod in pods if pod["status"].get("phase") == "Running"]
+
+
 def outputs(cluster: Cluster, workflow: str, task: str) -> dict[str, str]:
     """Output parameters of a task that succeeded."""
     nodes = cluster.get(ARGO, "Workflow", workflow)["status"]["nodes"].values()
@@ -94,9 +99,9 @@ def test_a_failed_task_is_retried_and_the_exit_handler_runs(
     assert outputs(cluster, standin.workflow_name(run), "write")["out"] == "z"
 
 
-def test_a_pod_deleted_by_force_comes_again(cluster: Cluster, standin: KfpStandIn, tmp_path: Path) -> None:
-    client, run = run_toy(standin, tmp_path, first="a", last="z")
-    (pod,) = cluster.wait("the first pod", lambda: cluster.all("v1", "Pod"))
+def test_a_running_pod_deleted_by_force_comes_again(cluster: Cluster, standin: KfpStandIn, tmp_path: Path) -> None:
+    client, run = run_toy(standin, tmp_path, first="slow", last="z")
+    (pod,) = cluster.wait("the first pod", lambda: running(cluster.all("v1", "Pod")))
     cluster.delete("v1", "Pod", pod["metadata"]["name"], gracePeriodSeconds=0)
     assert end_state(cluster, standin, client, run) == "SUCCEEDED"
 
@@ -106,7 +111,7 @@ def test_a_terminated_run_leaves_no_pod_running(cluster: Cluster, standin: KfpSt
     cluster.wait("the first pod", lambda: cluster.all("v1", "Pod"))
     client.terminate_run(run)
     cluster.wait("the run is canceled", lambda: client.get_run(run).state == "CANCELED")
-    cluster.wait("no pod runs", lambda: not [p for p in cluster.all("v1", "Pod") if p["status"]["phase"] == "Running"])
+    cluster.wait("no pod runs", lambda: not running(cluster.all("v1", "Pod")))
 
 
 def test_a_submitted_recipe_makes_the_digests_of_a_local_run(

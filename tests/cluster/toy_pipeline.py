@@ -7,10 +7,12 @@ from kfp import compiler, dsl, kubernetes
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 WRITE = """
-import pathlib, sys
+import pathlib, sys, time
 text, out = sys.argv[1:]
 if text == "fail":
     raise SystemExit("told to fail")
+if text == "slow":
+    time.sleep(10)
 pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
 pathlib.Path(out).write_text(text)
 """
