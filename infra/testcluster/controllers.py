@@ -22,7 +22,7 @@ from infra.testcluster.manifests import (
     webhooks_file,
 )
 from infra.testcluster.services import Command, Service, apply_file
-from pipelines.run.cluster_check import KEEP_ENDED_PODS
+from pipelines.run.cluster_check import RETRY_DEFAULTS
 
 CONTROLLERS = (JOBSET, TRAINER, KUEUE, ARGO)
 KUEUE_METRICS_CERTIFICATES = Path("/etc/kueue/metrics/certs")
@@ -144,7 +144,12 @@ def _argo(layout: Layout) -> Service:
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": "workflow-controller-configmap", "namespace": namespace},
-            "data": {"executor": yaml.safe_dump(executor), "metricsConfig": off, "telemetryConfig": off},
+            "data": {
+                "executor": yaml.safe_dump(executor),
+                "metricsConfig": off,
+                "telemetryConfig": off,
+                "workflowDefaults": yaml.safe_dump(RETRY_DEFAULTS),
+            },
         },
         {
             "apiVersion": "scheduling.k8s.io/v1",
@@ -165,11 +170,7 @@ def _argo(layout: Layout) -> Service:
         name="argo",
         modules="argo",
         command=("workflow-controller", *(f"--{name}={value}" for name, value in options.items())),
-        environment={
-            "LEADER_ELECTION_DISABLE": "true",
-            "DEFAULT_REQUEUE_TIME": "1s",
-            KEEP_ENDED_PODS: "true",
-        },
+        environment={"LEADER_ELECTION_DISABLE": "true", "DEFAULT_REQUEUE_TIME": "1s"},
         files={settings: yaml.safe_dump_all(objects)},
         before=(
             apply_file(objects_file(ARGO, layout)),

@@ -1,8 +1,10 @@
 """What a cluster lacks to run recipes, each with its remedy."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -17,10 +19,14 @@ SERVICE_ACCOUNT = "tessera-pipelines"
 """The chart's account for the pods of pipelines."""
 POOLS = ("cpu", "gpu")
 """Node pools of stages that name none."""
-KEEP_ENDED_PODS = "ARGO_POD_STATUS_CAPTURE_FINALIZER"
-"""Setting of Argo's controller. Without it, a pod that is evicted or drained is often gone before Argo has seen how it
-ended; Argo then calls it an error, which it does not try again with the retries of Kubeflow Pipelines."""
-CONTROLLER, KFP_NAMESPACE = "workflow-controller", "kubeflow"
+RETRY_DEFAULTS = {"spec": {"templateDefaults": {"retryStrategy": {"limit": "0", "retryPolicy": "Always"}}}}
+"""`workflowDefaults` of Argo's config map.
+
+Argo calls it an error, not a failure, where a pod is evicted and gone before Argo has seen how it ended, or is ended
+before its container starts. The retries of Kubeflow Pipelines are for failures, and their number is all that its API
+lets a pipeline say. What has no retries of its own gets none by this.
+"""
+ARGO_CONFIG_MAP, KFP_NAMESPACE = "workflow-controller-configmap", "kubeflow"
 CHART = "install the chart helm/tessera in the namespace"
 KUBEFLOW = "kubeflow.org"
 API_GROUPS: Mapping[str, tuple[str, str]] = {
@@ -90,19 +96,19 @@ def _check_kfp(url: str | None, namespace: str) -> Check:
 
 
 def _check_argo() -> Check:
-    """Whether Argo's controller keeps a pod until it has seen how the pod ended."""
+    """Whether Argo tries pods again that were evicted, drained or preempted."""
     from kubernetes import client
 
-    what, setting = "retries of evicted pods", f"{KEEP_ENDED_PODS}=true"
-    remedy = f"kubectl -n {KFP_NAMESPACE} set env deployment/{CONTROLLER} {setting}"
+    what, remedy = "retries of evicted pods", f"merge into its workflowDefaults: {json.dumps(RETRY_DEFAULTS)}"
     try:
-        found = client.AppsV1Api().read_namespaced_deployment(CONTROLLER, KFP_NAMESPACE)
+        found = client.CoreV1Api().read_namespaced_config_map(ARGO_CONFIG_MAP, KFP_NAMESPACE).data or {}
     except client.ApiException as error:
-        return Check(what, None, f"deployment {CONTROLLER} not readable: {error.reason}", f"see that it has {setting}")
-    settings = {each.name: each.value for each in found.spec.template.spec.containers[0].env or ()}
-    if settings.get(KEEP_ENDED_PODS) == "true":
-        return Check(what, True, f"{CONTROLLER} has {setting}")
-    return Check(what, False, f"{CONTROLLER} has no {setting}", remedy)
+        return Check(what, None, f"config map {ARGO_CONFIG_MAP} not readable: {error.reason}", remedy)
+    defaults = yaml.safe_load(found.get("workflowDefaults", "")) or {}
+    policy = defaults.get("spec", {}).get("templateDefaults", {}).get("retryStrategy", {}).get("retryPolicy")
+    if policy == "Always":
+        return Check(what, True, f"retryPolicy Always in {ARGO_CONFIG_MAP}")
+    return Check(what, False, f"retryPolicy {policy or 'OnFailure'} in {ARGO_CONFIG_MAP}", remedy)
 
 
 def _check_pools(namespace: str) -> Iterator[Check]:

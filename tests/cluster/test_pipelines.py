@@ -72,7 +72,8 @@ def running(pods: list[Object]) -> list[Object]:
 def outputs(cluster: Cluster, workflow: str, task: str) -> dict[str, str]:
     """Output parameters of a task that succeeded."""
     nodes = cluster.get(ARGO, "Workflow", workflow)["status"]["nodes"].values()
-    node = next(each for each in nodes if each["displayName"] == task and each["type"] == "Pod")
+    pods = (each for each in nodes if each["type"] == "Pod" and each["phase"] == "Succeeded")
+    node = next(each for each in pods if each["displayName"].partition("(")[0] == task)  # the rest numbers attempts
     return {each["name"]: each["value"] for each in node["outputs"]["parameters"]}
 
 

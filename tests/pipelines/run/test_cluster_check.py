@@ -6,22 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.cli import run_command
-from pipelines.run.cluster_check import API_GROUPS, KEEP_ENDED_PODS, RIGHTS
+from pipelines.run.cluster_check import API_GROUPS, RETRY_DEFAULTS, RIGHTS
 from tests.pipelines.run.fake_kfp import FakeKfp, running_kfp
 from tests.pipelines.run.fake_kubernetes import FakeKubernetes, flavors, running_kubernetes
 
 CORE = "/api/v1/namespaces/team"
 SECRET, SETTINGS = f"{CORE}/secrets/tessera-store", f"{CORE}/configmaps/tessera-settings"
-ARGO = "/apis/apps/v1/namespaces/kubeflow/deployments/workflow-controller"
-
-
-def argo(*settings: str) -> dict[str, Any]:
-    """The deployment of Argo's controller with settings that are switched on."""
-    container = {"name": "controller", "env": [{"name": name, "value": "true"} for name in settings]}
-    template = {"spec": {"containers": [container]}}
-    return {"metadata": {}, "spec": {"selector": {}, "template": template}}
+ARGO = "/api/v1/namespaces/kubeflow/configmaps/workflow-controller-configmap"
 
 
 @pytest.fixture
@@ -42,7 +36,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[F
         fake.answers[f"{CORE}/serviceaccounts/tessera-pipelines"] = {"metadata": {"name": "tessera-pipelines"}}
         fake.answers[SETTINGS] = {"data": {"MLFLOW_TRACKING_URI": "http://m", "AWS_ENDPOINT_URL": "http://s"}}
         fake.answers[SECRET] = {"data": {"AWS_ACCESS_KEY_ID": "YQ==", "AWS_SECRET_ACCESS_KEY": "YQ=="}}
-        fake.answers[ARGO] = argo(KEEP_ENDED_PODS)
+        fake.answers[ARGO] = {"data": {"workflowDefaults": yaml.safe_dump(RETRY_DEFAULTS)}}
         fake.rights = {(resource, verb) for _, resource, verb in RIGHTS}
         yield fake, kfp
 
@@ -74,7 +68,7 @@ def test_everything_that_is_missing_has_a_remedy(
     fake.answers["/version/"]["minor"] = "33+"
     fake.queues("team", {"gpu": "gpu"}, {"gpu": flavors(plain={"cpu": 8})})
     del fake.answers[SETTINGS]
-    fake.answers[ARGO] = argo()
+    fake.answers[ARGO] = {"data": {"workflowDefaults": "spec: {serviceAccountName: other}"}}
     fake.rights.clear()
     status, lines = checked(kfp, capsys)
     failed = {name for name, line in lines.items() if line["passed"] is False}
