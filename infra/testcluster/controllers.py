@@ -84,7 +84,8 @@ def _kueue(layout: Layout) -> Service:
         "webhook": _webhook(KUEUE) | {"certDir": str(_serving_certificates(KUEUE, layout))},
         "leaderElection": {"leaderElect": False},
         "internalCertManagement": {"enable": False},
-        "featureGates": {"VisibilityOnDemand": False},
+        # With the second one, a pod that is preempted right after its admission, still gated, waits for ever.
+        "featureGates": {"VisibilityOnDemand": False, "SkipReassignmentForPodOwnedWorkloads": False},
         "clientConnection": {"qps": 100, "burst": 200},
         "managedJobsNamespaceSelector": {
             "matchExpressions": [
