@@ -1,0 +1,19 @@
+"""The cluster of the tests of retrainings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.core.store.store import open_store
+from tests.pipelines.retraining.world import World
+from tests.pipelines.run.fake_kfp import running_kfp
+
+
+@pytest.fixture
+def world(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A cluster with an empty store; its runs go on until a test ends them."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("TESSERA_LOCAL", str(tmp_path / "local"))
+    with running_kfp() as kfp:
+        yield World(kfp, open_store(s3_uri))
