@@ -11,12 +11,19 @@ from infra.chart import CHART
 
 Object = dict[str, Any]
 NAMESPACE = "runs"
-CLUSTER_SCOPED = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue", "WorkloadPriorityClass"}
+CLUSTER_SCOPED = {
+    "ClusterQueue",
+    "CustomResourceDefinition",
+    "Namespace",
+    "PriorityClass",
+    "ResourceFlavor",
+    "WorkloadPriorityClass",
+}
 EXAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CHART / "ci").glob("*.yaml"))}
 
 
 def everything() -> Object:
-    """The small cluster with monitoring, servers that clients reach, and accounts with annotations."""
+    """The small cluster with monitoring, the operator, servers that clients reach, and accounts with annotations."""
     values: Object = deepcopy(EXAMPLES["small"])
     values["monitoring"] = {"enabled": True, "labels": {"release": "prometheus"}}
     values["network"] |= {"servingClients": ["gateway"]}
@@ -24,6 +31,7 @@ def everything() -> Object:
     values["pipelines"] = {"environment": {"HTTPS_PROXY": "http://proxy:3128"}}
     values["serving"] = {"serviceAccountAnnotations": {"a": "b"}}
     values["embedded"]["storageClass"] = "fast"
+    values["operator"] = {"enabled": True, "serviceAccountAnnotations": {"a": "b"}}
     return values
 
 

@@ -143,7 +143,7 @@ def test_names_of_the_cluster_begin_with_the_release_and_those_of_a_namespace_do
     for one in render(CASES["everything"], release=release):
         name = one["metadata"]["name"]
         assert len(name) <= 63
-        if one["kind"] not in ("Namespace", "LocalQueue"):
+        if one["kind"] not in ("Namespace", "LocalQueue", "CustomResourceDefinition"):
             assert name.startswith(release[:40] if one["kind"] in CLUSTER_SCOPED else "tessera-")
 
 
@@ -170,6 +170,7 @@ def test_what_kubernetes_never_lets_change_stays_in_an_upgrade(tmp_path: Path) -
                 "LocalQueue": spec,
                 "Service": spec.get("clusterIP"),
                 "PersistentVolumeClaim": {**spec, "resources": None},
+                "Deployment": spec.get("selector"),
                 "StatefulSet": (spec.get("selector"), spec.get("serviceName"), spec.get("volumeClaimTemplates")),
             }.get(one["kind"])
         return fixed
@@ -182,7 +183,7 @@ def test_what_kubernetes_never_lets_change_stays_in_an_upgrade(tmp_path: Path) -
 
 def test_data_stays_when_the_chart_is_uninstalled(objects: list[Object]) -> None:
     kept = {one["kind"] for one in objects if one["metadata"].get("annotations", {}).get("helm.sh/resource-policy")}
-    assert kept == {one["kind"] for one in objects} & {"Namespace", "PersistentVolumeClaim"}
+    assert kept == {one["kind"] for one in objects} & {"Namespace", "PersistentVolumeClaim", "CustomResourceDefinition"}
     volumes = {one["metadata"]["name"] for one in objects if one["kind"] == "PersistentVolumeClaim"}
     claims = [volume["persistentVolumeClaim"]["claimName"] for template in pod_templates(objects)
               for volume in template["spec"]["volumes"] if "persistentVolumeClaim" in volume]  # fmt: skip

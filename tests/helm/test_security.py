@@ -84,7 +84,7 @@ def violations(pod: Object) -> Iterator[str]:
 
 def test_every_pod_passes_pod_security_restricted(objects: list[Object]) -> None:
     templates = pod_templates(objects)
-    assert len(templates) == 1 + sum(one["kind"] == "StatefulSet" for one in objects)
+    assert len(templates) == 1 + sum(one["kind"] in ("StatefulSet", "Deployment") for one in objects)
     for template in templates:
         assert list(violations(template["spec"])) == []
         assert all(one["securityContext"]["readOnlyRootFilesystem"] for one in template["spec"]["containers"])
@@ -136,7 +136,8 @@ def test_keys_reach_pods_by_reference_to_the_secret_of_the_values() -> None:
         one["name"]: [source["secretRef"]["name"] for source in one.get("envFrom", []) if "secretRef" in source]
         for one in containers
     }
-    assert secrets == {"node": ["tessera-store"], "seaweedfs": ["tessera-store"], "mlflow": []}
+    with_keys = {name: ["tessera-store"] for name in ("node", "seaweedfs", "operator")}
+    assert secrets == with_keys | {"mlflow": []}
     assert not [variable for one in containers for variable in one.get("env", []) if "KEY" in variable["name"]]
 
 
@@ -188,9 +189,10 @@ def test_no_role_has_a_wildcard_or_reaches_beyond_its_namespace(objects: list[Ob
             assert not [part for parts in rule.values() for part in parts if "*" in part]
 
 
-def test_only_the_account_of_pipelines_has_rights_and_a_token(objects: list[Object]) -> None:
-    bound = [subject["name"] for one in objects if one["kind"] == "RoleBinding" for subject in one["subjects"]]
-    assert bound == ["tessera-pipelines"]
+def test_only_the_accounts_of_pipelines_and_the_operator_have_rights_and_a_token(objects: list[Object]) -> None:
+    bound = {subject["name"] for one in objects if one["kind"] == "RoleBinding" for subject in one["subjects"]}
+    has_operator = "Deployment" in {one["kind"] for one in objects}
+    assert bound == {"tessera-pipelines"} | ({"tessera-operator"} if has_operator else set())
     accounts = {
         one["metadata"]["name"]: one["automountServiceAccountToken"]
         for one in objects
@@ -199,5 +201,28 @@ def test_only_the_account_of_pipelines_has_rights_and_a_token(objects: list[Obje
     assert [name for name, token in accounts.items() if token] == ["tessera-pipelines"]
     assert {"tessera-pipelines", "tessera-serving"} <= accounts.keys()
     for template in pod_templates(objects):
-        assert template["spec"]["automountServiceAccountToken"] is False
-        assert template["spec"]["serviceAccountName"] in accounts
+        account = template["spec"]["serviceAccountName"]
+        assert template["spec"]["automountServiceAccountToken"] is (account == "tessera-operator")
+        assert account in accounts
+
+
+def test_the_account_of_the_operator_reads_recipes_and_writes_status_alone() -> None:
+    rules = find(render(CASES["everything"]), "Role", "tessera-operator")["rules"]
+    assert all(allows(rules, verb, "tessera.dev", "retrainings", None) for verb in ("get", "list", "watch"))
+    assert allows(rules, "update", "tessera.dev", "retrainings/status", None)
+    assert allows(rules, "get", "", "configmaps", None)
+    assert allows(rules, "update", "coordination.k8s.io", "leases", "tessera-operator")
+    assert not allows(rules, "update", "coordination.k8s.io", "leases", "another")
+    for verb in ("create", "update", "patch", "delete", "deletecollection"):
+        for resource in ("retrainings", "configmaps", "secrets", "pods", "serviceaccounts"):
+            assert not allows(rules, verb, "tessera.dev", resource, "any")
+            assert not allows(rules, verb, "", resource, "any")
+    assert not allows(rules, "get", "", "secrets", "tessera-store")
+
+
+def test_without_the_operator_nothing_of_it_is_installed() -> None:
+    assert [
+        one for one in render() if "operator" in one["metadata"]["name"] or one["kind"].endswith("Definition")
+    ] == []
+    without = render({"operator": {"enabled": True, "definition": False}})
+    assert "CustomResourceDefinition" not in {one["kind"] for one in without}

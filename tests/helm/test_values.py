@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 
 import helm_python
 import pytest
+import typer
 import yaml
 
 from components.core.runtime.multi_node.train_job import CONTAINER
@@ -19,9 +20,12 @@ from components.core.store.bucket import Bucket
 from components.core.store.store import LOCAL_FOLDER
 from infra.chart import CHART, render
 from infra.chart_page import PAGE, documented_values, page
+from pipelines.cli import app
 from pipelines.recipe import pod_settings
 from pipelines.recipe.kfp_pipeline import image
 from pipelines.recipe.pod_settings import train_job
+from pipelines.retraining.definition import custom_resource_definition
+from pipelines.retraining.spec import GROUP, PLURAL
 from tests.helm.cases import CASES, EXAMPLES, Object, find, pod_templates
 
 POOL = {"name": "cpu", "quotas": {"cpu": 1}}
@@ -97,6 +101,27 @@ def test_the_schema_knows_exactly_the_values_of_the_file() -> None:
                 check(below, values[name])
 
     check(json.loads((CHART / "values.schema.json").read_text()), yaml.safe_load((CHART / "values.yaml").read_text()))
+
+
+def test_the_operator_is_started_with_options_that_the_command_has() -> None:
+    values = CASES["everything"] | {"operator": {"enabled": True, "kfp": "http://ml-pipeline.kubeflow:8888"}}
+    (container,) = find(render(values), "Deployment", "tessera-operator")["spec"]["template"]["spec"]["containers"]
+    command = typer.main.get_command(app).commands["operator"]  # type: ignore[attr-defined]
+    assert container["command"] == ["python", "-m", "pipelines", "operator"]
+    context = command.make_context("operator", list(container["args"]))
+    assert context.params == {
+        "namespace": "tessera-runs",
+        "kfp": "http://ml-pipeline.kubeflow:8888",
+        "queues": True,
+        "service_account": "tessera-pipelines",
+        "liveness": "http://0.0.0.0:8080/healthz",
+    }
+
+
+def test_the_definition_in_the_chart_is_that_of_the_models() -> None:
+    definition = find(render(CASES["everything"]), "CustomResourceDefinition", f"{PLURAL}.{GROUP}")
+    assert definition["metadata"].pop("labels")
+    assert definition == custom_resource_definition()
 
 
 def settings(values: Object) -> dict[str, str]:
