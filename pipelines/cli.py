@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipelines.commands import artifacts, cluster, recipes, records, search
+from pipelines.commands import artifacts, cluster, recipes, records, retraining, search
 
 app = typer.Typer(
     name="tessera",
@@ -20,6 +20,8 @@ app.command(rich_help_panel=RECIPES)(recipes.plan)
 app.command("compile", rich_help_panel=RECIPES)(recipes.compile_)
 app.command(rich_help_panel=RECIPES)(cluster.submit)
 app.add_typer(cluster.cluster_app, name="cluster", rich_help_panel=RECIPES)
+app.add_typer(retraining.retrain_app, name="retrain", rich_help_panel=RECIPES)
+app.command(rich_help_panel=RECIPES)(retraining.operator)
 app.command(rich_help_panel=RECIPES)(recipes.schema)
 app.command(rich_help_panel=RECIPES)(recipes.stage)
 app.command(rich_help_panel=RECORDS)(records.runs)

@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
     plan = Plan(recipe.name)
     plan.faults = [{"message": fault.message, "hint": fault.hint} for fault in find_faults(recipe)]
     plan.notes = [] if plan.faults else list(find_notes(recipe))
-    sources = {} if plan.faults else _source_digests(recipe, store)
+    sources = {} if plan.faults else source_digests(recipe, store)
     made: dict[str, dict[str, str]] = {}
     for task in llama_nemotron(recipe).items():
         inputs = task.digests(sources, made)
@@ -67,7 +67,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
     return plan
 
 
-def _source_digests(recipe: Recipe, store: Store) -> dict[str, str]:
+def source_digests(recipe: Recipe, store: Store) -> dict[str, str]:
     """Digests of the user's own artifacts, where they can be had quickly."""
     found = {name: source_digest(store, name, paths, KINDS[name]) for name, paths in sources_of(recipe).items()}
     return {name: digest for name, digest in found.items() if digest is not None}

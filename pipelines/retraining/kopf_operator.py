@@ -1,0 +1,131 @@
+"""`tessera operator`: watches the `Retraining` objects of a namespace by kopf, and takes a step of each that changes.
+
+A handler of events alone: it needs no finalizer and no annotation, so an object can be deleted while no operator runs.
+The watch is begun anew every `RESYNC_S`, which lists all objects: each then takes a step, as time has passed.
+"""
+
+import concurrent.futures
+import functools
+import logging
+import os
+import socket
+import threading
+import uuid
+from typing import Any
+
+import kopf
+from rich.console import Console
+
+from components.core.base.errors import StageFailed, TesseraError
+from components.core.base.kubernetes_api import load_cluster
+from pipelines.retraining.cluster import ClusterObjects
+from pipelines.retraining.lease import Lease
+from pipelines.retraining.reconcile import Connections, Outcome, reconcile
+from pipelines.retraining.spec import GROUP, PLURAL, VERSION
+from pipelines.run.kfp_server import KfpServer
+from pipelines.run.submit import Submitter
+
+RESYNC_S = 30
+"""Time after which each object takes a step although nothing of it has changed, whole s."""
+MAX_STEPS = 32
+"""Objects whose steps are taken at the same time; one that waits for a server stops no other."""
+LEASE = "tessera-operator"
+log = logging.getLogger(__name__)
+
+
+def run_operator(
+    namespace: str,
+    kfp: str | None,
+    service_account: str | None,
+    *,
+    queues: bool,
+    liveness_url: str | None = None,
+) -> None:
+    """Reconcile the objects of a namespace until a signal ends the process.
+
+    Args:
+        namespace: of the objects.
+        kfp: address of Kubeflow Pipelines; None for the service of the cluster.
+        service_account: of the pods of the runs.
+        queues: whether Kueue admits the pods.
+        liveness_url: address that answers while the operator is alive.
+
+    Raises:
+        ClusterError: there is no cluster, or it refuses.
+        StageFailed: another operator has taken over.
+    """
+    load_cluster()
+    lease = Lease(namespace, LEASE, f"{socket.gethostname()}_{os.getpid()}_{uuid.uuid4().hex[:8]}")
+    log.info("waiting for the lease %s/%s", namespace, LEASE)
+    lease.wait()
+    stop = threading.Event()
+    keeper = threading.Thread(target=lease.keep, args=[stop], daemon=True)
+    keeper.start()
+    try:
+        kopf.run(
+            registry=_handlers(connect(kfp, service_account, queues=queues)),
+            standalone=True,
+            namespaces=[namespace],
+            liveness_endpoint=liveness_url,
+            stop_flag=stop,
+        )
+        if stop.is_set():
+            raise StageFailed("another operator has the lease now, or it could not be renewed")
+    finally:
+        stop.set()
+        keeper.join()
+        lease.release()
+
+
+def connect(kfp: str | None, service_account: str | None, *, queues: bool) -> Connections:
+    """The connections of an operator."""
+
+    @functools.cache
+    def server(namespace: str) -> KfpServer:
+        return KfpServer(kfp, namespace, service_account)
+
+    def submitter(store: str, server: KfpServer, namespace: str) -> Submitter:
+        return Submitter(store, server, namespace, queues=queues, console=Console(stderr=True))
+
+    return Connections(ClusterObjects(), server, submitter)
+
+
+def _handlers(connections: Connections) -> kopf.OperatorRegistry:
+    """What kopf calls."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_via_client(**arguments)
+
+    @kopf.on.startup(registry=registry)
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.watching.server_timeout = RESYNC_S
+        settings.scanning.disabled = True  # the definition is there before the operator; to watch it takes more rights
+        settings.execution.executor = concurrent.futures.ThreadPoolExecutor(MAX_STEPS)
+        settings.posting.reporting_component = LEASE
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, id="reconcile", registry=registry)
+    def step(event: kopf.RawEvent, body: kopf.Body, namespace: str | None, name: str, **_: Any) -> None:
+        if namespace is None or event["type"] == "DELETED":
+            return
+        try:
+            outcome = reconcile(connections, namespace, name)
+        except TesseraError as error:
+            log.warning("%s/%s: %s", namespace, name, error)
+            return
+        if outcome is not None:
+            for kind, reason, message in changed_judgements(outcome):
+                kopf.event(body, type=kind, reason=reason, message=message)
+
+    return registry
+
+
+def changed_judgements(outcome: Outcome) -> list[tuple[str, str, str]]:
+    """The events of a step: type, reason and message of each judgement that it has changed."""
+    before = {each.type: (each.status, each.reason) for each in outcome.before.conditions}
+    return [
+        ("Warning" if each.status == "False" and each.type != "Running" else "Normal", each.reason, each.message)
+        for each in outcome.after.conditions
+        if before.get(each.type) != (each.status, each.reason) and each.message
+    ]

@@ -1,0 +1,197 @@
+"""The definition, the role and the operator on a real API server."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client, config, dynamic
+from kubernetes.client import ApiException
+
+from components.core.store.store import open_store
+from infra.chart import render
+from pipelines.cli import run_command
+from pipelines.records.runs import end_run
+from pipelines.retraining.definition import custom_resource_definition
+from pipelines.retraining.lease import Lease
+from pipelines.retraining.spec import GROUP, KIND, VERSION
+from tests.helm.cases import find
+from tests.pipelines.conftest import ONLY_DATA
+from tests.pipelines.retraining.api_server import running_api_server
+from tests.pipelines.run.fake_kfp import FakeKfp, running_kfp
+
+NAMESPACE = "models"
+PATIENCE_S = 240
+SPEC = {"recipe": {"configMap": "recipe"}, "store": "s3://models/tessera"}
+
+
+class Api:
+    """The API server as an administrator has it."""
+
+    def __init__(self, kubeconfig: Path, operator_kubeconfig: Path) -> None:
+        self.kubeconfig, self.operator_kubeconfig = kubeconfig, operator_kubeconfig
+        configuration = client.Configuration()
+        config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+        self.client = client.ApiClient(configuration)
+        self.dynamic = dynamic.DynamicClient(self.client)
+
+    def create(self, *bodies: dict[str, Any]) -> None:
+        for body in bodies:
+            kind = self.dynamic.resources.get(api_version=body["apiVersion"], kind=body["kind"])
+            kind.create(body=body, namespace=NAMESPACE if kind.namespaced else None)
+
+    def retraining(self, name: str) -> dict[str, Any]:
+        kind = self.dynamic.resources.get(api_version=f"{GROUP}/{VERSION}", kind=KIND)
+        found: dict[str, Any] = kind.get(name=name, namespace=NAMESPACE).to_dict()
+        return found
+
+    def events(self) -> list[str]:
+        found = client.CoreV1Api(self.client).list_namespaced_event(NAMESPACE).items
+        return [f"{each.involved_object.name} {each.type} {each.reason}" for each in found]
+
+
+def retraining(name: str, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata, "spec": SPEC | spec}
+
+
+def recipe_map(name: str, text: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"recipe.yaml": text}}
+
+
+def wait(what: str, probe: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := probe()):
+        assert time.monotonic() < deadline, f"not after {PATIENCE_S} s: {what}"
+        time.sleep(0.3)
+    return found
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    """A server with the namespace, the definition, and the operator's role as the chart makes it."""
+    with running_api_server() as (admin, operator):
+        found = Api(admin, operator)
+        found.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        found.create(custom_resource_definition())
+        chart = render({"operator": {"enabled": True}}, namespace=NAMESPACE)
+        for kind in ("Role", "RoleBinding"):
+            found.create(find(chart, kind, "tessera-operator"))
+
+        def is_served() -> bool:
+            with contextlib.suppress(Exception):
+                found.dynamic = dynamic.DynamicClient(found.client)
+                found.dynamic.resources.get(api_version=f"{GROUP}/{VERSION}", kind=KIND)
+                return True
+            return False
+
+        wait("the definition is served", is_served)
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"recipe": {}}, "give the recipe either as configMap or inline"),
+        ({"recipe": {"configMap": "a", "inline": {"seed": 1}}}, "give the recipe either as configMap or inline"),
+        ({"store": "/tmp/store"}, "spec.store"),
+        ({"budget": {"gpuHours": 10, "approveAboveGpuHours": 20}}, "must not be above gpuHours"),
+        ({"budget": {"gpuHours": 0}}, "greater than 0"),
+        ({"trigger": {"schedule": "weekly"}}, "spec.trigger.schedule"),
+        ({"trigger": {"dataset": {"prefix": "s3://b/c", "quiet": "soon"}}}, "spec.trigger.dataset.quiet"),
+        ({"history": 0}, "greater than or equal to 1"),
+    ],
+    ids=lambda one: json.dumps(one)[:60],
+)
+def test_the_api_server_refuses_a_wrong_specification(api: Api, spec: dict[str, Any], words: str) -> None:
+    with pytest.raises(ApiException) as refused:
+        api.create(retraining("wrong", **spec))
+    assert words in str(refused.value.body)
+
+
+def test_the_api_server_fills_in_the_defaults_and_refuses_a_long_name(api: Api) -> None:
+    api.create(retraining("defaults", suspend=True, trigger={}))
+    assert api.retraining("defaults")["spec"] | {"recipe": None} == {
+        **SPEC,
+        "recipe": None,
+        "suspend": True,
+        "history": 10,
+        "trigger": {"onChange": True},
+    }
+    with pytest.raises(ApiException) as refused:
+        api.create(retraining("n" * 41))
+    assert "40 characters at most" in str(refused.value.body)
+
+
+def test_one_process_has_the_lease_until_it_gives_it_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.load_kube_config(str(api.operator_kubeconfig))
+    first, second = Lease(NAMESPACE, "tessera-operator", "first"), Lease(NAMESPACE, "tessera-operator", "second")
+    assert (first.hold(), second.hold(), first.hold()) == (True, False, True)
+    first.release()
+    assert (second.hold(), first.hold()) == (True, False)
+    present = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: present + 31)  # the second renews no more
+    assert first.hold()
+    first.release()
+
+
+@contextlib.contextmanager
+def running_operator(api: Api, kfp: FakeKfp, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "pipelines", "operator", "--namespace", NAMESPACE, "--kfp", kfp.url]
+    environment = os.environ | {"KUBECONFIG": str(api.operator_kubeconfig)}
+    with log.open("ab") as sink:
+        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_change_becomes_a_run_also_when_the_operator_is_killed(
+    api: Api, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TESSERA_LOCAL", str(tmp_path / "local"))
+    monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig))
+    log = tmp_path / "operator.log"
+
+    def status(name: str) -> dict[str, Any]:
+        return api.retraining(name).get("status") or {}
+
+    with running_kfp() as kfp:
+        api.create(recipe_map("recipe", ONLY_DATA), recipe_map("broken", "sft: ["))
+        api.create(retraining("broken", store=s3_uri, recipe={"configMap": "broken"}))
+        api.create(retraining("nano", store=s3_uri))
+        with running_operator(api, kfp, log) as operator:
+            run = wait("a run", lambda: status("nano").get("attempt", {}).get("kfpRun") and status("nano")["runId"])
+            assert wait("a condition", lambda: status("broken").get("phase")) == "Invalid"
+            operator.send_signal(signal.SIGKILL)
+        kfp.runs[0]["state"] = "SUCCEEDED"
+        end_run(open_store(s3_uri), run, "succeeded")
+        with running_operator(api, kfp, log):
+            wait("the end", lambda: status("nano").get("phase") == "Ready")
+            assert run_command(["retrain", "nano", "-n", NAMESPACE, "--now"]) == 0
+            wait("another run", lambda: len(kfp.runs) == 2)
+            assert run_command(["retrain", "nano", "-n", NAMESPACE, "--suspend"]) == 0
+            events = wait("events", lambda: [e for e in api.events() if e.startswith("nano Normal RunSucceeded")])
+            assert events
+        assert [each["display_name"] for each in kfp.runs] == [f"{run}-2", run]
+    assert api.retraining("nano")["spec"]["suspend"] is True
+    metadata = api.retraining("nano")["metadata"]
+    assert not metadata.get("finalizers")
+    assert list(metadata["annotations"]) == [f"{GROUP}/now"]
+    capsys.readouterr()
+    assert run_command(["retrain", "nano", "-n", NAMESPACE]) == 0
+    shown = capsys.readouterr().out
+    assert f"{run}-2" in shown
+    assert "Succeeded" in shown
+    text = yaml.safe_dump(status("nano"))
+    assert "onChange" in text
