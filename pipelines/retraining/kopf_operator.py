@@ -4,7 +4,9 @@ A handler of events alone: it needs no finalizer and no annotation, so an object
 The watch is begun anew every `RESYNC_S`, which lists all objects: each then takes a step, as time has passed.
 """
 
+import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import logging
 import os
@@ -58,23 +60,43 @@ def run_operator(
     lease = Lease(namespace, LEASE, f"{socket.gethostname()}_{os.getpid()}_{uuid.uuid4().hex[:8]}")
     log.info("waiting for the lease %s/%s", namespace, LEASE)
     lease.wait()
-    stop = threading.Event()
-    keeper = threading.Thread(target=lease.keep, args=[stop], daemon=True)
+    try:
+        was_lost = asyncio.run(
+            _operate(lease, _handlers(connect(kfp, service_account, queues=queues)), namespace, liveness_url)
+        )
+    finally:
+        lease.release()
+    if was_lost:
+        raise StageFailed("another operator has the lease now, or it could not be renewed")
+
+
+async def _operate(lease: Lease, registry: kopf.OperatorRegistry, namespace: str, liveness_url: str | None) -> bool:
+    """Run kopf until a signal, or until the lease is lost; returns whether it was.
+
+    The flag is an event of the loop: for one of a thread, kopf waits in a thread that nothing ends.
+    """
+    ended, lost, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def keep() -> None:
+        lease.keep(ended)
+        if not ended.is_set():
+            loop.call_soon_threadsafe(lost.set)
+
+    keeper = threading.Thread(target=keep, daemon=True)
     keeper.start()
     try:
-        kopf.run(
-            registry=_handlers(connect(kfp, service_account, queues=queues)),
-            standalone=True,
-            namespaces=[namespace],
-            liveness_endpoint=liveness_url,
-            stop_flag=stop,
-        )
-        if stop.is_set():
-            raise StageFailed("another operator has the lease now, or it could not be renewed")
+        with contextlib.suppress(asyncio.CancelledError):
+            await kopf.operator(
+                registry=registry,
+                standalone=True,
+                namespaces=[namespace],
+                liveness_endpoint=liveness_url,
+                stop_flag=lost,
+            )
     finally:
-        stop.set()
+        ended.set()
         keeper.join()
-        lease.release()
+    return lost.is_set()
 
 
 def connect(kfp: str | None, service_account: str | None, *, queues: bool) -> Connections:

@@ -38,18 +38,17 @@ class Lease:
         while not self.hold():
             time.sleep(interval_s)
 
-    def keep(self, lost: threading.Event) -> None:
-        """Renew the lease until the event is set; set it where the lease is another's, or was not renewed in time."""
+    def keep(self, ended: threading.Event) -> None:
+        """Renew the lease until the event is set; return earlier where it is another's, or was not renewed in time."""
         renewed = time.monotonic()
-        while not lost.wait(INTERVAL_S):
+        while not ended.wait(INTERVAL_S):
             try:
-                is_held = self.hold()
-            except ClusterError:
-                is_held = time.monotonic() - renewed < DURATION_S - INTERVAL_S
-            else:
+                if not self.hold():
+                    return
                 renewed = time.monotonic()
-            if not is_held:
-                lost.set()
+            except ClusterError:
+                if time.monotonic() - renewed > DURATION_S - INTERVAL_S:
+                    return
 
     def hold(self) -> bool:
         """Take or renew the lease; returns whether it is this process's now.

@@ -176,13 +176,17 @@ def test_a_change_becomes_a_run_also_when_the_operator_is_killed(
             operator.send_signal(signal.SIGKILL)
         kfp.runs[0]["state"] = "SUCCEEDED"
         end_run(open_store(s3_uri), run, "succeeded")
-        with running_operator(api, kfp, log):
+        with running_operator(api, kfp, log) as operator:
             wait("the end", lambda: status("nano").get("phase") == "Ready")
             assert run_command(["retrain", "nano", "-n", NAMESPACE, "--now"]) == 0
             wait("another run", lambda: len(kfp.runs) == 2)
             assert run_command(["retrain", "nano", "-n", NAMESPACE, "--suspend"]) == 0
             events = wait("events", lambda: [e for e in api.events() if e.startswith("nano Normal RunSucceeded")])
             assert events
+            operator.terminate()
+            assert operator.wait(PATIENCE_S) == 0
+            leases = client.CoordinationV1Api(api.client)
+            assert not leases.read_namespaced_lease("tessera-operator", NAMESPACE).spec.holder_identity
         assert [each["display_name"] for each in kfp.runs] == [f"{run}-2", run]
     assert api.retraining("nano")["spec"]["suspend"] is True
     metadata = api.retraining("nano")["metadata"]

@@ -7,7 +7,7 @@ import pytest
 from components.core.store.object_store import ObjectStore
 from components.core.store.store import open_object_store
 from pipelines.records.runs import run_names, run_record
-from pipelines.retraining.spec import NOW
+from pipelines.retraining.spec import APPROVED, NOW
 from tests.pipelines.retraining.world import NAME, World, condition
 
 DAILY = {"onChange": False, "schedule": "0 3 * * *"}
@@ -120,6 +120,27 @@ def test_a_recipe_that_is_as_before_takes_the_run_that_has_succeeded(world: Worl
     assert world.started == [first, second]
     assert [(each.run, each.state) for each in status.runs] == [(first, "Succeeded"), (second, "Failed")]
     assert status.phase == "Ready"
+
+
+def test_a_plan_without_a_price_waits_for_a_person_who_names_it(world: World) -> None:
+    world.create(budget={"gpuHours": 10})
+    world.change_recipe(placement={"gpus": 1})
+    status = world.step()
+    assert (status.phase, status.reason, world.started) == ("WaitingForApproval", "NeedsApproval", [])
+    assert status.plan is not None
+    assert condition(status, "Approved")[2].endswith(f"{APPROVED}={status.plan.run}")
+    world.annotate(APPROVED, "another")
+    assert world.step(hours=1).phase == "WaitingForApproval"
+    world.annotate(APPROVED, status.plan.run)
+    assert world.step().phase == "Running"
+    assert world.started == [status.plan.run]
+    world.end()
+    world.step()
+    world.change_recipe(placement={"gpus": 1}, seed=9)
+    assert world.step().phase == "WaitingForApproval"  # the word was about one run
+    world.change_recipe(placement={"gpus": 1})
+    status = world.step()
+    assert (status.phase, status.run_id, status.plan) == ("Ready", world.started[0], None)
 
 
 def test_a_suspended_one_starts_nothing_and_catches_up_afterwards(world: World) -> None:
