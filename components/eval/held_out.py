@@ -61,7 +61,8 @@ def held_out_loss(role: str, folder: Path, corpus: Path, config: HeldOutText, co
             raise Interrupted
         loss += float(next_token_loss(model, batch.to(device))["loss"])
         tokens += batch.num_targets
-        context.progress(done, len(batches), f"{WHAT}, {role}")
+        complete = {"perplexity": perplexity(loss / tokens)} if done == len(batches) else {}
+        context.progress(done, len(batches), f"{WHAT} of {role}", **complete)
     del model
     free_memory(device)  # for the servers that follow
     return loss / tokens

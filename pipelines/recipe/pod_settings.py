@@ -10,12 +10,12 @@ from typing import Any
 from components.core.base.config import canonical_json
 from components.core.runtime.multi_node.train_job import CONTAINER, GROUP, MANIFEST, OWN_POD, VERSION
 from components.core.runtime.placement import Placement
-from components.core.runtime.stage_command import ALLOCATOR
+from components.core.runtime.stage_command import ALLOCATOR, METRICS_PORT
 from components.core.store.store import LOCAL_FOLDER
 
 SETTINGS_CONFIG_MAP = "tessera-settings"
 """Config map of the namespace; each of `SETTINGS` is a key of it, and an environment variable of every pod."""
-SETTINGS = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION")
+SETTINGS = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", METRICS_PORT)
 STORE_SECRET = "tessera-store"
 """Secret of the namespace with the keys of the store; absent where pods have a workload identity."""
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

@@ -34,10 +34,14 @@ class StageContext:
         self.resume.notice = self.note
 
     def progress(self, done: int, total: int, what: str = "", **metrics: float) -> None:
-        """Report that `done` of `total` steps are done, with the numbers that matter at this step."""
+        """Report that `done` of `total` steps are done, with the numbers that matter at this step.
+
+        A metric that is to be seen in Prometheus is declared in `metric_names`.
+        """
         if self.rank == 0:
             event = {"type": "progress", "time": time.time(), "done": done, "total": total, "what": what}
-            self.reporter.emit({**event, "metrics": metrics})
+            saved = {} if self.resume.saved_at is None else {"checkpoint": self.resume.saved_at}
+            self.reporter.emit({**event, **saved, "metrics": metrics})
 
     def note(self, text: str) -> None:
         """Report one sentence that a user should read."""

@@ -7,6 +7,7 @@ needs no state but the length of its own file. In a folder store the file itself
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,17 +22,20 @@ INTERVAL_S = 3.0
 
 
 @contextlib.contextmanager
-def mirrored_events(store: Store, run: str | None, label: str) -> Iterator[None]:
-    """Copy the events of a stage to an object store during the block, after those of earlier attempts were fetched."""
+def mirrored_events(store: Store, run: str | None, label: str) -> "Iterator[EventMirror | None]":
+    """Copy the events of a stage to an object store during the block, after those of earlier attempts were fetched.
+
+    The block has the copier, None where the store is a folder.
+    """
     if run is None or store.backend.folder is not None:
-        yield
+        yield None
         return
     path = events_path(store, run, label)
     fetch_events(store, run, path.stem)
-    mirror = _Mirror(store, path, f"runs/{run}/events/{path.stem}")
+    mirror = EventMirror(store, path, f"runs/{run}/events/{path.stem}")
     try:
         with repeated(mirror.copy, INTERVAL_S):  # a copy has the events of those that failed before
-            yield
+            yield mirror
     finally:
         try:
             mirror.copy()
@@ -61,12 +65,17 @@ def fetch_events(store: Store, run: str, name: str = "") -> None:
             stream.write(data[size - begin :])
 
 
-class _Mirror:
-    """Writes the parts of one file that are new or have grown."""
+class EventMirror:
+    """Writes the parts of one file that are new or have grown.
+
+    Attributes:
+        synced_at: when the store last had the whole file, Unix time.
+    """
 
     def __init__(self, store: Store, path: Path, folder: str) -> None:
         self._store, self._path, self._folder = store, path, folder
         self._copied = path.stat().st_size if path.exists() else 0
+        self.synced_at = time.time()
 
     def copy(self) -> None:
         """Copy what was appended since the last call."""
@@ -78,3 +87,4 @@ class _Mirror:
                 data = stream.read(end - number * PART_BYTES)
             self._store.backend.put(f"{self._folder}/{number:06d}.jsonl", data)
             self._copied = end
+        self.synced_at = time.time()

@@ -23,6 +23,7 @@ class Resume:
     `save` fills a folder under a temporary name and renames it to `<step>`; it counts once the list of its files, with
     their digests, is written. `mirror` copies a complete checkpoint to a remote store. `notice` is called with a
     message about a damaged checkpoint. `memory` lets the writer of checkpoints reuse its buffers.
+    `saved_at` is when this process last completed a checkpoint, Unix time.
     """
 
     folder: Path
@@ -30,6 +31,7 @@ class Resume:
     mirror: Callable[[Path], None] | None = None
     notice: Callable[[str], None] | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    saved_at: float | None = None
     _last: float = field(default_factory=time.monotonic)
     _background: Future[None] | None = None
 
@@ -77,7 +79,7 @@ class Resume:
                 checkpoint_manifest_path(old).unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
         fault_point("point.trimmed")
-        self._last = time.monotonic()
+        self._last, self.saved_at = time.monotonic(), time.time()
 
     def points(self) -> list[Path]:
         """Folders of the saved checkpoints, oldest first."""

@@ -44,8 +44,10 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 """Environment variables that a stage's process should start with. By default glibc gives every tensor of over 32 MiB
 back to the kernel, which clears its pages again for the next one."""
+METRICS_PORT = "TESSERA_METRICS_PORT"
+"""Environment variable with the port at which Prometheus reads the metrics of a working stage."""
 SENDER = "components.core.lineage.live_metrics"
-"""The module that sends them. It is above this package, and runs as a process of its own."""
+"""The module that sends metrics to MLflow. It is above this package, and runs as a process of its own."""
 SENDER_EXIT_S = 8.0
 """Longest time that the sender may take to end; it takes none where MLflow does not answer."""
 GRACE_S = 60.0
@@ -141,7 +143,11 @@ def _run_here(
     with contextlib.ExitStack() as stack:
         if node_rank() == 0 and run is not None:
             stack.enter_context(stopped_without_watcher(store, run, label))
-        stack.enter_context(mirrored_events(store, run, label))
+        mirror = stack.enter_context(mirrored_events(store, run, label))
+        if run is not None and (port := os.environ.get(METRICS_PORT)):
+            from components.core.runtime.monitoring.exposition import served_metrics  # its library loads slowly
+
+            stack.enter_context(served_metrics(int(port), events_path(store, run, label), run, label, mirror))
         stack.enter_context(_live_metrics(store, run, label))
         return run_stage(stage, config, inputs, store=store, label=label, run=run, placement=placement)
 

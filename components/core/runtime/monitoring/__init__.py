@@ -1,0 +1,1 @@
+"""What Prometheus sees of a stage while it works."""
