@@ -149,8 +149,8 @@ ALERTS = (
         "Perplexity {{ $value | humanize }}, half more than the parent's: {{ $labels.phase }}, run {{ $labels.run }}",
         "A model of the run predicts text that it was not trained on much worse than the parent does.",
         "Report of the run: after which stage did the perplexity rise?",
-        "After the search: a larger budget or more distillation. After fine-tuning or RL: fewer steps, a lower learning "
-        "rate. `deploy.gate.max_perplexity_ratio` keeps such a model from promotion.",
+        "After the search: a larger budget or more distillation. After fine-tuning or RL: fewer steps, a lower "
+        "learning rate. `deploy.gate.max_perplexity_ratio` keeps such a model from promotion.",
     ),
     Alert(
         "RlRewardFalls",

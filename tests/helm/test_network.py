@@ -102,6 +102,14 @@ def test_a_stage_reaches_nothing_else_and_is_reached_by_nobody(small: list[Objec
     assert not passes(small, "Ingress", STAGE, 80, labels=STAGE)
 
 
+def test_prometheus_reads_the_metrics_of_stages_and_nothing_else_of_them() -> None:
+    objects = render(CASES["everything"])
+    for pod in (STAGE, {**ours("training"), "tessera.dev/stage": "sft", "tessera.dev/run": "r"}):
+        assert passes(objects, "Ingress", pod, 9464, namespace="monitoring")
+        assert not passes(objects, "Ingress", pod, 9464, namespace="elsewhere")
+        assert not passes(objects, "Ingress", pod, 29500, namespace="monitoring")
+
+
 def test_nodes_of_a_training_reach_each_other_and_not_kubernetes() -> None:
     objects = render({"network": {"egress": {"store": None, "mlflow": None}}}, namespace=RUNS)
     node = {**ours("training"), "tessera.dev/stage": "sft", "tessera.dev/run": "r"}

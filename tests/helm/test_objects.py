@@ -6,9 +6,11 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 
-from infra.chart import lint, render
+from components.core.runtime.stage_command import METRICS_PORT
+from infra.chart import CHART, lint, render
 from tests.helm.cases import CASES, CLUSTER_SCOPED, EXAMPLES, NAMESPACE, Object, chart_copy, find, pod_templates
 
 GROUPS_WITHOUT_SCHEMA = {"kueue.x-k8s.io", "monitoring.coreos.com"}
@@ -112,6 +114,42 @@ def test_monitors_select_servers_and_the_embedded_s3() -> None:
     service = find(objects, "Service", "tessera-s3")
     assert service["metadata"]["labels"]["app.kubernetes.io/component"] == "s3"
     assert "metrics" in [port["name"] for port in service["spec"]["ports"]]
+
+
+def test_a_monitor_of_stages_reads_the_port_that_the_settings_and_the_network_policies_have() -> None:
+    objects = render(CASES["everything"], namespace=NAMESPACE)
+    monitor = find(objects, "PodMonitor", "tessera-stages")
+    assert monitor["spec"]["selector"] == {"matchExpressions": [{"key": "tessera.dev/stage", "operator": "Exists"}]}
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    port = find(objects, "ConfigMap", "tessera-settings")["data"][METRICS_PORT]
+    assert endpoint["relabelings"][1] == {
+        "targetLabel": "__address__",
+        "sourceLabels": ["__meta_kubernetes_pod_ip"],
+        "replacement": f"$1:{port}",
+    }
+    opened = find(objects, "NetworkPolicy", "tessera-stages")["spec"]["ingress"]
+    assert [rule["ports"] for rule in opened] == [[{"protocol": "TCP", "port": int(port)}]]
+    assert METRICS_PORT not in find(render(), "ConfigMap", "tessera-settings")["data"]
+
+
+def test_alerts_are_installed_with_the_monitors_as_they_are_in_their_file() -> None:
+    rules = find(render(CASES["everything"]), "PrometheusRule", "tessera-alerts")
+    assert rules["spec"] == yaml.safe_load((CHART / "rules" / "alerts.yaml").read_text())
+    assert rules["metadata"]["labels"]["release"] == "prometheus"
+    assert "PrometheusRule" not in [one["kind"] for one in render()]
+
+
+def test_dashboards_link_to_the_addresses_of_the_values() -> None:
+    address = "https://logs.test/explore?namespace=$namespace"
+    for one in render({"dashboards": {"links": {"logs": address}}}):
+        if one["metadata"]["name"].startswith("tessera-dashboard-"):
+            (text,) = one["data"].values()
+            links = {link["title"]: link["url"] for link in json.loads(text)["links"] if link["type"] == "link"}
+            assert links == {
+                "MLflow": "http://localhost:5000",
+                "Kubeflow": "http://localhost:8080/#/runs",
+                "Logs": address,
+            }
 
 
 def test_dashboards_are_config_maps_with_the_text_of_their_files(tmp_path: Path) -> None:

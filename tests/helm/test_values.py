@@ -156,6 +156,7 @@ def test_settings_without_the_embedded_parts_are_those_of_the_values() -> None:
         "TESSERA_STORE": "s3://company-models/tessera",
         "AWS_REGION": "eu-central-1",
         "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
+        "TESSERA_METRICS_PORT": "9464",
         "HOME": "/home/tessera",
         "TESSERA_LOCAL": "/home/tessera/store",
         "USER": "tessera",
@@ -172,7 +173,7 @@ def test_images_are_named_as_the_pipeline_names_them(monkeypatch: pytest.MonkeyP
 
 
 def test_what_pods_of_a_pipeline_look_for_is_what_the_chart_installs() -> None:
-    environment = settings(EXAMPLES["small"])
+    environment = settings(CASES["everything"])
     assert set(pod_settings.SETTINGS) <= environment.keys()
     assert environment["HOME"] == pod_settings.HOME
     assert environment[LOCAL_FOLDER].startswith(f"{pod_settings.HOME}/")

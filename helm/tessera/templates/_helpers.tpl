@@ -68,6 +68,11 @@ http://tessera-s3.{{ include "tessera.namespace" . }}:8333
 {{- end -}}
 {{- end -}}
 
+{{/* Port at which Prometheus reads the metrics of stages. */}}
+{{- define "tessera.metricsPort" -}}
+9464
+{{- end -}}
+
 {{/* URL of MLflow; empty where there is none. */}}
 {{- define "tessera.mlflowUri" -}}
 {{- if .Values.embedded.mlflow.enabled -}}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from components.core.base.errors import StoreError
 from components.core.runtime import event_mirror
 from components.core.runtime.event_mirror import fetch_events, mirrored_events
 from components.core.runtime.events import EventFile, Events
@@ -46,6 +47,28 @@ def test_events_are_seen_while_the_stage_works(machines: list[Store], monkeypatc
         while not path.exists():
             fetch_events(laptop, "run-1")
         assert numbers(laptop) == [3]
+
+
+def test_the_time_at_which_the_store_had_all_events_stays_while_it_does_not_answer(
+    machines: list[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = machines[0]
+
+    def refuse(path: str, data: bytes) -> None:
+        raise StoreError("the store does not answer")
+
+    with mirrored_events(pod, "run-1", "data") as mirror:
+        assert mirror is not None
+        mirror.copy()
+        before = mirror.synced_at
+        Events(events_path(pod, "run-1", "data")).emit({"type": "note", "number": 1})
+        with monkeypatch.context() as patched:
+            patched.setattr(pod.backend, "put", refuse)
+            with pytest.raises(StoreError):
+                mirror.copy()
+            assert mirror.synced_at == before
+        mirror.copy()
+        assert mirror.synced_at > before
 
 
 def test_a_folder_has_the_events_already(tmp_path: Path) -> None:
