@@ -23,6 +23,7 @@ from components.core.base.metric_names import (
 
 STAGE = "stage {{ $labels.stage }} of run {{ $labels.run }} in {{ $labels.namespace }}"
 HTTP = f'{VLLM_HTTP}{{handler=~"/v1/.*"'
+WAITING = f'{KUEUE_PENDING}{{status="active"}}'
 PARENT, TRAINED = 'phase="held-out text of parent"', 'phase=~"held-out text of (distilled|pretrained|sft|rl)"'
 """The perplexity of the parent, and of models after the search; baselines of the search may be bad."""
 ERROR_BUDGET, SLOW_BUDGET, SLOW_S = 0.001, 0.01, "2.5"
@@ -135,7 +136,7 @@ ALERTS = (
         f"{LOSS} > 1.5 * quantile_over_time(0.5, {LOSS}[1h])",
         "5m",
         "ticket",
-        f"The loss is {{{{ $value | humanize }}}}, half more than in the last hour: {STAGE}",
+        f'The loss is {{{{ $value | printf "%.3g" }}}}, half more than in the last hour: {STAGE}',
         "The loss is 50 % over the median of its last hour, and has not come back within five minutes.",
         "Dashboard Training: gradient norm and learning rate; the log, for a restart from a checkpoint.",
         "A spike that falls again needs nothing. Else look at the rows of those steps, and lower the learning rate.",
@@ -146,7 +147,7 @@ ALERTS = (
         f"1.5 * max by (namespace, run) ({PERPLEXITY}{{{PARENT}}})",
         "0m",
         "ticket",
-        "Perplexity {{ $value | humanize }}, half more than the parent's: {{ $labels.phase }}, run {{ $labels.run }}",
+        'Perplexity {{ $value | printf "%.3g" }}, half more than of the parent: {{ $labels.phase }}, {{ $labels.run }}',
         "A model of the run predicts text that it was not trained on much worse than the parent does.",
         "Report of the run: after which stage did the perplexity rise?",
         "After the search: a larger budget or more distillation. After fine-tuning or RL: fewer steps, a lower "
@@ -157,7 +158,7 @@ ALERTS = (
         f"avg_over_time({REWARD}[30m]) < 0.8 * max_over_time(avg_over_time({REWARD}[30m])[6h:5m])",
         "15m",
         "ticket",
-        f"The reward has fallen to {{{{ $value | humanize }}}}: {STAGE}",
+        f'The reward has fallen to {{{{ $value | printf "%.3g" }}}}: {STAGE}',
         "The mean reward of half an hour is a fifth below the best of six hours: the policy gets worse.",
         "Dashboard RL: format, answers cut off, KL and clipped tokens.",
         "Stop the run and go on from an earlier model with a lower learning rate, or set rl.kl_coef. Where answers are "
@@ -179,7 +180,7 @@ ALERTS = (
         f"avg_over_time({LOG_RATIO}[15m]) > 0.1",
         "10m",
         "page",
-        f"Engine and learner differ by {{{{ $value | humanize }}}} nats a token: {STAGE}",
+        f'Engine and learner differ by {{{{ $value | printf "%.3g" }}}} nats a token: {STAGE}',
         "vLLM and the learner give the same tokens different probabilities: the gradient is of another model than the "
         "one that answered.",
         "Dashboard RL: did it come at once, or grow? The log: versions of the weights, dtype of engine and learner.",
@@ -220,7 +221,7 @@ ALERTS = (
     Alert(
         "QueueWaitsTooLong",
         f"histogram_quantile(0.95, sum by (cluster_queue, le) (rate({KUEUE_WAIT}_bucket[1h]))) > 3600 or "
-        f'(min by (cluster_queue) (min_over_time({KUEUE_PENDING}{{status="active"}}[1h])) > 0 '
+        f"(min by (cluster_queue) (min_over_time({WAITING}[1h]) > 0 and {WAITING} offset 1h > 0) "
         f"unless max by (cluster_queue) (max_over_time({KUEUE_ADMITTED}[1h])) > 0)",
         "15m",
         "ticket",

@@ -113,7 +113,10 @@ KUEUE_WAIT = Metric(
     "kueue_admission_wait_time_seconds", "The time from creation to admission", (*QUEUE, "priority_class"), "histogram"
 )
 KUEUE_EVICTED = Metric(
-    "kueue_evicted_workloads_total", "Evictions, by `reason`", (*QUEUE, "reason", "underlying_cause"), "counter"
+    "kueue_evicted_workloads_total",
+    "Evictions, by `reason`",
+    (*QUEUE, "reason", "underlying_cause", "priority_class"),
+    "counter",
 )
 KUEUE_USAGE = Metric(
     "kueue_cluster_queue_resource_usage",

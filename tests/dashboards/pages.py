@@ -1,0 +1,120 @@
+"""Pages that Prometheus reads: of stages, by the code of the runtime, and of vLLM and Kueue, by their declaration."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from components.core.base.metric_names import PERPLEXITY, PREFIX, Metric
+from components.core.base.ports import usable_port
+from components.core.runtime.context import StageContext, quiet_context
+from components.core.runtime.event_mirror import EventMirror
+from components.core.runtime.events import Events
+from components.core.runtime.monitoring.exposition import served_metrics
+from components.core.store.store import open_store
+from tests.reported_metrics import REPORTED_BY
+
+PACE_S = 0.5
+LABEL_VALUES = {"status": ("2xx", "5xx"), "finished_reason": ("stop", "length", "error")}
+"""Values of labels whose value counts; others have their own name."""
+
+
+@contextlib.contextmanager
+def stage_pages(folder: Path) -> Iterator[list[int]]:
+    """Pages of every stage, at work: a step, and sometimes a checkpoint, again and again. Yields the ports."""
+    with contextlib.ExitStack() as stack:
+        contexts: dict[tuple[str, str], StageContext] = {}
+        ports: list[int] = []
+        for label, phase in REPORTED_BY:
+            place = folder / label.replace("/", ".")
+            path = place / "events.jsonl"
+            contexts[label, phase] = context = quiet_context(place)
+            context.reporter = Events(path)
+            mirror = EventMirror(open_store(folder / "store"), path, "runs/nano/events/x")
+            ports.append(usable_port(None))
+            stack.enter_context(served_metrics(ports[-1], path, "nano", label, mirror))
+            context.reporter.emit({"type": "start", "time": mirror.synced_at})
+        stack.enter_context(_working(lambda step: _report(contexts, step)))
+        yield ports
+
+
+def _report(contexts: dict[tuple[str, str], StageContext], step: int) -> None:
+    """One step of every stage."""
+    for (label, phase), context in contexts.items():
+        if step % 10 == 0:
+            context.resume.save(step, lambda folder: (folder / "state").touch())
+        names = [metric.name.removeprefix(PREFIX) for metric in REPORTED_BY[label, phase]]
+        context.progress(step, 1_000_000, phase, **dict.fromkeys(names, 0.05))
+        if PERPLEXITY in REPORTED_BY[label, phase]:
+            context.progress(step, 1_000_000, phase.replace("sft", "parent"), perplexity=1.0)
+
+
+@contextlib.contextmanager
+def declared_page(metrics: Sequence[Metric]) -> Iterator[int]:
+    """A page with metrics as they are declared, whose counters and histograms grow. Yields the port."""
+    registry = CollectorRegistry()
+    made = [_Growing(metric, registry) for metric in metrics]
+
+    class Page(BaseHTTPRequestHandler):
+        """Answers in plain text, as vLLM does; the OpenMetrics text of its library has no colons in names."""
+
+        def do_GET(self) -> None:
+            text = generate_latest(registry)
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with _working(lambda step: [metric.grow() for metric in made]):
+                yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Growing:
+    """A metric of a foreign program with a series for each value of its last label."""
+
+    def __init__(self, metric: Metric, registry: CollectorRegistry) -> None:
+        kind = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}[metric.kind]
+        made = kind(metric.name, metric.help, metric.labels, registry=registry)
+        choices = {name: LABEL_VALUES.get(name, (name,)) for name in metric.labels}
+        last = max(choices, key=lambda name: len(choices[name]))
+        handler = {"handler": "/v1/chat/completions"} if "handler" in choices else {}
+        first = {name: values[0] for name, values in choices.items()}
+        self._series = [made.labels(**{**first, **handler, last: value}) for value in choices[last]]
+
+    def grow(self) -> None:
+        """Add one, or an observation."""
+        for series in self._series:
+            series.observe(1.0) if isinstance(series, Histogram) else series.inc()
+
+
+@contextlib.contextmanager
+def _working(act: Callable[[int], object]) -> Iterator[None]:
+    """Call a function with a growing number in a thread during the block."""
+    ended = threading.Event()
+
+    def work() -> None:
+        step = 0
+        while not ended.wait(PACE_S):
+            step += 1
+            act(step)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
