@@ -50,7 +50,7 @@ class Panel:
         queries: in the language of Prometheus, by the legend.
         about: what the panel answers, and what to do about it.
         kind: one number, a bar for each series, or curves.
-        thresholds: number from which the colour is orange, then red; a number that is better high is given as None.
+        thresholds: numbers from which the colour is orange, and red; below which, where the second is the smaller one.
     """
 
     title: str

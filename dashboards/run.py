@@ -33,7 +33,7 @@ def build() -> Dashboard:
         Panel(
             "Longest time without progress",
             "s",
-            {"{{stage}}": f"max({SINCE_PROGRESS})"},
+            {"time": f"max({SINCE_PROGRESS})"},
             "Half an hour without a step is a stalled stage: alert RunStalled.",
             "number",
             (600, 1800),
@@ -41,7 +41,7 @@ def build() -> Dashboard:
         Panel(
             "Oldest checkpoint",
             "s",
-            {"{{stage}}": f"max(time() - {of_stage(CHECKPOINT_TIME)})"},
+            {"age": f"max(time() - {of_stage(CHECKPOINT_TIME)})"},
             "What a crash now would cost. No data: no stage has saved one yet.",
             "number",
             (900, 3600),
@@ -49,7 +49,7 @@ def build() -> Dashboard:
         Panel(
             "GPU hours in this range",
             "h",
-            {"{{run}}": f"sum({GPU_HOURS})"},
+            {"hours": f"sum({GPU_HOURS})"},
             "Hours in which a stage had a GPU, busy or not.",
             "number",
         ),

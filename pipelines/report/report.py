@@ -157,10 +157,11 @@ def _model_maps(store: Store, summary: Mapping[str, Any]) -> dict[str, Architect
 
 
 def _curves(store: Store, run: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Label and curves of each stage that has any."""
+    """Label and curves of each stage that has any; a single value is no curve."""
     for label, document in stage_documents(store, run).items():
-        if curves := stage_curves(store, document["key"]):
-            yield label, curves
+        curves = stage_curves(store, document["key"])
+        if several := {metric: curve for metric, curve in curves.items() if len(curve["step"]) > 1}:
+            yield label, several
 
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

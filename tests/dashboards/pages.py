@@ -1,13 +1,15 @@
 """Pages that Prometheus reads: of stages, by the code of the runtime, and of vLLM and Kueue, by their declaration."""
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from components.core.base.background import repeated
 from components.core.base.metric_names import PERPLEXITY, PREFIX, Metric
 from components.core.base.ports import usable_port
 from components.core.runtime.context import StageContext, quiet_context
@@ -36,8 +38,10 @@ def stage_pages(folder: Path) -> Iterator[list[int]]:
             mirror = EventMirror(open_store(folder / "store"), path, "runs/nano/events/x")
             ports.append(usable_port(None))
             stack.enter_context(served_metrics(ports[-1], path, "nano", label, mirror))
+            stack.enter_context(repeated(mirror.copy, PACE_S))
             context.reporter.emit({"type": "start", "time": mirror.synced_at})
-        stack.enter_context(_working(lambda step: _report(contexts, step)))
+        steps = itertools.count(1)
+        stack.enter_context(repeated(lambda: _report(contexts, next(steps)), PACE_S))
         yield ports
 
 
@@ -75,7 +79,7 @@ def declared_page(metrics: Sequence[Metric]) -> Iterator[int]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            with _working(lambda step: [metric.grow() for metric in made]):
+            with repeated(lambda: [metric.grow() for metric in made], PACE_S):
                 yield server.server_port
         finally:
             server.shutdown()
@@ -98,23 +102,3 @@ class _Growing:
         """Add one, or an observation."""
         for series in self._series:
             series.observe(1.0) if isinstance(series, Histogram) else series.inc()
-
-
-@contextlib.contextmanager
-def _working(act: Callable[[int], object]) -> Iterator[None]:
-    """Call a function with a growing number in a thread during the block."""
-    ended = threading.Event()
-
-    def work() -> None:
-        step = 0
-        while not ended.wait(PACE_S):
-            step += 1
-            act(step)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

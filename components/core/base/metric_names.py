@@ -9,6 +9,7 @@ from typing import Literal
 
 PREFIX = "tessera_"
 STAGE, PHASE, GPU = ("run", "stage"), ("run", "stage", "phase"), ("run", "stage", "gpu")
+"""Labels: `stage` is the role of the stage in the run, `phase` what it does now; Prometheus adds the namespace."""
 MODEL, QUEUE = ("model_name", "engine"), ("cluster_queue", "replica_role")
 
 
