@@ -30,8 +30,8 @@ def test_vllm_exports_each_under_this_name_with_this_kind_and_these_labels() -> 
             keywords = {keyword.arg: keyword.value for keyword in node.keywords}
             if isinstance(named := keywords["name"], ast.Constant):
                 kind = KINDS[node.func.attr]
-                name = f"{named.value}_total" if kind == "counter" else str(named.value)
-                found[name] = kind, ast.unparse(keywords["labelnames"])
+                name = str(named.value)
+                found[f"{name}_total" if kind == "counter" else name] = kind, ast.unparse(keywords["labelnames"])
     common = ("model_name", "engine")
     for metric in VLLM:
         if metric is not VLLM_HTTP:

@@ -81,8 +81,8 @@ class StageMetrics(Collector):
                 self._take(event)
             if self._mirror is not None:
                 self._values[STORE_TIME] = {"": self._mirror.synced_at}
-            self._values[GPU_UTILIZATION] = {gpu.index: gpu.utilization for gpu in gpus}
-            self._values[GPU_MEMORY] = {gpu.index: gpu.memory_bytes for gpu in gpus}
+            self._values[GPU_UTILIZATION] = {gpu.number: gpu.utilization for gpu in gpus}
+            self._values[GPU_MEMORY] = {gpu.number: gpu.memory_bytes for gpu in gpus}
             families = [self._family(metric, values) for metric, values in self._values.items()]
         yield from families
 

@@ -11,7 +11,7 @@ QUERY_TIMEOUT_S = 5.0
 class GpuUse(NamedTuple):
     """What the driver says of one GPU."""
 
-    index: str
+    number: str
     utilization: float
     """Fraction of the last sample period, up to a second, in which a kernel ran."""
     memory_bytes: float
@@ -26,6 +26,6 @@ def gpu_use() -> list[GpuUse]:
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True).stdout
         rows = [line.split(", ") for line in listed.splitlines()]
-        return [GpuUse(index, float(percent) / 100, float(mib) * 2**20) for index, percent, mib in rows]
+        return [GpuUse(number, float(percent) / 100, float(mib) * 2**20) for number, percent, mib in rows]
     except (OSError, subprocess.SubprocessError, ValueError):  # a slice of a GPU has no utilization: [N/A]
         return []
