@@ -144,7 +144,7 @@ def test_every_pod_has_the_environment_of_the_chart_and_is_not_root(compiled: li
         (settings,), (secret,) = pod["configMapAsEnv"], pod["secretAsEnv"]
         names = [key["envVar"] for key in settings["keyToEnv"]]
         assert (settings["configMapName"], settings["optional"]) == ("tessera-settings", True)
-        assert names == ["MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION"]
+        assert names == ["MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "TESSERA_METRICS_PORT"]
         assert (secret["secretName"], secret["optional"]) == ("tessera-store", True)
         assert [key["envVar"] for key in secret["keyToEnv"]] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
         assert pod["securityContext"] == {"runAsNonRoot": True}
