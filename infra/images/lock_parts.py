@@ -19,7 +19,7 @@ NOT_NEEDED = re.compile(r"intel-cmplr-lib-ur==")
 
 def extra(image: str, device: Device) -> str | None:
     """The extra of the project that an image installs; core has what the project always needs."""
-    return {"core": None, "train": "train", "serve": "serve" if device == "cpu" else "serve-gpu"}[image]
+    return {"core": "operator", "train": "train", "serve": "serve" if device == "cpu" else "serve-gpu"}[image]
 
 
 def lock_part(image: str, device: Device) -> list[str]:
