@@ -17,8 +17,8 @@ NOT_NEEDED = re.compile(r"intel-cmplr-lib-ur==")
 """For Intel's GPUs. Only some wheels of intel-openmp ask for it, so the lock, which is for all of them, has none."""
 
 
-def extra(image: str, device: Device) -> str | None:
-    """The extra of the project that an image installs; core has what the project always needs."""
+def extra(image: str, device: Device) -> str:
+    """The extra of the project that an image installs; core runs the operator too."""
     return {"core": "operator", "train": "train", "serve": "serve" if device == "cpu" else "serve-gpu"}[image]
 
 
@@ -42,10 +42,18 @@ def select_entries(lock: str, requirements: Iterable[str]) -> list[str]:
     return [entries[requirement] for requirement in wanted]
 
 
-def _resolve(extra: str | None, lock: Path) -> list[str]:
+def _resolve(extra: str, lock: Path) -> list[str]:
     """What the project with an extra needs, as `name==version`, with the versions of the lock."""
-    command = [str(Path(sys.executable).parent / "uv"), "pip", "compile", "pyproject.toml", "--constraint", str(lock)]
-    command += ["--python-version", "3.11", "--no-annotate", "--no-header", "--no-emit-index-url", "--quiet"]
-    command += ["--extra", extra] if extra else []
+    command = [str(Path(sys.executable).parent / "uv"), "pip", "compile", "pyproject.toml", "--extra", extra]
+    command += [
+        "--constraint",
+        str(lock),
+        "--python-version",
+        "3.11",
+        "--no-annotate",
+        "--no-header",
+        "--no-emit-index-url",
+        "--quiet",
+    ]
     text = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     return re.findall(r"^[a-z0-9][^\s;]*", text, re.MULTILINE)
