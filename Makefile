@@ -84,7 +84,7 @@ format: install ## Bring the code into form
 lock: ## Renew the lock files
 	$(BIN)/python infra/lock.py
 
-golden: install ## Renew what is generated and kept: recipe schema, compiled pipeline, stage pages
+golden: install ## Renew what is generated and kept: recipe schema, compiled pipeline, stage pages, dashboards, alerts
 	TESSERA_GOLDEN=renew $(BIN)/python -m pytest -q -k golden
 
 bench-search: install ## Measure the search's solver beside Puzzletron's; OUT=FILE takes the rows
