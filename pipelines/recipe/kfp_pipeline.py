@@ -62,7 +62,9 @@ def compile_pipeline(
     def pipeline(store: str, run: str) -> None:
         builder = _Builder(graph, sources, run_label, queues, store=store, run=run)
         labels = canonical_json([item.label for item in graph.items()])
-        finish = builder.place(finish_component()(store=store, run=run, labels=labels), "finish", FINISH_PLACEMENT)
+        # As urgent as the stages: what they made is not reported while the last task waits in a queue.
+        placement = FINISH_PLACEMENT.model_copy(update={"priority": graph.tasks[-1].placement.priority})
+        finish = builder.place(finish_component()(store=store, run=run, labels=labels), "finish", placement)
         with dsl.ExitHandler(finish, name="stages"):
             for shards, tasks in itertools.groupby(graph.tasks, key=lambda task: task.shards):
                 builder.add(list(tasks), shards)

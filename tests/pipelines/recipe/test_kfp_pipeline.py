@@ -137,6 +137,17 @@ def test_a_pod_asks_for_volumes_tolerations_and_a_priority(tmp_path: Path) -> No
     assert "kueue.x-k8s.io/priority-class" not in distill["podMetadata"]["labels"]
 
 
+def test_the_task_that_ends_a_run_is_as_urgent_as_its_stages(tmp_path: Path) -> None:
+    stages = ("rl", "sft", "distill", "search")
+    urgent = ['placement={"priority": "high"}', *(f"{stage}.placement=null" for stage in stages)]
+    pods = executors(
+        tmp_path / "pipeline.yaml", llama_nemotron(load_recipe(GOLDEN / "recipe.yaml", urgent)), queues=True
+    )
+    classes = {pod["podMetadata"]["labels"].get("kueue.x-k8s.io/priority-class") for pod in pods.values()}
+    assert "exec-finish" in pods
+    assert classes == {"high"}
+
+
 def test_every_pod_has_the_environment_of_the_chart_and_is_not_root(compiled: list[dict[str, Any]]) -> None:
     pods = compiled[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert pods.keys() == compiled[0]["deploymentSpec"]["executors"].keys()
