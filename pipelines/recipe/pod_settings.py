@@ -15,10 +15,14 @@ from components.core.store.store import LOCAL_FOLDER
 
 SETTINGS_CONFIG_MAP = "tessera-settings"
 """Config map of the namespace; each of `SETTINGS` is a key of it, and an environment variable of every pod."""
-SETTINGS = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", METRICS_PORT)
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+SETTINGS = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", METRICS_PORT, *PROXIES)
 STORE_SECRET = "tessera-store"
 """Secret of the namespace with the keys of the store; absent where pods have a workload identity."""
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+MLFLOW_SECRET = "tessera-mlflow"
+"""Secret of the namespace with what MLflow's server asks for; absent where it asks for nothing."""
+MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 POOL_LABEL = "tessera.dev/pool"
 RUN_LABEL, STAGE_LABEL, RECIPE_LABEL = "tessera.dev/run", "tessera.dev/stage", "tessera.dev/recipe-digest"
@@ -85,7 +89,8 @@ def set_up_pod(step: Any, placement: Placement, labels: Mapping[str, str], *, qu
     kubernetes.set_security_context(step, run_as_non_root=True)
     # What the chart makes: nothing of it is needed for a pod to start.
     kubernetes.use_config_map_as_env(step, SETTINGS_CONFIG_MAP, {name: name for name in SETTINGS}, optional=True)
-    kubernetes.use_secret_as_env(step, STORE_SECRET, {name: name for name in STORE_KEYS}, optional=True)
+    for secret, keys in ((STORE_SECRET, STORE_KEYS), (MLFLOW_SECRET, MLFLOW_KEYS)):
+        kubernetes.use_secret_as_env(step, secret, {name: name for name in keys}, optional=True)
     for name, (path, volume) in _volumes(placement).items():
         medium, size = volume.get("medium"), volume.get("sizeLimit")
         kubernetes.empty_dir_mount(step, name, path, medium=medium, size_limit=size)

@@ -136,8 +136,8 @@ def test_keys_reach_pods_by_reference_to_the_secret_of_the_values() -> None:
         one["name"]: [source["secretRef"]["name"] for source in one.get("envFrom", []) if "secretRef" in source]
         for one in containers
     }
-    with_keys = {name: ["tessera-store"] for name in ("node", "seaweedfs", "operator")}
-    assert secrets == with_keys | {"mlflow": []}
+    with_keys = {name: ["tessera-store"] for name in ("seaweedfs", "operator")}
+    assert secrets == with_keys | {"node": ["tessera-store", "tessera-mlflow"], "mlflow": []}
     assert not [variable for one in containers for variable in one.get("env", []) if "KEY" in variable["name"]]
 
 

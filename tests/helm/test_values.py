@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -54,7 +55,7 @@ POOL = {"name": "cpu", "quotas": {"cpu": 1}}
         ({"network": {"egress": {"proxy": {"cidrs": ["10.0.0.0"], "ports": [1]}}}}, ["/network/egress/proxy/cidrs/0"]),
         ({"network": {"egress": {"proxy": {"cidrs": ["10.0.0.0/8"]}}}}, ["missing property 'ports'"]),
         ({"pipelines": {"environment": {"HOME": "/root"}}}, ["invalid propertyName 'HOME'"]),
-        ({"pipelines": {"environment": {"A": 1}}}, ["/pipelines/environment/A", "want string"]),
+        ({"pipelines": {"environment": {"NO_PROXY": 1}}}, ["/pipelines/environment/NO_PROXY", "want string"]),
         ({"serving": {"port": 70000}}, ["/serving/port"]),
         ({"monitoring": {"interval": "often"}}, ["/monitoring/interval"]),
         ({"namespace": {"create": True}}, ["namespace.create needs namespace.name"]),
@@ -174,14 +175,22 @@ def test_images_are_named_as_the_pipeline_names_them(monkeypatch: pytest.MonkeyP
 
 def test_what_pods_of_a_pipeline_look_for_is_what_the_chart_installs() -> None:
     environment = settings(CASES["everything"])
-    assert set(pod_settings.SETTINGS) <= environment.keys()
+    assert set(pod_settings.SETTINGS) <= environment.keys() | set(pod_settings.PROXIES)
+    for name in pod_settings.PROXIES:
+        proxied = deepcopy(CASES["everything"])
+        proxied["pipelines"] = {"environment": {name: "proxy:3128"}}
+        assert settings(proxied)[name] == "proxy:3128"
     assert environment["HOME"] == pod_settings.HOME
     assert environment[LOCAL_FOLDER].startswith(f"{pod_settings.HOME}/")
     assert EXAMPLES["small"]["store"]["existingSecret"] == pod_settings.STORE_SECRET
     objects = render(EXAMPLES["gpu"])
     find(objects, "ConfigMap", pod_settings.SETTINGS_CONFIG_MAP)
     (node,) = pod_templates([find(objects, "TrainingRuntime", pod_settings.RUNTIME)])
-    assert [container["name"] for container in node["spec"]["containers"]] == [CONTAINER]
+    (container,) = node["spec"]["containers"]
+    assert container["name"] == CONTAINER
+    assert {"name": pod_settings.MLFLOW_SECRET, "optional": True} in [
+        source.get("secretRef") for source in container["envFrom"]
+    ]
     patched = train_job(Placement(nodes=2, disk_gib=1), {}, "image", queues=False)["spec"]["runtimePatches"][0]
     (job,) = patched["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     volumes = {volume["name"] for volume in job["template"]["spec"]["template"]["spec"]["volumes"]}

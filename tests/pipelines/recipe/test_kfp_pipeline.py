@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import environment_variables
 
 from pipelines.recipe.graph import Graph
 from pipelines.recipe.kfp_pipeline import MAX_RETRIES, VALUES, compile_pipeline, component, image
@@ -152,12 +153,15 @@ def test_every_pod_has_the_environment_of_the_chart_and_is_not_root(compiled: li
     pods = compiled[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert pods.keys() == compiled[0]["deploymentSpec"]["executors"].keys()
     for name, pod in pods.items():
-        (settings,), (secret,) = pod["configMapAsEnv"], pod["secretAsEnv"]
+        (settings,), (secret, mlflow) = pod["configMapAsEnv"], pod["secretAsEnv"]
         names = [key["envVar"] for key in settings["keyToEnv"]]
         assert (settings["configMapName"], settings["optional"]) == ("tessera-settings", True)
-        assert names == ["MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "TESSERA_METRICS_PORT"]
+        assert names[:4] == ["MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "TESSERA_METRICS_PORT"]
+        assert names[4:] == ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"]
         assert (secret["secretName"], secret["optional"]) == ("tessera-store", True)
         assert [key["envVar"] for key in secret["keyToEnv"]] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+        assert (mlflow["secretName"], mlflow["optional"]) == ("tessera-mlflow", True)
+        assert all(hasattr(environment_variables, key["envVar"]) for key in mlflow["keyToEnv"])
         assert pod["securityContext"] == {"runAsNonRoot": True}
         container = compiled[0]["deploymentSpec"]["executors"][name]["container"]
         own = {each["name"]: each["value"] for each in container["env"]}
