@@ -1,6 +1,7 @@
 """The parts of a control plane and a node as data: programs, configuration files, signs of readiness."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ REAL_POOL = "cpu"
 REAL_GPUS = 8
 """GPUs that the real node claims to have; nothing is mounted into a pod that asks for one."""
 RUNC = "/usr/sbin/runc"
+CRI_READY = Path(__file__).with_name("cri_ready.py")
 
 
 class Service(BaseModel):
@@ -185,9 +187,12 @@ conf_dir = "{layout.state}/cni/conf"
         modules="cri",
         command=("containerd", "--config", str(settings)),
         files={settings: text, layout.state / "cni/conf/10-pods.conflist": json.dumps(network)},
-        after=tuple(
-            ("ctr", "--address", str(socket), "--namespace", "k8s.io", "images", "import", str(archive))
-            for archive in archives
+        after=(
+            *(
+                ("ctr", "--address", str(socket), "--namespace", "k8s.io", "images", "import", str(archive))
+                for archive in archives
+            ),
+            (sys.executable, str(CRI_READY), str(socket)),
         ),
     )
 
