@@ -15,7 +15,7 @@ from tests.helm.cases import CASES, EXAMPLES
 
 pytestmark = pytest.mark.cluster
 
-OTHER_PROJECTS = {"PodMonitor", "ServiceMonitor"}
+OTHER_PROJECTS = {"PodMonitor", "PrometheusRule", "ServiceMonitor"}
 """Kinds of Prometheus' operator, which the test cluster does not have."""
 
 
