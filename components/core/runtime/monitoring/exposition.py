@@ -5,6 +5,7 @@ it, and the ranks of a training need no connection to it.
 """
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -32,12 +33,15 @@ from components.core.runtime.event_mirror import EventMirror
 from components.core.runtime.events import EventFile
 from components.core.runtime.monitoring.gpus import gpu_use
 
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+IN_POD = "KUBERNETES_SERVICE_HOST"
+"""Kubernetes gives this variable to every container."""
 METRIC_OF = {metric.name.removeprefix(PREFIX): metric for metric in REPORTED}
 
 
 @contextlib.contextmanager
 def served_metrics(port: int, path: Path, run: str, label: str, mirror: EventMirror | None) -> Iterator[None]:
-    """Serve the metrics of this attempt at a stage at a port during the block.
+    """Serve the metrics of this attempt at a stage at a port during the block, outside a pod to this machine alone.
 
     Args:
         port: of the page; where another stage of this machine has it, the stage works without a page.
@@ -49,7 +53,7 @@ def served_metrics(port: int, path: Path, run: str, label: str, mirror: EventMir
     registry = CollectorRegistry()
     registry.register(StageMetrics(path, run, label, mirror))
     try:
-        server, thread = start_http_server(port, registry=registry)
+        server, thread = start_http_server(port, EVERYWHERE if IN_POD in os.environ else LOOPBACK, registry)
     except OSError as error:
         sys.stderr.write(f"Prometheus cannot read the metrics of {label} at port {port}: {error}\n")
         yield

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -75,6 +76,18 @@ def only(samples: Samples, metric: Metric) -> float:
     """The value of a metric that has one series."""
     (value,) = samples[metric.name].values()
     return value
+
+
+@pytest.mark.parametrize(("in_pod", "address"), [(False, "127.0.0.1"), (True, "0.0.0.0")])
+def test_other_machines_read_the_page_of_a_pod_alone(
+    port: int, path: Path, monkeypatch: pytest.MonkeyPatch, *, in_pod: bool, address: str
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if in_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    with served_metrics(port, path, "nano", "sft", None):
+        own = psutil.Process().net_connections()
+        assert [each.laddr.ip for each in own if each.status == "LISTEN" and each.laddr.port == port] == [address]
 
 
 def test_the_page_has_the_last_value_of_each_metric_by_run_stage_and_phase(
