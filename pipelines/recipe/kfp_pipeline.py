@@ -11,6 +11,7 @@ import importlib.metadata
 import inspect
 import itertools
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from pipelines.recipe.pod_settings import RECIPE_LABEL, RUN_LABEL, STAGE_LABEL, 
 from pipelines.recipe.registry import CORE_IMAGE, STAGES, find_stage, stage_image
 
 PIPELINE_NAME = "llama-nemotron"
+COMPILING = threading.Lock()
+"""KFP's compiler has a global state, and the operator submits in threads."""
 MAX_RETRIES = 3
 """Further attempts at a task: a pod that is evicted or preempted fails its task, and the next attempt resumes.
 
@@ -71,7 +74,8 @@ def compile_pipeline(
 
     describe = dsl.pipeline(name=PIPELINE_NAME, description=f"Recipe {graph.name}, {graph.digest[:12]}.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(describe(pipeline), package_path=str(out))
+    with COMPILING:
+        compiler.Compiler().compile(describe(pipeline), package_path=str(out))
 
 
 def image(name: str) -> str:

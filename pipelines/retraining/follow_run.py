@@ -1,6 +1,5 @@
 """The run of a `Retraining` in Kubeflow Pipelines: named, submitted, followed to its end, forgotten when it is old."""
 
-import threading
 from datetime import datetime
 
 from components.core.store.store import Store, record_path
@@ -11,8 +10,6 @@ from pipelines.retraining.status import PastRun, RetrainingStatus, RunState
 from pipelines.run.kfp_server import KfpRun, KfpServer
 from pipelines.run.submit import OUTCOMES, Submitter
 
-COMPILING = threading.Lock()
-"""KFP's compiler has a global state, and objects are reconciled in threads."""
 MAX_MESSAGE = 1000
 """Longest error of a run in the status, characters."""
 
@@ -76,8 +73,7 @@ class RunFollower:
         """
         attempt = self._status.attempt
         assert attempt is not None
-        with COMPILING:
-            self._run = self._submitter.submit(recipe, attempt.run).kfp
+        self._run = self._submitter.submit(recipe, attempt.run).kfp
         assert self._run is not None
         self._adopt(self._run)
 
