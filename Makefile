@@ -33,7 +33,7 @@ demo: install ## Run the whole recipe on this machine: from nothing to a served 
 	$(BIN)/tessera run pipelines/recipes/demo.yaml
 
 test: check ## Format, lint, types, import contracts, all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install ## The quick half of the tests: format, lint, types, import contracts
 	$(BIN)/ruff format --check .

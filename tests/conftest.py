@@ -18,7 +18,11 @@ OPT_IN = ("cluster", "kfp")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that nobody asked for, and skip those that need a GPU where there is none."""
+    """Leave out the tests that nobody asked for, skip those that need a GPU where there is none, and start the longest.
+
+    A file of tests/e2e takes minutes: as the last one it would leave all processes but its own without work.
+    """
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
     left_out = [
         item
         for item in items
