@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.core.base.errors import ClusterError, InputError
-from components.core.base.kubernetes_api import kubernetes_errors
+from components.core.base.kubernetes_api import api_client
 from components.core.runtime.placement import Placement
 from pipelines.recipe.graph import Graph
 from pipelines.recipe.pod_settings import GPU, node_pool, requests
@@ -73,12 +73,12 @@ def read_pools(namespace: str) -> dict[str, Pool]:
     """
     from kubernetes import client
 
-    with kubernetes_errors():
-        groups = client.ApisApi().get_api_versions().groups
+    with api_client() as connection:
+        groups = client.ApisApi(connection).get_api_versions().groups
         versions = [group.preferred_version.version for group in groups if group.name == KUEUE]
         if not versions:
             raise ClusterError("the cluster has no Kueue", hint="install Kueue, or leave out --queues")
-        api = client.CustomObjectsApi()
+        api = client.CustomObjectsApi(connection)
         local = api.list_namespaced_custom_object(KUEUE, versions[0], namespace, "localqueues")["items"]
         cluster = api.list_cluster_custom_object(KUEUE, versions[0], "clusterqueues")["items"]
     by_name = {queue["metadata"]["name"]: queue for queue in cluster}

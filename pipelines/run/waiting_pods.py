@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from components.core.base.errors import ClusterError
-from components.core.base.kubernetes_api import kubernetes_errors, load_cluster
+from components.core.base.kubernetes_api import api_client, load_cluster
 from pipelines.recipe.pod_settings import QUEUE_LABEL, RUN_LABEL, STAGE_LABEL, stage_label
 
 INTERVAL_S = 15.0
@@ -59,8 +59,8 @@ def read_reasons(namespace: str, run: str) -> dict[str, str]:
     """
     from kubernetes import client
 
-    with kubernetes_errors():
-        pods = client.CoreV1Api().list_namespaced_pod(
+    with api_client() as api:
+        pods = client.CoreV1Api(api).list_namespaced_pod(
             namespace, label_selector=f"{RUN_LABEL}={run},{STAGE_LABEL}", field_selector="status.phase=Pending"
         )
     waiting = [pod for pod in pods.items if time.time() - pod.metadata.creation_timestamp.timestamp() > PATIENCE_S]

@@ -124,12 +124,24 @@ def test_a_submitted_recipe_makes_the_digests_of_a_local_run(
     assert digests(pod_store) == digests(tmp_path / "local")
 
 
-def test_pods_of_a_run_are_admitted_through_the_queue_of_their_pool(cluster: Cluster, submission: list[str]) -> None:
+def test_pods_of_a_run_wait_for_the_queue_of_their_pool(
+    cluster: Cluster, submission: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     cluster.need(KUEUE, "ClusterQueue")
-    name = f"{cluster.namespace}-{REAL_POOL}"
+    name, shown = f"{cluster.namespace}-{REAL_POOL}", list[str]()
     quota = {"cpu": "1500m", "memory": "8Gi"}
-    cluster.create(flavor(name, REAL_POOL), *queues(name, cluster.namespace, {name: quota}, local=REAL_POOL))
-    assert run_command([*submission, "--queues"]) == 0
+    closed, local = queues(name, cluster.namespace, {name: quota}, local=REAL_POOL)
+    closed["spec"]["stopPolicy"] = "Hold"
+    cluster.create(flavor(name, REAL_POOL), closed, local)
+
+    def says_why() -> bool:
+        shown.append(capfd.readouterr().out)
+        return f"data: waits in queue {REAL_POOL} of Kueue" in "".join(shown)
+
+    with submitted(submission, "--queues") as run:
+        cluster.wait("the run says why it waits", says_why)
+        cluster.patch(KUEUE, "ClusterQueue", name, {"spec": {"stopPolicy": "None"}})
+        assert run.wait() == 0
     admitted = [each["status"]["admission"]["clusterQueue"] for each in cluster.all(KUEUE, "Workload")]
     assert len(admitted) >= 3
     assert set(admitted) == {name}
@@ -164,7 +176,7 @@ def test_a_stage_with_gpus_lands_on_a_node_of_its_pool_and_its_run_can_be_cancel
 
 
 def test_a_run_of_higher_priority_preempts_one_that_resumes(
-    cluster: Cluster, submission: list[str], pod_store: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    cluster: Cluster, submission: list[str], pod_store: str, tmp_path: Path
 ) -> None:
     cluster.need(KUEUE, "ClusterQueue")
     name, high = f"{cluster.namespace}-{REAL_POOL}", f"{cluster.namespace}-high"
@@ -182,7 +194,6 @@ def test_a_run_of_higher_priority_preempts_one_that_resumes(
         cluster.wait("the run that is preempted trains", lambda: steps(store))
         assert run_command([*urgent, "--queues"]) == 0
         assert run.wait() == 0
-    assert f"parent: waits in queue {REAL_POOL} of Kueue" in capfd.readouterr().out
     first, second = steps(store)
     assert (first[0], second[-1]) == (1, LONG["num_steps"])
     assert 1 < second[0] <= first[-1] + 1

@@ -4,8 +4,12 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from components.core.base.errors import ClusterError
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
 
 
 def load_cluster() -> str:
@@ -43,6 +47,23 @@ def kubernetes_errors() -> Iterator[None]:
         raise ClusterError(f"the cluster answered {error.status}: {error.reason}{_explanation(error.body)}") from error
     except (HTTPError, OSError) as error:
         raise ClusterError(f"the cluster does not answer: {str(error)[:200]}", hint="check KUBECONFIG") from error
+
+
+@contextlib.contextmanager
+def api_client() -> Iterator["ApiClient"]:
+    """A client of the cluster that `load_cluster` has taken; its connections are closed at the end of the block.
+
+    Raises:
+        ClusterError: there is no cluster, it does not answer, or it refuses.
+    """
+    from kubernetes.client import ApiClient
+
+    with kubernetes_errors():
+        api = ApiClient()
+        try:
+            yield api
+        finally:
+            api.rest_client.pool_manager.clear()
 
 
 def _explanation(body: str | bytes | None) -> str:
