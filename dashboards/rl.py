@@ -6,8 +6,10 @@ from components.core.base.metric_names import (
     ACCURACY,
     ANSWER_TOKENS,
     CLIPPED,
+    ENTROPY,
     FORMAT,
     GRAD_NORM,
+    GROUPS_SAMPLED,
     GROUPS_WITH_SPREAD,
     KL,
     LOG_RATIO,
@@ -56,8 +58,12 @@ def build() -> Dashboard:
             {run: of_stage(GROUPS_WITH_SPREAD)},
             "Groups whose rewards differ. None: problems are too easy or too hard, and nothing is learned.",
         ),
+        Panel(
+            "Groups sampled", "none", {run: of_stage(GROUPS_SAMPLED)}, "More than a step learns from: some replaced."
+        ),
     ]
     learner = [
+        Panel("Entropy", "none", {run: of_stage(ENTROPY)}, "Nats a token. Near 0 all answers of a group are alike."),
         Panel("KL from the start", "none", {run: of_stage(KL, RL)}, "Nats; 0 where rl.kl_coef is 0."),
         Panel("Clipped tokens", "percentunit", {run: of_stage(CLIPPED)}, "High: steps are too large."),
         Panel(

@@ -1,13 +1,16 @@
 """Settings, inputs and outputs of reinforcement learning."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from components.core.base.config import Config
 from components.core.runtime.stage import Input, Output, Stage
 from components.core.training.train_config import ComputeDtype
+
+Loss = Literal["grpo", "dapo", "dr_grpo", "rloo"]
+"""Losses by the names of their papers; they differ in the advantages and in the weights of tokens."""
 
 
 class RlConfig(Config):
@@ -21,6 +24,9 @@ class RlConfig(Config):
     """Different problems in a rollout; the paper has 72."""
     samples_per_prompt: int = Field(default=16, gt=1)
     """Answers to each problem: a group, within which advantages are computed; the paper has 16."""
+    dynamic_sampling: int = Field(default=0, ge=0)
+    """Further problems of a step, as a multiple of `prompts_per_step`, from which groups are replaced whose rewards are
+    all alike, so that a step learns from as many groups as it has prompts (DAPO, arXiv 2503.14476, section 3.2)."""
     updates_per_step: int = Field(default=2, gt=0)
     """Optimizer steps after each rollout, each on an equal part of the prompts; the paper has 2."""
     micro_batch_size: int = Field(default=128, gt=0)
@@ -30,14 +36,24 @@ class RlConfig(Config):
     mask_truncated: bool = False
     """Leave the tokens of answers that were cut off at `max_tokens` out of the loss (DAPO, arXiv 2503.14476, section
     3.4); their rewards count in the advantages of their group."""
+    overlong_buffer: int = Field(default=0, ge=0)
+    """Tokens before `max_tokens` in which the reward of an answer falls by up to 1 with its length (DAPO, arXiv
+    2503.14476, section 3.4); 0: the length has no reward."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature of the rollouts; the paper has 1."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Learning rate after the warm-up, constant."""
     warmup_steps: int = Field(default=2, ge=0)
     """Optimizer steps that climb linearly to the learning rate."""
-    clip_ratio: float = Field(default=0.2, gt=0)
-    """Half-width of the interval around 1 that the probability ratio is clipped to (arXiv 1707.06347, section 3)."""
+    loss: Loss = "dapo"
+    """`grpo`: advantages in units of the group's spread, the mean over the tokens of each answer (arXiv 2402.03300);
+    `dapo`: those advantages, the mean over the tokens of all answers (arXiv 2503.14476); `dr_grpo`: no division by the
+    spread or by an answer's length (arXiv 2503.20783); `rloo`: the mean of the other answers as the baseline, the sum
+    over the tokens of an answer (arXiv 2402.14740)."""
+    clip_ratio: float = Field(default=0.2, gt=0, lt=1)
+    """The probability ratio is clipped below 1 minus this (arXiv 1707.06347, section 3)."""
+    clip_ratio_high: float | None = Field(default=None, gt=0)
+    """The probability ratio is clipped above 1 plus this; `clip_ratio` where null, DAPO has 0.28 (clip-higher)."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of KL(policy || incoming model) in the loss; GRPO has 0.04 (arXiv 2402.03300), the paper's RLHF 1e-3."""
     thinking_off_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -46,6 +62,8 @@ class RlConfig(Config):
     """Problems that the incoming model solves at least this often are dropped; the paper has 0.75."""
     pass_rate_samples: int = Field(default=8, gt=0)
     """Answers to each problem from which its pass rate is estimated; the paper has 8."""
+    start_without_reward: bool = False
+    """Start although the incoming model solves no problem; without it such a start is refused."""
     min_level: int = Field(default=0, ge=0)
     """Problems of a lower level are not drawn. The data gives each problem its level; without one it is 0."""
     max_problems: int = Field(default=512, gt=0)

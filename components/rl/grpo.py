@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: advantages within a group, the clipped loss, and the learner.
+"""Group-relative policy optimisation: advantages within a group, the clipped losses, and the learner.
 
 The engine samples with the learner's weights, and yet with slightly other probabilities where its kernels or its
 precision differ. Truncated importance weights correct for that.
@@ -11,6 +11,7 @@ Shape letters: G groups (problems), S answers of a group, N answer tokens.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,22 +22,51 @@ from components.core.text.packing import Batch, best_fit_decreasing, pack_rows
 from components.core.training.loop import Objective, OptimizerStep, adamw
 from components.core.training.losses import counted, token_logprobs
 from components.core.training.train_config import warm_up
-from components.rl.config import RlConfig
+from components.rl.config import Loss, RlConfig
 from components.rl.rollout import Answer
 
 
-def group_advantages(rewards_GS: Tensor) -> Tensor:
-    """Rewards minus the mean of their group, divided by its standard deviation; 0 if all rewards of a group are equal.
+def group_advantages(rewards_GS: Tensor, loss: Loss = "dapo") -> Tensor:
+    """Rewards against those of their group; 0 where all rewards of a group are equal.
 
     Args:
         rewards_GS: float, one row per problem.
+        loss: `grpo` and `dapo` divide what a reward is above the group's mean by the group's standard deviation;
+            `dr_grpo` does not (arXiv 2503.20783, section 3.2); `rloo` takes the mean of the other answers, S/(S-1)
+            times as far away (arXiv 2402.14740, section 3).
 
     Returns:
         Float, same shape.
     """
     centred_GS = rewards_GS - rewards_GS.mean(dim=1, keepdim=True)
     spread_G1 = rewards_GS.std(dim=1, keepdim=True, correction=0)
-    return torch.where(spread_G1 > 1e-6, centred_GS / (spread_G1 + 1e-6), torch.zeros_like(centred_GS))
+    group_size = rewards_GS.shape[1]
+    if loss == "rloo":
+        scaled_GS = centred_GS * group_size / (group_size - 1)
+    elif loss == "dr_grpo":
+        scaled_GS = centred_GS
+    else:
+        scaled_GS = centred_GS / (spread_G1 + 1e-6)
+    return torch.where(spread_G1 > 1e-6, scaled_GS, torch.zeros_like(centred_GS))
+
+
+def token_weights(lengths: Sequence[int], loss: Loss, max_tokens: int) -> list[float]:
+    """Weight of the tokens of each answer in a loss that is the weighted sum over all tokens by their number.
+
+    Args:
+        lengths: tokens of each answer of an optimizer step.
+        loss: `dapo` weighs all tokens alike (arXiv 2503.14476, section 3.3), `grpo` all answers (arXiv 2402.03300,
+            equation 3), `dr_grpo` divides the sum of an answer by `max_tokens`, and `rloo` leaves it whole.
+        max_tokens: maximum length of an answer.
+    """
+    mean = sum(lengths) / max(1, len(lengths))
+    weight_of = {
+        "dapo": lambda _: 1.0,
+        "grpo": lambda length: mean / length,
+        "dr_grpo": lambda _: mean / max_tokens,
+        "rloo": lambda _: mean,
+    }[loss]
+    return [weight_of(length) for length in lengths]
 
 
 @dataclass(frozen=True)
@@ -56,7 +86,8 @@ def policy_loss(
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
     *,
-    clip_ratio: float,
+    clip_range: tuple[float, float],
+    weights_N: Tensor | None = None,
     reference_logprobs_N: Tensor | None = None,
     kl_coef: float = 0.0,
 ) -> PolicyLoss:
@@ -66,20 +97,22 @@ def policy_loss(
         logprobs_N: log-probabilities of the sampled tokens under the learner; they receive the gradient.
         old_logprobs_N: the learner's log-probabilities before the first update with these answers.
         advantages_N: advantage of the answer that each token belongs to.
-        clip_ratio: half-width of the interval around 1 that the ratio is clipped to.
+        clip_range: lowest and highest ratio.
+        weights_N: weight of each token in the loss; None: 1.
         reference_logprobs_N: log-probabilities under the reference model; None without a KL term.
         kl_coef: weight of the low-variance estimate of the KL.
     """
     ratio_N = torch.exp(logprobs_N - old_logprobs_N)
     surrogate_N = ratio_N * advantages_N
-    clipped_N = ratio_N.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages_N
-    total = -torch.minimum(surrogate_N, clipped_N).sum()
+    clipped_N = ratio_N.clamp(*clip_range) * advantages_N
+    loss_N = -torch.minimum(surrogate_N, clipped_N)
     kl = torch.zeros(())
     if reference_logprobs_N is not None:
         gap_N = reference_logprobs_N - logprobs_N
-        kl = (torch.exp(gap_N) - gap_N - 1).sum()
-        total = total + kl_coef * kl
-    return PolicyLoss(total, (surrogate_N > clipped_N).sum(), kl.detach())
+        kl_N = torch.exp(gap_N) - gap_N - 1
+        kl, loss_N = kl_N.detach().sum(), loss_N + kl_coef * kl_N
+    total = loss_N.sum() if weights_N is None else (weights_N * loss_N).sum()
+    return PolicyLoss(total, (surrogate_N > clipped_N).sum(), kl)
 
 
 MIN_SEQ_LEN = 128
@@ -96,6 +129,7 @@ class PolicyBatch:
         rows: prompts and answers; only tokens of answers count in the loss.
         engine_logprobs_N: log-probabilities under the engine that sampled the answers.
         advantages_N: advantage of the answer that each token belongs to.
+        weights_N: weight of each token in the loss.
         old_logprobs_N: the learner's log-probabilities before the first update with the rollout; None in the first
             update, where they are those of the learner as it is.
     """
@@ -103,12 +137,17 @@ class PolicyBatch:
     rows: Batch
     engine_logprobs_N: Tensor
     advantages_N: Tensor
+    weights_N: Tensor
     old_logprobs_N: Tensor | None = None
 
     def to(self, device: torch.device) -> "PolicyBatch":
         """The same answers on another device, as long as they have no `old_logprobs_N`."""
-        engine_N, advantages_N = self.engine_logprobs_N.to(device), self.advantages_N.to(device)
-        return replace(self, rows=self.rows.to(device), engine_logprobs_N=engine_N, advantages_N=advantages_N)
+        return PolicyBatch(
+            self.rows.to(device),
+            self.engine_logprobs_N.to(device),
+            self.advantages_N.to(device),
+            self.weights_N.to(device),
+        )
 
 
 class Learner:
@@ -154,10 +193,11 @@ class Learner:
         Answers with advantage 0 count in that number. They are computed only for the KL term: without it they have no
         gradient.
         """
-        pairs = [pair for pair in with_advantages(groups) if not (self._config.mask_truncated and pair[0].truncated)]
-        num_tokens = sum(len(answer.token_ids) for answer, _ in pairs)
-        computed = [pair for pair in pairs if pair[1] != 0.0 or self._reference is not None]
-        size = self._config.micro_batch_size
+        config = self._config
+        weighted = with_weights(groups, config)
+        num_tokens = sum(len(item.answer.token_ids) for item in weighted)
+        computed = [item for item in weighted if item.advantage != 0.0 or self._reference is not None]
+        size = config.micro_batch_size
         parts = [computed[start : start + size] for start in range(0, len(computed), size)]
         return [pack_answers(part).to(self._step.device) for part in parts], num_tokens
 
@@ -175,7 +215,7 @@ class Learner:
 
     def _loss(self, policy: TesseraForCausalLM, batch: PolicyBatch) -> dict[str, Tensor]:
         """The loss of a micro batch of answers."""
-        temperature = self._config.temperature
+        config, temperature = self._config, self._config.temperature
         reference_N = None
         if self._reference is not None:
             with torch.no_grad():
@@ -188,30 +228,46 @@ class Learner:
             logprobs_N,
             old_logprobs_N,
             log_ratio_N.exp().clamp(max=MAX_IMPORTANCE_WEIGHT) * batch.advantages_N,
-            clip_ratio=self._config.clip_ratio,
+            clip_range=(1 - config.clip_ratio, 1 + (config.clip_ratio_high or config.clip_ratio)),
+            weights_N=batch.weights_N,
             reference_logprobs_N=reference_N,
-            kl_coef=self._config.kl_coef,
+            kl_coef=config.kl_coef,
         )
         return {"loss": loss.total, "clipped": loss.clipped, "kl": loss.kl}
 
 
-def with_advantages(groups: Sequence[Sequence[Answer]]) -> list[tuple[Answer, float]]:
-    """Answers and their advantages."""
+class WeightedAnswer(NamedTuple):
+    """An answer, its advantage, and the weight of its tokens in the loss."""
+
+    answer: Answer
+    advantage: float
+    weight: float
+
+
+def with_weights(groups: Sequence[Sequence[Answer]], config: RlConfig) -> list[WeightedAnswer]:
+    """Answers with advantages and weights, without those that the loss leaves out."""
     if not groups:
         return []
     rewards_GS = torch.tensor([[answer.reward.total for answer in group] for group in groups])
+    advantages = group_advantages(rewards_GS, config.loss).flatten().tolist()
     answers = [answer for group in groups for answer in group]
-    return list(zip(answers, group_advantages(rewards_GS).flatten().tolist(), strict=True))
+    pairs = [
+        (answer, advantage)
+        for answer, advantage in zip(answers, advantages, strict=True)
+        if not (config.mask_truncated and answer.truncated)
+    ]
+    weights = token_weights([len(answer.token_ids) for answer, _ in pairs], config.loss, config.max_tokens)
+    return [WeightedAnswer(*pair, weight) for pair, weight in zip(pairs, weights, strict=True)]
 
 
-def pack_answers(answers: Sequence[tuple[Answer, float]]) -> PolicyBatch:
-    """Pack prompts and answers into rows; log-probabilities and advantages are in the order of the packed tokens."""
+def pack_answers(answers: Sequence[WeightedAnswer]) -> PolicyBatch:
+    """Pack prompts and answers into rows; the values of tokens are in the order of the packed tokens."""
     examples = [
         Example(
             [*answer.problem.prompt_ids, *answer.token_ids],
             [False] * len(answer.problem.prompt_ids) + [True] * len(answer.token_ids),
         )
-        for answer, _ in answers
+        for answer, _, _ in answers
     ]
     lengths = [len(example.token_ids) for example in examples]
     seq_len = max(MIN_SEQ_LEN, *lengths)
@@ -219,8 +275,9 @@ def pack_answers(answers: Sequence[tuple[Answer, float]]) -> PolicyBatch:
     in_order = [answers[number] for row in rows for number in row]
     return PolicyBatch(
         pack_rows([[examples[number] for number in row] for row in rows], seq_len, pad=0),
-        torch.tensor([logprob for answer, _ in in_order for logprob in answer.logprobs]),
-        torch.tensor([advantage for answer, advantage in in_order for _ in answer.token_ids]),
+        torch.tensor([logprob for answer, _, _ in in_order for logprob in answer.logprobs]),
+        torch.tensor([advantage for answer, advantage, _ in in_order for _ in answer.token_ids]),
+        torch.tensor([weight for answer, _, weight in in_order for _ in answer.token_ids]),
     )
 
 

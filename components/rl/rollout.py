@@ -1,14 +1,17 @@
 """Rollouts: vLLM samples answers, a verifier judges them. Source: arXiv 2505.00949, section 5.1."""
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
 
 from components.core.base.errors import StageFailed
-from components.core.serving.engine import Engine
+from components.core.serving.engine import Engine, Sample
 from components.core.text.chat import format_ok, parse_answer
 from components.core.text.verifier import verify
+from components.rl.config import RlConfig
 
 ACCURACY_REWARD, FORMAT_REWARD = 1.0, 0.2
 """Rewards of a right answer and of the format of the mode; the paper adds the two and does not say their weights."""
@@ -82,46 +85,85 @@ class Answer:
     reward: Reward
 
 
-def roll_out(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    problems: Sequence[Problem],
-    environment: Environment,
-    *,
-    samples: int,
-    temperature: float,
-    max_tokens: int,
-    eos: int,
-    seed: int,
-) -> list[list[Answer]]:
-    """Sample a group of answers to each problem, and score them.
+@dataclass
+class Sampler:
+    """Samples answers with the engine's current weights, and scores them while it generates others.
 
-    Each request has a seed of its own, so that equal weights give equal answers, also in another process.
+    Threads score; the verifier compares formulas in processes of its own.
 
-    Returns:
-        One list per problem, without the problems whose scoring failed.
+    Attributes:
+        engine: with the policy's weights.
+        tokenizer: of the policy.
+        eos: the token that ends an answer.
+        config: sampling, and the length that is rewarded.
+        environment: judges.
     """
-    results = engine.generate(
-        [problem.prompt_ids for problem in problems],
-        n=samples,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seeds=[(seed * 1_000_003 + number * 1009) % (1 << 31) for number in range(len(problems))],
-        stop_token_ids=[eos],
-        logprobs=True,
-    )
-    groups = []
-    for problem, group in zip(problems, results, strict=True):
+
+    engine: Engine
+    tokenizer: Tokenizer
+    eos: int
+    config: RlConfig
+    environment: Environment = field(default_factory=Environment)
+
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        *,
+        seed: int,
+        samples: int,
+        on_finished: Callable[[int], None] = lambda number: None,
+    ) -> list[list[Answer]]:
+        """Sample a group of answers to each problem, and score them.
+
+        Each request has a seed of its own, so that equal weights give equal answers, also in another process.
+
+        Args:
+            problems: with their prompts.
+            seed: of this call.
+            samples: answers to each problem.
+            on_finished: receives the number of problems whose answers were sampled, each time one more is.
+
+        Returns:
+            One list per problem, without the problems whose scoring failed.
+        """
+        finished = self.engine.generate(
+            [problem.prompt_ids for problem in problems],
+            n=samples,
+            temperature=self.config.temperature,
+            max_tokens=self.config.max_tokens,
+            seeds=[(seed * 1_000_003 + number * 1009) % (1 << 31) for number in range(len(problems))],
+            stop_token_ids=[self.eos],
+            logprobs=True,
+        )
+        scores: dict[int, Future[list[Answer] | None]] = {}
+        with ThreadPoolExecutor(os.cpu_count()) as judges:
+            for number, group in finished:
+                scores[number] = judges.submit(self._scored, problems[number], group)
+                on_finished(len(scores))
+        groups = (scores[number].result() for number in range(len(problems)))
+        return [group for group in groups if group is not None]
+
+    def _scored(self, problem: Problem, group: Sequence[Sample]) -> list[Answer] | None:
+        """The answers with their rewards; None if the judge failed on one of them."""
         answers = []
         for sample in group:
-            text = answer_text(tokenizer, sample.token_ids, eos)
-            reward = environment.score(problem.id, text, problem.expected, problem.mode)
-            if reward is not None:
-                truncated, logprobs = sample.finish_reason == "length", sample.logprobs or ()
-                answers.append(Answer(problem, sample.token_ids, logprobs, sample.weight_version, truncated, reward))
-        if len(answers) == samples:
-            groups.append(answers)
-    return groups
+            text = answer_text(self.tokenizer, sample.token_ids, self.eos)
+            reward = self.environment.score(problem.id, text, problem.expected, problem.mode)
+            if reward is None:
+                return None
+            penalty = overlong_penalty(len(sample.token_ids), self.config.max_tokens, self.config.overlong_buffer)
+            reward = replace(reward, total=reward.total - penalty)
+            truncated, logprobs = sample.finish_reason == "length", sample.logprobs or ()
+            answers.append(Answer(problem, sample.token_ids, logprobs, sample.weight_version, truncated, reward))
+        return answers
+
+
+def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
+    """What an answer loses for its length: 0 up to `buffer` tokens below the maximum, 1 at the maximum, linear between.
+
+    Source: arXiv 2503.14476, equation 13.
+    """
+    return max(0, length - (max_tokens - buffer)) / buffer if buffer else 0.0
 
 
 def answer_text(tokenizer: Tokenizer, token_ids: Sequence[int], eos: int) -> str:

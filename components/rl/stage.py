@@ -20,7 +20,10 @@ from components.core.training.train_config import compute_dtype
 from components.rl.config import RlConfig
 from components.rl.curriculum import load_problems, longest_prompt, mixed_modes, order_problems, to_problems
 from components.rl.grpo import Learner
-from components.rl.rollout import Answer, Environment, Problem, check_weight_version, roll_out
+from components.rl.rollout import Answer, Environment, Problem, Sampler, check_weight_version
+
+PROGRESS_REPORTS = 50
+"""Most reports of progress while pass rates are measured."""
 
 
 @dataclass
@@ -71,21 +74,19 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
             state = RlState(*rollouts.curriculum(with_thinking))
         context.resume.interval_s = config.resume_interval_s
         while (step := len(state.curve)) < config.num_steps:
-            groups = rollouts.sample(
-                mixed_modes(rows, state.batches[step], model, config, step), seed=(config.seed or 0) * 7919 + step + 1
-            )
-            check_weight_version(groups, step)
-            metrics = mean_scores(groups) | learner.learn(groups)
+            sampled, groups = rollouts.groups_of_step(rows, state.batches[step], step)
+            check_weight_version(sampled, step)
+            metrics = mean_scores(sampled) | learner.learn(groups)
             engine.update_weights(policy.named_parameters(), version=step + 1)
             state.curve.append(metrics)
             context.progress(step + 1, config.num_steps, "", **metrics)
             report_first_without_spread(state.curve, context)
             if (context.stopping() or context.resume.due()) and step + 1 < config.num_steps:
-                state.updates, state.quarantine = learner.num_updates, rollouts.environment.quarantine
+                state.updates, state.quarantine = learner.num_updates, dict(rollouts.environment.quarantine)
                 save_point(context, step + 1, policy, learner.optimizer, asdict(state))
                 if context.stopping():
                     raise Interrupted
-        quarantine = dict(rollouts.environment.quarantine)
+        quarantine = dict(sorted(rollouts.environment.quarantine.items()))
     without_spread = steps_without_spread(state.curve)
     if without_spread:
         unchanged = "; the policy is the incoming model, unchanged" if learner.num_updates == 0 else ""
@@ -102,27 +103,95 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
 
 
 class Rollouts:
-    """Samples answers with the engine's current weights, and scores them."""
+    """The answers of each phase of a run: those that measure pass rates, and those of each step."""
 
     def __init__(self, engine: Engine, model: Path, config: RlConfig, context: StageContext) -> None:
-        self.environment = Environment()
-        self._engine, self._config, self._context = engine, config, context
-        self._tokenizer, self._eos = Tokenizer.from_file(str(model / "tokenizer.json")), eos_token_id(model)
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        self._sampler = Sampler(engine, tokenizer, eos_token_id(model), config)
+        self._model, self._config, self._context = model, config, context
 
-    def sample(self, problems: Sequence[Problem], seed: int, samples: int | None = None) -> list[list[Answer]]:
-        """A group of answers to each problem."""
-        before = len(self.environment.quarantine)
-        groups = roll_out(
-            self._engine,
-            self._tokenizer,
-            problems,
-            self.environment,
-            samples=samples or self._config.samples_per_prompt,
-            temperature=self._config.temperature,
-            max_tokens=self._config.max_tokens,
-            eos=self._eos,
-            seed=seed,
+    @property
+    def environment(self) -> Environment:
+        """What judges the answers."""
+        return self._sampler.environment
+
+    def groups_of_step(
+        self, rows: Sequence[dict[str, object]], numbers: Sequence[int], step: int
+    ) -> tuple[list[list[Answer]], list[list[Answer]]]:
+        """All groups of a step, and those to learn from.
+
+        Where groups are replaced, the step learns from those with a spread of rewards; if there are too few, the
+        others stay.
+
+        Args:
+            rows: the training problems.
+            numbers: of the problems of this step, in the order in which they are asked.
+            step: number of the step, from 0.
+        """
+        wanted, sampled, chosen = self._config.prompts_per_step, list[list[Answer]](), list[list[Answer]]()
+        while numbers and len(chosen) < wanted:
+            now, numbers = numbers[: wanted - len(chosen)], numbers[wanted - len(chosen) :]
+            problems = mixed_modes(rows, now, self._model, self._config, step)
+            seed = (self._config.seed or 0) * 7919 + step + 1 + len(sampled) * 15_485_863
+            groups = self._sample(problems, seed, self._config.samples_per_prompt)
+            sampled += groups
+            chosen += filter(has_spread, groups) if self._config.dynamic_sampling else groups
+        without = [group for group in sampled if not has_spread(group)] if self._config.dynamic_sampling else []
+        return sampled, chosen + without[: wanted - len(chosen)]
+
+    def curriculum(self, problems: Sequence[Problem]) -> tuple[float, list[list[int]]]:
+        """Mean pass rate of the incoming model, and the problem numbers of each step, without too easy problems.
+
+        Raises:
+            DataError: no answer can be graded, or none is right and the recipe does not allow such a start.
+        """
+        config = self._config
+        groups = self._sample(problems, config.seed or 0, config.pass_rate_samples, what="problems, pass rates")
+        rate_of = {group[0].problem.id: sum(answer.reward.correct for answer in group) / len(group) for group in groups}
+        if not rate_of:
+            raise DataError(
+                "every training problem is in quarantine, because answers to them could not be graded",
+                hint="give problems whose answers are numbers or short formulas",
+            )
+        if not any(rate_of.values()):
+            self._refuse_without_reward(groups)
+        selected = [i for i, p in enumerate(problems) if rate_of.get(p.id, 1.0) < config.max_pass_rate]
+        if len(selected) < config.prompts_per_step:
+            self._context.note(
+                f"only {len(selected)} problems are below max_pass_rate={config.max_pass_rate}: all are used"
+            )
+            selected = [i for i, p in enumerate(problems) if p.id in rate_of]
+        batches = order_problems(
+            [rate_of[problems[i].id] for i in selected],
+            batch_size=config.prompts_per_step * (1 + config.dynamic_sampling),
+            num_batches=config.num_steps,
+            seed=config.seed or 0,
         )
+        mean = sum(rate_of.values()) / max(1, len(rate_of))
+        return mean, [[selected[i] for i in batch] for batch in batches]
+
+    def _refuse_without_reward(self, groups: Sequence[Sequence[Answer]]) -> None:
+        """Say why no step can reward accuracy, and refuse to start unless the recipe allows it."""
+        config, scores = self._config, mean_scores(groups)
+        fact = (
+            f"the incoming model solves none of {len(groups)} problems in {config.pass_rate_samples} answers each: "
+            f"{scores['format']:.0%} of its answers have the right format, {scores['truncated']:.0%} are cut off "
+            f"at max_tokens={config.max_tokens}; no step can reward accuracy until an answer is right"
+        )
+        advice = "easier problems, more fine-tuning or a larger rl.max_tokens help"
+        if not config.start_without_reward:
+            raise DataError(fact, hint=f"{advice}; rl.start_without_reward=true starts all the same")
+        self._context.note(f"{fact}; {advice}")
+
+    def _sample(self, problems: Sequence[Problem], seed: int, samples: int, what: str = "") -> list[list[Answer]]:
+        """A group of answers to each problem; with `what`, progress is reported under that name."""
+        before, interval = len(self.environment.quarantine), max(1, len(problems) // PROGRESS_REPORTS)
+
+        def report(number: int) -> None:
+            if what and (number % interval == 0 or number == len(problems)):
+                self._context.progress(number, len(problems), what)
+
+        groups = self._sampler.sample(problems, seed=seed, samples=samples, on_finished=report)
         if len(self.environment.quarantine) > before:
             problem, reason = next(reversed(self.environment.quarantine.items()))
             self._context.note(
@@ -131,42 +200,18 @@ class Rollouts:
             )
         return groups
 
-    def curriculum(self, problems: Sequence[Problem]) -> tuple[float, list[list[int]]]:
-        """Mean pass rate of the incoming model, and the problem numbers of each batch, without too easy problems."""
-        config = self._config
-        groups = self.sample(problems, seed=config.seed or 0, samples=config.pass_rate_samples)
-        rate_of = {group[0].problem.id: sum(answer.reward.correct for answer in group) / len(group) for group in groups}
-        if not rate_of:
-            raise DataError(
-                "every training problem is in quarantine, because answers to them could not be graded",
-                hint="give problems whose answers are numbers or short formulas",
-            )
-        selected = [i for i, p in enumerate(problems) if rate_of.get(p.id, 1.0) < config.max_pass_rate]
-        if len(selected) < config.prompts_per_step:
-            self._context.note(
-                f"only {len(selected)} problems are below max_pass_rate={config.max_pass_rate}: all are used"
-            )
-            selected = [i for i, p in enumerate(problems) if p.id in rate_of]
-        if not any(rate_of.values()):
-            scores = mean_scores(groups)
-            self._context.note(
-                f"the incoming model solves none of {len(groups)} problems in {config.pass_rate_samples} answers each: "
-                f"{scores['format']:.0%} of its answers have the right format, {scores['truncated']:.0%} are cut off "
-                f"at max_tokens={config.max_tokens}; no step can reward accuracy until an answer is right. Easier "
-                "problems, more fine-tuning or a larger rl.max_tokens help"
-            )
-        batches = order_problems(
-            [rate_of[problems[i].id] for i in selected],
-            batch_size=config.prompts_per_step,
-            num_batches=config.num_steps,
-            seed=config.seed or 0,
-        )
-        mean = sum(rate_of.values()) / max(1, len(rate_of))
-        return mean, [[selected[i] for i in batch] for batch in batches]
+
+def has_spread(group: Sequence[Answer]) -> bool:
+    """Whether the rewards of a group differ, so that a step learns from it."""
+    return len({answer.reward.total for answer in group}) > 1
 
 
 def mean_scores(groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """Means over all answers of a rollout, and the fraction of groups whose rewards differ, for the curves."""
+    """Numbers of a rollout for the curves.
+
+    Means over all answers; the number of groups and the fraction of them whose rewards differ; the entropy of the
+    policy, nats a token, estimated without bias by the mean of -log p over the tokens that were sampled from it.
+    """
     answers = [answer for group in groups for answer in group]
     columns: dict[str, list[float]] = {
         "reward": [answer.reward.total for answer in answers],
@@ -174,9 +219,11 @@ def mean_scores(groups: Sequence[Sequence[Answer]]) -> dict[str, float]:
         "format": [answer.reward.format_ok for answer in answers],
         "answer_tokens": [len(answer.token_ids) for answer in answers],
         "truncated": [answer.truncated for answer in answers],
-        "groups_with_spread": [len({answer.reward.total for answer in group}) > 1 for group in groups],
+        "groups_with_spread": [has_spread(group) for group in groups],
+        "entropy": [-logprob for answer in answers for logprob in answer.logprobs],
     }
-    return {name: sum(values) / max(1, len(values)) for name, values in columns.items()}
+    means = {name: sum(values) / max(1, len(values)) for name, values in columns.items()}
+    return means | {"groups_sampled": float(len(groups))}
 
 
 def steps_without_spread(curve: Sequence[Mapping[str, float]]) -> list[int]:

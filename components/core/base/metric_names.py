@@ -52,6 +52,8 @@ TRUNCATED = Metric("tessera_truncated", "Fraction of answers cut off at the toke
 GROUPS_WITH_SPREAD = Metric(
     "tessera_groups_with_spread", "Fraction of groups whose rewards differ, so that one learns", PHASE
 )
+GROUPS_SAMPLED = Metric("tessera_groups_sampled", "Groups of answers that a step sampled", PHASE)
+ENTROPY = Metric("tessera_entropy", "Entropy of the policy, nats a token, estimated from the sampled tokens", PHASE)
 CLIPPED = Metric("tessera_clipped", "Fraction of tokens at which the policy ratio is clipped", PHASE)
 LOG_RATIO = Metric("tessera_log_ratio", "Mean over tokens of the absolute log ratio of learner and engine, nats", PHASE)
 MAX_LOG_RATIO = Metric(
@@ -60,7 +62,8 @@ MAX_LOG_RATIO = Metric(
 
 REPORTED = (
     *(LOSS, KL, COSINE, GRAD_NORM, LEARNING_RATE, TOKENS_PER_S, ERROR, PERPLEXITY),
-    *(REWARD, ACCURACY, FORMAT, ANSWER_TOKENS, TRUNCATED, GROUPS_WITH_SPREAD, CLIPPED, LOG_RATIO, MAX_LOG_RATIO),
+    *(REWARD, ACCURACY, FORMAT, ANSWER_TOKENS, TRUNCATED, GROUPS_WITH_SPREAD, GROUPS_SAMPLED, ENTROPY),
+    *(CLIPPED, LOG_RATIO, MAX_LOG_RATIO),
 )
 """What stages report with their progress."""
 

@@ -3,7 +3,7 @@
 import gc
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ class Engine:
         seeds: Sequence[int] | None = None,
         stop_token_ids: Sequence[int] = (),
         logprobs: bool = False,
-    ) -> list[list[Sample]]:
+    ) -> Iterator[tuple[int, list[Sample]]]:
         """Continue each prompt `n` times.
 
         Args:
@@ -145,8 +145,9 @@ class Engine:
             stop_token_ids: tokens that end a sample, in addition to the model's own end of text.
             logprobs: whether to return the log-probabilities of the sampled tokens.
 
-        Returns:
-            `n` samples for each prompt.
+        Yields:
+            Number of a prompt and its `n` samples, as soon as all of them are complete: the caller works on them
+            while the others are generated.
         """
         options = {
             "n": n,
@@ -157,7 +158,8 @@ class Engine:
             "logprobs": 0 if logprobs else None,  # 0: the sampled token alone
         }
         each = [options] * len(prompts) if seeds is None else [{**options, "seed": seed} for seed in seeds]
-        return [[self._sample(completion) for completion in result.outputs] for result in self._run(prompts, each)]
+        for number, result in self._run(prompts, each):
+            yield number, [self._sample(completion) for completion in result.outputs]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace all weights by those of a model of the same architecture, in memory.
@@ -223,15 +225,25 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, prompts: Sequence[Sequence[int]], options: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """VLLM's results in the order of the prompts."""
+    def _run(self, prompts: Sequence[Sequence[int]], options: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Any]]:
+        """Number of each prompt and VLLM's result, in the order in which they end."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        params = [SamplingParams(detokenize=False, **option) for option in options]
-        with _eager():
-            results: list[Any] = self._llm.generate(requests, params, use_tqdm=False)
-        return results
+        engine, running = self._llm.llm_engine, {str(number) for number in range(len(prompts))}
+        for number, (prompt, option) in enumerate(zip(prompts, options, strict=True)):
+            params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **option)
+            engine.add_request(str(number), {"prompt_token_ids": list(prompt)}, params)
+        try:
+            while running:
+                with _eager():
+                    results = engine.step()
+                for result in results:
+                    running.remove(result.request_id)
+                    yield int(result.request_id), result
+        finally:
+            if running:  # the caller has ended before the engine: its next requests have the same numbers
+                engine.abort_request(list(running))
 
     def _sample(self, completion: Any) -> Sample:
         """Convert one of vLLM's completions."""

@@ -1,5 +1,5 @@
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from components.rl.config import RlConfig
-from components.rl.grpo import Learner, group_advantages, policy_loss
+from components.rl.config import Loss, RlConfig
+from components.rl.grpo import Learner, group_advantages, policy_loss, with_weights
 from components.rl.rollout import Answer, Problem, Reward
 from tests.components.core import tiny_models
 from tests.components.pretend_gpu import GPU, GPUS, assert_same, computes_on_gpu
@@ -35,14 +35,75 @@ def test_advantages_do_not_depend_on_scale_and_offset_of_the_reward(rewards, sca
     [(1.0, 2.0, -2.0), (1.5, 1.0, -1.2), (1.5, -1.0, 1.5), (0.5, -1.0, 0.8), (0.5, 1.0, -0.5)],
 )
 def test_policy_loss_is_the_clipped_surrogate_by_hand(ratio, advantage, expected):
-    loss = policy_loss(torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), clip_ratio=0.2)
+    loss = policy_loss(
+        torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), clip_range=(0.8, 1.2)
+    )
 
     assert float(loss.total) == pytest.approx(expected, rel=1e-5)
 
 
+@given(
+    st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=2), min_size=1, max_size=5),
+    st.randoms(use_true_random=False),
+)
+def test_losses_are_those_of_their_papers_answer_by_answer(lengths, random):
+    """The gradient at the old policy is a weight for each token: by hand, from the formula of each paper."""
+    group_size, groups, longest = 2, len(lengths), 64
+    rewards = [[random.choice([0.0, 0.2, 1.2]) for _ in range(group_size)] for _ in lengths]
+    answers = [
+        [answer([9] * length, [-1.0] * length, reward) for length, reward in zip(*group, strict=True)]
+        for group in zip(lengths, rewards, strict=True)
+    ]
+    num_tokens = sum(map(sum, lengths))
+    for loss in get_args(Loss):
+        found = [
+            item.advantage * item.weight / num_tokens
+            for item in with_weights(answers, RlConfig(loss=loss, max_tokens=longest))
+        ]
+        expected = []
+        for group_rewards, group_lengths in zip(rewards, lengths, strict=True):
+            mean = sum(group_rewards) / group_size
+            spread = (sum((reward - mean) ** 2 for reward in group_rewards) / group_size) ** 0.5
+            for reward, length in zip(group_rewards, group_lengths, strict=True):
+                others = (sum(group_rewards) - reward) / (group_size - 1)
+                relative = (reward - mean) / spread if spread > 1e-6 else 0.0
+                expected.append(
+                    {
+                        "dapo": relative / num_tokens,
+                        "grpo": relative / length / (groups * group_size),
+                        "dr_grpo": (reward - mean) / longest / (groups * group_size),
+                        "rloo": (reward - others) / (groups * group_size),
+                    }[loss]
+                )
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_the_upper_clip_may_be_higher_than_the_lower_one():
+    logprobs = torch.tensor([math.log(1.25), math.log(0.75)])
+    loss = policy_loss(logprobs, torch.zeros(2), torch.tensor([1.0, -1.0]), clip_range=(0.8, 1.28))
+
+    assert float(loss.total) == pytest.approx(-1.25 + 0.8, rel=1e-5)
+    assert int(loss.clipped) == 1
+
+
+def test_weights_act_on_surrogate_and_kl_but_not_on_what_is_counted():
+    logprobs, old, advantages = torch.tensor([0.1, 0.3]), torch.zeros(2), torch.tensor([1.0, 2.0])
+    options: dict[str, Any] = {"clip_range": (0.8, 1.2), "reference_logprobs_N": torch.ones(2), "kl_coef": 0.5}
+    parts = [
+        policy_loss(
+            *(v[i : i + 1] for v in (logprobs, old, advantages)), **{**options, "reference_logprobs_N": torch.ones(1)}
+        )
+        for i in range(2)
+    ]
+    both = policy_loss(logprobs, old, advantages, weights_N=torch.tensor([3.0, 0.5]), **options)
+
+    assert float(both.total) == pytest.approx(3 * float(parts[0].total) + 0.5 * float(parts[1].total), rel=1e-5)
+    assert float(both.kl) == pytest.approx(sum(float(part.kl) for part in parts), rel=1e-5)
+
+
 def test_no_gradient_flows_where_the_clip_acts():
     logprobs = torch.tensor([math.log(1.5), 0.0], requires_grad=True)
-    policy_loss(logprobs, torch.zeros(2), torch.ones(2), clip_ratio=0.2).total.backward()
+    policy_loss(logprobs, torch.zeros(2), torch.ones(2), clip_range=(0.8, 1.2)).total.backward()
 
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([0.0, -1.0])
@@ -50,10 +111,20 @@ def test_no_gradient_flows_where_the_clip_acts():
 
 def test_kl_to_the_reference_is_zero_at_the_reference_and_positive_elsewhere():
     same = policy_loss(
-        torch.zeros(3), torch.zeros(3), torch.zeros(3), clip_ratio=0.2, reference_logprobs_N=torch.zeros(3), kl_coef=1.0
+        torch.zeros(3),
+        torch.zeros(3),
+        torch.zeros(3),
+        clip_range=(0.8, 1.2),
+        reference_logprobs_N=torch.zeros(3),
+        kl_coef=1.0,
     )
     other = policy_loss(
-        torch.zeros(3), torch.zeros(3), torch.zeros(3), clip_ratio=0.2, reference_logprobs_N=torch.ones(3), kl_coef=1.0
+        torch.zeros(3),
+        torch.zeros(3),
+        torch.zeros(3),
+        clip_range=(0.8, 1.2),
+        reference_logprobs_N=torch.ones(3),
+        kl_coef=1.0,
     )
 
     assert float(same.kl) == 0.0

@@ -1,3 +1,5 @@
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,7 +10,17 @@ from tokenizers import Tokenizer
 from components.core.base.errors import StageFailed
 from components.core.serving.engine import Engine, Sample
 from components.core.text.formulas import JudgeFailed
-from components.rl.rollout import Answer, Environment, Problem, Reward, answer_text, check_weight_version, roll_out
+from components.rl.config import RlConfig
+from components.rl.rollout import (
+    Answer,
+    Environment,
+    Problem,
+    Reward,
+    Sampler,
+    answer_text,
+    check_weight_version,
+    overlong_penalty,
+)
 from tests.components.core import tiny_models
 from tests.components.core.tiny_models import EOS, TOKENS
 
@@ -29,16 +41,19 @@ def ids(*tokens: str) -> tuple[int, ...]:
 def engine(*samples: tuple[int, ...], asked: dict[str, Any] | None = None) -> Engine:
     """Gives these samples to every prompt, made by weights 3."""
 
-    def generate(prompts: list[list[int]], **options: Any) -> list[list[Sample]]:
+    def generate(prompts: list[list[int]], **options: Any) -> Iterator[tuple[int, list[Sample]]]:
         (asked if asked is not None else {}).update(options)
-        return [[Sample(sample, (-0.5,) * len(sample), "stop", 3) for sample in samples] for _ in prompts]
+        for number in reversed(range(len(prompts))):
+            yield number, [Sample(sample, (-0.5,) * len(sample), "stop", 3) for sample in samples]
 
     return cast("Engine", SimpleNamespace(generate=generate))
 
 
-def rolled_out(engine: Engine, tokenizer: Tokenizer, environment: Environment, seed: int = 1) -> list[list[Answer]]:
-    options: dict[str, Any] = {"samples": 2, "temperature": 1.0, "max_tokens": 8, "eos": EOS, "seed": seed}
-    return roll_out(engine, tokenizer, PROBLEMS, environment, **options)
+def rolled_out(
+    engine: Engine, tokenizer: Tokenizer, environment: Environment, seed: int = 1, **settings: Any
+) -> list[list[Answer]]:
+    config = RlConfig(**{"max_tokens": 8, **settings})
+    return Sampler(engine, tokenizer, EOS, config, environment).sample(PROBLEMS, seed=seed, samples=2)
 
 
 def test_every_problem_gets_its_group_of_judged_answers(tokenizer):
@@ -74,6 +89,37 @@ def test_a_problem_in_quarantine_is_left_out_as_a_whole(tokenizer):
 
     assert [[answer.problem.id for answer in group] for group in groups] == [["b", "b"]]
     assert environment.quarantine == {"a": "ZeroDivisionError: judge"}
+
+
+def test_answers_are_judged_while_others_are_generated(tokenizer):
+    judged, waited = threading.Event(), []
+
+    def judge(answer: str, expected: str) -> bool:
+        judged.set()
+        return answer == expected
+
+    def generate(prompts: list[list[int]], **options: Any) -> Iterator[tuple[int, list[Sample]]]:
+        for number in range(len(prompts)):
+            yield number, [Sample(ids("4"), (-0.5,), "stop", 3)] * 2
+            waited.append(judged.wait(30))
+
+    slow = cast("Engine", SimpleNamespace(generate=generate))
+    assert len(rolled_out(slow, tokenizer, Environment(judge))) == 2
+    assert waited == [True, True]
+
+
+@pytest.mark.parametrize(("length", "expected"), [(1, 0.0), (80, 0.0), (85, 0.25), (90, 0.5), (100, 1.0)])
+def test_the_penalty_for_length_grows_linearly_to_one(length, expected):
+    assert overlong_penalty(length, max_tokens=100, buffer=20) == expected
+    assert overlong_penalty(length, max_tokens=100, buffer=0) == 0.0
+
+
+def test_long_answers_earn_less(tokenizer):
+    right = ids("<think>", "1", "</think>", "4", "<eos>")
+    groups = rolled_out(engine(right, right[2:]), tokenizer, Environment(), max_tokens=6, overlong_buffer=4)
+
+    assert groups[0][0].reward == Reward(pytest.approx(1.2 - 0.75), True, True)
+    assert groups[0][1].reward == Reward(pytest.approx(0.0 - 0.25), True, False)
 
 
 def test_the_text_has_its_tags_and_not_its_end(tokenizer):

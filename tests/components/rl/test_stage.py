@@ -111,7 +111,8 @@ def test_engine_and_learner_agree_at_other_temperatures(model, problems, out, tm
 
 def test_a_run_that_never_meets_a_right_answer_says_so_by_the_numbers(model, out, tmp_path):
     write_rows(tmp_path / "train.jsonl", ({"id": str(i), "question": "2+2=", "answer": "7"} for i in range(4)))
-    context, config = job_in(tmp_path), SHORT.model_copy(update={"temperature": 0.1})  # 4 or 5, never anything else
+    never = {"temperature": 0.1, "start_without_reward": True}  # 4 or 5, never anything else
+    context, config = job_in(tmp_path), SHORT.model_copy(update=never)
     result = run(config, context=context, out=out, model=model, problems=tmp_path)
     notes = " ".join(context.reporter.notes)  # type: ignore[attr-defined]
 
@@ -122,8 +123,31 @@ def test_a_run_that_never_meets_a_right_answer_says_so_by_the_numbers(model, out
     assert "3 of 3 steps had no spread of rewards in any group; the policy is the incoming model, unchanged" in notes
 
 
+def test_a_start_without_any_reward_is_refused_with_advice(model, out, tmp_path):
+    write_rows(tmp_path / "train.jsonl", ({"id": str(i), "question": "2+2=", "answer": "7"} for i in range(4)))
+    with pytest.raises(DataError, match="solves none of 4 problems in 4 answers each: 100% of its") as refused:
+        run(CONFIG, context=job_in(tmp_path), out=out, model=model, problems=tmp_path)
+
+    assert "rl.start_without_reward=true starts all the same" in str(refused.value.hint)
+    assert not list(out.iterdir())
+
+
+def test_groups_without_spread_are_replaced(model, problems, out, tmp_path):
+    """Two answers that are each right one time in two agree half of the time."""
+    config = SHORT.model_copy(update={"samples_per_prompt": 2, "dynamic_sampling": 4, "num_steps": 1})
+    context = job_in(tmp_path)
+    result = run(config, context=context, out=out, model=model, problems=problems)
+    (numbers,) = result["curve"]
+    rates = [e for e in context.reporter.events if e.get("what") == "problems, pass rates"]  # type: ignore[attr-defined]
+
+    assert numbers["groups_sampled"] > config.prompts_per_step
+    assert numbers["groups_with_spread"] * numbers["groups_sampled"] == pytest.approx(config.prompts_per_step)
+    assert [(event["done"], event["total"]) for event in rates] == [(done, 5) for done in range(1, 6)]
+
+
 def test_answers_that_are_cut_off_are_counted_and_can_be_left_out(model, problems, out, tmp_path):
-    config = SHORT.model_copy(update={"max_tokens": 3, "mask_truncated": True, "num_steps": 1})
+    cut_off = {"max_tokens": 3, "mask_truncated": True, "num_steps": 1, "start_without_reward": True}
+    config = SHORT.model_copy(update=cut_off)
     curve = run(config, context=job_in(tmp_path), out=out, model=model, problems=problems)["curve"]
 
     assert curve[0]["truncated"] == 1.0

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,8 +83,12 @@ def tied_llama(seed: int, kind: str, folder: Path) -> nn.Module:
     return model
 
 
+def in_order(finished: Iterable[tuple[int, list[Sample]]]) -> list[list[Sample]]:
+    return [samples for _, samples in sorted(finished)]
+
+
 def greedy(engine: Engine) -> list[Sample]:
-    samples = engine.generate(PROMPTS, temperature=0.0, max_tokens=NEW_TOKENS, logprobs=True)
+    samples = in_order(engine.generate(PROMPTS, temperature=0.0, max_tokens=NEW_TOKENS, logprobs=True))
     return [sample for (sample,) in samples]
 
 
@@ -119,9 +123,16 @@ def test_new_weights_give_the_samples_of_the_new_model_and_old_weights_the_old_o
     ]
 
 
+def test_short_answers_come_while_long_ones_are_generated_and_the_rest_can_be_left(case: Case) -> None:
+    numbers = [number for number, _ in case.engine.generate(PROMPTS, temperature=0.0, max_tokens=NEW_TOKENS)]
+    assert sorted(numbers) == list(range(len(PROMPTS)))
+    for _ in range(2):  # the requests that are left do not come back with the next ones
+        assert len(next(case.engine.generate(PROMPTS, temperature=0.0, max_tokens=NEW_TOKENS))[1]) == 1
+
+
 def test_a_seed_gives_the_same_samples_in_any_batch(case: Case) -> None:
     def sample(prompts: list[list[int]], seeds: list[int]) -> list[list[tuple[int, ...]]]:
-        found = case.engine.generate(prompts, n=3, temperature=1.0, max_tokens=6, seeds=seeds)
+        found = in_order(case.engine.generate(prompts, n=3, temperature=1.0, max_tokens=6, seeds=seeds))
         return [[one.token_ids for one in samples] for samples in found]
 
     first, second = sample(PROMPTS[:2], [7, 8])
@@ -132,9 +143,10 @@ def test_a_seed_gives_the_same_samples_in_any_batch(case: Case) -> None:
 
 
 def test_a_stop_token_ends_a_sample_and_is_part_of_it(case: Case) -> None:
-    (whole,) = case.engine.generate([PROMPTS[0]], temperature=0.0, max_tokens=NEW_TOKENS)[0]
+    ((_, (whole,)),) = case.engine.generate([PROMPTS[0]], temperature=0.0, max_tokens=NEW_TOKENS)
     stop = whole.token_ids[2]
-    (cut,) = case.engine.generate([PROMPTS[0]], temperature=0.0, max_tokens=NEW_TOKENS, stop_token_ids=[stop])[0]
+    request = case.engine.generate([PROMPTS[0]], temperature=0.0, max_tokens=NEW_TOKENS, stop_token_ids=[stop])
+    ((_, (cut,)),) = request
     assert cut.token_ids == whole.token_ids[: whole.token_ids.index(stop) + 1]
     assert cut.finish_reason == "stop"
     assert cut.logprobs is None
