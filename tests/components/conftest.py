@@ -26,7 +26,9 @@ class Recorder:
 
     def curve(self, name: str) -> list[float]:
         """One number of every step."""
-        return [event["metrics"][name] for event in self.events if event["type"] == "progress"]
+        return [
+            event["metrics"][name] for event in self.events if event["type"] == "progress" and name in event["metrics"]
+        ]
 
     @property
     def notes(self) -> list[str]:

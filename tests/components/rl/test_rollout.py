@@ -119,7 +119,7 @@ def test_long_answers_earn_less(tokenizer):
     groups = rolled_out(engine(right, right[2:]), tokenizer, Environment(), max_tokens=6, overlong_buffer=4)
 
     assert groups[0][0].reward == Reward(pytest.approx(1.2 - 0.75), True, True)
-    assert groups[0][1].reward == Reward(pytest.approx(0.0 - 0.25), True, False)
+    assert groups[0][1].reward == Reward(pytest.approx(-0.25), False, False)
 
 
 def test_the_text_has_its_tags_and_not_its_end(tokenizer):

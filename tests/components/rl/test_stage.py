@@ -125,16 +125,25 @@ def test_a_run_that_never_meets_a_right_answer_says_so_by_the_numbers(model, out
 
 def test_a_start_without_any_reward_is_refused_with_advice(model, out, tmp_path):
     write_rows(tmp_path / "train.jsonl", ({"id": str(i), "question": "2+2=", "answer": "7"} for i in range(4)))
+    config = CONFIG.model_copy(update={"temperature": 0.1})
     with pytest.raises(DataError, match="solves none of 4 problems in 4 answers each: 100% of its") as refused:
-        run(CONFIG, context=job_in(tmp_path), out=out, model=model, problems=tmp_path)
+        run(config, context=job_in(tmp_path), out=out, model=model, problems=tmp_path)
 
     assert "rl.start_without_reward=true starts all the same" in str(refused.value.hint)
-    assert not list(out.iterdir())
+    assert not list((out / "policy").iterdir())
 
 
 def test_groups_without_spread_are_replaced(model, problems, out, tmp_path):
     """Two answers that are each right one time in two agree half of the time."""
-    config = SHORT.model_copy(update={"samples_per_prompt": 2, "dynamic_sampling": 4, "num_steps": 1})
+    config = SHORT.model_copy(
+        update={
+            "prompts_per_step": 8,
+            "samples_per_prompt": 2,
+            "dynamic_sampling": 4,
+            "num_steps": 1,
+            "temperature": 0.3,
+        }
+    )
     context = job_in(tmp_path)
     result = run(config, context=context, out=out, model=model, problems=problems)
     (numbers,) = result["curve"]
