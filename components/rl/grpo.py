@@ -60,13 +60,9 @@ def token_weights(lengths: Sequence[int], loss: Loss, max_tokens: int) -> list[f
         max_tokens: maximum length of an answer.
     """
     mean = sum(lengths) / max(1, len(lengths))
-    weight_of = {
-        "dapo": lambda _: 1.0,
-        "grpo": lambda length: mean / length,
-        "dr_grpo": lambda _: mean / max_tokens,
-        "rloo": lambda _: mean,
-    }[loss]
-    return [weight_of(length) for length in lengths]
+    if loss == "grpo":
+        return [mean / length for length in lengths]
+    return [{"dapo": 1.0, "dr_grpo": mean / max_tokens, "rloo": mean}[loss]] * len(lengths)
 
 
 @dataclass(frozen=True)

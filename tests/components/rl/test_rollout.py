@@ -118,8 +118,8 @@ def test_long_answers_earn_less(tokenizer):
     right = ids("<think>", "1", "</think>", "4", "<eos>")
     groups = rolled_out(engine(right, right[2:]), tokenizer, Environment(), max_tokens=6, overlong_buffer=4)
 
-    assert groups[0][0].reward == Reward(pytest.approx(1.2 - 0.75), True, True)
-    assert groups[0][1].reward == Reward(pytest.approx(-0.25), False, False)
+    assert [answer.reward.total for answer in groups[0]] == pytest.approx([1.2 - 0.75, -0.25])
+    assert [answer.reward.correct for answer in groups[0]] == [True, False]
 
 
 def test_the_text_has_its_tags_and_not_its_end(tokenizer):
