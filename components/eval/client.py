@@ -28,33 +28,31 @@ STOP = ["\nQuestion:", "\nQ:", "\nProblem:"]
 async def ask(
     url: str,
     model: str,
-    problems: Sequence[Problem],
-    modes: Sequence[PromptMode],
+    requests: Sequence[tuple[Problem, PromptMode]],
     config: EvalConfig,
     on_answer: Callable[[], None],
     folder: Path,
 ) -> list[AnswerRow]:
-    """Ask a model every problem in every mode. All requests run concurrently, so that the server's batch stays full.
+    """Ask a model problems. All requests run concurrently, so that the server's batch stays full.
 
     Args:
         url: base URL of the server.
         model: role of the served model.
-        problems: the problems.
-        modes: prompt modes of the model.
+        requests: each problem with the mode to ask it in.
         config: sampling, limits and seed.
         on_answer: called when a problem has its answers; an exception from it cancels the rest.
         folder: the model's, whose tokenizer encodes plain prompts.
 
     Returns:
-        The answers to all problems in the first mode, then in the next.
+        The answers in the order of the requests.
 
     Raises:
         DataError: a problem is too long for the model.
         openai.APIError: the server failed, or went away.
     """
     slots = asyncio.Semaphore(config.concurrency)
-    plain = plain_prompt_ids(folder, [problem.prompt for problem in problems]) if "plain" in modes else []
-    prompts = dict(zip(problems, plain, strict=False))
+    plain = [problem for problem, mode in requests if mode == "plain"]
+    prompts = dict(zip(plain, plain_prompt_ids(folder, [each.prompt for each in plain]) if plain else (), strict=True))
     async with AsyncOpenAI(base_url=url, api_key="-", timeout=TIMEOUT_S, max_retries=1) as client:
 
         async def ask_one(problem: Problem, mode: PromptMode) -> AnswerRow:
@@ -72,7 +70,7 @@ async def ask(
             on_answer()
             return await asyncio.to_thread(grade, model, problem, mode, samples)
 
-        return list(await asyncio.gather(*(ask_one(problem, mode) for mode in modes for problem in problems)))
+        return list(await asyncio.gather(*(ask_one(problem, mode) for problem, mode in requests)))
 
 
 def num_samples(config: EvalConfig, mode: PromptMode) -> int:

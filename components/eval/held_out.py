@@ -13,23 +13,35 @@ from components.core.text.packing import load_batches
 from components.core.training.losses import next_token_loss
 from components.eval.answers import EvalCheckpoint
 from components.eval.config import HeldOutText
+from components.eval.replicas import Replicas
 
 WHAT = "held-out text"
 
 
 def measure_losses(
-    models: Mapping[str, Path], corpus: Path, config: HeldOutText, context: StageContext, checkpoint: EvalCheckpoint
+    models: Mapping[str, Path],
+    corpus: Path,
+    config: HeldOutText,
+    context: StageContext,
+    checkpoint: EvalCheckpoint,
+    replicas: Replicas,
 ) -> None:
     """Measure the held-out loss of each model that has none in the checkpoint, and save it there.
+
+    Each replica measures a model of its own at a time.
 
     Raises:
         DataError: the corpus has no validation text.
         Interrupted: the stage was asked to stop; the losses of finished models are in the checkpoint.
     """
     torch.set_num_threads(context.placement.threads)
-    for role, folder in models.items():
-        if role not in checkpoint.losses:
-            checkpoint.losses[role] = held_out_loss(role, folder, corpus, config, context)
+    remaining = [role for role in models if role not in checkpoint.losses]
+    for begin in range(0, len(remaining), replicas.count):
+        together = remaining[begin : begin + replicas.count]
+        losses = {role: held_out_loss(role, models[role], corpus, config, context) for role in replicas.share(together)}
+        for measured in replicas.exchange(losses):
+            checkpoint.losses |= measured
+        if replicas.is_first:
             checkpoint.save(context.resume)
 
 

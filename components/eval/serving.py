@@ -23,9 +23,11 @@ from components.core.text.toggle_template import ChatTemplate
 from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode
 from components.eval.client import SERVED_NAME, ask
 from components.eval.config import WITH_TOGGLE, EvalConfig
+from components.eval.replicas import Replicas, gpus_of_replica, merge_shares
 
 CPU_SERVERS = 2
-"""Servers that run at the same time on a CPU, each on one thread. On a GPU a server takes the memory of the device."""
+"""Servers that run at the same time on a CPU where there is one replica. On a GPU a server takes the memory of the
+device."""
 CHAT_TEMPLATE_TOKENS = 256
 """Upper limit of what a chat template adds to a prompt, whose own length is at most one token per byte."""
 PROGRESS_EVERY = 20
@@ -83,12 +85,21 @@ def prompt_modes(role: str, folder: Path) -> tuple[PromptMode, ...]:
 
 
 class EvalRunner:
-    """Asks all models, and saves the answers of each model once they are complete."""
+    """Asks all models, and saves the answers of each model once they are complete.
+
+    Each replica asks its share of the requests. All take the models in the same order, and exchange their answers.
+    """
 
     def __init__(
-        self, config: EvalConfig, problems: Sequence[Problem], context: StageContext, checkpoint: EvalCheckpoint
+        self,
+        config: EvalConfig,
+        problems: Sequence[Problem],
+        context: StageContext,
+        checkpoint: EvalCheckpoint,
+        replicas: Replicas,
     ) -> None:
         self._config, self._problems, self._context, self._checkpoint = config, problems, context, checkpoint
+        self._replicas = replicas
         self._lock = Lock()
         self._done = self._total = 0
         self._cancelled = False
@@ -101,10 +112,11 @@ class EvalRunner:
             Interrupted: the stage was asked to stop; the answers of finished models are in the checkpoint.
         """
         remaining = {role: folder for role, folder in models.items() if role not in self._checkpoint.answers}
-        self._total = len(self._problems) * sum(len(prompt_modes(*model)) for model in remaining.items())
+        self._total = sum(len(self._requests(*model)) for model in remaining.items())
         if not remaining:
             return
-        with ThreadPoolExecutor(1 if vllm_uses_gpu() else CPU_SERVERS) as pool:
+        num_servers = 1 if vllm_uses_gpu() or self._replicas.count > 1 else CPU_SERVERS
+        with ThreadPoolExecutor(num_servers) as pool:
             groups = [pool.submit(self._ask_group, roles, remaining) for roles in group_by_architecture(remaining)]
             try:
                 for group in as_completed(groups):
@@ -120,10 +132,17 @@ class EvalRunner:
             for role in roles:
                 if role != roles[0]:
                     server.swap_weights(models[role], version=role)
-                answers = self._ask_model(server, role, models[role])
+                rows = [row.model_dump(mode="json") for row in self._ask_model(server, role, models[role])]
+                answers = [AnswerRow.model_validate(row) for row in merge_shares(self._replicas.exchange(rows))]
                 with self._lock:
                     self._checkpoint.answers[role] = answers
-                    self._checkpoint.save(self._context.resume)
+                    if self._replicas.is_first:
+                        self._checkpoint.save(self._context.resume)
+
+    def _requests(self, role: str, folder: Path) -> list[tuple[Problem, PromptMode]]:
+        """What this replica asks a model: its share of all problems in the first mode, then in the next."""
+        modes = prompt_modes(role, folder)
+        return self._replicas.share([(problem, mode) for mode in modes for problem in self._problems])
 
     def _server(self, roles: Sequence[str], models: Mapping[str, Path]) -> Server:
         """The server of a group, before it is started."""
@@ -132,18 +151,19 @@ class EvalRunner:
         return Server(
             folder,
             name=SERVED_NAME,
-            log=self._context.scratch / f"server-{roles[0]}.log",
+            log=self._context.scratch / f"server-{roles[0]}-{self._replicas.index}.log",
             swappable=len(roles) > 1,
             max_model_len=min(
                 max_position_embeddings(folder), longest + CHAT_TEMPLATE_TOKENS + self._config.max_tokens
             ),
             max_num_seqs=self._config.concurrency,
             own_sampling=False,
+            gpus=gpus_of_replica(self._context.placement, tensor_parallel=1),
             on_wait=lambda _: self._stop_if_asked(),
         )
 
     def _ask_model(self, server: Server, role: str, folder: Path) -> list[AnswerRow]:
-        """Ask a model all problems in all its modes."""
+        """Ask a model this replica's share of the problems in its modes."""
 
         def tick() -> None:
             self._stop_if_asked()
@@ -153,8 +173,7 @@ class EvalRunner:
                     self._context.progress(self._done, self._total, what=role)
 
         try:
-            modes = prompt_modes(role, folder)
-            return asyncio.run(ask(server.url, role, self._problems, modes, self._config, tick, folder))
+            return asyncio.run(ask(server.url, role, self._requests(role, folder), self._config, tick, folder))
         except APIError as error:
             raise StageFailed(f"the server of {role} failed: {error}\n{describe_failure(server.log)}") from error
 

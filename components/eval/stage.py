@@ -19,6 +19,7 @@ from components.eval.answers import EvalCheckpoint, load_problems, ungraded, wri
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
 from components.eval.gains import gains, values_and_bounds
 from components.eval.held_out import measure_losses, perplexity
+from components.eval.replicas import Replicas
 from components.eval.scores import scores
 from components.eval.serving import EvalRunner
 
@@ -32,7 +33,12 @@ def run(
     corpus: Path | None = None,
     **models: Path | None,
 ) -> dict[str, JsonValue]:
-    """Measure speed and perplexity while nothing else runs, then ask the models; write metrics and answers."""
+    """Measure speed and perplexity while nothing else runs, then ask the models; write metrics and answers.
+
+    Where the stage runs as several ranks, each is a replica with servers of its own. The first measures speed, and
+    writes the outputs; the held-out text and the problems are shared out.
+    """
+    replicas = Replicas.of_ranks()
     evaluated = {role: folder for role in ROLES if (folder := models.get(role)) is not None}
     check_models(evaluated)
     test_problems = load_problems(problems, config.num_problems) if problems else []
@@ -44,14 +50,18 @@ def run(
         )
     checkpoint = EvalCheckpoint.latest(context.resume)
     if not checkpoint.speeds:
-        checkpoint.speeds = measure_speeds(evaluated, config.workload, context)
-        checkpoint.save(context.resume)
+        measured = measure_speeds(evaluated, config.workload, context) if replicas.is_first else {}
+        checkpoint.speeds = replicas.exchange(measured)[0]
+        if replicas.is_first:
+            checkpoint.save(context.resume)
     if corpus is not None and has_text:
-        measure_losses(evaluated, corpus, config.held_out, context, checkpoint)
+        measure_losses(evaluated, corpus, config.held_out, context, checkpoint, replicas)
     if test_problems:
-        EvalRunner(config, test_problems, context, checkpoint).ask(evaluated)
+        EvalRunner(config, test_problems, context, checkpoint, replicas).ask(evaluated)
     else:
         context.note("there are no test problems: models are compared by their perplexity on held-out text")
+    if not replicas.is_first:
+        return {}
     metrics = {**_metrics(evaluated, checkpoint, context), "settings": config.canonical()}
     (out / "metrics" / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     write_answers(

@@ -27,7 +27,7 @@ from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.schema import Recipe, is_address
 from pipelines.recipe.source_files import KINDS, files_of
 
-TRAINED_ON_RANKS = (PRETRAIN, DISTILL, SFT)
+RUN_AS_RANKS = (PRETRAIN, DISTILL, SFT, EVAL)
 """Stages whose `run` can be one of several ranks."""
 
 
@@ -80,12 +80,12 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
 
 def _several_nodes(graph: Graph) -> Iterator[InputError]:
     """Stages that cannot spread over nodes, where they are to."""
-    labels = [task.label for task in graph.tasks if task.placement.nodes > 1 and task.stage not in TRAINED_ON_RANKS]
+    labels = [task.label for task in graph.tasks if task.placement.nodes > 1 and task.stage not in RUN_AS_RANKS]
     if labels:
-        trained = ", ".join(stage.name for stage in TRAINED_ON_RANKS)
+        able = ", ".join(stage.name for stage in RUN_AS_RANKS)
         yield RecipeError(
             f"placement.nodes is more than 1 for {', '.join(labels)}; these run on one node",
-            hint=f"set it in the placement of a stage that trains on several: {trained}",
+            hint=f"set it in the placement of a stage that can use several: {able}",
         )
 
 

@@ -14,10 +14,10 @@ class Placement(Config):
     """Processes, threads, devices and node pool of a stage; they change no result, so they are not in its key."""
 
     nodes: int = Field(default=1, ge=1)
-    """Pods that a stage trains in on a cluster, as one `TrainJob`; all else here is for one of them. On one machine the
+    """Pods that a stage works in on a cluster, as one `TrainJob`; all else here is for one of them. On one machine the
     ranks of all nodes run there."""
     processes: int = 1
-    """Training processes (ranks) of a node."""
+    """Processes (ranks) of a node: of a training, or replicas of the evaluation, each with a vLLM server of its own."""
     threads: int = 2
     """CPU threads a process."""
     gpus: int = 0
@@ -46,7 +46,7 @@ class Placement(Config):
 
     @property
     def num_ranks(self) -> int:
-        """Training processes of all nodes."""
+        """Processes of all nodes."""
         return self.nodes * self.processes
 
     @property

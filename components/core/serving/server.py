@@ -64,6 +64,7 @@ class Server:
         threads: int = 1,
         swappable: bool = False,
         own_sampling: bool = True,
+        gpus: str | None = None,
         timeout_s: float = 600.0,
         on_wait: Callable[[float], None] = lambda seconds: None,
     ) -> None:
@@ -81,6 +82,7 @@ class Server:
             threads: CPU threads of the engine.
             swappable: enables `swap_weights`; this opens vLLM's development endpoints on loopback.
             own_sampling: requests that set no sampling settings get those of the folder's `generation_config.json`.
+            gpus: the GPUs that the server may use, as `CUDA_VISIBLE_DEVICES` lists them; None: those of this process.
             timeout_s: time limit for the server to become ready.
             on_wait: called with the seconds waited so far, about ten times a second, until the server is ready.
 
@@ -109,7 +111,7 @@ class Server:
             self._options["--reasoning-parser"] = PLUGIN
         if swappable:
             self._options["--weight-transfer-config"] = json.dumps({"backend": PLUGIN})
-        self._threads, self._swappable = threads, swappable
+        self._threads, self._swappable, self._gpus = threads, swappable, gpus
         self._timeout_s, self._on_wait = timeout_s, on_wait
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -229,6 +231,7 @@ class Server:
         """Environment variables of the server."""
         return {
             **process_environment(self._threads),
+            **({} if self._gpus is None else {"CUDA_VISIBLE_DEVICES": self._gpus}),
             OWNER_VARIABLE: str(os.getpid()),
             "VLLM_SERVER_DEV_MODE": str(int(self._swappable)),
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked engine would not load the plug-in

@@ -1,6 +1,7 @@
 """Settings that engines and servers share: environment variables, memory for the KV cache. Imports no torch."""
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,9 @@ ENVIRONMENT = {
 
 OWNER_VARIABLE = "TESSERA_VLLM_OWNER"
 """Environment variable with the id of the process that a vLLM server ends with."""
+
+TORCHRUN_VARIABLE = re.compile("((TORCHELASTIC|PET|ROLE)_.*|((LOCAL|GROUP)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT))$")
+"""Environment variables that torchrun, or a pod of a `TrainJob`, gives to a rank."""
 
 BATCHED_TOKENS = 8192
 """Most tokens that the engine processes in one step. A prompt is processed whole: on a CPU vLLM cannot sample with a
@@ -81,10 +85,12 @@ def refuse_head_sizes(shape: Architecture, name: str, *, on_gpu: bool) -> None:
 def process_environment(threads: int) -> dict[str, str]:
     """Environment variables for a vLLM process that computes on `threads` CPU threads: ours and the settings.
 
-    On a CPU compiling takes longer than it saves: the first log-probabilities would wait 15 s.
+    On a CPU compiling takes longer than it saves: the first log-probabilities would wait 15 s. Without torchrun's
+    variables: vLLM's own process group would read them, and wait for the store of our ranks.
     """
     compiler = {} if vllm_uses_gpu() else {"TORCH_COMPILE_DISABLE": "1"}
-    return {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **compiler}
+    inherited = {name: value for name, value in os.environ.items() if not TORCHRUN_VARIABLE.match(name)}
+    return {**inherited, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **compiler}
 
 
 def kv_cache_bytes(folder: Path, *, dtype: str, max_model_len: int | None, max_num_seqs: int) -> int:

@@ -14,12 +14,16 @@ pytest.importorskip("vllm")
 from components.core.base.errors import CheckpointError, DataError, InputError
 from components.core.model.checkpoint import save_model
 from components.core.runtime.context import Interrupted, quiet_context
+from components.core.runtime.placement import Placement
+from components.core.runtime.torchrun import run_ranks
 from components.core.serving.load_profile import Workload
 from components.core.serving.server import Server
+from components.core.store.store import open_store
 from components.core.text.chat import parse_answer
 from components.core.text.toggle import END_THINK
+from components.eval.answers import EvalCheckpoint
 from components.eval.client import num_samples
-from components.eval.config import EvalConfig, HeldOutText
+from components.eval.config import STAGE, EvalConfig, HeldOutText
 from components.eval.scores import interval
 from components.eval.serving import group_by_architecture
 from components.eval.stage import run
@@ -114,6 +118,24 @@ def evaluation(
         "answers": [json.loads(line) for line in lines],
         "calls": calls,
     }
+
+
+def test_two_replicas_answer_to_the_scores_of_one(evaluation, folders, problems, corpus, tmp_path):
+    """As two processes, each with a server of its own; speed is measured by the first alone, and known here."""
+    context, inputs = quiet_context(tmp_path), {"problems": problems, "corpus": corpus, **folders}
+    context.placement = Placement(nodes=2, threads=1)
+    EvalCheckpoint(speeds=dict.fromkeys(folders, 1.0)).save(context.resume)
+    (tmp_path / "out" / "metrics").mkdir(parents=True)
+    store = open_store(tmp_path / "store")
+    result = run_ranks(STAGE, (store, "0" * 64), CONFIG, context=context, out=tmp_path / "out", **inputs)
+
+    lines = (tmp_path / "out" / "metrics" / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == evaluation["answers"]
+    metrics = json.loads((tmp_path / "out" / "metrics" / "metrics.json").read_text())
+    for name, row in evaluation["metrics"]["models"].items():
+        assert metrics["models"][name] == {**row, "tokens_per_second": 1.0}
+    assert result == evaluation["result"]
+    assert len(list(context.scratch.glob("server-*.log"))) == 2  # one start of a server a replica
 
 
 def test_models_of_one_architecture_share_a_server(evaluation):

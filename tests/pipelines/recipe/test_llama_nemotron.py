@@ -131,8 +131,8 @@ def test_own_files_reach_the_data_stage_and_own_costs_the_search() -> None:
         ({"parent": "/absent"}, "parent: no such file or folder: /absent"),
         ({"corpus": "/a.txt", "rl": None}, "with files of your own, sft needs sft.data too"),
         (
-            {"sft": {"placement": {"nodes": 2}}, "eval": {"placement": {"nodes": 2}}},
-            "placement.nodes is more than 1 for eval; these run on one node",
+            {stage: {"placement": {"nodes": 2}} for stage in ("sft", "rl", "eval")},
+            "placement.nodes is more than 1 for rl; these run on one node",
         ),
     ],
 )
