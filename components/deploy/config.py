@@ -4,6 +4,7 @@ from pydantic import Field
 
 from components.core.base.config import Config
 from components.core.runtime.stage import Input, Output, Stage
+from components.core.serving.serving_config import ServingConfig
 
 
 class Gate(Config):
@@ -38,6 +39,8 @@ class DeployConfig(Config):
     """Default sampling temperature in the bundle, for requests that set none; 0 is greedy."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Default nucleus of the distribution in the bundle."""
+    serving: ServingConfig = ServingConfig()
+    """How the smoke test serves the bundle; what is left out comes from the recipe's own `serving`."""
     add_configuration_file: bool = False
     """Add a configuration class to the bundle, for vLLM servers without Tessera that allow remote code."""
 

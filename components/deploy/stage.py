@@ -58,7 +58,8 @@ def smoke_test(config: DeployConfig, bundle: Path, context: StageContext) -> lis
 
     transcript: list[dict[str, Any]] = []
     requests = [(question, mode) for question in config.questions for mode in MODES]
-    with Server(bundle, name=SERVED_NAME, log=context.scratch / "server.log", on_wait=stop_if_asked) as server:
+    log, serving = context.scratch / "server.log", config.serving.on_loopback()
+    with Server(bundle, name=SERVED_NAME, log=log, serving=serving, on_wait=stop_if_asked) as server:
         for question, mode in requests:
             stop_if_asked()
             reply = converse(server.url, question, mode, config.max_tokens)

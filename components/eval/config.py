@@ -5,6 +5,7 @@ from pydantic import Field
 from components.core.base.config import Config
 from components.core.runtime.stage import Input, Output, Stage, always_measures
 from components.core.serving.load_profile import Workload
+from components.core.serving.serving_config import ServingConfig
 
 ROLES = ("parent", "child", "random_child", "greedy_child", "distilled", "pretrained", "sft", "rl")
 """Inputs that are models, in the order of the recipe."""
@@ -44,6 +45,8 @@ class EvalConfig(Config):
     """Text for measuring perplexity."""
     workload: Workload = Workload(new_tokens=64)
     """Load for measuring tokens per second."""
+    serving: ServingConfig = ServingConfig()
+    """How each model is served; what is left out comes from the recipe's own `serving`."""
     seed: int | None = None
     """Seed of all sampling; the recipe's seed if null."""
 

@@ -147,18 +147,19 @@ class EvalRunner:
     def _server(self, roles: Sequence[str], models: Mapping[str, Path]) -> Server:
         """The server of a group, before it is started."""
         folder = models[roles[0]]
+        serving = self._config.serving
         longest = max(len(text.encode()) for problem in self._problems for text in (problem.question, problem.prompt))
+        needed = longest + CHAT_TEMPLATE_TOKENS + self._config.max_tokens
+        lengths = (max_position_embeddings(folder), needed, serving.max_model_len)
         return Server(
             folder,
             name=SERVED_NAME,
             log=self._context.scratch / f"server-{roles[0]}-{self._replicas.index}.log",
             swappable=len(roles) > 1,
-            max_model_len=min(
-                max_position_embeddings(folder), longest + CHAT_TEMPLATE_TOKENS + self._config.max_tokens
-            ),
+            serving=serving.on_loopback().model_copy(update={"max_model_len": min(filter(None, lengths))}),
             max_num_seqs=self._config.concurrency,
             own_sampling=False,
-            gpus=gpus_of_replica(self._context.placement, tensor_parallel=1),
+            gpus=gpus_of_replica(self._context.placement, serving.tensor_parallel),
             on_wait=lambda _: self._stop_if_asked(),
         )
 

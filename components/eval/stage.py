@@ -12,7 +12,7 @@ from components.core.base.errors import CheckpointError, DataError, InputError
 from components.core.model.architecture import Architecture
 from components.core.model.inspection import StoredDtype, read_architecture, stored_dtype
 from components.core.runtime.context import StageContext
-from components.core.serving.load_profile import Workload
+from components.core.serving.load_profile import LoadProfile, Workload
 from components.core.serving.timing import measure_step_ms
 from components.core.text.toggle import has_toggle
 from components.eval.answers import EvalCheckpoint, load_problems, ungraded, write_answers
@@ -50,7 +50,7 @@ def run(
         )
     checkpoint = EvalCheckpoint.latest(context.resume)
     if not checkpoint.speeds:
-        measured = measure_speeds(evaluated, config.workload, context) if replicas.is_first else {}
+        measured = measure_speeds(evaluated, config, context) if replicas.is_first else {}
         checkpoint.speeds = replicas.exchange(measured)[0]
         if replicas.is_first:
             checkpoint.save(context.resume)
@@ -134,14 +134,16 @@ def check_models(models: Mapping[str, Path]) -> None:
             )
 
 
-def measure_speeds(models: Mapping[str, Path], workload: Workload, context: StageContext) -> dict[str, float]:
+def measure_speeds(models: Mapping[str, Path], config: EvalConfig, context: StageContext) -> dict[str, float]:
     """Tokens per second of each model. Of those with the same architecture and precision only the first is measured."""
+    serving, workload = config.serving, config.workload
+    load = LoadProfile(**workload.model_dump(), dtype=serving.dtype, tensor_parallel=serving.tensor_parallel)
     kinds = {role: (read_architecture(folder).without_gaps(), stored_dtype(folder)) for role, folder in models.items()}
     first: dict[tuple[Architecture, StoredDtype], Path] = {}
     for role, folder in models.items():
         first.setdefault(kinds[role], folder)
     context.progress(0, len(first), "architectures, tokens per second")
-    steps_ms = measure_step_ms(list(first.values()), workload, threads=1, memory_gib=context.placement.memory_gib)
+    steps_ms = measure_step_ms(list(first.values()), load, serving.threads, context.placement.memory_gib)
     speeds = dict(zip(first, (_tokens_per_second(times, workload) for times in steps_ms), strict=True))
     return {role: speeds[kind] for role, kind in kinds.items()}
 

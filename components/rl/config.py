@@ -1,12 +1,13 @@
 """Settings, inputs and outputs of reinforcement learning."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.core.base.config import Config
 from components.core.runtime.stage import Input, Output, Stage
+from components.core.serving.serving_config import ServingConfig
 from components.core.training.train_config import ComputeDtype
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "rloo"]
@@ -72,9 +73,20 @@ class RlConfig(Config):
     """Seconds between resume points."""
     dtype: ComputeDtype | None = None
     """Type of the learner's matrix products; where null, that of the incoming model: bfloat16 for a bfloat16 one, else
-    float32. The learner's weights are float32; engine and written policy have the type of the incoming model."""
+    float32. The learner's weights are float32; the written policy has the type of the incoming model."""
+    serving: ServingConfig = ServingConfig()
+    """The engine that generates; what is left out comes from the recipe's own `serving`. Of it, `dtype` and
+    `gpu_memory_fraction` count: the engine is in the learner's process, and as long as the longest prompt needs."""
     seed: int | None = None
     """Seed of the order of the problems and of all sampling; the recipe's seed if null."""
+
+    @model_validator(mode="after")
+    def _one_engine_whose_weights_change(self) -> Self:
+        if self.serving.tensor_parallel > 1:
+            raise ValueError("rl generates on the learner's device: set rl.serving.tensor_parallel to 1")
+        if self.serving.dtype == "float8":
+            raise ValueError("rl replaces the engine's weights, which float8 cannot: set rl.serving.dtype to bfloat16")
+        return self
 
 
 STAGE = Stage(

@@ -63,6 +63,7 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
         max_model_len=config.max_tokens + longest_prompt(rows, model, config),
         max_num_seqs=config.prompts_per_step * config.samples_per_prompt,
         seed=config.seed or 0,
+        serving=config.serving,
     ) as engine:
         rollouts = Rollouts(engine, model, config, context)
         if resumed:

@@ -50,7 +50,7 @@ def export(
 
 def serve(
     run: RunName = "latest",
-    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 8000,
+    port: Annotated[int | None, typer.Option(help="Port to listen at.", show_default="the recipe's")] = None,
     store: StoreUri = DEFAULT_STORE,
     trust: TrustedKeys = [],  # noqa: B006
 ) -> None:

@@ -13,6 +13,7 @@ from components.core.text.tokenizer_files import VOCABULARY, read_settings
 from components.deploy.config import STAGE as DEPLOY
 from components.distill.config import STAGE as DISTILL
 from components.eval.config import STAGE as EVAL
+from components.eval.config import EvalConfig
 from components.pretrain.config import STAGE as PRETRAIN
 from components.rl.config import STAGE as RL
 from components.search.config import CostsConfig, Measurement, SearchConfig
@@ -60,6 +61,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
     yield from _unfit_tokenizer(recipe)
     yield from _missing_keys(recipe)
     yield from _several_nodes(graph)
+    yield from _too_few_gpus(graph)
     yield from _unservable(recipe, graph)
     if (
         recipe.search
@@ -87,6 +89,19 @@ def _several_nodes(graph: Graph) -> Iterator[InputError]:
             f"placement.nodes is more than 1 for {', '.join(labels)}; these run on one node",
             hint=f"set it in the placement of a stage that can use several: {able}",
         )
+
+
+def _too_few_gpus(graph: Graph) -> Iterator[InputError]:
+    """An evaluation with more replicas on a node than its GPUs are enough for."""
+    for task in graph.tasks:
+        if isinstance(task.config, EvalConfig) and task.placement.gpus:
+            place, width = task.placement, task.config.serving.tensor_parallel
+            if place.processes * width > place.gpus:
+                yield RecipeError(
+                    f"{task.label}: {place.processes} replicas of tensor_parallel={width} need "
+                    f"{place.processes * width} GPUs a node, and placement.gpus is {place.gpus}",
+                    hint=f"set {task.label}.placement.processes to {max(1, place.gpus // width)}, or gpus to more",
+                )
 
 
 def _unservable(recipe: Recipe, graph: Graph) -> Iterator[InputError]:

@@ -12,6 +12,7 @@ from components.core.base.config import Config, digest_of
 from components.core.base.errors import RecipeError
 from components.core.base.yaml_text import read_yaml
 from components.core.runtime.placement import Placement
+from components.core.serving.serving_config import ServingConfig
 from components.data.config import DataConfig
 from components.deploy.config import DeployConfig
 from components.distill.config import DistillConfig
@@ -144,6 +145,8 @@ class Recipe(Config):
     """Text of your own to train and to search on."""
     placement: Placement = Placement()
     """Where and how wide stages run that do not say so themselves."""
+    serving: ServingConfig = ServingConfig()
+    """How vLLM serves models, for `eval`, `rl`, `deploy`, `tessera serve` and `tessera chat`."""
     trust: Trust | None = None
     """What has to be signed; nothing where not given."""
     data: Annotated[DataSection | None, SWITCH] = Field(default=DataSection(), json_schema_extra=_also_false)
@@ -175,16 +178,22 @@ class Recipe(Config):
         return digest_of(self.canonical())
 
     def config(self, section: Config, kind: type[StageConfig]) -> StageConfig:
-        """The configuration of a stage as its section has it, with the recipe's seed where it sets none."""
+        """The configuration of a stage as its section has it, with the recipe's seed and serving where it sets none."""
         values = section.model_dump(include=set(kind.model_fields))
+        if isinstance(own := getattr(section, "serving", None), ServingConfig):
+            values["serving"] = {**self.serving.on_loopback().model_dump(), **own.model_dump(exclude_unset=True)}
         if "seed" in values and values["seed"] is None:
             values["seed"] = self.seed
         return kind.parse(values)
 
     def place(self, section: Placed) -> Placement:
-        """Where the stage of a section runs."""
+        """Where the stage of a section runs; an evaluation has as many replicas as its GPUs are enough for."""
         own = section.placement.model_dump(exclude_unset=True) if section.placement else {}
-        return self.placement.model_copy(update=own)
+        place = self.placement.model_copy(update=own)
+        if isinstance(section, EvalSection) and "processes" not in place.model_fields_set:
+            replicas = place.gpus // self.config(section, EvalConfig).serving.tensor_parallel
+            place = place.model_copy(update={"processes": max(1, replicas)})
+        return place
 
 
 SCHEMA_FILE = Path(__file__).parents[1] / "recipes" / "schema.json"

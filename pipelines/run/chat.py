@@ -9,6 +9,7 @@ from rich.console import Console
 from components.core.base.errors import InputError, MissingPackage, TesseraError
 from components.core.base.processes import sigterm_as_interrupt
 from components.core.serving.server import Server
+from components.core.serving.serving_config import ServingConfig
 from components.core.store.store import Store, open_store
 from pipelines.recipe.llama_nemotron import MODELS
 from pipelines.recipe.schema import Trust
@@ -62,11 +63,12 @@ def require_signature(store: Store, digest: str, record: Mapping[str, Any], keys
         demand_signature(store, digest, trust.keys, "model")
 
 
-def serve_run(name: str, port: int, store_uri: str, console: Console, keys: Sequence[Path] = ()) -> None:
-    """Serve the last model of a run until Ctrl-C or SIGTERM."""
+def serve_run(name: str, port: int | None, store_uri: str, console: Console, keys: Sequence[Path] = ()) -> None:
+    """Serve the last model of a run until Ctrl-C or SIGTERM, at `port` instead of the recipe's where one is given."""
     store = open_store(store_uri)
     run = find_run(store, name)
-    server = _server(store, run, port, keys)
+    serving = serving_of(store, run)
+    server = _server(store, run, serving if port is None else serving.model_copy(update={"port": port}), keys)
     with sigterm_as_interrupt():
         try:
             with console.status(f"starting a server for {run}"):
@@ -89,7 +91,7 @@ def chat_with_run(
         raise MissingPackage("chat needs the package openai", hint="install tessera[serve]") from None
     store = open_store(store_uri)
     run = find_run(store, name)
-    server = _server(store, run, None, keys)
+    server = _server(store, run, serving_of(store, run).on_loopback(), keys)
     try:
         with console.status(f"starting a server for {run}"):
             server.start()
@@ -140,6 +142,12 @@ def _harmless(text: str) -> str:
     return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
-def _server(store: Store, run: str, port: int | None, keys: Sequence[Path] = ()) -> Server:
+def serving_of(store: Store, run: str) -> ServingConfig:
+    """How the recipe of a run has its models served."""
+    return ServingConfig.parse(run_record(store, run)["recipe"].get("serving") or {}, where="serving")
+
+
+def _server(store: Store, run: str, serving: ServingConfig, keys: Sequence[Path]) -> Server:
     """A server of the last model of a run, named after the run."""
-    return Server(served_model(store, run, keys), name=run, log=store.local / "runs" / run / "server.log", port=port)
+    log = store.local / "runs" / run / "server.log"
+    return Server(served_model(store, run, keys), name=run, log=log, serving=serving)

@@ -15,6 +15,7 @@ from components.core.model.inspection import read_config, stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile
 from components.core.serving.server import Server
+from components.core.serving.serving_config import ServingConfig
 from components.core.text.toggle import system_message
 from components.distill.config import DistillConfig
 from components.distill.stage import run as distil
@@ -135,11 +136,37 @@ def test_a_server_serves_the_stored_precision_unless_told_otherwise(model: Tesse
     save_model(model, tmp_path / "model", tokenizer=None, dtype=torch.bfloat16)
 
     def served(**settings: Any) -> str:
-        arguments = Server(tmp_path / "model", name="m", log=tmp_path / "log", **settings)._arguments()
+        serving = ServingConfig(**settings)
+        arguments = Server(tmp_path / "model", name="m", log=tmp_path / "log", serving=serving)._arguments()
         return arguments[arguments.index("--dtype") + 1]
 
     assert served() == "bfloat16"
     assert served(dtype="float32") == "float32"
+
+
+def test_a_server_takes_devices_and_address_from_its_settings(
+    model: TesseraForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(model, tmp_path / "model", tokenizer=None)
+
+    def arguments(**settings: Any) -> list[str]:
+        serving = ServingConfig(**settings)
+        return Server(tmp_path / "model", name="m", log=tmp_path / "log", serving=serving)._arguments()
+
+    own = arguments(tensor_parallel=2, max_model_len=16, host="0.0.0.0", dtype="float8")
+    for option, value in {
+        "--tensor-parallel-size": "2",
+        "--max-model-len": "16",
+        "--host": "0.0.0.0",
+        "--dtype": "bfloat16",
+        "--quantization": "fp8",
+        "--kv-cache-dtype": "fp8",
+    }.items():
+        assert own[own.index(option) + 1] == value
+    monkeypatch.setattr("components.core.serving.server.vllm_uses_gpu", lambda: True)
+    own = arguments(gpu_memory_fraction=0.7)
+    assert own[own.index("--gpu-memory-utilization") + 1] == "0.7"
+    assert "--gpu-memory-utilization" not in arguments()
 
 
 def test_a_load_takes_the_precision_of_the_checkpoint_unless_the_recipe_says_otherwise() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.load_profile import Dtype
+from components.core.serving.serving_config import ServingConfig
 from components.core.serving.settings import (
     BATCHED_TOKENS,
     ENVIRONMENT,
@@ -24,6 +25,10 @@ from components.core.serving.settings import (
     require_vllm,
 )
 
+DEFAULT = ServingConfig()
+SHARED_GPU_FRACTION = 0.4
+"""Fraction of a GPU's memory for weights and cache of an engine, where the settings give none: training needs the
+rest."""
 WARM_UP_TOKENS = 4
 """Decode steps of each request before a measurement."""
 
@@ -74,9 +79,7 @@ class Engine:
         max_model_len: int,
         max_num_seqs: int = 256,
         seed: int = 0,
-        dtype: Dtype | None = None,
-        gpu_memory_utilization: float = 0.4,
-        tensor_parallel: int = 1,
+        serving: ServingConfig = DEFAULT,
     ) -> None:
         """Load a model folder.
 
@@ -85,10 +88,7 @@ class Engine:
             max_model_len: maximum length of a prompt and its continuation together, tokens.
             max_num_seqs: maximum number of sequences that are generated at the same time.
             seed: seed of the engine; a request may have its own.
-            dtype: of weights, computation and KV cache; None: that of the folder. `float8` quantises weights that are
-                stored in bfloat16.
-            gpu_memory_utilization: fraction of a GPU's memory for weights and cache; training needs the rest.
-            tensor_parallel: devices that share every layer.
+            serving: precision and devices; `float8` quantises weights that are stored in bfloat16.
 
         Raises:
             MissingPackage: vLLM is not installed.
@@ -96,7 +96,7 @@ class Engine:
         """
         require_vllm()
         require_servable(folder)
-        self.dtype: Dtype = dtype or stored_dtype(folder)
+        self.dtype: Dtype = serving.dtype or stored_dtype(folder)
         """Precision of weights, computation and KV cache."""
         self.weight_version = 0
         os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR")
@@ -110,14 +110,14 @@ class Engine:
             logprobs_mode="processed_logprobs",  # the learner of RL compares them with its own at that temperature
             **_precision(self.dtype),
             seed=seed,
-            tensor_parallel_size=tensor_parallel,
+            tensor_parallel_size=serving.tensor_parallel,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(BATCHED_TOKENS, max_model_len),
             weight_transfer_config={"backend": PLUGIN},
             use_tqdm_on_load=False,
-            **_memory(folder, self.dtype, max_model_len, max_num_seqs, gpu_memory_utilization),
+            **_memory(folder, self.dtype, max_model_len, max_num_seqs, serving.gpu_memory_fraction),
         )
         self._llm.init_weight_transfer_engine({"init_info": {}})
 
@@ -260,10 +260,10 @@ def _precision(dtype: str) -> dict[str, Any]:
     return {"dtype": dtype}
 
 
-def _memory(folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, gpu_fraction: float) -> dict[str, Any]:
+def _memory(folder: Path, dtype: str, max_model_len: int, max_num_seqs: int, fraction: float | None) -> dict[str, Any]:
     """VLLM's arguments that differ between CPU and GPU."""
     if vllm_uses_gpu():
-        return {"gpu_memory_utilization": gpu_fraction}
+        return {"gpu_memory_utilization": fraction or SHARED_GPU_FRACTION}
     cache = kv_cache_bytes(folder, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
     return {"enforce_eager": True, "kv_cache_memory_bytes": cache}
 

@@ -21,8 +21,8 @@ from components.core.base.errors import InputError, TesseraError
 from components.core.base.ports import HOST, is_free, never_proxy_loopback, usable_port
 from components.core.model.inspection import read_architecture, stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
-from components.core.serving.load_profile import Dtype
 from components.core.serving.server_log import describe_failure
+from components.core.serving.serving_config import ServingConfig
 from components.core.serving.settings import (
     BATCHED_TOKENS,
     OWNER_VARIABLE,
@@ -36,12 +36,14 @@ from components.core.text.toggle import has_toggle
 
 COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 """`vllm serve`, which the CPU build does not have: its command looks for a distribution named vllm, and fails."""
+LOOPBACK = ServingConfig().on_loopback()
+EVERY_INTERFACE = ("0.0.0.0", "::")
 POLL_INTERVAL_S = 0.1
 STOP_TIMEOUT_S = 5.0
 
 
 class Server:
-    """Serves one model folder on the loopback interface until the block is left.
+    """Serves one model folder, on the loopback interface unless told otherwise, until the block is left.
 
     The server and its engine form a process group. It ends with this process, even one that is killed: the plug-in,
     which vLLM loads in each of its processes, watches for that.
@@ -56,12 +58,9 @@ class Server:
         *,
         name: str,
         log: Path,
-        port: int | None = None,
-        max_model_len: int | None = None,
+        serving: ServingConfig = LOOPBACK,
         max_num_seqs: int = 64,
-        dtype: Dtype | None = None,
         seed: int = 0,
-        threads: int = 1,
         swappable: bool = False,
         own_sampling: bool = True,
         gpus: str | None = None,
@@ -74,12 +73,9 @@ class Server:
             folder: a Hugging Face model folder with its tokenizer and chat template.
             name: the model's name in requests.
             log: file for the output of the server.
-            port: where to listen; a free port if None.
-            max_model_len: maximum length of a prompt and its answer together, tokens; the model's own limit if None.
+            serving: precision, devices and address.
             max_num_seqs: maximum number of sequences that are generated at the same time.
-            dtype: of weights and computation; None: that of the folder.
             seed: seed of the engine.
-            threads: CPU threads of the engine.
             swappable: enables `swap_weights`; this opens vLLM's development endpoints on loopback.
             own_sampling: requests that set no sampling settings get those of the folder's `generation_config.json`.
             gpus: the GPUs that the server may use, as `CUDA_VISIBLE_DEVICES` lists them; None: those of this process.
@@ -90,20 +86,26 @@ class Server:
             CheckpointError: vLLM cannot run a model of this shape.
         """
         require_servable(folder)
-        dtype = dtype or stored_dtype(folder)
-        self.folder, self.name, self.log, self.port = folder, name, log, port
+        dtype, max_model_len = serving.dtype or stored_dtype(folder), serving.max_model_len
+        self.folder, self.name, self.log = folder, name, log
+        self.port: int | None = None
+        self._serving = serving
         self._options = {
             "--model": folder,
             "--served-model-name": name,
-            "--host": HOST,
-            "--dtype": dtype,
+            "--host": serving.host,
+            **_precision(dtype),
+            "--tensor-parallel-size": serving.tensor_parallel,
             "--seed": seed,
             "--max-num-seqs": max_num_seqs,
             "--generation-config": "auto" if own_sampling else "vllm",
         }
         if max_model_len is not None:
             self._options["--max-model-len"] = max_model_len
-        if not vllm_uses_gpu():
+        if vllm_uses_gpu():
+            if serving.gpu_memory_fraction is not None:
+                self._options["--gpu-memory-utilization"] = serving.gpu_memory_fraction
+        else:
             self._options["--kv-cache-memory-bytes"] = kv_cache_bytes(
                 folder, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs
             )
@@ -111,14 +113,20 @@ class Server:
             self._options["--reasoning-parser"] = PLUGIN
         if swappable:
             self._options["--weight-transfer-config"] = json.dumps({"backend": PLUGIN})
-        self._threads, self._swappable, self._gpus = threads, swappable, gpus
+        self._swappable, self._gpus = swappable, gpus
         self._timeout_s, self._on_wait = timeout_s, on_wait
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Base URL for OpenAI clients."""
-        return f"http://{HOST}:{self.port}/v1"
+        return f"http://{self._address}/v1"
+
+    @property
+    def _address(self) -> str:
+        """Host and port at which this machine reaches the server."""
+        host = self._serving.host
+        return f"{HOST if host in EVERY_INTERFACE else host}:{self.port}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -137,7 +145,7 @@ class Server:
         """
         require_vllm()
         never_proxy_loopback()
-        self.port = usable_port(self.port)
+        self.port = usable_port(self._serving.port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -230,7 +238,7 @@ class Server:
     def _environment(self) -> dict[str, str]:
         """Environment variables of the server."""
         return {
-            **process_environment(self._threads),
+            **process_environment(self._serving.threads, self._serving.tensor_parallel),
             **({} if self._gpus is None else {"CUDA_VISIBLE_DEVICES": self._gpus}),
             OWNER_VARIABLE: str(os.getpid()),
             "VLLM_SERVER_DEV_MODE": str(int(self._swappable)),
@@ -267,10 +275,17 @@ class Server:
     def _request(self, path: str, body: bytes | None = None) -> bytes:
         """Send a request to an endpoint of vLLM that is not part of the OpenAI API."""
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://{HOST}:{self.port}{path}", data=body, headers=headers)
+        request = urllib.request.Request(f"http://{self._address}{path}", data=body, headers=headers)
         with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
             content: bytes = answer.read()
             return content
+
+
+def _precision(dtype: str) -> dict[str, object]:
+    """The options for a precision."""
+    if dtype == "float8":
+        return {"--dtype": "bfloat16", "--quantization": "fp8", "--kv-cache-dtype": "fp8"}
+    return {"--dtype": dtype}
 
 
 def max_position_embeddings(folder: Path) -> int:

@@ -82,15 +82,17 @@ def refuse_head_sizes(shape: Architecture, name: str, *, on_gpu: bool) -> None:
         )
 
 
-def process_environment(threads: int) -> dict[str, str]:
-    """Environment variables for a vLLM process that computes on `threads` CPU threads: ours and the settings.
+def process_environment(threads: int, tensor_parallel: int = 1) -> dict[str, str]:
+    """Environment variables for a vLLM process on `threads` CPU threads and `tensor_parallel` devices.
 
     On a CPU compiling takes longer than it saves: the first log-probabilities would wait 15 s. Without torchrun's
     variables: vLLM's own process group would read them, and wait for the store of our ranks.
     """
     compiler = {} if vllm_uses_gpu() else {"TORCH_COMPILE_DISABLE": "1"}
     inherited = {name: value for name, value in os.environ.items() if not TORCHRUN_VARIABLE.match(name)}
-    return {**inherited, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **compiler}
+    # Else vLLM wants a memory node for each of several devices on a CPU.
+    bind = {} if tensor_parallel == 1 else {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return {**bind, **inherited, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **compiler}
 
 
 def kv_cache_bytes(folder: Path, *, dtype: str, max_model_len: int | None, max_num_seqs: int) -> int:

@@ -22,8 +22,9 @@ from components.core.model.architecture import WEIGHT_BYTES
 from components.core.model.inspection import read_architecture, stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.engine import BatchTime, Engine
-from components.core.serving.load_profile import LoadProfile, Workload
+from components.core.serving.load_profile import LoadProfile
 from components.core.serving.server_log import describe_lines
+from components.core.serving.serving_config import ServingConfig
 from components.core.serving.settings import kv_cache_bytes, process_environment, require_vllm
 
 OPEN_SHARE = 0.5
@@ -33,9 +34,9 @@ Pair = tuple[BatchTime, BatchTime]
 """Time of the first model, and that of another model measured right after it."""
 
 
-def measure_step_ms(folders: list[Path], workload: Workload, threads: int, memory_gib: float) -> list[list[float]]:
+def measure_step_ms(folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float) -> list[list[float]]:
     """Mean time of a decode step of a batch in each round, the prefill spread over the steps, milliseconds."""
-    profile, new = LoadProfile(**workload.model_dump(include=set(Workload.model_fields))), workload.new_tokens
+    new = profile.new_tokens
     return [
         [(time.first_token_ms + (new - 1) * time.step_ms) / new for time in times]
         for times in measure_times(folders, profile, threads, memory_gib)
@@ -141,15 +142,12 @@ def _measure_in_process(folders: Sequence[Path], profile: LoadProfile, threads: 
         "folders": [str(folder) for folder in folders],
         "profile": profile.model_dump(include=set(LoadProfile.model_fields)),
     }
-    environment = process_environment(threads)
-    if profile.tensor_parallel > 1:  # else vLLM wants a memory node for each of them on a CPU
-        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "components.core.serving.timing"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        env=environment,
+        env=process_environment(threads, profile.tensor_parallel),
         start_new_session=True,  # `end_with_owner` kills the process group
         check=False,
     )
@@ -175,8 +173,7 @@ def _engine(folder: str, profile: LoadProfile) -> Engine:
         Path(folder),
         max_model_len=profile.prompt_tokens + profile.new_tokens,
         max_num_seqs=profile.batch_size,
-        dtype=profile.dtype,
-        tensor_parallel=profile.tensor_parallel,
+        serving=ServingConfig(dtype=profile.dtype, tensor_parallel=profile.tensor_parallel),
     )
 
 

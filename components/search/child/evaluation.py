@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from components.core.model.checkpoint import save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
-from components.core.serving.load_profile import Workload
+from components.core.serving.load_profile import LoadProfile, Workload
 from components.core.serving.timing import measure_step_ms
 from components.core.text.packing import Batch
 from components.core.training.losses import counted, kl_sum
@@ -176,4 +176,5 @@ def _vllm_steps_ms(
     for name, model in zip(("before-fusion", "after-fusion"), models, strict=True):
         folders.append(context.scratch / name)
         save_model(model, folders[-1], tokenizer=None, by_block=True)
-    return measure_step_ms(folders, workload, context.placement.engine_threads, context.placement.memory_gib)
+    load = LoadProfile(**workload.model_dump(include=set(Workload.model_fields)))
+    return measure_step_ms(folders, load, context.placement.engine_threads, context.placement.memory_gib)

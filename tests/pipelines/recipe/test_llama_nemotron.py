@@ -3,8 +3,9 @@
 import pytest
 
 from components.core.base.config import digest_of
-from components.core.base.errors import InputError
+from components.core.base.errors import InputError, RecipeError
 from components.core.runtime.runner import stage_key
+from components.core.serving.serving_config import ServingConfig
 from pipelines.recipe.checks import check, find_faults
 from pipelines.recipe.graph import Made, Source
 from pipelines.recipe.llama_nemotron import llama_nemotron
@@ -134,6 +135,10 @@ def test_own_files_reach_the_data_stage_and_own_costs_the_search() -> None:
             {stage: {"placement": {"nodes": 2}} for stage in ("sft", "rl", "eval")},
             "placement.nodes is more than 1 for rl; these run on one node",
         ),
+        (
+            {"eval": {"placement": {"processes": 3, "gpus": 4}, "serving": {"tensor_parallel": 2}}},
+            "eval: 3 replicas of tensor_parallel=2 need 6 GPUs a node, and placement.gpus is 4",
+        ),
     ],
 )
 def test_what_cannot_work_is_told_before_any_work(values: dict[str, object], message: str) -> None:
@@ -141,3 +146,38 @@ def test_what_cannot_work_is_told_before_any_work(values: dict[str, object], mes
     with pytest.raises(InputError) as caught:
         check(recipe(**values))
     assert message in caught.value.message
+
+
+def test_every_stage_that_serves_does_it_as_the_recipe_says_and_as_its_own_section_says_besides() -> None:
+    values: dict[str, object] = {"eval": {"serving": {"tensor_parallel": 2}}, "rl": {"serving": {"threads": 4}}}
+    graph = llama_nemotron(recipe(serving={"dtype": "bfloat16", "threads": 3, "host": "0.0.0.0", "port": 9}, **values))
+    at_home = ServingConfig().on_loopback()
+    common = at_home.model_copy(update={"dtype": "bfloat16", "threads": 3})
+    changes = {"eval": {"tensor_parallel": 2}, "rl": {"threads": 4}, "deploy": {}}
+    for label, change in changes.items():
+        assert graph[label].config.model_dump()["serving"] == {**common.model_dump(), **change}
+
+
+def test_the_address_of_a_server_is_in_no_key() -> None:
+    """A stage asks its servers itself, at an address of the machine that it runs on."""
+    graphs = [llama_nemotron(recipe(serving={"port": port})) for port in (8000, 9000)]
+    assert graphs[0]["eval"].config == graphs[1]["eval"].config
+
+
+@pytest.mark.parametrize(
+    ("place", "width", "replicas"),
+    [({}, 1, 1), ({"gpus": 8}, 1, 8), ({"gpus": 8}, 4, 2), ({"gpus": 8, "processes": 2}, 1, 2), ({"gpus": 1}, 2, 1)],
+)
+def test_an_evaluation_has_as_many_replicas_as_its_gpus_are_enough_for(
+    place: dict[str, int], width: int, replicas: int
+) -> None:
+    graph = llama_nemotron(recipe(eval={"placement": place, "serving": {"tensor_parallel": width}}))
+    assert graph["eval"].placement.processes == replicas
+    assert graph["deploy"].placement.processes == 1
+
+
+@pytest.mark.parametrize("serving", [{"tensor_parallel": 2}, {"dtype": "float8"}])
+def test_rl_refuses_an_engine_whose_weights_it_cannot_replace(serving: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=f"set rl.serving.{next(iter(serving))} to"):
+        llama_nemotron(recipe(serving=serving))
+    llama_nemotron(recipe(serving=serving, rl={"serving": {"tensor_parallel": 1, "dtype": None}}))

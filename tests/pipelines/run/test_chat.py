@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from components.core.base.errors import InputError
+from components.core.serving.serving_config import ServingConfig
 from components.core.store.store import open_store
 from pipelines.recipe.schema import Recipe
-from pipelines.records.runs import begin_run
-from pipelines.run.chat import converse, served_model, stream_answer
+from pipelines.records.runs import begin_run, run_record
+from pipelines.run.chat import converse, served_model, serving_of, stream_answer
 
 
 def chunk(**delta: str) -> SimpleNamespace:
@@ -61,3 +62,14 @@ def test_a_run_without_a_model_has_nothing_to_serve(tmp_path: Path) -> None:
     run = begin_run(store, Recipe(name="empty"), {})
     with pytest.raises(InputError, match="has made no model yet"):
         served_model(store, run)
+
+
+def test_a_run_is_served_as_its_recipe_says(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    serving = ServingConfig(dtype="bfloat16", host="0.0.0.0", port=8123)
+    run = begin_run(store, Recipe(name="mine", serving=serving), {})
+    assert serving_of(store, run) == serving
+    record = run_record(store, run)
+    del record["recipe"]["serving"]  # a run from before there was the key
+    store.put_document(f"runs/{run}/run.json", record)
+    assert serving_of(store, run) == ServingConfig()

@@ -195,7 +195,7 @@ def test_a_taken_port_is_refused(folders: dict[str, Path], tmp_path: Path) -> No
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} cannot be used") as error:
-            Server(folders["first"], name="tiny", log=tmp_path / "log", port=port).start()
+            Server(folders["first"], name="tiny", log=tmp_path / "log", serving=ServingConfig(port=port)).start()
     assert error.value.hint
 
 
@@ -211,6 +211,7 @@ ORPHANING = """
 import sys, time
 from pathlib import Path
 from components.core.serving.server import Server
+from components.core.serving.serving_config import ServingConfig
 
 def report(seconds):
     print(server.pid, server.port, flush=True)
