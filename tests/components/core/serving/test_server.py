@@ -17,6 +17,7 @@ from components.core.base.errors import InputError, MissingPackage, TesseraError
 from components.core.base.ports import HOST, is_free, usable_port
 from components.core.model.checkpoint import save_model
 from components.core.serving.server import Server
+from components.core.serving.serving_config import ServingConfig
 from tests.chaos.processes import group_pids
 from tests.components.core import tiny_models
 
@@ -211,7 +212,6 @@ ORPHANING = """
 import sys, time
 from pathlib import Path
 from components.core.serving.server import Server
-from components.core.serving.serving_config import ServingConfig
 
 def report(seconds):
     print(server.pid, server.port, flush=True)
