@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from components.core.base.config import Config
 from components.core.runtime.resume import Resume
@@ -69,8 +69,21 @@ def read_answers(path: Path) -> list[AnswerRow]:
 
 
 @dataclass
+class TaskResults:
+    """What lm-eval found for one model.
+
+    Attributes:
+        results: by task and prompt mode, `metrics`, `standard_errors`, number of `problems`, and `version` of the task.
+        samples: each problem with its prompt, responses and grades, as lm-eval records them.
+    """
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
 class EvalCheckpoint:
-    """Speeds, once all are measured, held-out losses, and the answers of models that have answered every problem."""
+    """Speeds, once all are measured, held-out losses, and what models have answered: all problems, or all tasks."""
 
     speeds: dict[str, float] = field(default_factory=dict)
     """Tokens per second by role."""
@@ -78,6 +91,8 @@ class EvalCheckpoint:
     """Mean loss on held-out text by role, nats a token."""
     answers: dict[str, list[AnswerRow]] = field(default_factory=dict)
     """Answers by role."""
+    tasks: dict[str, TaskResults] = field(default_factory=dict)
+    """Results of tasks by role."""
 
     @classmethod
     def latest(cls, resume: Resume) -> Self:
@@ -88,13 +103,17 @@ class EvalCheckpoint:
             checkpoint.speeds, checkpoint.losses = measured["speeds"], measured["losses"]
             for row in read_answers(point / "answers.jsonl"):
                 checkpoint.answers.setdefault(row.model, []).append(row)
+            tasks = json.loads((point / "tasks.json").read_text(encoding="utf-8"))
+            checkpoint.tasks = {role: TaskResults(**found) for role, found in tasks.items()}
         return checkpoint
 
     def save(self, resume: Resume) -> None:
         """Write a resume point."""
-        resume.save(len(self.losses) + len(self.answers), self._write)
+        resume.save(len(self.losses) + len(self.answers) + len(self.tasks), self._write)
 
     def _write(self, point: Path) -> None:
         measured = {"speeds": self.speeds, "losses": self.losses}
         (point / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
         write_answers(point / "answers.jsonl", (row for rows in self.answers.values() for row in rows))
+        tasks = {role: asdict(found) for role, found in self.tasks.items()}
+        (point / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")

@@ -30,7 +30,10 @@ class EvalConfig(Config):
     """Sampling, limits, held-out text, and the load for measuring speed."""
 
     num_problems: int = Field(default=250, gt=0)
-    """Maximum number of problems of each split."""
+    """Maximum number of problems of each split, and of each task."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval, or groups of them, that every model is given besides, such as `gsm8k` or those of
+    `eval.task_files`. Their data has to be in the cache of `datasets` or in that folder: nothing is downloaded."""
     num_samples: int = Field(default=4, gt=0)
     """Sampled answers per problem. Greedy answers to a problem are all the same, so there is one."""
     temperature: float = Field(default=0.6, ge=0)
@@ -60,13 +63,15 @@ STAGE = Stage(
             "test-standard.jsonl and test-hard.jsonl, rows {id, question, prompt (for base models), answer}",
             optional=True,
         ),
+        "task_files": Input("data", "task files of lm-eval, YAML, and the data that they name", optional=True),
         "corpus": Input("data", "validation.jsonl with rows {text} or {prompt, completion}", optional=True),
         **{role: Input("model", f"the model in the role {role}", optional=True) for role in ROLES},
     },
     outputs={
         "metrics": Output(
             "table",
-            "metrics.json: accuracy, gains, intervals, format, perplexity, speed; answers.jsonl: every answer",
+            "metrics.json: accuracy, gains, intervals, format, perplexity, speed, tasks; answers.jsonl: every answer; "
+            "task_samples.jsonl: every problem of the tasks with its grades",
         )
     },
     entry="components.eval.stage:run",

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Self
@@ -20,10 +20,11 @@ from components.core.serving.server import Server, max_position_embeddings
 from components.core.serving.server_log import describe_failure
 from components.core.text.problems import Problem
 from components.core.text.toggle_template import ChatTemplate
-from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode
+from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode, TaskResults
 from components.eval.client import SERVED_NAME, ask
 from components.eval.config import WITH_TOGGLE, EvalConfig
 from components.eval.replicas import Replicas, gpus_of_replica, merge_shares
+from components.eval.tasks import run_tasks
 
 CPU_SERVERS = 2
 """Servers that run at the same time on a CPU where there is one replica. On a GPU a server takes the memory of the
@@ -97,9 +98,10 @@ class EvalRunner:
         context: StageContext,
         checkpoint: EvalCheckpoint,
         replicas: Replicas,
+        task_files: Path | None = None,
     ) -> None:
         self._config, self._problems, self._context, self._checkpoint = config, problems, context, checkpoint
-        self._replicas = replicas
+        self._replicas, self._task_files = replicas, task_files
         self._lock = Lock()
         self._done = self._total = 0
         self._cancelled = False
@@ -111,7 +113,7 @@ class EvalRunner:
             DataError: a problem is too long for a model.
             Interrupted: the stage was asked to stop; the answers of finished models are in the checkpoint.
         """
-        remaining = {role: folder for role, folder in models.items() if role not in self._checkpoint.answers}
+        remaining = {role: folder for role, folder in models.items() if not self._is_done(role)}
         self._total = sum(len(self._requests(*model)) for model in remaining.items())
         if not remaining:
             return
@@ -132,12 +134,27 @@ class EvalRunner:
             for role in roles:
                 if role != roles[0]:
                     server.swap_weights(models[role], version=role)
-                rows = [row.model_dump(mode="json") for row in self._ask_model(server, role, models[role])]
-                answers = [AnswerRow.model_validate(row) for row in merge_shares(self._replicas.exchange(rows))]
-                with self._lock:
-                    self._checkpoint.answers[role] = answers
-                    if self._replicas.is_first:
-                        self._checkpoint.save(self._context.resume)
+                if role not in self._checkpoint.answers:
+                    rows = [row.model_dump(mode="json") for row in self._ask_model(server, role, models[role])]
+                    merged = merge_shares(self._replicas.exchange(rows))
+                    self._checkpoint.answers[role] = [AnswerRow.model_validate(row) for row in merged]
+                    self._save()
+                if self._config.tasks:
+                    shares = self._replicas.exchange(asdict(self._run_tasks(server, role, models[role])))
+                    results = {name: found for share in shares for name, found in share["results"].items()}
+                    samples = [sample for share in shares for sample in share["samples"]]
+                    self._checkpoint.tasks[role] = TaskResults(results, samples)
+                    self._save()
+
+    def _save(self) -> None:
+        """Save a resume point."""
+        with self._lock:
+            if self._replicas.is_first:
+                self._checkpoint.save(self._context.resume)
+
+    def _is_done(self, role: str) -> bool:
+        """Whether the checkpoint has all answers of a model."""
+        return role in self._checkpoint.answers and (role in self._checkpoint.tasks or not self._config.tasks)
 
     def _requests(self, role: str, folder: Path) -> list[tuple[Problem, PromptMode]]:
         """What this replica asks a model: its share of all problems in the first mode, then in the next."""
@@ -147,10 +164,13 @@ class EvalRunner:
     def _server(self, roles: Sequence[str], models: Mapping[str, Path]) -> Server:
         """The server of a group, before it is started."""
         folder = models[roles[0]]
-        serving = self._config.serving
-        longest = max(len(text.encode()) for problem in self._problems for text in (problem.question, problem.prompt))
+        serving, texts = (
+            self._config.serving,
+            [text for each in self._problems for text in (each.question, each.prompt)],
+        )
+        longest = max((len(text.encode()) for text in texts), default=0)
         needed = longest + CHAT_TEMPLATE_TOKENS + self._config.max_tokens
-        lengths = (max_position_embeddings(folder), needed, serving.max_model_len)
+        lengths = (max_position_embeddings(folder), None if self._config.tasks else needed, serving.max_model_len)
         return Server(
             folder,
             name=SERVED_NAME,
@@ -177,6 +197,15 @@ class EvalRunner:
             return asyncio.run(ask(server.url, role, self._requests(role, folder), self._config, tick, folder))
         except APIError as error:
             raise StageFailed(f"the server of {role} failed: {error}\n{describe_failure(server.log)}") from error
+
+    def _run_tasks(self, server: Server, role: str, folder: Path) -> TaskResults:
+        """Run this replica's share of the tasks on a model."""
+        names, modes = self._replicas.share(self._config.tasks), prompt_modes(role, folder)
+        if not names:
+            return TaskResults()
+        self._context.progress(self._done, self._total, what=f"{role}, tasks of lm-eval")
+        log = self._context.scratch / f"lm-eval-{role}-{self._replicas.index}.log"
+        return run_tasks(server, folder, names, modes, self._config, self._task_files, log, self._stop_if_asked)
 
     def _stop_if_asked(self) -> None:
         """Raise Interrupted if the stage was asked to stop, or if another server has failed."""

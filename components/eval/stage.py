@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from components.eval.held_out import measure_losses, perplexity
 from components.eval.replicas import Replicas
 from components.eval.scores import scores
 from components.eval.serving import EvalRunner
+from components.eval.tasks import require_lm_eval
 
 
 def run(
@@ -31,6 +33,7 @@ def run(
     out: Path,
     problems: Path | None = None,
     corpus: Path | None = None,
+    task_files: Path | None = None,
     **models: Path | None,
 ) -> dict[str, JsonValue]:
     """Measure speed and perplexity while nothing else runs, then ask the models; write metrics and answers.
@@ -41,12 +44,14 @@ def run(
     replicas = Replicas.of_ranks()
     evaluated = {role: folder for role in ROLES if (folder := models.get(role)) is not None}
     check_models(evaluated)
+    if config.tasks:
+        require_lm_eval()
     test_problems = load_problems(problems, config.num_problems) if problems else []
     has_text = corpus is not None and has_rows(corpus / "validation.jsonl")
-    if not test_problems and not has_text:
+    if not test_problems and not has_text and not config.tasks:
         raise DataError(
-            "there is nothing to evaluate the models on: neither test problems nor held-out text",
-            hint="give the recipe `rl:` problems with answers, or a `corpus:`",
+            "there is nothing to evaluate the models on: neither test problems nor held-out text nor tasks",
+            hint="give the recipe `rl:` problems with answers, a `corpus:`, or `eval.tasks`",
         )
     checkpoint = EvalCheckpoint.latest(context.resume)
     if not checkpoint.speeds:
@@ -56,14 +61,23 @@ def run(
             checkpoint.save(context.resume)
     if corpus is not None and has_text:
         measure_losses(evaluated, corpus, config.held_out, context, checkpoint, replicas)
-    if test_problems:
-        EvalRunner(config, test_problems, context, checkpoint, replicas).ask(evaluated)
+    if test_problems or config.tasks:
+        EvalRunner(config, test_problems, context, checkpoint, replicas, task_files).ask(evaluated)
     else:
         context.note("there are no test problems: models are compared by their perplexity on held-out text")
     if not replicas.is_first:
         return {}
     metrics = {**_metrics(evaluated, checkpoint, context), "settings": config.canonical()}
+    if config.tasks:
+        metrics["lm_eval"] = version("lm-eval")
     (out / "metrics" / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    if config.tasks:
+        samples = (
+            json.dumps({"model": report_name(role), **sample}) + "\n"
+            for role in evaluated
+            for sample in checkpoint.tasks[role].samples
+        )
+        (out / "metrics" / "task_samples.jsonl").write_text("".join(samples), encoding="utf-8")
     write_answers(
         out / "metrics" / "answers.jsonl",
         (
@@ -76,6 +90,7 @@ def run(
         "models": {role: row["accuracy"] for role, row in metrics["models"].items()},
         "gains": values_and_bounds({role: row["gains"] for role, row in metrics["models"].items()}),
         "perplexity": {role: row["perplexity"] for role, row in metrics["models"].items()},
+        **({"tasks": {role: row["tasks"] for role, row in metrics["models"].items()}} if config.tasks else {}),
     }
 
 
@@ -108,6 +123,7 @@ def _metrics(models: Mapping[str, Path], checkpoint: EvalCheckpoint, context: St
             "perplexity": None if loss is None else perplexity(loss),
             **scores(graded[role]),
             "gains": compared[report_name(role)],
+            "tasks": checkpoint.tasks[role].results if role in checkpoint.tasks else {},
         }
     metrics: dict[str, Any] = {"models": rows}
     if quarantine:

@@ -56,7 +56,8 @@ def llama_nemotron(recipe: Recipe) -> Graph:
         model = roles["rl"] = made["policy"]
     if recipe.eval is not None:
         models = {EVALUATED[role]: binding for role, binding in roles.items() if role in EVALUATED}
-        roles |= pipeline.add("eval", EVAL, recipe.eval, problems=problems, corpus=corpus, **models)
+        tasks = {"task_files": Source("own_tasks")} if recipe.eval.task_files else {}
+        roles |= pipeline.add("eval", EVAL, recipe.eval, problems=problems, corpus=corpus, **tasks, **models)
     if recipe.deploy is not None:
         roles |= pipeline.add("deploy", DEPLOY, recipe.deploy, model=model, metrics=roles.get("metrics"))
     return pipeline.graph
@@ -77,6 +78,7 @@ def sources_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
         "own_corpus": recipe.corpus,
         "own_chats": recipe.sft.data if recipe.sft else (),
         "own_problems": recipe.rl.data if recipe.rl else (),
+        "own_tasks": (str(recipe.eval.task_files),) if recipe.eval and recipe.eval.task_files else (),
         "own_costs": (recipe.search.costs,) if recipe.search and recipe.search.costs else (),
         "own_libraries": recipe.search.libraries if recipe.search else (),
     }

@@ -93,6 +93,9 @@ class RlSection(RlConfig, Placed):
 class EvalSection(EvalConfig, Placed):
     """The evaluation stage."""
 
+    task_files: Path | None = None
+    """Folder with task files of lm-eval of your own, YAML, and the data that they name by paths relative to it."""
+
 
 class DeploySection(DeployConfig, Placed):
     """The deployment stage."""
@@ -287,6 +290,7 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("corpus",),
     ("search", "costs"),
     ("search", "libraries"),
+    ("eval", "task_files"),
     ("sft",),
     ("sft", "data"),
     ("rl",),

@@ -15,6 +15,7 @@ KINDS: Mapping[str, Kind] = {
     "own_corpus": "data",
     "own_chats": "data",
     "own_problems": "data",
+    "own_tasks": "data",
     "own_costs": "table",
     "own_libraries": "library",
 }
@@ -23,6 +24,7 @@ RECIPE_KEYS = {
     "own_corpus": "corpus",
     "own_chats": "sft.data",
     "own_problems": "rl.data",
+    "own_tasks": "eval.task_files",
     "own_costs": "search.costs",
     "own_libraries": "search.libraries",
 }

@@ -24,6 +24,7 @@ from pipelines.report import figures, search_figures, search_tables
 from pipelines.report.compare_runs import RunComparison
 from pipelines.report.diagrams import ArchitectureMap, lineage_diagram, model_map, search_maps
 from pipelines.report.summary import MODES, ROW_ORDER, SPLITS, TARGETS, build_summary, format_duration
+from pipelines.report.task_table import task_table
 
 HERE = Path(__file__).parent
 
@@ -49,6 +50,7 @@ def write_report(store: Store, run: str, out: Path, *, comparison: RunComparison
         "models": models,
         "baselines": BASELINES,
         "accuracy": figures.accuracy_figure(models),
+        "tasks": task_table(models),
         "maps": search_maps(search) if search else _model_maps(store, summary),
         "comparison": comparison,
         "search": _search_section(store, run, search, models) if search else None,

@@ -14,6 +14,7 @@ from components.core.model.architecture import Architecture
 from components.core.store.store import Store
 from pipelines.recipe.llama_nemotron import BASELINES, MODELS
 from pipelines.records.runs import artifacts, read_table, run_record, stage_documents
+from pipelines.report.task_table import task_table
 
 ROW_ORDER = (MODELS[0], *BASELINES, *MODELS[1:])
 """Models in the order of the pipeline; baselines stand before the child."""
@@ -104,8 +105,13 @@ def build_summary(store: Store, run: str) -> dict[str, Any]:
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
-    """Print the models, the targets and the stages of a summary."""
+    """Print the models, their tasks, the targets and the stages of a summary."""
     console.print(_models_table(summary, wide=console.width >= WIDE))
+    if tasks := task_table(summary["models"]):
+        shown = _table(*tasks.columns, gap=console.width >= WIDE)
+        for row in tasks.rows:
+            shown.add_row(row.label, *row.cells)
+        console.print(shown)
     if any(target["value"] is not None for target in summary["targets"]):
         console.print(_targets_table(summary["targets"]))
     console.print(_stages_line(summary))
@@ -124,6 +130,7 @@ def _describe(store: Store, digest: str, measured: Mapping[str, Any]) -> dict[st
         "interval": _by_split(measured.get("interval")),
         "format": _by_mode(measured.get("format")),
         "gains": measured.get("gains"),
+        "tasks": measured.get("tasks") or {},
     }
 
 

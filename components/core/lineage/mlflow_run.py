@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "killed": "KILLED"}
 DELIVERED = f"{TAG}cached"
 """Tag that is set last: the MLflow run of a stage has everything."""
-MEASURED = ("accuracy", "format", "perplexity", "tokens_per_second", "parameters", "kv_bytes_per_token")
+MEASURED = ("accuracy", "format", "perplexity", "tokens_per_second", "parameters", "kv_bytes_per_token", "tasks")
 
 
 class Pipeline:

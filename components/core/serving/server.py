@@ -50,6 +50,7 @@ class Server:
 
     Attributes:
         port: where the server listens, known once it is started.
+        max_model_len: maximum length of a prompt and its answer together, tokens.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Server:
         dtype, max_model_len = serving.dtype or stored_dtype(folder), serving.max_model_len
         self.folder, self.name, self.log = folder, name, log
         self.port: int | None = None
+        self.max_model_len = max_model_len or max_position_embeddings(folder)
         self._serving = serving
         self._options = {
             "--model": folder,
@@ -231,8 +233,7 @@ class Server:
         arguments = [str(part) for option in options.items() for part in option]
         if not vllm_uses_gpu():
             arguments += ["--enforce-eager", "--no-enable-chunked-prefill"]
-            longest = self._options.get("--max-model-len") or max_position_embeddings(self.folder)
-            arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, int(str(longest))))]
+            arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, self.max_model_len))]
         return [*arguments, "--disable-uvicorn-access-log"]
 
     def _environment(self) -> dict[str, str]:

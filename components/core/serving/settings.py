@@ -85,14 +85,20 @@ def refuse_head_sizes(shape: Architecture, name: str, *, on_gpu: bool) -> None:
 def process_environment(threads: int, tensor_parallel: int = 1) -> dict[str, str]:
     """Environment variables for a vLLM process on `threads` CPU threads and `tensor_parallel` devices.
 
-    On a CPU compiling takes longer than it saves: the first log-probabilities would wait 15 s. Without torchrun's
-    variables: vLLM's own process group would read them, and wait for the store of our ranks.
+    On a CPU compiling takes longer than it saves: the first log-probabilities would wait 15 s.
     """
     compiler = {} if vllm_uses_gpu() else {"TORCH_COMPILE_DISABLE": "1"}
-    inherited = {name: value for name, value in os.environ.items() if not TORCHRUN_VARIABLE.match(name)}
     # Else vLLM wants a memory node for each of several devices on a CPU.
     bind = {} if tensor_parallel == 1 else {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return {**bind, **inherited, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **compiler}
+    return {**bind, **inherited_environment(), **ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **compiler}
+
+
+def inherited_environment() -> dict[str, str]:
+    """The environment variables of this process without torchrun's.
+
+    A program that a rank starts is no rank: vLLM's own process group would wait for the store of our ranks.
+    """
+    return {name: value for name, value in os.environ.items() if not TORCHRUN_VARIABLE.match(name)}
 
 
 def kv_cache_bytes(folder: Path, *, dtype: str, max_model_len: int | None, max_num_seqs: int) -> int:

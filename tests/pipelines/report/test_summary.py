@@ -9,7 +9,7 @@ from pipelines.report.summary import TARGETS, build_summary, print_summary
 from tests.pipelines.made_up_run import MEASURED, SECONDS, make_run
 
 SIZES = {"digest", "parameters", "kv_bytes_per_token", "tokens_per_second"}
-MODEL_KEYS = {*SIZES, "accuracy", "interval", "format", "gains", "perplexity"}
+MODEL_KEYS = {*SIZES, "accuracy", "interval", "format", "gains", "perplexity", "tasks"}
 
 
 @pytest.fixture(scope="module")
