@@ -115,11 +115,11 @@ def _failure(log: str, names: Sequence[str]) -> DataError | InputError | StageFa
     if UNKNOWN_TASK in last:
         return InputError(
             f"eval.tasks: {last.splitlines()[-1]}",
-            hint="`lm-eval ls tasks` lists those of lm-eval; eval.task_files adds",
+            hint="`lm-eval ls tasks` lists its own; those of yours are in the folder eval.task_files",
         )
     if any(sign in last for sign in ABSENT_DATA):
         return DataError(
             f"data of {', '.join(names)} is not on this machine, and eval downloads nothing:\n{last}",
-            hint="fill the cache of `datasets` beforehand (HF_DATASETS_CACHE), or give eval.task_files a folder with it",
+            hint="fill the cache of `datasets` before (HF_DATASETS_CACHE), or give a folder with it in eval.task_files",
         )
     return StageFailed(f"lm-eval could not run {', '.join(names)}:\n{last}")
