@@ -11,8 +11,11 @@ from components.core.runtime.multi_node.train_job import MANIFEST, OWN_POD
 from components.core.runtime.placement import Placement
 from components.core.runtime.runner import events_path, stage_key
 from components.core.runtime.stage_command import command_line
+from components.core.serving.load_profile import Workload
 from components.core.store.store import Store, open_store
 from components.core.text.tokenizer import train_tokenizer
+from components.eval.config import STAGE as EVAL
+from components.eval.config import EvalConfig
 from components.pretrain.config import STAGE, PretrainConfig
 from infra.chart import render
 from infra.testcluster.layout import POOL_LABEL
@@ -35,6 +38,8 @@ from tests.cluster.objects import (
     pod_spec,
     queues,
 )
+from tests.components.conftest import write_rows
+from tests.components.core import tiny_models
 from tests.s3_server import S3Server, fresh_prefix
 from tests.small_recipe import RECIPE, write_recipe
 
@@ -108,6 +113,8 @@ H100_QUOTA = {"cpu": "100", "memory": "1Ti", GPU: "16"}
 INSTALLED = {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "TrainingRuntime"}
 """What a run needs of the chart."""
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+EXPECTED = ("42", "13", "42", "13")
+"""Correct answers to the problems of an evaluation whose model always says 42."""
 CONFIG = PretrainConfig.parse(
     {
         "shape": {**SHAPE, "intermediate_size": 16, "max_position_embeddings": 32},
@@ -132,6 +139,8 @@ def events_of(store: Store, kind: str) -> list[Any]:
 class Training:
     """A stage of two nodes as the task of a pipeline starts it, in the namespace of a test with the chart's objects."""
 
+    declaration = "components.pretrain.config:STAGE"
+
     def __init__(self, cluster: Cluster, s3: S3Server, store: Store, folder: Path) -> None:
         self.cluster, self.store, self._folder = cluster, store, folder
         values = {"store": {"uri": store.uri, "existingSecret": STORE_SECRET}, "queues": {"enabled": False}}
@@ -154,7 +163,7 @@ class Training:
             "corpus": store.put_folder(corpus, "data").digest,
         }
 
-    def start(self, config: PretrainConfig, *, queued: bool) -> None:
+    def start(self, config: Config, *, queued: bool) -> None:
         """Create the pod of the task."""
         placement = Placement(nodes=2, threads=1)
         manifest = train_job(placement, {"tessera.dev/run": RUN}, IMAGE, queues=queued)
@@ -174,16 +183,16 @@ class Training:
         task["spec"]["containers"][0]["env"] += [{"name": MANIFEST, "value": json.dumps(manifest)}, *identity]
         self.cluster.create(task)
 
-    def start_alone(self, config: PretrainConfig, store: Store) -> None:
+    def start_alone(self, config: Config, store: Store) -> None:
         """Create a pod that runs the same stage as one process, in a store of its own."""
         self.add_inputs(store)
         self.cluster.create(self._pod("alone", config, Placement(threads=1), store))
 
-    def _pod(self, name: str, config: PretrainConfig, placement: Placement, store: Store) -> Object:
+    def _pod(self, name: str, config: Config, placement: Placement, store: Store) -> Object:
         """A pod with the command line of the stage."""
         values = {"config": config.model_dump_json(), "placement": placement.model_dump_json()}
         values |= {"store": store.uri, "run": RUN, "label": LABEL}
-        command = [PYTHON, *command_line("components.pretrain.config:STAGE", values, self.inputs, {})]
+        command = [PYTHON, *command_line(self.declaration, values, self.inputs, {})]
         return pod(name, command, resources={"cpu": "20m", "memory": "256Mi"}, secret=STORE_SECRET)
 
     def jobs(self) -> list[Any]:
@@ -208,6 +217,25 @@ class Training:
     def wait(self, what: str, probe: Any) -> Any:
         """Wait for something of a training."""
         return self.cluster.wait(what, probe, TRAINING_PATIENCE_S)
+
+
+class Evaluation(Training):
+    """An evaluation with two replicas, of a model whose answers are known."""
+
+    declaration = "components.eval.config:STAGE"
+
+    def add_inputs(self, store: Store) -> dict[str, str]:
+        """Put problems and the model into a store; returns their digests."""
+        problems = self._folder / "problems"
+        problems.mkdir()
+        rows = [{"id": f"p{number}", "answer": answer} for number, answer in enumerate(EXPECTED)]
+        write_rows(problems / "test-standard.jsonl", ({"question": "6*7=", "prompt": "6*7=", **row} for row in rows))
+        thinking = ["<on>", "<think>", "6", "*", "7", "</think>", "4"]
+        model = tiny_models.speaker(thinking, ["<off>", "4", "2", "<eos>"])
+        return {
+            "problems": store.put_folder(problems, "data").digest,
+            "sft": store.put_folder(tiny_models.write(model, self._folder / "sft"), "model").digest,
+        }
 
 
 @pytest.fixture
@@ -245,6 +273,28 @@ def test_a_queued_train_job_of_two_nodes_trains_to_the_losses_of_one_process(
     record = training.store.stage_record(stage_key(STAGE, CONFIG, training.inputs))
     assert record is not None
     assert record.outputs.keys() == STAGE.outputs.keys()
+    assert {"node 0", "node 1"} <= {line.partition(":")[0] for line in cluster.log("task").splitlines()}
+
+
+def test_the_replicas_of_an_evaluation_on_two_nodes_answer_every_problem_once(
+    cluster: Cluster, pod_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.need(TRAINER, "TrainJob")
+    store = open_store(fresh_prefix(pod_s3, monkeypatch), local=tmp_path / "watcher")
+    evaluation = Evaluation(cluster, pod_s3, store, tmp_path)
+    load = Workload(batch_size=2, prompt_tokens=4, new_tokens=8, rounds=1)
+    config = EvalConfig(num_samples=2, max_tokens=8, temperature=0.1, workload=load, seed=1)
+    evaluation.start(config, queued=False)
+    evaluation.wait("two nodes", lambda: evaluation.nodes().keys() == {"0", "1"})
+    cluster.wait_for_pod("task", patience_s=2 * TRAINING_PATIENCE_S)
+    record = store.stage_record(stage_key(EVAL, config, evaluation.inputs))
+    assert record is not None
+    metrics = json.loads(store.read(record.outputs["metrics"], "metrics.json"))
+    assert metrics["models"]["sft"]["accuracy"]["standard"] == {"on": 0.5, "off": 0.5}
+    answers = store.read(record.outputs["metrics"], "answers.jsonl").splitlines()
+    found = [(row["mode"], row["id"], len(row["samples"])) for row in map(json.loads, answers)]
+    ids = [f"p{number}" for number in range(len(EXPECTED))]
+    assert found == [*(("on", name, 2) for name in ids), *(("off", name, 1) for name in ids)]
     assert {"node 0", "node 1"} <= {line.partition(":")[0] for line in cluster.log("task").splitlines()}
 
 
