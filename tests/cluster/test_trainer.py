@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from components.core.base.config import Config
 from components.core.runtime.event_mirror import fetch_events
 from components.core.runtime.multi_node.train_job import MANIFEST, OWN_POD
 from components.core.runtime.placement import Placement
