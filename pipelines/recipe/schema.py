@@ -110,6 +110,23 @@ class Trust(Config):
     """What has to be signed: the parent that is given, data of your own, the model before it is served."""
 
 
+class Targets(Config):
+    """Numbers that a run should reach, each the smallest that is good enough; null has none. The report judges them."""
+
+    speed_up: float | None = Field(default=None, gt=0)
+    """Tokens per second, child over parent."""
+    accuracy_retained: float | None = Field(default=None, gt=0)
+    """Accuracy on the standard problems, distilled child over parent."""
+    format_after_sft: float | None = Field(default=None, ge=0, le=1)
+    """Fraction of answers with the format of their mode after SFT, in the worse of the two modes."""
+    thinking_gain: float | None = Field(default=None, ge=-1, le=1)
+    """Accuracy on the hard problems after SFT, thinking on minus off."""
+    rl_gain: float | None = Field(default=None, ge=-1, le=1)
+    """Accuracy on the hard problems with thinking on, RL minus SFT."""
+    format_after_rl: float | None = Field(default=None, ge=0, le=1)
+    """Fraction of answers with the format of their mode after RL, in the worse of the two modes."""
+
+
 def _switch(value: object) -> object:
     """`false` leaves a stage out, as `null` does; `true` takes it with its defaults."""
     return {} if value is True else None if value is False else value
@@ -152,6 +169,8 @@ class Recipe(Config):
     """How vLLM serves models, for `eval`, `rl`, `deploy`, `tessera serve` and `tessera chat`."""
     trust: Trust | None = None
     """What has to be signed; nothing where not given."""
+    targets: Targets = Targets()
+    """What the report measures the run by."""
     data: Annotated[DataSection | None, SWITCH] = Field(default=DataSection(), json_schema_extra=_also_false)
     """Tokenizer, corpus, chats and problems."""
     parent_pretrain: Annotated[ParentSection | None, SWITCH] = Field(

@@ -82,14 +82,14 @@ def _headlines(summary: Mapping[str, Any]) -> Iterator[Headline]:
     """Targets that were measured, and what the child saves."""
     for target, result in zip(TARGETS, summary["targets"], strict=True):
         if result["value"] is not None:
-            value, minimum = target.format(result["value"]), f"at least {target.format(target.target)}"
-            if result["interval"] is not None:
-                minimum = f"{target.format_interval(result['interval'])}; {minimum}"
-            yield Headline(target.title, value, target.name, minimum, result["met"])
+            notes = [] if result["interval"] is None else [target.format_interval(result["interval"])]
+            notes += [] if result["target"] is None else [f"at least {target.format(result['target'])}"]
+            yield Headline(target.title, target.format(result["value"]), target.name, "; ".join(notes), result["met"])
     parent, child = (summary["models"].get(role) for role in ("parent", "child"))
     if parent and child:
         for title, key, unit in (
             ("Parameters", "parameters", ""),
+            ("On disk", "disk_bytes", " bytes"),
             ("KV cache", "kv_bytes_per_token", " bytes a token"),
         ):
             change = f"{100 * (child[key] / parent[key] - 1):+.0f} %".replace("-", "−")

@@ -30,20 +30,20 @@ Unit = Literal["count", "number", "times", "share", "points"]
 
 @dataclass(frozen=True)
 class Target:
-    """A number that a run should reach.
+    """A number by which a run is judged.
 
     Attributes:
+        key: where the recipe has the smallest value that is good enough, in `targets`.
         title: two or three words.
         name: what is compared, in words.
-        target: the smallest value that meets it.
         unit: of the number.
         value: computes the number from the models; None where it was not measured.
         gain: finds the paired comparison behind the number, where there is one, in the models.
     """
 
+    key: str
     title: str
     name: str
-    target: float
     unit: Unit
     value: Callable[[Models], float | None]
     gain: Callable[[Models], Mapping[str, Any] | None] = lambda _: None
@@ -88,6 +88,7 @@ def format_duration(seconds: float | None) -> str:
 def build_summary(store: Store, run: str) -> dict[str, Any]:
     """Build the `summary.json` of a run; numbers that were not measured are None."""
     record, roles = run_record(store, run), artifacts(store, run)
+    targets = record["recipe"].get("targets") or {}
     measured = (read_table(store, run, "metrics", "metrics.json") or {"models": {}})["models"]
 
     def described(role: str) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def build_summary(store: Store, run: str) -> dict[str, Any]:
         "models": models,
         "baselines": {role: described(role) for role in BASELINES if role in roles},
         "stages": _stages(stage_documents(store, run)),
-        "targets": [_judge(target, models) for target in TARGETS],
+        "targets": [_judge(target, models, targets.get(target.key)) for target in TARGETS],
     }
 
 
@@ -123,6 +124,7 @@ def _describe(store: Store, digest: str, measured: Mapping[str, Any]) -> dict[st
     return {
         "digest": digest,
         "parameters": shape.parameters,
+        "disk_bytes": sum(file.size for file in store.manifest(digest).files.values()),
         "kv_bytes_per_token": shape.kv_bytes_per_token,
         "tokens_per_second": measured.get("tokens_per_second"),
         "perplexity": measured.get("perplexity"),
@@ -211,47 +213,57 @@ def _rl_gain(models: Models) -> float | None:
 
 
 TARGETS = (
-    Target("Speed-up", "tokens per second, child over parent", 1.8, "times", _speed_up),
+    Target("speed_up", "Speed-up", "tokens per second, child over parent", "times", _speed_up),
     Target(
+        "accuracy_retained",
         "Accuracy retained",
         "accuracy, distilled child over parent",
-        0.97,
         "share",
         _accuracy_retained,
         lambda models: _entry(models, "distilled", "gains", "over", "parent", "standard", "on"),
     ),
     Target(
-        "Format after SFT", "valid format after SFT, lower of both modes", 0.99, "share", lambda m: _format(m, "sft")
+        "format_after_sft",
+        "Format after SFT",
+        "valid format after SFT, lower of both modes",
+        "share",
+        lambda models: _format(models, "sft"),
     ),
     Target(
+        "thinking_gain",
         "Thinking gain",
         "hard problems after SFT, thinking on minus off",
-        0.20,
         "points",
         _thinking_gain,
         lambda models: _entry(models, "sft", "gains", "thinking", "hard"),
     ),
     Target(
+        "rl_gain",
         "RL gain",
         "hard problems with thinking on, RL minus SFT",
-        0.03,
         "points",
         _rl_gain,
         lambda models: _entry(models, "rl", "gains", "over", "sft", "hard", "on"),
     ),
-    Target("Format after RL", "valid format after RL, lower of both modes", 0.99, "share", lambda m: _format(m, "rl")),
+    Target(
+        "format_after_rl",
+        "Format after RL",
+        "valid format after RL, lower of both modes",
+        "share",
+        lambda models: _format(models, "rl"),
+    ),
 )
 
 
-def _judge(target: Target, models: Models) -> dict[str, Any]:
-    """Compare a target with its number, which is rounded so that a difference of exactly the target meets it.
+def _judge(target: Target, models: Models, least: float | None) -> dict[str, Any]:
+    """Compare a number with the least that the recipe wants; a difference of exactly that meets it, so it is rounded.
 
     The number decides; its interval shows how sure that is.
     """
     value = target.value(models)
-    met = None if value is None else round(value, 9) >= target.target
+    met = None if value is None or least is None else round(value, 9) >= least
     interval = None if value is None else target.interval(models)
-    return {"name": target.name, "target": target.target, "value": value, "interval": interval, "met": met}
+    return {"name": target.name, "target": least, "value": value, "interval": interval, "met": met}
 
 
 # Tables
@@ -296,12 +308,16 @@ def _table(*columns: str, title: str | None = None, gap: bool = True) -> Table:
 
 def _targets_table(targets: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("target", "at least", "reached", "")
-    verdict = {True: Text("met", "green"), False: Text("missed", "red"), None: Text("not measured", "dim")}
+    verdict = {True: Text("met", "green"), False: Text("missed", "red"), None: Text("")}
     for target, judged in zip(TARGETS, targets, strict=True):
+        if judged["value"] is None and judged["target"] is None:
+            continue
         reached = "–" if judged["value"] is None else target.format(judged["value"])
         if judged["interval"] is not None:
             reached += f"\n{target.format_interval(judged['interval'])}"
-        table.add_row(target.name, target.format(target.target), reached, verdict[judged["met"]])
+        least = "–" if judged["target"] is None else target.format(judged["target"])
+        shown = Text("not measured", "dim") if judged["value"] is None else verdict[judged["met"]]
+        table.add_row(target.name, least, reached, shown)
     return table
 
 

@@ -35,7 +35,7 @@ from components.search.solver.solve import fits, pool, solve
 from components.search.space.layer_space import Part
 from pipelines.recipe.graph import Task
 from pipelines.recipe.llama_nemotron import llama_nemotron
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.schema import Recipe, Targets
 from pipelines.records.runs import begin_run, end_run, run_record
 
 START = 1_790_000_000.0
@@ -57,9 +57,14 @@ MEASURED: dict[str, tuple[float, tuple[float | None, ...], tuple[float | None, f
 }
 
 
+TARGETS = Targets(
+    speed_up=1.8, accuracy_retained=0.97, format_after_sft=0.99, thinking_gain=0.2, rl_gain=0.03, format_after_rl=0.99
+)
+
+
 def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, started: float = START) -> str:
     """Write a run as `tessera run` would have left it; `cached` marks every stage as found in the store."""
-    recipe = Recipe(name="demo", seed=7)
+    recipe = Recipe(name="demo", seed=7, targets=TARGETS)
     graph = llama_nemotron(recipe)
     begin_run(store, recipe, {}, name)
     made: dict[str, dict[str, str]] = {}

@@ -5,10 +5,11 @@ import pytest
 from rich.console import Console
 
 from components.core.store.store import Store, open_store
-from pipelines.report.summary import TARGETS, build_summary, print_summary
+from pipelines.records.runs import run_record
+from pipelines.report.summary import TARGETS, _judge, build_summary, print_summary
 from tests.pipelines.made_up_run import MEASURED, SECONDS, make_run
 
-SIZES = {"digest", "parameters", "kv_bytes_per_token", "tokens_per_second"}
+SIZES = {"digest", "parameters", "disk_bytes", "kv_bytes_per_token", "tokens_per_second"}
 MODEL_KEYS = {*SIZES, "accuracy", "interval", "format", "gains", "perplexity", "tasks"}
 
 
@@ -98,9 +99,32 @@ def test_a_difference_of_exactly_the_target_meets_it() -> None:
     gain, rl_gain = (
         next(target for target in TARGETS if target.title == title) for title in ("Thinking gain", "RL gain")
     )
-    assert 0.83 - 0.80 < rl_gain.target  # in floating point
-    assert round(rl_gain.value(hard) or 0.0, 9) >= rl_gain.target
-    assert round(gain.value(hard) or 0.0, 9) >= gain.target
+    assert 0.83 - 0.80 < 0.03  # in floating point
+    assert _judge(rl_gain, hard, 0.03)["met"] is True
+    assert _judge(gain, hard, 0.2)["met"] is True
+    assert _judge(gain, hard, 0.21)["met"] is False
+
+
+def test_a_recipe_without_targets_has_numbers_without_a_verdict(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    make_run(store)
+    record = run_record(store, "demo-1")
+    del record["recipe"]["targets"]
+    store.put_document("runs/demo-1/run.json", record)
+    targets = build_summary(store, "demo-1")["targets"]
+    assert targets[0]["value"] == pytest.approx(7104 / 3612)
+    assert {(target["target"], target["met"]) for target in targets} == {(None, None)}
+    out = io.StringIO()
+    print_summary(build_summary(store, "demo-1"), Console(file=out, width=120))
+    assert "1.97×" in out.getvalue()
+    assert "met" not in out.getvalue()
+    assert "missed" not in out.getvalue()
+
+
+def test_the_size_on_disk_is_that_of_all_files_of_a_model(store: Store) -> None:
+    parent = build_summary(store, "demo-1")["models"]["parent"]
+    files = [path for path in store.fetch(parent["digest"]).rglob("*") if path.is_file()]
+    assert parent["disk_bytes"] == sum(path.stat().st_size for path in files) > 0
 
 
 def test_a_run_without_evaluation_has_sizes_but_no_numbers(tmp_path: Path) -> None:
