@@ -85,8 +85,8 @@ class TaskResults:
 class EvalCheckpoint:
     """Speeds, once all are measured, held-out losses, and what models have answered: all problems, or all tasks."""
 
-    speeds: dict[str, float] = field(default_factory=dict)
-    """Tokens per second by role."""
+    speeds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Tokens per second and their interval by role, as in `metrics.json`."""
     losses: dict[str, float] = field(default_factory=dict)
     """Mean loss on held-out text by role, nats a token."""
     answers: dict[str, list[AnswerRow]] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Accuracy, format and speed of every model so far, in both modes. Source: arXiv 2505.00949, section 7."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from components.core.model.architecture import Architecture
 from components.core.model.inspection import StoredDtype, read_architecture, stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile, Workload
-from components.core.serving.timing import measure_step_ms
+from components.core.serving.timing import measure_step_ms, relative_error
 from components.core.text.toggle import has_toggle
 from components.eval.answers import EvalCheckpoint, load_problems, ungraded, write_answers
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
@@ -24,6 +25,9 @@ from components.eval.replicas import Replicas
 from components.eval.scores import scores
 from components.eval.serving import EvalRunner
 from components.eval.tasks import require_lm_eval
+
+MAX_SPEED_ERROR = 0.015
+"""Half the width of the interval of a speed, as a fraction of it, up to which rounds are repeated: 3 % in all."""
 
 
 def run(
@@ -118,7 +122,7 @@ def _metrics(models: Mapping[str, Path], checkpoint: EvalCheckpoint, context: St
         loss = checkpoint.losses.get(role)
         rows[report_name(role)] = {
             **size(folder),
-            "tokens_per_second": checkpoint.speeds[role],
+            **checkpoint.speeds[role],
             "held_out_loss": loss,
             "perplexity": None if loss is None else perplexity(loss),
             **scores(graded[role]),
@@ -150,8 +154,14 @@ def check_models(models: Mapping[str, Path]) -> None:
             )
 
 
-def measure_speeds(models: Mapping[str, Path], config: EvalConfig, context: StageContext) -> dict[str, float]:
-    """Tokens per second of each model. Of those with the same architecture and precision only the first is measured."""
+def measure_speeds(
+    models: Mapping[str, Path], config: EvalConfig, context: StageContext
+) -> dict[str, dict[str, float | list[float] | None]]:
+    """Tokens per second of each model, with a 95 % interval.
+
+    Of models with the same architecture and precision only the first is measured. Rounds are repeated until the
+    intervals are narrow.
+    """
     serving, workload = config.serving, config.workload
     load = LoadProfile(**workload.model_dump(), dtype=serving.dtype, tensor_parallel=serving.tensor_parallel)
     kinds = {role: (read_architecture(folder).without_gaps(), stored_dtype(folder)) for role, folder in models.items()}
@@ -159,8 +169,15 @@ def measure_speeds(models: Mapping[str, Path], config: EvalConfig, context: Stag
     for role, folder in models.items():
         first.setdefault(kinds[role], folder)
     context.progress(0, len(first), "architectures, tokens per second")
-    steps_ms = measure_step_ms(list(first.values()), load, serving.threads, context.placement.memory_gib)
-    speeds = dict(zip(first, (_tokens_per_second(times, workload) for times in steps_ms), strict=True))
+    memory_gib = context.placement.memory_gib
+    steps_ms = measure_step_ms(list(first.values()), load, serving.threads, memory_gib, MAX_SPEED_ERROR)
+    worst = max(map(relative_error, steps_ms))
+    if MAX_SPEED_ERROR < worst < math.inf:
+        context.note(
+            f"tokens per second are known to ±{100 * worst:.0f} % after {len(steps_ms[0])} rounds, not to "
+            f"±{100 * MAX_SPEED_ERROR:.0f} %: the machine did other work, or eval.workload.rounds is small"
+        )
+    speeds = dict(zip(first, (_speed(times, workload) for times in steps_ms), strict=True))
     return {role: speeds[kind] for role, kind in kinds.items()}
 
 
@@ -175,6 +192,8 @@ def report_name(role: str) -> str:
     return role.removesuffix("_child")
 
 
-def _tokens_per_second(steps_ms: Sequence[float], workload: Workload) -> float:
-    """Each step generates one token for each request of the batch."""
-    return 1000 * workload.batch_size / statistics.median(steps_ms)
+def _speed(steps_ms: Sequence[float], workload: Workload) -> dict[str, float | list[float] | None]:
+    """Tokens per second with their interval: each step generates one token for each request of the batch."""
+    speed, error = 1000 * workload.batch_size / statistics.median(steps_ms), relative_error(steps_ms)
+    interval = None if error == math.inf else [speed / (1 + error), speed * (1 + error)]
+    return {"tokens_per_second": speed, "tokens_per_second_interval": interval}

@@ -127,6 +127,7 @@ def _describe(store: Store, digest: str, measured: Mapping[str, Any]) -> dict[st
         "disk_bytes": sum(file.size for file in store.manifest(digest).files.values()),
         "kv_bytes_per_token": shape.kv_bytes_per_token,
         "tokens_per_second": measured.get("tokens_per_second"),
+        "tokens_per_second_interval": measured.get("tokens_per_second_interval"),
         "perplexity": measured.get("perplexity"),
         "accuracy": _by_split(measured.get("accuracy")),
         "interval": _by_split(measured.get("interval")),

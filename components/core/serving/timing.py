@@ -7,6 +7,7 @@ they fit into memory together, else the first one and one other, else one engine
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -30,20 +31,28 @@ from components.core.serving.settings import kv_cache_bytes, process_environment
 OPEN_SHARE = 0.5
 """Share of the memory that the engines open at the same time may take; loading needs the rest."""
 
+MAX_REPEATS = 4
+"""How often as many rounds as asked for are measured where the times differ too much."""
+Z_95 = 1.96
+
 Pair = tuple[BatchTime, BatchTime]
 """Time of the first model, and that of another model measured right after it."""
 
 
-def measure_step_ms(folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float) -> list[list[float]]:
+def measure_step_ms(
+    folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float, max_error: float = math.inf
+) -> list[list[float]]:
     """Mean time of a decode step of a batch in each round, the prefill spread over the steps, milliseconds."""
     new = profile.new_tokens
     return [
         [(time.first_token_ms + (new - 1) * time.step_ms) / new for time in times]
-        for times in measure_times(folders, profile, threads, memory_gib)
+        for times in measure_times(folders, profile, threads, memory_gib, max_error)
     ]
 
 
-def measure_times(folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float) -> list[list[BatchTime]]:
+def measure_times(
+    folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float, max_error: float = math.inf
+) -> list[list[BatchTime]]:
     """Measure the prefill of a batch and the decode steps after it, for each model folder.
 
     Args:
@@ -51,6 +60,7 @@ def measure_times(folders: list[Path], profile: LoadProfile, threads: int, memor
         profile: batch, lengths, rounds and precision.
         threads: CPU threads of the engines.
         memory_gib: memory of the stage; engines that do not fit into half of it are not open at the same time.
+        max_error: rounds are repeated, up to four times, until `relative_error` of each model's step time is no larger.
 
     Returns:
         The time of each model in each round. The first model's is raw; the others are divided by the first model's
@@ -63,10 +73,10 @@ def measure_times(folders: list[Path], profile: LoadProfile, threads: int, memor
     require_vllm()
     first, *others = folders
     if not others:
-        return [[time for (time,) in _measure_in_process([first], profile, threads)]]
+        return [[time for (time,) in _measure_in_process([first], profile, threads, max_error)]]
     groups = [folders] if _fit(folders, profile, memory_gib) else [[first, other] for other in others]
     by_group = [
-        [_pairs(readings) for readings in _measure_in_process(group, profile, threads)]
+        [_pairs(readings) for readings in _measure_in_process(group, profile, threads, max_error)]
         if _fit(group, profile, memory_gib)
         else _measure_apart(group, profile, threads)
         for group in groups
@@ -132,7 +142,9 @@ def _median(times: Sequence[BatchTime]) -> BatchTime:
     return BatchTime(*(statistics.median(values) for values in zip(*map(astuple, times), strict=True)))
 
 
-def _measure_in_process(folders: Sequence[Path], profile: LoadProfile, threads: int) -> list[list[BatchTime]]:
+def _measure_in_process(
+    folders: Sequence[Path], profile: LoadProfile, threads: int, max_error: float = math.inf
+) -> list[list[BatchTime]]:
     """Run this module as a program: the request goes to its standard input, the times come from its standard output.
 
     Returns:
@@ -141,6 +153,7 @@ def _measure_in_process(folders: Sequence[Path], profile: LoadProfile, threads: 
     request = {
         "folders": [str(folder) for folder in folders],
         "profile": profile.model_dump(include=set(LoadProfile.model_fields)),
+        "max_error": max_error,
     }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "components.core.serving.timing"],
@@ -163,8 +176,32 @@ def main() -> None:
     profile = LoadProfile.parse(request["profile"])
     with ExitStack() as open_engines:
         engines = [open_engines.enter_context(_engine(folder, profile)) for folder in request["folders"]]
-        rounds = [_measure_round(engines, profile) for _ in range(profile.rounds)]
+        rounds: list[list[BatchTime]] = []
+        while needs_round(rounds, profile.rounds, request["max_error"]):
+            rounds.append(_measure_round(engines, profile))
     sys.stdout.write(json.dumps([[astuple(time) for time in readings] for readings in rounds]) + "\n")
+
+
+def needs_round(rounds: Sequence[Sequence[BatchTime]], least: int, max_error: float) -> bool:
+    """Whether another round is to be measured.
+
+    Args:
+        rounds: readings so far, in each round one of each turn of an engine.
+        least: number of rounds that are measured in any case.
+        max_error: `relative_error` at which the step times count as known.
+    """
+    if len(rounds) < least:
+        return True
+    if len(rounds) >= MAX_REPEATS * least:
+        return False
+    return any(relative_error([time.step_ms for time in turn]) > max_error for turn in zip(*rounds, strict=True))
+
+
+def relative_error(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of the mean, as a fraction of it; infinite for less than two values."""
+    if len(values) < 2:
+        return math.inf
+    return Z_95 * statistics.stdev(values) / math.sqrt(len(values)) / statistics.fmean(values)
 
 
 def _engine(folder: str, profile: LoadProfile) -> Engine:

@@ -153,5 +153,6 @@ def test_what_is_wrong_with_a_task_is_said_in_words(last: str, raised: type[Tess
 def test_results_of_tasks_are_in_the_checkpoint(tmp_path: Path) -> None:
     resume = Resume(tmp_path)
     found = TaskResults({"gsm8k": {"on": {"metrics": {"exact_match": 0.5}}}}, [{"task": "gsm8k", "doc": {"é": 1}}])
-    EvalCheckpoint(speeds={"sft": 1.0}, tasks={"sft": found}).save(resume)
-    assert EvalCheckpoint.latest(resume) == EvalCheckpoint(speeds={"sft": 1.0}, tasks={"sft": found})
+    saved = EvalCheckpoint(speeds={"sft": {"tokens_per_second": 1.0}}, tasks={"sft": found})
+    saved.save(resume)
+    assert EvalCheckpoint.latest(resume) == saved

@@ -10,7 +10,7 @@ from pipelines.report.summary import TARGETS, _judge, build_summary, print_summa
 from tests.pipelines.made_up_run import MEASURED, SECONDS, make_run
 
 SIZES = {"digest", "parameters", "disk_bytes", "kv_bytes_per_token", "tokens_per_second"}
-MODEL_KEYS = {*SIZES, "accuracy", "interval", "format", "gains", "perplexity", "tasks"}
+MODEL_KEYS = {*SIZES, "accuracy", "interval", "format", "gains", "perplexity", "tasks", "tokens_per_second_interval"}
 
 
 @pytest.fixture(scope="module")

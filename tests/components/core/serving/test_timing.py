@@ -1,6 +1,7 @@
 """Times of models measured in turn: on an imaginary machine that changes its speed, and with real engines."""
 
 import itertools
+import math
 import statistics
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from components.core.base.errors import StageFailed
 from components.core.model.checkpoint import save_model
 from components.core.serving.engine import BatchTime
 from components.core.serving.load_profile import LoadProfile
-from components.core.serving.timing import measure_times, without_drift
+from components.core.serving.timing import measure_times, needs_round, relative_error, without_drift
 from tests.components.core import tiny_models
 
 MODELS = 4
@@ -96,3 +97,22 @@ def test_a_model_that_vllm_cannot_run_fails_with_its_reason(tmp_path: Path) -> N
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(StageFailed, match=r"(?s)could not run the models.*[Ee]rror"):
         measure_times([tmp_path / "broken"], SMALL_LOAD, threads=1, memory_gib=8.0)
+
+
+def test_rounds_are_repeated_until_the_step_times_are_known() -> None:
+    def rounds(*steps_ms: float) -> list[list[BatchTime]]:
+        return [[BatchTime(9.0, 5.0), BatchTime(9.0, step)] for step in steps_ms]
+
+    assert needs_round([], 1, math.inf)
+    assert needs_round(rounds(1.0), 2, math.inf)
+    assert not needs_round(rounds(1.0, 2.0), 2, math.inf)
+    assert needs_round(rounds(1.0, 2.0), 2, 0.03)
+    assert needs_round(rounds(1.0), 1, 0.03)  # of one value nothing is known
+    assert not needs_round(rounds(1.0, 1.0), 2, 0.03)
+    assert not needs_round(rounds(*[1.0, 2.0] * 4), 2, 0.03)  # as often as it may be
+
+
+def test_the_error_of_a_speed_is_that_of_a_mean() -> None:
+    assert relative_error([9.0, 11.0, 9.0, 11.0]) == pytest.approx(1.96 * math.sqrt(4 / 3) / 2 / 10)
+    assert relative_error([3.0]) == math.inf
+    assert relative_error([3.0, 3.0]) == 0
