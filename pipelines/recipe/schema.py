@@ -21,6 +21,7 @@ from components.pretrain.config import PretrainConfig
 from components.rl.config import RlConfig
 from components.search.config import SearchConfig
 from components.sft.config import SftConfig
+from pipelines.recipe.targets import Targets
 
 StageConfig = TypeVar("StageConfig", bound=Config)
 
@@ -108,23 +109,6 @@ class Trust(Config):
     """Public keys, PEM, ECDSA on P-256 or Ed25519; a signature of one of them is enough."""
     require: tuple[Literal["parent", "data", "deploy"], ...] = ("parent", "data", "deploy")
     """What has to be signed: the parent that is given, data of your own, the model before it is served."""
-
-
-class Targets(Config):
-    """Numbers that a run should reach, each the smallest that is good enough; null has none. The report judges them."""
-
-    speed_up: float | None = Field(default=None, gt=0)
-    """Tokens per second, child over parent."""
-    accuracy_retained: float | None = Field(default=None, gt=0)
-    """Accuracy on the standard problems, distilled child over parent."""
-    format_after_sft: float | None = Field(default=None, ge=0, le=1)
-    """Fraction of answers with the format of their mode after SFT, in the worse of the two modes."""
-    thinking_gain: float | None = Field(default=None, ge=-1, le=1)
-    """Accuracy on the hard problems after SFT, thinking on minus off."""
-    rl_gain: float | None = Field(default=None, ge=-1, le=1)
-    """Accuracy on the hard problems with thinking on, RL minus SFT."""
-    format_after_rl: float | None = Field(default=None, ge=0, le=1)
-    """Fraction of answers with the format of their mode after RL, in the worse of the two modes."""
 
 
 def _switch(value: object) -> object:

@@ -35,7 +35,8 @@ from components.search.solver.solve import fits, pool, solve
 from components.search.space.layer_space import Part
 from pipelines.recipe.graph import Task
 from pipelines.recipe.llama_nemotron import llama_nemotron
-from pipelines.recipe.schema import Recipe, Targets
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.targets import Targets
 from pipelines.records.runs import begin_run, end_run, run_record
 
 START = 1_790_000_000.0
