@@ -87,8 +87,8 @@ class Replicas:
 
 def gpus_of_replica(placement: Placement, tensor_parallel: int) -> str | None:
     """The GPUs of this process's server, as `CUDA_VISIBLE_DEVICES` lists them; None where it may use all."""
-    if placement.gpus == 0 or placement.processes == 1:
+    if placement.gpus == 0 or placement.num_ranks == 1:
         return None
-    visible = os.environ.get(VISIBLE_GPUS) or ",".join(map(str, range(placement.gpus)))
+    visible = os.environ.get(VISIBLE_GPUS) or ",".join(map(str, range(placement.nodes * placement.gpus)))
     first = int(os.environ["LOCAL_RANK"]) * tensor_parallel
     return ",".join(visible.split(",")[first : first + tensor_parallel])

@@ -28,7 +28,7 @@ class Placement(Config):
     memory_gib: float = 8.0
     """Memory a node asks for, GiB."""
     shared_memory_gib: float = Field(default=1.0, gt=0)
-    """Size of `/dev/shm` in a pod, GiB, a part of its memory; vLLM and training processes pass tensors through it."""
+    """Size of `/dev/shm` in a pod, GiB, a part of its memory; vLLM and ranks pass tensors through it."""
     disk_gib: float | None = Field(default=None, gt=0)
     """Most that a pod may write to its working folder, GiB; Kubernetes evicts a pod that writes more."""
     tolerations: tuple[Annotated[str, Field(pattern=TAINT)], ...] = ()

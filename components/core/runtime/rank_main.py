@@ -1,4 +1,4 @@
-"""One training process (rank) of a stage that runs as several: torchrun starts it; it reports on standard output."""
+"""One process (rank) of a stage that runs as several: torchrun starts it; it reports on standard output."""
 
 import functools
 import importlib
@@ -136,7 +136,7 @@ def _report_restart(context: StageContext) -> None:
     if count > 0:
         attempt = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]
         how = describe_failure(attempt.with_name(f"attempt_{count - 1}"))
-        context.note(f"{how}; all training processes start again from the last checkpoint")
+        context.note(f"{how}; all processes start again from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs a stage as several training processes (ranks) under torchrun, on one node or on several.
+"""Runs a stage as several processes (ranks) under torchrun, on one node or on several.
 
 torchrun starts the ranks, restarts all of them after a crash, and keeps their error files and their standard error.
 """
@@ -33,7 +33,7 @@ NODE_RANK = "PET_NODE_RANK"
 """Environment variable of a pod of a `TrainJob` with the number of its node. Trainer sets it, and torchrun reads it and
 PET_NNODES, PET_MASTER_ADDR and PET_MASTER_PORT."""
 
-KILLED = "a training process was killed"
+KILLED = "a process was killed"
 
 
 def run_ranks(
@@ -152,7 +152,7 @@ def _failure(stage: Stage, context: StageContext, status: int) -> BaseException:
     if error is not None:
         return error
     attempts = sorted((context.scratch / LOGS).glob("*/attempt_*"))
-    how = describe_failure(attempts[-1]) if attempts else "torchrun could not start the training processes"
+    how = describe_failure(attempts[-1]) if attempts else "torchrun could not start the processes"
     # Where a node is lost, the ranks of the others end with exceptions, which look like those of the stage's own code.
     kind = ProcessKilled if how == KILLED or node_rank() is not None else StageFailed
     return kind(
@@ -171,9 +171,9 @@ def describe_failure(attempt: Path) -> str:
     for log in sorted(attempt.glob("*/stderr.log")):
         for line in log.read_text(errors="replace").splitlines():
             if line.startswith("Fatal Python error"):  # written by faulthandler, which `record` enables
-                return f"training process {log.parent.name} crashed ({line})"
+                return f"process {log.parent.name} crashed ({line})"
     for rank, text in _exceptions(attempt):
-        return f"training process {rank} stopped: {text}"
+        return f"process {rank} stopped: {text}"
     return KILLED
 
 

@@ -20,7 +20,8 @@ class Workload(Config):
     new_tokens: int = Field(default=32, gt=1)
     """Length of each answer, tokens."""
     rounds: int = Field(default=5, gt=0)
-    """Times that all models are measured in turn, each right after the first of them; medians count."""
+    """Times that all models are measured in turn, each right after the first of them; medians count. The evaluation
+    goes on, to at most four times as many, until every speed is known to 3 %."""
 
     @property
     def batch_tokens(self) -> int:

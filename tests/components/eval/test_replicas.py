@@ -63,6 +63,8 @@ def test_a_replica_has_the_gpus_of_its_place_on_the_node(monkeypatch: pytest.Mon
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c,GPU-d")
     assert gpus_of_replica(Placement(processes=4, gpus=4), tensor_parallel=1) == "GPU-d"
     assert gpus_of_replica(Placement(gpus=8), tensor_parallel=8) is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpus_of_replica(Placement(nodes=4, gpus=1), tensor_parallel=1) == "3"  # all nodes on one machine
     assert gpus_of_replica(Placement(processes=2), tensor_parallel=1) is None
 
 

@@ -47,9 +47,9 @@ def test_an_error_of_ours_keeps_kind_hint_and_exit_code_and_is_not_restarted(tmp
     ("exceptions", "raised", "message"),
     [
         (["RuntimeError: peer", "InputError: bad"], errors.InputError, "bad"),
-        (["KeyError: first", "ValueError: later"], StageFailed, "training process 0 stopped: KeyError: first"),
+        (["KeyError: first", "ValueError: later"], StageFailed, "process 0 stopped: KeyError: first"),
         (["Exception: no error of ours"], StageFailed, "Exception: no error of ours"),
-        ([], ProcessKilled, "fake: a training process was killed\n  hint: torchrun ended with status -9"),
+        ([], ProcessKilled, "fake: a process was killed\n  hint: torchrun ended with status -9"),
     ],
 )
 def test_the_cause_is_an_error_of_ours_or_what_was_raised_first(
@@ -130,9 +130,7 @@ def test_an_exception_is_followed_by_restarts_and_then_named(tmp_path: Path) -> 
     store = open_store(tmp_path / "store")
     numbers = store.put_folder(numbers_folder(tmp_path / "numbers", 1), "data").digest
     recorder = Recorder()
-    with pytest.raises(
-        StageFailed, match=r"fake: training process \d stopped: ZeroDivisionError: division by zero\n  hint: "
-    ):
+    with pytest.raises(StageFailed, match=r"fake: process \d stopped: ZeroDivisionError: division by zero\n  hint: "):
         run_stage(STAGE, FakeConfig(fail="bug"), {"numbers": numbers}, store=store, placement=TWO, reporter=recorder)
     assert len(recorder.notes) == MAX_RESTARTS
 
@@ -143,7 +141,7 @@ def test_resume_points_of_ranks_reach_a_remote_store(
     store = open_store(s3_uri, local=tmp_path / "here")
     inputs = {"numbers": store.put_folder(numbers_folder(tmp_path / "numbers", 1, 2, 4), "data").digest}
     monkeypatch.setenv(faults.VARIABLE, "mirror.list=kill")  # in rank 0 alone, at the first checkpoint of each start
-    with pytest.raises(StageFailed, match="a training process was killed"):
+    with pytest.raises(StageFailed, match="a process was killed"):
         run_stage(STAGE, FakeConfig(), inputs, store=store, placement=TWO)
     folder = open_store(s3_uri, local=tmp_path / "elsewhere").resume_folder(stage_key(STAGE, FakeConfig(), inputs))
     point = Resume(folder).latest()
@@ -172,9 +170,9 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
 @pytest.mark.parametrize(
     ("crash", "how"),
     [
-        (signal.SIGABRT, r"training process 1 crashed \(Fatal Python error: .*\)"),
-        (signal.SIGSEGV, r"training process 1 crashed \(Fatal Python error: .*\)"),
-        (signal.SIGKILL, "a training process was killed"),
+        (signal.SIGABRT, r"process 1 crashed \(Fatal Python error: .*\)"),
+        (signal.SIGSEGV, r"process 1 crashed \(Fatal Python error: .*\)"),
+        (signal.SIGKILL, "a process was killed"),
     ],
 )
 def test_ranks_restart_from_the_last_checkpoint_when_one_crashes(
@@ -186,7 +184,7 @@ def test_ranks_restart_from_the_last_checkpoint_when_one_crashes(
     assert stage.wait(2 * PATIENCE_S) == 0
     reported = [json.loads(line) for line in events.read_text().splitlines()]
     (note,) = [event["text"] for event in reported if event["type"] == "note"]
-    assert re.fullmatch(f"{how}; all training processes start again from the last checkpoint", note)
+    assert re.fullmatch(f"{how}; all processes start again from the last checkpoint", note)
     assert [event.get("done") for event in reported].count(1) == 1
     if crash != signal.SIGKILL:
         assert "fake_stage.py" in (tmp_path / "log").read_text()  # where it was
@@ -211,9 +209,7 @@ def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
 def test_a_stage_that_crashes_each_time_fails(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     numbers = store.put_folder(numbers_folder(tmp_path / "numbers", 1), "data").digest
-    with pytest.raises(
-        StageFailed, match=r"fake: training process 0 crashed \(Fatal Python error: Aborted\)\n  hint: "
-    ):
+    with pytest.raises(StageFailed, match=r"fake: process 0 crashed \(Fatal Python error: Aborted\)\n  hint: "):
         run_stage(STAGE, FakeConfig(fail="crash"), {"numbers": numbers}, store=store, placement=TWO)
 
 
