@@ -5,9 +5,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Self
+from typing import Self, TypeVar
 
 from openai import APIError
 
@@ -32,6 +33,9 @@ device."""
 CHAT_TEMPLATE_TOKENS = 256
 """Upper limit of what a chat template adds to a prompt, whose own length is at most one token per byte."""
 PROGRESS_EVERY = 20
+
+Found = TypeVar("Found")
+"""What a part of the checkpoint holds for a model."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class EvalRunner:
         task_files: Path | None = None,
     ) -> None:
         self._config, self._problems, self._context, self._checkpoint = config, problems, context, checkpoint
-        self._replicas, self._task_files = replicas, task_files
+        self._replicas, self._task_files, self._tasks = replicas, task_files, replicas.share(config.tasks)
         self._lock = Lock()
         self._done = self._total = 0
         self._cancelled = False
@@ -113,8 +117,11 @@ class EvalRunner:
             DataError: a problem is too long for a model.
             Interrupted: the stage was asked to stop; the answers of finished models are in the checkpoint.
         """
-        remaining = {role: folder for role, folder in models.items() if not self._is_done(role)}
-        self._total = sum(len(self._requests(*model)) for model in remaining.items())
+        without_answers = {role: models[role] for role in models if role not in self._checkpoint.answers}
+        without_tasks = [role for role in models if self._tasks and role not in self._checkpoint.tasks]
+        remaining = {role: models[role] for role in models if role in without_answers or role in without_tasks}
+        self._total = sum(len(self._requests(*model)) for model in without_answers.items())
+        self._total += len(self._tasks) * len(without_tasks)
         if not remaining:
             return
         num_servers = 1 if vllm_uses_gpu() or self._replicas.count > 1 else CPU_SERVERS
@@ -137,24 +144,19 @@ class EvalRunner:
                 if role not in self._checkpoint.answers:
                     rows = [row.model_dump(mode="json") for row in self._ask_model(server, role, models[role])]
                     merged = merge_shares(self._replicas.exchange(rows))
-                    self._checkpoint.answers[role] = [AnswerRow.model_validate(row) for row in merged]
-                    self._save()
+                    self._save(self._checkpoint.answers, role, [AnswerRow.model_validate(row) for row in merged])
                 if self._config.tasks:
                     shares = self._replicas.exchange(asdict(self._run_tasks(server, role, models[role])))
                     results = {name: found for share in shares for name, found in share["results"].items()}
                     samples = [sample for share in shares for sample in share["samples"]]
-                    self._checkpoint.tasks[role] = TaskResults(results, samples)
-                    self._save()
+                    self._save(self._checkpoint.tasks, role, TaskResults(results, samples))
 
-    def _save(self) -> None:
-        """Save a resume point."""
+    def _save(self, part: dict[str, Found], role: str, found: Found) -> None:
+        """Add what was found for a model to a part of the checkpoint, and save a resume point."""
         with self._lock:
+            part[role] = found
             if self._replicas.is_first:
                 self._checkpoint.save(self._context.resume)
-
-    def _is_done(self, role: str) -> bool:
-        """Whether the checkpoint has all answers of a model."""
-        return role in self._checkpoint.answers and (role in self._checkpoint.tasks or not self._config.tasks)
 
     def _requests(self, role: str, folder: Path) -> list[tuple[Problem, PromptMode]]:
         """What this replica asks a model: its share of all problems in the first mode, then in the next."""
@@ -164,11 +166,8 @@ class EvalRunner:
     def _server(self, roles: Sequence[str], models: Mapping[str, Path]) -> Server:
         """The server of a group, before it is started."""
         folder = models[roles[0]]
-        serving, texts = (
-            self._config.serving,
-            [text for each in self._problems for text in (each.question, each.prompt)],
-        )
-        longest = max((len(text.encode()) for text in texts), default=0)
+        texts = [text for problem in self._problems for text in (problem.question, problem.prompt)]
+        longest, serving = max((len(text.encode()) for text in texts), default=0), self._config.serving
         needed = longest + CHAT_TEMPLATE_TOKENS + self._config.max_tokens
         lengths = (max_position_embeddings(folder), None if self._config.tasks else needed, serving.max_model_len)
         return Server(
@@ -185,27 +184,30 @@ class EvalRunner:
 
     def _ask_model(self, server: Server, role: str, folder: Path) -> list[AnswerRow]:
         """Ask a model this replica's share of the problems in its modes."""
-
-        def tick() -> None:
-            self._stop_if_asked()
-            with self._lock:
-                self._done += 1
-                if self._done % PROGRESS_EVERY == 0 or self._done == self._total:
-                    self._context.progress(self._done, self._total, what=role)
-
+        requests, count = self._requests(role, folder), partial(self._count, role)
         try:
-            return asyncio.run(ask(server.url, role, self._requests(role, folder), self._config, tick, folder))
+            return asyncio.run(ask(server.url, role, requests, self._config, count, folder))
         except APIError as error:
             raise StageFailed(f"the server of {role} failed: {error}\n{describe_failure(server.log)}") from error
 
     def _run_tasks(self, server: Server, role: str, folder: Path) -> TaskResults:
         """Run this replica's share of the tasks on a model."""
-        names, modes = self._replicas.share(self._config.tasks), prompt_modes(role, folder)
-        if not names:
+        if not self._tasks:
             return TaskResults()
         self._context.progress(self._done, self._total, what=f"{role}, tasks of lm-eval")
-        log = self._context.scratch / f"lm-eval-{role}-{self._replicas.index}.log"
-        return run_tasks(server, folder, names, modes, self._config, self._task_files, log, self._stop_if_asked)
+        log, modes = self._context.scratch / f"lm-eval-{role}-{self._replicas.index}.log", prompt_modes(role, folder)
+        found = run_tasks(server, folder, self._tasks, modes, self._config, self._task_files, log, self._stop_if_asked)
+        for _ in self._tasks:
+            self._count(role)
+        return found
+
+    def _count(self, role: str) -> None:
+        """Count a problem or task that is done, and report progress now and then."""
+        self._stop_if_asked()
+        with self._lock:
+            self._done += 1
+            if self._done % PROGRESS_EVERY == 0 or self._done == self._total:
+                self._context.progress(self._done, self._total, what=role)
 
     def _stop_if_asked(self) -> None:
         """Raise Interrupted if the stage was asked to stop, or if another server has failed."""

@@ -43,7 +43,7 @@ STOP_TIMEOUT_S = 5.0
 
 
 class Server:
-    """Serves one model folder, on the loopback interface unless told otherwise, until the block is left.
+    """Serves one model folder until the block is left, by default on the loopback interface.
 
     The server and its engine form a process group. It ends with this process, even one that is killed: the plug-in,
     which vLLM loads in each of its processes, watches for that.

@@ -24,7 +24,9 @@ ENVIRONMENT = {
 OWNER_VARIABLE = "TESSERA_VLLM_OWNER"
 """Environment variable with the id of the process that a vLLM server ends with."""
 
-TORCHRUN_VARIABLE = re.compile("((TORCHELASTIC|PET|ROLE)_.*|((LOCAL|GROUP)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT))$")
+TORCHRUN_VARIABLE = re.compile(
+    "((TORCHELASTIC|PET)_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT))$"
+)
 """Environment variables that torchrun, or a pod of a `TrainJob`, gives to a rank."""
 
 BATCHED_TOKENS = 8192
