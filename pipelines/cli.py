@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipelines.commands import artifacts, cluster, recipes, records, retraining, search
+from pipelines.commands import artifacts, cluster, promotion, recipes, records, retraining, search
 
 app = typer.Typer(
     name="tessera",
@@ -32,6 +32,7 @@ app.command(rich_help_panel=MODELS)(artifacts.chat)
 app.command(rich_help_panel=MODELS)(artifacts.serve)
 app.command(rich_help_panel=MODELS)(artifacts.inspect)
 app.command(rich_help_panel=MODELS)(artifacts.export)
+app.command(rich_help_panel=MODELS)(promotion.promote)
 app.add_typer(search.search_app, name="search", rich_help_panel=MODELS)
 app.add_typer(artifacts.store_app, name="store", rich_help_panel=MODELS)
 

@@ -8,7 +8,7 @@ from components.core.serving.serving_config import ServingConfig
 
 
 class Gate(Config):
-    """Conditions for a model to become the champion; null means no condition."""
+    """Conditions for a model to be promoted; null means no condition."""
 
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Accuracy with thinking on, standard split."""
@@ -28,7 +28,7 @@ class DeployConfig(Config):
     role: str = "rl"
     """Role of the evaluated model that the gate checks; the last evaluated one if that is absent."""
     gate: Gate = Gate()
-    """Checks that decide between `champion` and `candidate`."""
+    """Checks without which the model is not promoted."""
     fail_on_gate: bool = False
     """Fail the stage if a check fails, instead of registering a candidate."""
     questions: tuple[str, ...] = ("7+5*3-2=",)

@@ -1,4 +1,4 @@
-"""The gate: whether a model may become the champion."""
+"""The gate: whether a model may be promoted."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -45,9 +45,14 @@ def check(gate: Gate, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
 def measurements(metrics: Path, role: str) -> dict[str, Any]:
     """Metrics of the model in a role, with its perplexity over the parent's; of the last model if there is none."""
     models: dict[str, dict[str, Any]] = json.loads((metrics / "metrics.json").read_text(encoding="utf-8"))["models"]
-    measured = models.get(role) or list(models.values())[-1]
+    measured = models[evaluated_role(models, role)]
     own, parent = _number(measured, "perplexity"), _number(models, "parent", "perplexity")
     return measured if own is None or parent is None else {**measured, "perplexity_ratio": own / parent}
+
+
+def evaluated_role(models: Mapping[str, Any], role: str) -> str:
+    """The role itself, or that of the last evaluated model if it was not evaluated."""
+    return role if role in models else list(models)[-1]
 
 
 def failed_checks(checks: Sequence[Mapping[str, Any]]) -> str:

@@ -39,11 +39,11 @@ def run(
         reason = failed_checks(checks) if measured else "nothing was measured"
         if config.fail_on_gate:
             raise StageFailed(f"the gate is not passed: {reason}", hint="see the report, or lower deploy.gate")
-        context.note(f"the gate is not passed: {reason}; the model is registered as a candidate")
+        context.note(f"the gate is not passed: {reason}")
     write_bundle(model, out / "bundle", config)
     return {
         "gate": {"passed": passed, "checks": checks},
-        "alias": "champion" if passed else "candidate",
+        "alias": "candidate",
         "registered_model": config.name,
         "smoke": smoke_test(config, out / "bundle", context),
     }

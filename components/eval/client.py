@@ -14,7 +14,7 @@ from components.core.text.problems import Problem
 from components.core.text.toggle import END_THINK, THINK, system_message
 from components.core.text.tokenizer import plain_prompt_ids
 from components.core.text.verifier import verify
-from components.eval.answers import AnswerRow, PromptMode
+from components.eval.answer_rows import AnswerRow, PromptMode
 from components.eval.config import EvalConfig
 
 SERVED_NAME = "model"

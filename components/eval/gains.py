@@ -5,12 +5,16 @@ which leaves far less noise than the difference of two accuracies with an interv
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.eval.answers import SPLITS, AnswerRow
-from components.eval.scores import PROMPT_MODES, Z_95
+from components.eval.answer_rows import SPLITS, AnswerRow
+from components.eval.scores import PROMPT_MODES
+
+CONFIDENCE = 0.95
+"""Confidence of intervals, where no other is asked for."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +22,15 @@ class Gain:
     """A paired comparison of accuracies.
 
     Attributes:
+        base: mean of the base.
         value: mean difference over the problems.
-        interval: 95 % confidence interval of the difference.
+        interval: confidence interval of the difference.
         ratio: accuracy as a multiple of the base's; None where the base solves nothing.
-        ratio_interval: 95 % confidence interval of the ratio.
+        ratio_interval: confidence interval of the ratio.
         problems: number of problems that both sides answered.
     """
 
+    base: float
     value: float
     interval: tuple[float, float]
     ratio: float | None
@@ -32,7 +38,7 @@ class Gain:
     problems: int
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Gain":
+    def of(cls, pairs: Sequence[tuple[float, float]], confidence: float = CONFIDENCE) -> "Gain":
         """Compare the fractions of correct answers to each problem: (of the base, of the other).
 
         The intervals are those of the mean and of the logarithm of the ratio of means (delta method), with the variance
@@ -41,15 +47,17 @@ class Gain:
 
         Source: Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012), for one answer a problem.
         """
+        z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
         added = [*pairs, (0.0, 1.0), (1.0, 0.0)]
         base, other = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
         differences = [b - a for a, b in added]
         centre = sum(differences) / len(added)
-        half = Z_95 * _standard_error([difference - centre for difference in differences])
+        half = z * _standard_error([difference - centre for difference in differences])
         added_base, added_other = (sum(side) / len(added) for side in zip(*added, strict=True))
         ratio = added_other / added_base
-        factor = math.exp(Z_95 * _standard_error([b - ratio * a for a, b in added]) / added_other)
+        factor = math.exp(z * _standard_error([b - ratio * a for a, b in added]) / added_other)
         return cls(
+            base=base,
             value=other - base,
             interval=(max(-1.0, centre - half), min(1.0, centre + half)),
             ratio=other / base if base else None,
@@ -80,22 +88,52 @@ def gains(answers: Mapping[str, Sequence[AnswerRow]]) -> dict[str, dict[str, Any
     Returns:
         Gains over the first model and over the one before; None where no problem was answered on both sides.
     """
-    fractions = {name: _fractions(rows) for name, rows in answers.items()}
-    names = list(fractions)
+    names = list(answers)
+
+    def gain(base: Sequence[AnswerRow], base_mode: str, other: Sequence[AnswerRow], mode: str, split: str) -> Any:
+        found = paired_gain(select(base, split, base_mode), select(other, split, mode), correctness)
+        return None if found is None else found.as_json()
+
     return {
         name: {
-            "thinking": {split: _gain(own[split, "off"], own[split, "on"]) for split in SPLITS},
+            "thinking": {split: gain(own, "off", own, "on", split) for split in SPLITS},
             "over": {
                 base: {
-                    split: {mode: _gain(fractions[base][split, mode], own[split, mode]) for mode in PROMPT_MODES}
+                    split: {mode: gain(answers[base], mode, own, mode, split) for mode in PROMPT_MODES}
                     for split in SPLITS
                 }
                 for base in dict.fromkeys([*names[:1], *names[max(0, place - 1) : place]])
                 if base != name
             },
         }
-        for place, (name, own) in enumerate(fractions.items())
+        for place, (name, own) in enumerate(answers.items())
     }
+
+
+def paired_gain(
+    base: Sequence[AnswerRow],
+    other: Sequence[AnswerRow],
+    marks: Callable[[AnswerRow], Sequence[bool]],
+    confidence: float = CONFIDENCE,
+) -> Gain | None:
+    """Compare two models, or two modes of one, on the problems that both were asked; None without any.
+
+    A problem is the same where its split, id, question and correct answer are: the rows may be of two evaluations.
+
+    Args:
+        base: answers of one side.
+        other: answers of the other side.
+        marks: what is compared, for each sampled answer of a row; a row without marks is left out.
+        confidence: of the intervals.
+    """
+    fractions, other_fractions = (_fractions(rows, marks) for rows in (base, other))
+    pairs = [(fractions[problem], other_fractions[problem]) for problem in fractions if problem in other_fractions]
+    return Gain.of(pairs, confidence) if pairs else None
+
+
+def correctness(row: AnswerRow) -> Sequence[bool]:
+    """Whether each sampled answer is correct."""
+    return row.correct
 
 
 def values_and_bounds(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,23 +144,20 @@ def values_and_bounds(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in inner.items() if part}
 
 
-def _fractions(rows: Sequence[AnswerRow]) -> dict[tuple[str, str], dict[str, float]]:
-    """By split and mode, the fraction of correct answers to each problem."""
-    return {
-        (split, mode): {
-            row.id: sum(row.correct) / len(row.correct)
-            for row in rows
-            if row.split == split and row.mode in PROMPT_MODES[mode] and row.correct
-        }
-        for split in SPLITS
-        for mode in PROMPT_MODES
-    }
+def select(rows: Sequence[AnswerRow], split: str, mode: str) -> list[AnswerRow]:
+    """Rows of a split, with thinking on or off."""
+    return [row for row in rows if row.split == split and row.mode in PROMPT_MODES[mode]]
 
 
-def _gain(base: Mapping[str, float], other: Mapping[str, float]) -> dict[str, Any] | None:
-    """The gain on the problems that both sides answered."""
-    pairs = [(base[problem], other[problem]) for problem in base if problem in other]
-    return Gain.of(pairs).as_json() if pairs else None
+def _fractions(
+    rows: Sequence[AnswerRow], marks: Callable[[AnswerRow], Sequence[bool]]
+) -> dict[tuple[str, str, str, str], float]:
+    """Fraction of true marks by problem; modes count equally where a problem was asked in several."""
+    found: dict[tuple[str, str, str, str], list[float]] = {}
+    for row in rows:
+        if own := marks(row):
+            found.setdefault((row.split, row.id, row.question, row.expected), []).append(sum(own) / len(own))
+    return {problem: statistics.fmean(values) for problem, values in found.items()}
 
 
 def _standard_error(residuals: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from components.eval.answers import SPLITS, AnswerRow
+from components.eval.answer_rows import SPLITS, AnswerRow
 
 PROMPT_MODES = {"on": ("on", "chat", "plain"), "off": ("off",)}
 """Prompt modes that count as thinking on or off in reports. A model without the switch may write its steps out."""

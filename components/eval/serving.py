@@ -21,7 +21,8 @@ from components.core.serving.server import Server, max_position_embeddings
 from components.core.serving.server_log import describe_failure
 from components.core.text.problems import Problem
 from components.core.text.toggle_template import ChatTemplate
-from components.eval.answers import AnswerRow, EvalCheckpoint, PromptMode, TaskResults
+from components.eval.answer_rows import AnswerRow, PromptMode
+from components.eval.answers import EvalCheckpoint, TaskResults
 from components.eval.client import SERVED_NAME, ask
 from components.eval.config import WITH_TOGGLE, EvalConfig
 from components.eval.replicas import Replicas, gpus_of_replica, merge_shares

@@ -17,7 +17,8 @@ from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile, Workload
 from components.core.serving.timing import measure_step_ms, relative_error
 from components.core.text.toggle import has_toggle
-from components.eval.answers import EvalCheckpoint, load_problems, ungraded, write_answers
+from components.eval.answer_rows import ungraded, write_answers
+from components.eval.answers import EvalCheckpoint, load_problems
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
 from components.eval.gains import gains, values_and_bounds
 from components.eval.held_out import measure_losses, perplexity

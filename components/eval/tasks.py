@@ -12,7 +12,8 @@ from components.core.base.errors import DataError, InputError, MissingPackage, S
 from components.core.serving.server import Server
 from components.core.serving.settings import inherited_environment
 from components.core.text.tokenizer import plain_prompt_ids
-from components.eval.answers import PromptMode, TaskResults
+from components.eval.answer_rows import PromptMode
+from components.eval.answers import TaskResults
 from components.eval.client import SERVED_NAME, TIMEOUT_S
 from components.eval.config import EvalConfig
 

@@ -107,11 +107,16 @@ def operator(
     liveness: Annotated[
         str | None, typer.Option(metavar="URL", help="Address to answer at, e.g. http://0.0.0.0:8080/healthz.")
     ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with repositories of promotions, signing key and Alertmanager."),
+    ] = None,
 ) -> None:
     """Run the Retraining objects of a namespace, until a signal ends this."""
     import logging
 
     from components.core.base.errors import MissingPackage
+    from pipelines.promotion.platform_settings import read_settings
 
     try:
         from pipelines.retraining.kopf_operator import run_operator
@@ -119,7 +124,9 @@ def operator(
         raise MissingPackage(f"the operator needs {error.name}", hint="pip install 'tessera[operator]'") from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for each object and step
-    run_operator(namespace, kfp, service_account, queues=queues, liveness_url=liveness)
+    run_operator(
+        namespace, kfp, service_account, queues=queues, settings=read_settings(settings), liveness_url=liveness
+    )
 
 
 def _show(found: "Retraining") -> None:

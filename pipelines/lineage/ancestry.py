@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from components.core.base.errors import InputError
 from components.core.base.suggestions import nearest
+from components.core.lineage.champion import ALIAS, champion
 from components.core.lineage.mlflow_entities import manifest_of
 from components.core.store.artifact_store import manifest_path
 from components.core.store.manifest import Manifest, describe, hash_file
@@ -248,6 +249,8 @@ def _stored(store: Store) -> Iterator[str]:
 def _registered(store: Store, name: str) -> str | None:
     """Digest of the latest bundle of a registered model; with `@ALIAS`, of the latest with that alias."""
     name, _, alias = name.partition("@")
+    if alias == ALIAS and (digest := champion(store, name)):
+        return digest
     found = None
     for run in sorted(run_records(store), key=lambda run: run["finished"] or 0.0):
         for document in stage_documents(store, run["run"]).values():

@@ -137,12 +137,16 @@ def artifact(store: Store, run: str, role: str) -> str:
     raise InputError(f"run {name!r} has no artifact {role!r}", hint=nearest(role, list(roles)))
 
 
+def read_file(store: Store, run: str, role: str, file: str) -> bytes | None:
+    """A file of the artifact that has a role in a run; None where the run has no such artifact."""
+    digest = artifacts(store, run).get(role)
+    return None if digest is None or file not in store.manifest(digest).files else store.read(digest, file)
+
+
 def read_table(store: Store, run: str, role: str, file: str) -> dict[str, Any] | None:
     """A JSON file of the artifact that has a role in a run; None where the run has no such artifact."""
-    digest = artifacts(store, run).get(role)
-    if digest is None or file not in store.manifest(digest).files:
-        return None
-    table: dict[str, Any] = json.loads(store.read(digest, file))
+    data = read_file(store, run, role, file)
+    table: dict[str, Any] | None = None if data is None else json.loads(data)
     return table
 
 

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from components.core.lineage.curves import stage_curves
 from components.core.store.store import Store
+from components.eval.answer_rows import AnswerRow, parse_answers
+from components.eval.gains import correctness, paired_gain, select
 from pipelines.recipe.llama_nemotron import MODELS
-from pipelines.records.runs import artifacts, read_table, stage_documents
+from pipelines.records.runs import artifacts, read_file, read_table, stage_documents
 from pipelines.report.summary import MODES, SPLITS, Unit, build_summary, format_value
 
 CHILDREN = MODELS[1:]
@@ -36,7 +38,8 @@ class Row:
         name: name of the number, with its unit.
         unit: decides the format.
         values: value of the first run and of the second.
-        difference: first minus second; None where the two cannot be compared.
+        difference: first minus second, of accuracies over the problems that both runs asked; None where the two cannot
+            be compared.
         error: half the width of the difference's confidence interval, where both values have one.
     """
 
@@ -100,7 +103,7 @@ def compare_runs(store: Store, run: str, other: str) -> RunComparison:
         notes.append(f"Budgets are not known: {without_search} did not search.")
     rows = [
         *(_search_rows(searches[0], searches[1], same_parent=same_parent) if searches[0] and searches[1] else ()),
-        *_model_rows(summaries),
+        *_model_rows(summaries, [_answers(store, name) for name in runs]),
         *_distillation_rows(store, runs, same_parent=same_parent),
     ]
     rows.sort(key=lambda row: CHILDREN.index(row.role))
@@ -160,7 +163,18 @@ def _search_rows(search: Mapping[str, Any], other: Mapping[str, Any], *, same_pa
         yield _row("child", "KL from its parent, nats a token", "number", kls, same_parent)
 
 
-def _model_rows(summaries: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+def _answers(store: Store, run: str) -> Mapping[str, Sequence[AnswerRow]]:
+    """Answers of the models of a run by role; empty where none were recorded."""
+    data = read_file(store, run, "metrics", "answers.jsonl")
+    found: dict[str, list[AnswerRow]] = {}
+    for row in parse_answers(data or b""):
+        found.setdefault(row.model, []).append(row)
+    return found
+
+
+def _model_rows(
+    summaries: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Sequence[AnswerRow]]]
+) -> Iterator[Row]:
     """Size, speed and accuracy of each model that both runs have."""
     for role in CHILDREN:
         models = [summary["models"].get(role) for summary in summaries]
@@ -176,12 +190,21 @@ def _model_rows(summaries: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
             for mode in MODES:
                 shares = tuple(model["accuracy"][split][mode] for model in both)
                 if None not in shares:
+                    name, (first, second) = f"{split} problems, thinking {mode}", map(float, shares)
+                    own, base = (select(rows.get(role, ()), split, mode) for rows in answers)
+                    if gain := paired_gain(base, own, correctness):
+                        half = (gain.interval[1] - gain.interval[0]) / 2
+                        yield Row(role, name, "share", (first, second), gain.value, half)
+                        continue
                     error = _error([model["interval"][split][mode] for model in both])
-                    yield _row(role, f"{split} problems, thinking {mode}", "share", shares, error=error)
+                    yield _row(role, name, "share", shares, error=error)
 
 
 def _error(intervals: Sequence[Sequence[float] | None]) -> float | None:
-    """Half the width of the confidence interval of a difference; None unless both intervals are known."""
+    """Half the width of the confidence interval of a difference of models that were asked different problems.
+
+    None unless both intervals are known.
+    """
     halves = [(interval[1] - interval[0]) / 2 for interval in intervals if interval is not None]
     return math.hypot(*halves) if len(halves) == 2 else None
 

@@ -10,6 +10,9 @@ from pipelines.retraining.spec import GROUP, PLURAL, VERSION
 from pipelines.retraining.status import RetrainingStatus
 
 NOT_FOUND = 404
+BUNDLE_ANNOTATION = f"{GROUP}/bundle"
+"""Annotation of a Rollout: digest of the bundle that it is to serve."""
+ROLLOUTS = ("argoproj.io", "v1alpha1")
 
 
 @dataclass
@@ -68,6 +71,9 @@ class Objects(Protocol):
             InputError: there is no such config map, or it has no such key.
         """
 
+    def rollout(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """A Rollout of Argo Rollouts, None where it is absent."""
+
 
 class ClusterObjects:
     """The objects of the cluster that `load_cluster` has chosen."""
@@ -108,6 +114,19 @@ class ClusterObjects:
         if key not in data:
             raise InputError(f"the config map {name!r} has no key {key!r}", hint=f"it has {', '.join(sorted(data))}")
         return str(data[key])
+
+    def rollout(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """Request the Rollout."""
+        from kubernetes.client import ApiException
+
+        with kubernetes_errors():
+            try:
+                found: dict[str, Any] = self._api.get_namespaced_custom_object(*ROLLOUTS, namespace, "rollouts", name)
+            except ApiException as error:
+                if error.status == NOT_FOUND:
+                    return None
+                raise
+        return found
 
     def merge(self, namespace: str, name: str, change: dict[str, Any]) -> None:
         """Merge values into an object, as a person does.

@@ -22,6 +22,7 @@ COLUMNS = {
     "Phase": ("string", ".status.phase"),
     "Run": ("string", ".status.runId"),
     "Succeeded": ("date", ".status.lastSucceeded"),
+    "Last promoted": ("date", ".status.lastPromoted"),
     "Reason": ("string", ".status.reason"),
     "Age": ("date", ".metadata.creationTimestamp"),
 }
@@ -94,8 +95,13 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> di
         return _structural({**value, **rest}, definitions)
     if "type" not in schema:
         return {ANY_VALUE: True}
-    kept = ("type", "description", "enum", "format", "pattern", "minimum", "maximum", "minLength", "required", RULES)
+    kept = (
+        *("type", "description", "enum", "format", "pattern", "minimum", "maximum"),
+        *("minLength", "minItems", "required", RULES),
+    )
     made: dict[str, Any] = {key: schema[key] for key in kept if key in schema}
+    if "const" in schema:
+        made["enum"] = [schema["const"]]
     if "exclusiveMinimum" in schema:
         made |= {"minimum": schema["exclusiveMinimum"], "exclusiveMinimum": True}
     if isinstance(schema.get("default"), str | int | float) and schema["default"] != "":

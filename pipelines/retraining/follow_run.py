@@ -162,10 +162,19 @@ class RunFollower:
         return found.state == "SUCCEEDED" and is_known and run_record(self._store, name)["status"] == "succeeded"
 
     def _remove_old_runs(self, history: int) -> None:
-        """Forget the runs beyond the history, but not the last one that succeeded: its model may be in use."""
+        """Forget the runs beyond the history, but not those whose models may be in use.
+
+        These are the last one that has succeeded, the one that is promoted, and the champion's.
+        """
         runs = self._status.runs
         last_good = next((each for each in runs if each.state == "Succeeded"), None)
-        kept = [each for number, each in enumerate(runs) if number < history or each is last_good]
+        gate, promotion = self._status.gate, self._status.promotion
+        used = {
+            gate.champion_run if gate else "",
+            promotion.run if promotion else "",
+            last_good.run if last_good else "",
+        }
+        kept = [each for number, each in enumerate(runs) if number < history or each.run in used]
         for old in runs:
             if old not in kept:
                 forget_run(self._store, old.run)

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from components.core.base.errors import StageFailed, TesseraError
 from components.core.base.kubernetes_api import load_cluster
+from pipelines.promotion.platform_settings import OperatorSettings
 from pipelines.retraining.cluster import ClusterObjects
 from pipelines.retraining.lease import Lease
 from pipelines.retraining.reconcile import Connections, Outcome, reconcile
@@ -41,6 +42,7 @@ def run_operator(
     service_account: str | None,
     *,
     queues: bool,
+    settings: OperatorSettings,
     liveness_url: str | None = None,
 ) -> None:
     """Reconcile the objects of a namespace until a signal ends the process.
@@ -50,6 +52,7 @@ def run_operator(
         kfp: address of Kubeflow Pipelines; None for the service of the cluster.
         service_account: of the pods of the runs.
         queues: whether Kueue admits the pods.
+        settings: repositories of promotions, and the Alertmanager.
         liveness_url: address that answers while the operator is alive.
 
     Raises:
@@ -61,9 +64,8 @@ def run_operator(
     log.info("waiting for the lease %s/%s", namespace, LEASE)
     lease.wait()
     try:
-        was_lost = asyncio.run(
-            _operate(lease, _handlers(connect(kfp, service_account, queues=queues)), namespace, liveness_url)
-        )
+        connections = connect(kfp, service_account, settings, queues=queues)
+        was_lost = asyncio.run(_operate(lease, _handlers(connections), namespace, liveness_url))
     finally:
         lease.release()
     if was_lost:
@@ -99,7 +101,7 @@ async def _operate(lease: Lease, registry: kopf.OperatorRegistry, namespace: str
     return lost.is_set()
 
 
-def connect(kfp: str | None, service_account: str | None, *, queues: bool) -> Connections:
+def connect(kfp: str | None, service_account: str | None, settings: OperatorSettings, *, queues: bool) -> Connections:
     """The connections of an operator."""
 
     @functools.cache
@@ -109,7 +111,7 @@ def connect(kfp: str | None, service_account: str | None, *, queues: bool) -> Co
     def submitter(store: str, server: KfpServer, namespace: str) -> Submitter:
         return Submitter(store, server, namespace, queues=queues, console=Console(stderr=True))
 
-    return Connections(ClusterObjects(), server, submitter)
+    return Connections(ClusterObjects(), server, submitter, settings=settings)
 
 
 def _handlers(connections: Connections) -> kopf.OperatorRegistry:

@@ -6,21 +6,24 @@ operator that is killed anywhere, or runs twice, neither starts a run twice nor 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from components.core.base.errors import TesseraError
+from components.core.base.errors import ClusterError, TesseraError
 from components.core.store.store import Store
+from pipelines.promotion.platform_settings import OperatorSettings
+from pipelines.promotion.rules import Promotion
 from pipelines.recipe.checks import check
 from pipelines.retraining.cluster import Objects, Retraining
 from pipelines.retraining.dataset import copy_into_store, observe, open_folder
 from pipelines.retraining.decision import judge_plan
+from pipelines.retraining.follow_promotion import PromotionFollower
 from pipelines.retraining.follow_run import RunFollower
 from pipelines.retraining.price import price_run
 from pipelines.retraining.spec import APPROVED, RetrainingSpec
 from pipelines.retraining.status import Attempt, Phase, Plan, RetrainingStatus, StageStatus
-from pipelines.retraining.triggers import Due, find_due, newest_triggers
+from pipelines.retraining.triggers import Due, find_due, firing_since, newest_triggers
 from pipelines.retraining.wanted_run import WantedRun, inline_text, read_wanted_run
 from pipelines.run.kfp_server import KfpServer
 from pipelines.run.submit import Submitter, pod_store
@@ -35,12 +38,14 @@ class Connections:
         server: Kubeflow Pipelines, by the namespace of the runs.
         submitter: submits to a server, by the store's address and the namespace.
         clock: the present time.
+        settings: repositories of promotions, and the Alertmanager.
     """
 
     objects: Objects
     server: Callable[[str], KfpServer]
     submitter: Callable[[str, KfpServer, str], Submitter]
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    settings: OperatorSettings = field(default_factory=OperatorSettings)
 
 
 class Outcome(NamedTuple):
@@ -70,6 +75,7 @@ class _Step:
         self._connections, self._found = connections, found
         self._status = found.status.model_copy(deep=True)
         self._now = connections.clock().replace(microsecond=0)
+        self._warning = ""
 
     def take(self) -> RetrainingStatus:
         """Take the step. An error of the user's is a condition; the next step tries again."""
@@ -81,13 +87,16 @@ class _Step:
             if self._status.attempt is None:
                 self._show("Invalid", type(error).__name__)
         else:
-            self._status.judge("Ready", True, "Reconciled", "", self._now)
+            reason = "AlertsUnknown" if self._warning else "Reconciled"
+            self._status.judge("Ready", True, reason, self._warning, self._now)
         self._status.observed_generation = self._found.body["metadata"].get("generation", 0)
         self._write()
         return self._status
 
     def _advance(self, spec: RetrainingSpec) -> None:
-        """Follow the run that there is, or decide on one and submit it."""
+        """Follow the promotion that there is, and the run, or decide on one and submit it."""
+        if spec.promote is not None:
+            self._promote(spec, spec.promote)
         if self._status.attempt is None:
             self._decide(spec)
         attempt = self._status.attempt
@@ -111,7 +120,7 @@ class _Step:
         store = pod_store(spec.store)
         has_data = self._observe_dataset(spec, store)
         wanted = self._wanted(spec, store)
-        due = find_due(self._snapshot(), spec, wanted.identity, self._now)
+        due = find_due(self._snapshot(), spec, wanted.identity, self._now, self._firing_since(spec))
         if due is not None and has_data:
             self._plan(spec, store, wanted, due)
             return
@@ -154,6 +163,24 @@ class _Step:
         )
         self._show("Running", "Starting")
         self._write()
+
+    def _promote(self, spec: RetrainingSpec, rules: Promotion) -> None:
+        """Take the step that the promotion needs."""
+        connections, found = self._connections, self._found
+        place, store = (found.namespace, found.name), pod_store(spec.store)
+        PromotionFollower(
+            self._status, rules, place, store, connections.objects, connections.settings, self._write, self._now
+        ).advance()
+
+    def _firing_since(self, spec: RetrainingSpec) -> datetime | None:
+        """Since when the newest alert fires; without an answer, the other triggers go on."""
+        if not spec.trigger.alerts:
+            return None
+        try:
+            return firing_since(self._connections.settings.alertmanager, spec.trigger.alerts)
+        except ClusterError as error:
+            self._warning = str(error)
+            return None
 
     def _follower(self, store: Store) -> RunFollower:
         """What knows the run of the attempt."""

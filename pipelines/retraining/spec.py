@@ -1,12 +1,12 @@
-"""What a user writes into a `Retraining`: the recipe, its store, when it runs, and what it may cost."""
+"""What a user writes into a `Retraining`: the recipe, its store, when it runs, its price, and what is then served."""
 
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
-from pydantic.alias_generators import to_camel
 
-from components.core.base.config import Config
+from components.core.base.kubernetes_objects import Section
+from pipelines.promotion.rules import Promotion
 
 GROUP, VERSION, KIND, PLURAL = "tessera.dev", "v1alpha1", "Retraining", "retrainings"
 APPROVED = f"{GROUP}/approved"
@@ -19,12 +19,6 @@ RULES = "x-kubernetes-validations"
 RecipeKey = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$")]
 Hours = Annotated[float, Field(gt=0)]
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-class Section(Config):
-    """A part of an object of Kubernetes, whose keys are in camel case."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
 
 def _rules(*rules: tuple[str, str]) -> dict[str, Any]:
@@ -74,6 +68,8 @@ class Trigger(Section):
     """Times, five fields of cron, UTC: run then if the recipe or its inputs have changed, or the last run failed."""
     dataset: DatasetTrigger | None = None
     """Run when a folder has changed."""
+    alerts: tuple[str, ...] = ()
+    """Names of alerts: while one fires, run if the recipe or its inputs have changed, or the last run failed."""
 
 
 class Budget(Section):
@@ -109,6 +105,8 @@ class RetrainingSpec(Section):
     """What starts a run."""
     budget: Budget = Field(default_factory=Budget)
     """What one run may cost."""
+    promote: Promotion | None = None
+    """How a run that has succeeded becomes what is served; None where people decide."""
     suspend: bool = False
     """Start no run; one that has started goes on."""
     history: int = Field(default=10, ge=1, le=100)

@@ -3,21 +3,17 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
+
+from components.core.base.kubernetes_objects import StatusPart
+from pipelines.promotion.gate import GateResult
+from pipelines.promotion.rules import Mode
 
 Phase = Literal["Ready", "WaitingForData", "WaitingForApproval", "Running", "Failed", "Suspended", "Invalid"]
-ConditionType = Literal["Ready", "Planned", "WithinBudget", "Approved", "Running", "Succeeded"]
-TriggerName = Literal["onChange", "schedule", "dataset", "now"]
+ConditionType = Literal["Ready", "Planned", "WithinBudget", "Approved", "Running", "Succeeded", "Promoted"]
+TriggerName = Literal["onChange", "schedule", "dataset", "alert", "now"]
 RunState = Literal["Succeeded", "Failed", "Stopped"]
-
-
-class StatusPart(BaseModel):
-    """A part of the status. Unknown keys of another version are ignored."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True, validate_assignment=True
-    )
+PromotionState = Literal["Requested", "Committed", "Serving", "Ended"]
 
 
 class Condition(StatusPart):
@@ -70,6 +66,8 @@ class Consumed(StatusPart):
     """Value of the annotation."""
     dataset: str = ""
     """Fingerprint of the data set."""
+    alert: datetime | None = None
+    """Since when the newest alert fires."""
 
 
 class Attempt(StatusPart):
@@ -133,6 +131,29 @@ class Dataset(StatusPart):
     """Fingerprint of what that artifact was made of."""
 
 
+class PromotionStatus(StatusPart):
+    """A bundle on its way into what is served."""
+
+    run: str
+    """Run that made it."""
+    bundle: str
+    """Its digest."""
+    previous: str = ""
+    """Digest of the bundle that was served before; empty at the first promotion."""
+    mode: Mode
+    """How it gets into Git."""
+    state: PromotionState
+    """Requested: somebody has to merge. Committed: Git names it. Serving: it serves all traffic. Ended: it does not."""
+    request: int = 0
+    """Number of the request."""
+    address: str = ""
+    """Page of the request."""
+    commit: str = ""
+    """Commit that names it in Git."""
+    seen: bool = False
+    """Whether the Rollout has had it."""
+
+
 class RetrainingStatus(StatusPart):
     """State of a `Retraining`."""
 
@@ -162,6 +183,14 @@ class RetrainingStatus(StatusPart):
     """Triggers that runs have answered."""
     last_succeeded: datetime | None = None
     """When a run last succeeded."""
+    gate: GateResult | None = None
+    """Comparison of the newest run that has succeeded with the champion."""
+    gate_rules: str = ""
+    """Digest of the rules of that comparison."""
+    promotion: PromotionStatus | None = None
+    """The newest bundle that was promoted."""
+    last_promoted: datetime | None = None
+    """When a bundle of this object last came to serve all traffic."""
 
     def judge(self, kind: ConditionType, value: bool | None, reason: str, message: str, now: datetime) -> None:
         """Set a condition; None is unknown. The time stays as long as the judgement does."""

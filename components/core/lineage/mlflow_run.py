@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.core.base.flat_values import flatten, numbers
+from components.core.lineage.champion import ALIAS, bundle_versions, champion
 from components.core.lineage.curves import (
     curves_of_events,
     events_of_key,
@@ -221,7 +222,7 @@ class Pipeline:
             self.client.log_batch(run_id, metrics=batch)
 
     def _register(self, run_id: str, record: StageRecord) -> None:
-        """Register a version of the model for the deployed bundle, under the alias that the gate chose."""
+        """Register a version of the model for the deployed bundle, under its alias; the champion's alias follows it."""
         from mlflow.exceptions import MlflowException
 
         name, digest = record.result.get("registered_model"), record.outputs.get("bundle")
@@ -229,17 +230,14 @@ class Pipeline:
             return
         with contextlib.suppress(MlflowException):  # it exists
             self.client.create_registered_model(name)
-        same = self._versions(name, digest)
+        same = bundle_versions(self.client, name, digest)
         version = same[0] if same else self._create_version(name, digest, run_id, record)
         self.versions[name, digest] = version.version
         alias = record.result.get("alias")
         if isinstance(alias, str):
             self.client.set_registered_model_alias(name, alias, version.version)
-
-    def _versions(self, name: str, digest: str) -> list[Any]:
-        """Versions of a registered model for a bundle."""
-        found = self.client.search_model_versions(f"name = '{name}'")
-        return [version for version in found if version.tags.get(f"{TAG}digest") == digest]
+        if champion(self.store, name) == digest:
+            self.client.set_registered_model_alias(name, ALIAS, version.version)
 
     def _create_version(self, name: str, digest: str, run_id: str, record: StageRecord) -> Any:
         model_id = self.models.entry(digest)

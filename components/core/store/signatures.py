@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -49,6 +50,34 @@ def sign_artifact(store: Store, digest: str, key_file: Path) -> str:
     signed = {"statement": line.decode(), "signature": base64.b64encode(signature).decode()}
     store.put_document(_path(digest, name), signed)
     return name
+
+
+class SignedLine(NamedTuple):
+    """A signature as the store has it.
+
+    Attributes:
+        key: id of the key.
+        statement: the signed line.
+        signature: in base64.
+    """
+
+    key: str
+    statement: str
+    signature: str
+
+
+def sign_once(store: Store, digest: str, key_file: Path) -> SignedLine:
+    """Sign an artifact unless the key has signed it already; returns the signature.
+
+    Raises:
+        InputError: the key cannot be read.
+        CorruptArtifact: the artifact was changed.
+    """
+    key = _private_key(key_file).public_key()
+    if not _has_signed(store, digest, key):
+        sign_artifact(store, digest, key_file)
+    found = store.document(_path(digest, key_id(key)))
+    return SignedLine(key_id(key), statement(digest), found["signature"])
 
 
 def demand_signature(store: Store, digest: str, key_files: Sequence[Path], what: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.eval.answers import AnswerRow, PromptMode
+from components.eval.answer_rows import AnswerRow, PromptMode
 from components.eval.gains import Gain, gains, values_and_bounds
 
 FRACTIONS = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])

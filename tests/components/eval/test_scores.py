@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from components.core.base.errors import DataError
 from components.core.text.formulas import JudgeFailed
 from components.core.text.problems import Problem
-from components.eval.answers import AnswerRow, PromptMode, load_problems, read_answers, ungraded, write_answers
+from components.eval.answer_rows import AnswerRow, PromptMode, read_answers, ungraded, write_answers
+from components.eval.answers import load_problems
 from components.eval.client import grade, joined
 from components.eval.scores import effective_number, interval, pass_at_1, scores
 from tests.components.conftest import write_rows
