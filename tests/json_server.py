@@ -20,6 +20,7 @@ class Request:
     query: dict[str, str]
     body: bytes
     content_type: str
+    authorization: str = ""
 
 
 @contextlib.contextmanager
@@ -37,7 +38,8 @@ def running_json_server(answer: Callable[[Request], tuple[int, Any]]) -> Iterato
             url = urllib.parse.urlsplit(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             query = dict(urllib.parse.parse_qsl(url.query))
-            request = Request(self.command, url.path, query, body, self.headers.get("Content-Type", ""))
+            token = self.headers.get("Authorization") or self.headers.get("PRIVATE-TOKEN") or ""
+            request = Request(self.command, url.path, query, body, self.headers.get("Content-Type", ""), token)
             status, value = answer(request)
             data = json.dumps(value).encode()
             self.send_response(status)

@@ -20,8 +20,9 @@ from pipelines.recipe.kfp_pipeline import image as image_name
 
 SUITE = "bookworm"
 PYTHON_BASE = ("python3", "ca-certificates", "libstdc++6")
-BASES = {"base": PYTHON_BASE, "compute-base": (*PYTHON_BASE, "g++", "libpython3-dev", "libnuma1")}
-"""Debian's packages by the name of the layer; torch and Triton compile kernels at run time, and vLLM asks for NUMA."""
+BASES = {"base": (*PYTHON_BASE, "git"), "compute-base": (*PYTHON_BASE, "g++", "libpython3-dev", "libnuma1")}
+"""Debian's packages by the name of the layer. The operator pushes by git; torch and Triton compile kernels at run time,
+and vLLM asks for NUMA."""
 PARTS: Mapping[str, Sequence[str]] = {
     "core": ("core", "project"),
     "train": ("core", "train", "torch", "project"),

@@ -2,9 +2,11 @@
 
 Accuracy and format are compared problem by problem, which leaves far less noise than the difference of two means; the
 definition is that of the evaluation (`components/eval/gains.py`). Perplexity and speed are recorded as one number a
-model, so they have no interval and the number decides.
+model: speed has an interval where the evaluation has measured one, perplexity has none, and then the number decides.
 """
 
+import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import Field
@@ -13,7 +15,7 @@ from components.core.base.kubernetes_objects import StatusPart
 from components.deploy.gate import ROUNDING, failed_checks
 from components.eval.answer_rows import AnswerRow
 from components.eval.gains import correctness, paired_gain
-from components.eval.scores import PROMPT_MODES
+from components.eval.scores import PROMPT_MODES, Z_95
 from pipelines.promotion.evaluation import SAME_ANSWERS, Evaluation
 from pipelines.promotion.rules import Measure, PromotionRules
 
@@ -108,8 +110,8 @@ def describe(check: Check) -> str:
     relative = check.measure in ("perplexity", "speed")
     text = f"{check.measure} {100 * check.difference:+.1f} {'%' if relative else 'points'}"
     if check.low is not None and check.high is not None:
-        text += f" ({100 * check.low:+.1f} to {100 * check.high:+.1f}) on {check.problems} problems"
-    return text
+        text += f" ({100 * check.low:+.1f} to {100 * check.high:+.1f})"
+    return text if check.problems is None else f"{text} on {check.problems} problems"
 
 
 def _thresholds(candidate: Evaluation) -> Check:
@@ -182,18 +184,39 @@ def _not_comparable(measure: Measure, candidate: Evaluation, champion: Evaluatio
 def _ratio(
     measure: Measure, key: str, candidate: Evaluation, champion: Evaluation, rules: PromotionRules, *, is_loss: bool
 ) -> Check:
-    """A measure with one number a model, as a fraction of the champion's."""
+    """A measure with one number a model, as a fraction of the champion's; the worse end of its interval decides."""
     own, base = candidate.measured.get(key), champion.measured.get(key)
     decides = measure in rules.when
     if own is None or base is None:
         who = "candidate" if own is None else "champion"
         return Check(measure=measure, decides=decides, passed=False, message=f"not measured for the {who}")
-    difference = own / base - 1
-    passed = (difference if is_loss else -difference) <= rules.tolerance + ROUNDING
-    found = Check(measure=measure, decides=decides, passed=passed, candidate=own, champion=base, difference=difference)
-    if not passed:
-        found.message = f"{own:.4g} against {base:.4g}, which is more than {100 * rules.tolerance:g} % worse"
+    ratio, half = own / base, _log_half_width(key, (candidate, champion), rules.confidence)
+    worst = ratio * math.exp((half or 0.0) * (1 if is_loss else -1)) - 1
+    found = Check(
+        measure=measure,
+        decides=decides,
+        passed=(worst if is_loss else -worst) <= rules.tolerance + ROUNDING,
+        candidate=own,
+        champion=base,
+        difference=ratio - 1,
+    )
+    if half is not None:
+        found.low, found.high = (ratio * math.exp(sign * half) - 1 for sign in (-1, 1))
+    if not found.passed:
+        found.message = (
+            f"{own:.4g} against {base:.4g}; that it is more than {100 * rules.tolerance:g} % worse is not ruled out"
+        )
     return found
+
+
+def _log_half_width(key: str, models: Sequence[Evaluation], confidence: float) -> float | None:
+    """Half the width of the interval of the logarithm of a ratio, from the recorded 95 % intervals of both numbers."""
+    intervals = [each.measured.get(f"{key}_interval") for each in models]
+    if None in intervals:
+        return None
+    halves = [math.log(high / low) / 2 for low, high in filter(None, intervals)]
+    quantile = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    return math.hypot(*halves) * quantile / Z_95
 
 
 def _format(row: AnswerRow) -> Sequence[bool]:

@@ -1,7 +1,6 @@
 """Requests to merge a branch, at GitHub, GitLab and Gitea (Forgejo has the same interface).
 
-Each needs three calls of a REST interface, which the standard library makes; the three clients on the index would add
-some ten packages to the operator.
+Each needs three calls of a REST interface, which the standard library makes.
 """
 
 import json

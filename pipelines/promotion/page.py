@@ -69,10 +69,8 @@ def _numbers(gate: GateResult) -> list[str]:
         f"A measure passes where a loss of more than {100 * gate.tolerance:g} points (of perplexity and speed: "
         f"{100 * gate.tolerance:g} %) is ruled out. Accuracy and format are paired by problem.",
     ]
-    if any(each.measure in RELATIVE and each.difference is not None for each in compared):
-        notes.append(
-            "Perplexity and speed are recorded as one number a model: they have no interval, and the number decides."
-        )
+    if any(each.difference is not None and each.low is None for each in compared):
+        notes.append("What has no interval is recorded as one number a model, and that decides.")
     return [*rows, "", " ".join(notes)]
 
 

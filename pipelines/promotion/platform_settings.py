@@ -31,9 +31,7 @@ class PlatformRepository(Config):
     api: str | None = Field(default=None, pattern=r"^https?://[^/@\s]+(/\S*)?$")
     """Address of the server's API, where it is not at the usual place."""
     credentials: Path | None = None
-    """Folder with the files `token` and, where the server wants a certain one, `username`."""
-    authority: Path | None = None
-    """File with the certificate of the authority of the server, where it is not a public one."""
+    """Folder with the file `token`, and where needed `username`, and `ca.crt` of the authority to be trusted."""
     author_name: str = "Tessera"
     """Name of who commits."""
     author_email: str = "tessera@localhost"
@@ -59,6 +57,12 @@ class PlatformRepository(Config):
     def project(self) -> str:
         """Owner and name of the repository at its server."""
         return urlsplit(self.url).path.strip("/").removesuffix(".git")
+
+    @property
+    def authority(self) -> Path | None:
+        """Certificate of the authority of the server; None where it is a public one."""
+        path = None if self.credentials is None else self.credentials / "ca.crt"
+        return path if path is not None and path.is_file() else None
 
     def token(self) -> str | None:
         """The token, None where there are no credentials.

@@ -31,7 +31,14 @@ def everything() -> Object:
     values["pipelines"] = {"environment": {"HTTPS_PROXY": "http://proxy:3128"}}
     values["serving"] = {"serviceAccountAnnotations": {"a": "b"}}
     values["embedded"]["storageClass"] = "fast"
-    values["operator"] = {"enabled": True, "serviceAccountAnnotations": {"a": "b"}}
+    platform = {"url": "https://git.example.com/team/platform.git", "host": "gitea", "existingSecret": "platform-git"}
+    values["operator"] = {
+        "enabled": True,
+        "serviceAccountAnnotations": {"a": "b"},
+        "repositories": {"platform": platform, "public": {"url": "https://github.com/team/models"}},
+        "signingSecret": "signing",
+        "alertmanager": "http://alertmanager.monitoring:9093",
+    }
     return values
 
 

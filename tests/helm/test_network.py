@@ -131,14 +131,15 @@ def test_a_server_reads_the_store_and_answers_its_clients_only() -> None:
     assert not passes(objects, "Ingress", server, 8000, namespace="elsewhere")
 
 
-def test_the_operator_reaches_kubernetes_kubeflow_and_the_store_and_is_reached_by_nobody() -> None:
+def test_the_operator_reaches_kubernetes_kubeflow_the_store_mlflow_and_git_and_is_reached_by_nobody() -> None:
     objects = render(CASES["everything"])
     operator = ours("operator")
     assert passes(objects, "Egress", operator, 53, protocol="UDP", namespace="kube-system")
     assert passes(objects, "Egress", operator, 6443, address="192.0.2.1")
     assert passes(objects, "Egress", operator, 8888, namespace="kubeflow")
     assert passes(objects, "Egress", operator, 8333, labels=ours("s3"))
-    assert not passes(objects, "Egress", operator, 5000, labels=ours("mlflow"))
+    assert passes(objects, "Egress", operator, 5000, labels=ours("mlflow"))
+    assert passes(objects, "Egress", operator, 443, address="192.0.2.1")
     assert not passes(objects, "Egress", operator, 22, address="192.0.2.1")
     assert not passes(objects, "Ingress", operator, 8080, labels=STAGE)
 

@@ -217,6 +217,9 @@ def test_the_account_of_the_operator_reads_recipes_and_writes_status_alone() -> 
         for resource in ("retrainings", "configmaps", "secrets", "pods", "serviceaccounts"):
             assert not allows(rules, verb, "tessera.dev", resource, "any")
             assert not allows(rules, verb, "", resource, "any")
+    assert allows(rules, "get", "argoproj.io", "rollouts", None)
+    for verb in ("list", "watch", "create", "update", "patch", "delete", "deletecollection"):
+        assert not allows(rules, verb, "argoproj.io", "rollouts", None)
     assert not allows(rules, "get", "", "secrets", "tessera-store")
 
 

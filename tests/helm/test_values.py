@@ -22,6 +22,7 @@ from components.core.store.store import LOCAL_FOLDER
 from infra.chart import CHART, render
 from infra.chart_page import PAGE, documented_values, page
 from pipelines.cli import app
+from pipelines.promotion.platform_settings import OperatorSettings
 from pipelines.recipe import pod_settings
 from pipelines.recipe.kfp_pipeline import image
 from pipelines.recipe.pod_settings import train_job
@@ -116,7 +117,36 @@ def test_the_operator_is_started_with_options_that_the_command_has() -> None:
         "queues": True,
         "service_account": "tessera-pipelines",
         "liveness": "http://0.0.0.0:8080/healthz",
+        "settings": Path("/etc/tessera/settings.yaml"),
     }
+
+
+def test_the_operator_reads_its_settings_and_has_the_secrets_that_they_name() -> None:
+    objects = render(CASES["everything"])
+    settings = OperatorSettings.parse(
+        yaml.safe_load(find(objects, "ConfigMap", "tessera-operator")["data"]["settings.yaml"])
+    )
+    spec = find(objects, "Deployment", "tessera-operator")["spec"]["template"]["spec"]
+    volumes = {one["name"]: one.get("secret", {}).get("secretName") for one in spec["volumes"]}
+    mounts = {one["mountPath"]: volumes[one["name"]] for one in spec["containers"][0]["volumeMounts"]}
+    platform, public = settings.repository("platform"), settings.repository("public")
+    assert (platform.api_url, platform.project) == ("https://git.example.com/api/v1", "team/platform")
+    assert mounts[str(platform.credentials)] == "platform-git"
+    assert (public.credentials, public.host) == (None, None)
+    assert settings.signing_key is not None
+    assert mounts[str(settings.signing_key.parent)] == "signing"
+    assert settings.alertmanager == "http://alertmanager.monitoring:9093"
+    empty = find(render({"operator": {"enabled": True}}), "ConfigMap", "tessera-operator")["data"]["settings.yaml"]
+    assert OperatorSettings.parse(yaml.safe_load(empty)) == OperatorSettings()
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [{"host": "gitea"}, {"url": "https://user:word@git.example.com/a/b"}, {"url": "https://g/a", "host": "svn"}],
+)
+def test_a_repository_without_an_address_or_with_a_password_is_refused(repository: Object) -> None:
+    with pytest.raises(helm_python.HelmError):
+        render({"operator": {"enabled": True, "repositories": {"platform": repository}}})
 
 
 def test_the_definition_in_the_chart_is_that_of_the_models() -> None:

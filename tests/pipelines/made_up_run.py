@@ -103,7 +103,7 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
 
 SECONDS = {"data": 4.1, "parent": 148.0, "search/costs": 41.0, "search": 9.0, "distill": 66.0, "rl": 97.0}
 RESULTS: dict[str, dict[str, Any]] = {
-    "deploy": {"gate": {"passed": True, "min_format": 0.996}, "alias": "champion", "registered_model": "tessera"},
+    "deploy": {"gate": {"passed": True, "min_format": 0.996}, "alias": "candidate", "registered_model": "tessera"},
     "rl": {"pass_rate_before": 0.57, "quarantine": {}},
     "distill": {"loss": 0.034, "num_steps": 200},
 }

@@ -39,6 +39,26 @@ labels:
   {{- include "tessera.labels" (list $root (index . 1)) | nindent 2 }}
 {{- end -}}
 
+{{/* What the operator reads from `--settings`. */}}
+{{- define "tessera.operatorSettings" -}}
+{{- $repositories := dict -}}
+{{- range $name, $given := .Values.operator.repositories -}}
+{{- $known := omit $given "existingSecret" -}}
+{{- if $given.existingSecret -}}
+{{- $_ := set $known "credentials" (printf "/var/run/secrets/tessera/git/%s" $name) -}}
+{{- end -}}
+{{- $_ := set $repositories $name $known -}}
+{{- end -}}
+{{- $settings := dict "repositories" $repositories -}}
+{{- if .Values.operator.signingSecret -}}
+{{- $_ := set $settings "signing_key" "/var/run/secrets/tessera/signing/key.pem" -}}
+{{- end -}}
+{{- with .Values.operator.alertmanager -}}
+{{- $_ := set $settings "alertmanager" . -}}
+{{- end -}}
+{{- toYaml $settings -}}
+{{- end -}}
+
 {{/* A quantity as it is written: Helm reads numbers as floats, and would print 10000000 as 1e+07. */}}
 {{- define "tessera.quantity" -}}
 {{- kindIs "string" . | ternary . (. | int64 | toString) | quote -}}

@@ -64,11 +64,14 @@ def record_stages(
     device: str = "cpu A",
     perplexity: float = 2.0,
     speed: float = 1000.0,
+    speed_interval: list[float] | None = None,
     settings: dict[str, Any] | None = None,
     gate: bool = True,
 ) -> str:
     """Write the stages `eval` and `deploy` of a run; returns the bundle's digest."""
-    measured = {"perplexity": perplexity, "tokens_per_second": speed}
+    measured: dict[str, Any] = {"perplexity": perplexity, "tokens_per_second": speed}
+    if speed_interval is not None:
+        measured["tokens_per_second_interval"] = speed_interval
     files = {
         "metrics.json": json.dumps({"models": {"sft": {}, "rl": measured}}),
         "answers.jsonl": "".join(row.model_dump_json() + "\n" for row in rows),

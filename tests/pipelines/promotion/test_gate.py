@@ -25,10 +25,15 @@ def store(tmp_path: Path) -> Store:
 
 
 def compare(
-    store: Store, own: list[AnswerRow], base: list[AnswerRow], rules: PromotionRules = ALL, **changes: Any
+    store: Store,
+    own: list[AnswerRow],
+    base: list[AnswerRow],
+    rules: PromotionRules = ALL,
+    base_changes: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Evidence:
-    """Evidence for a candidate whose evaluation differs from the champion's in `changes`."""
-    champion = record_run(store, "champion-1", base)
+    """Evidence for a candidate whose evaluation has `changes`, against a champion with its own."""
+    champion = record_run(store, "champion-1", base, **(base_changes or {}))
     record_run(store, "candidate-1", own, **changes)
     return gather_evidence(store, "candidate-1", champion, rules)
 
@@ -119,7 +124,19 @@ def test_perplexity_and_speed_decide_by_their_ratio(store: Store, changes: dict[
     assert evidence.gate.passed is passes
     (measure,) = changes
     assert check(evidence, measure).low is None
-    assert "they have no interval" in evidence.page
+    assert "What has no interval is recorded as one number a model" in evidence.page
+
+
+def test_a_speed_with_an_interval_must_be_surely_as_fast(store: Store) -> None:
+    """Equal speeds, each known to 1 %: their ratio is known to 1 % times the root of two. Known to 5 %, that is 7 %."""
+    changes = {"speed_interval": [1000 / 1.01, 1010.0]}
+    evidence = compare(store, answers(0.9), answers(0.9), ALL, base_changes=changes, **changes)
+    found = check(evidence, "speed")
+    assert found.low == pytest.approx(1.01 ** -math.sqrt(2) - 1)
+    assert found.passed
+    wide = {"speed_interval": [950.0, 1050.0]}
+    other = open_store(Path(store.uri).parent / "wide")
+    assert not check(compare(other, answers(0.9), answers(0.9), ALL, base_changes=wide, **wide), "speed").passed
 
 
 def test_without_a_champion_the_thresholds_of_the_recipe_decide(store: Store) -> None:

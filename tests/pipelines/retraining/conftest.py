@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from components.core.store.store import open_store
-from tests.pipelines.retraining.world import World
+from pipelines.run import submit
+from tests.pipelines.promotion.git_server import running_host
+from tests.pipelines.retraining.site import Site
+from tests.pipelines.retraining.world import World, write_digest
 from tests.pipelines.run.fake_kfp import running_kfp
 
 
@@ -17,3 +20,10 @@ def world(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("TESSERA_LOCAL", str(tmp_path / "local"))
     with running_kfp() as kfp:
         yield World(kfp, open_store(s3_uri))
+
+
+@pytest.fixture
+def site(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(submit, "compile_pipeline", write_digest)
+    with running_host("gitea", tmp_path / "git") as (host, platform):
+        yield Site(world, platform, host)

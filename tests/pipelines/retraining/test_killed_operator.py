@@ -2,16 +2,13 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipelines.recipe.graph import Graph
 from pipelines.records.runs import run_names, run_record
 from pipelines.retraining.spec import NOW
 from pipelines.run import submit
-from tests.pipelines.retraining.world import Killed, World, count_store_writes
+from tests.pipelines.retraining.world import Killed, World, count_store_writes, write_digest
 
 
 def step(world: World) -> None:
@@ -86,8 +83,3 @@ def test_killed_at_every_write_in_turn(
         assert set(run_names(world.store)) == {each.run for each in status.runs}, where
         number += 1
     assert num_writes >= 7
-
-
-def write_digest(graph: Graph, sources: dict[str, str], file: Path, **_: Any) -> None:
-    """In place of KFP's compiler, which takes longer than all the rest."""
-    file.write_text(graph.digest)

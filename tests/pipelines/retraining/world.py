@@ -15,8 +15,10 @@ from components.core.base.errors import ClusterError, InputError
 from components.core.store.bucket_store import BucketStore
 from components.core.store.store import Store
 from pipelines.commands.options import console
+from pipelines.promotion.platform_settings import OperatorSettings
+from pipelines.recipe.graph import Graph
 from pipelines.records.runs import end_run
-from pipelines.retraining.cluster import Retraining
+from pipelines.retraining.cluster import BUNDLE_ANNOTATION, Retraining
 from pipelines.retraining.reconcile import Connections, reconcile
 from pipelines.retraining.status import RetrainingStatus
 from pipelines.run.kfp_server import KfpRun, KfpServer
@@ -60,6 +62,7 @@ class FakeObjects:
 
     def __init__(self, writes: Writes) -> None:
         self.writes, self.bodies, self.config_maps = writes, dict[str, dict[str, Any]](), dict[str, dict[str, str]]()
+        self.rollouts: dict[str, dict[str, Any]] = {}
 
     def read(self, namespace: str, name: str) -> Retraining | None:
         body = self.bodies.get(name)
@@ -79,6 +82,9 @@ class FakeObjects:
             return self.config_maps[name][key]
         except KeyError:
             raise InputError(f"there is no config map {name!r} in namespace {namespace}") from None
+
+    def rollout(self, namespace: str, name: str) -> dict[str, Any] | None:
+        return self.rollouts.get(name)
 
     def touch(self, name: str) -> None:
         metadata = self.bodies[name]["metadata"]
@@ -113,6 +119,7 @@ class World:
     store: Store
     now: datetime = START
     writes: Writes = field(default_factory=Writes)
+    settings: OperatorSettings = field(default_factory=OperatorSettings)
 
     def __post_init__(self) -> None:
         self.objects = FakeObjects(self.writes)
@@ -141,7 +148,7 @@ class World:
     def step(self, **passes: float) -> RetrainingStatus:
         """Take one step after some time."""
         self.now += timedelta(**passes)
-        connections = Connections(self.objects, lambda _: self.server, self._submitter, lambda: self.now)
+        connections = Connections(self.objects, lambda _: self.server, self._submitter, lambda: self.now, self.settings)
         outcome = reconcile(connections, NAMESPACE, NAME)
         assert outcome is not None
         return outcome.after
@@ -163,6 +170,17 @@ class World:
         return Submitter(store, server, namespace, queues=False, console=console(stderr=True))
 
 
+def set_rollout(
+    world: World, bundle: str, phase: str, *, generation: int = 2, seen: int = 2, message: str = ""
+) -> None:
+    """The Rollout as its controller leaves it; `seen` is the generation that the status is about."""
+    annotations = {BUNDLE_ANNOTATION: bundle}
+    world.objects.rollouts["nano"] = {
+        "metadata": {"annotations": annotations, "generation": generation},
+        "status": {"phase": phase, "message": message, "observedGeneration": str(seen)},
+    }
+
+
 def count_store_writes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the store's writes be killed too."""
 
@@ -175,6 +193,11 @@ def count_store_writes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("put", "put_file", "delete"):
         monkeypatch.setattr(BucketStore, name, counted(getattr(BucketStore, name)))
+
+
+def write_digest(graph: Graph, sources: dict[str, str], file: Path, **_: Any) -> None:
+    """In place of KFP's compiler, which takes longer than all the rest."""
+    file.write_text(graph.digest)
 
 
 def condition(status: RetrainingStatus, kind: Any) -> tuple[str, str, str]:

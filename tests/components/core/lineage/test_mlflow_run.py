@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 
 from components.core.base.flat_values import flatten, numbers
 from components.core.lineage import mlflow_run as lineage
+from components.core.lineage.champion import champion, move_champion
 from components.core.lineage.curves import record_curves
 from components.core.lineage.replay import deliver, sync_pending_runs
 from components.core.lineage.tracking import LineageError, without_password
@@ -148,12 +149,30 @@ def test_what_was_measured_is_tied_to_the_model_and_the_problems(delivered: Deli
     assert artifacts(delivered.store, "demo-1")["problems"].startswith(metrics["accuracy.hard.off"].dataset_digest)
 
 
-def test_the_deployed_bundle_is_one_version_under_the_alias_of_its_gate(delivered: Delivered) -> None:
+def test_the_deployed_bundle_is_one_version_and_a_candidate(delivered: Delivered) -> None:
     versions = delivered.client.search_model_versions("name = 'tessera'")
-    champion = delivered.client.get_model_version_by_alias("tessera", "champion")
-    assert [version.version for version in versions] == [champion.version]
-    assert champion.tags["tessera.dev/digest"] == artifacts(delivered.store, "demo-2")["bundle"]
-    assert champion.tags["tessera.dev/gate.passed"] == "True"
+    candidate = delivered.client.get_model_version_by_alias("tessera", "candidate")
+    assert [(version.version, version.aliases) for version in versions] == [(candidate.version, ["candidate"])]
+    assert candidate.tags["tessera.dev/digest"] == artifacts(delivered.store, "demo-2")["bundle"]
+    assert candidate.tags["tessera.dev/gate.passed"] == "True"
+
+
+def test_the_alias_of_the_champion_follows_the_store_at_once_or_with_the_next_delivery(tmp_path: Path) -> None:
+    store, uri = open_store(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    bundle = artifacts(store, recorded_run(store, "demo-1"))["bundle"]
+    client = MlflowClient(uri, registry_uri=uri)
+
+    def aliases() -> list[list[str]]:
+        return [sorted(version.aliases) for version in client.search_model_versions("name = 'tessera'")]
+
+    move_champion(store, "tessera", bundle, uri)  # MLflow does not have the bundle yet
+    assert aliases() == []
+    deliver(store, "demo-1", uri)
+    assert aliases() == [["candidate", "champion"]]
+    client.delete_registered_model_alias("tessera", "champion")
+    move_champion(store, "tessera", bundle, uri)
+    assert aliases() == [["candidate", "champion"]]
+    assert champion(store, "tessera") == bundle
 
 
 def test_delivering_again_changes_nothing(delivered: Delivered) -> None:
