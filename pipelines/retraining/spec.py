@@ -17,6 +17,7 @@ RULES = "x-kubernetes-validations"
 """Key of the rules that the API server checks in the Common Expression Language."""
 
 RecipeKey = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$")]
+AlertName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Hours = Annotated[float, Field(gt=0)]
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -68,7 +69,7 @@ class Trigger(Section):
     """Times, five fields of cron, UTC: run then if the recipe or its inputs have changed, or the last run failed."""
     dataset: DatasetTrigger | None = None
     """Run when a folder has changed."""
-    alerts: tuple[str, ...] = ()
+    alerts: tuple[AlertName, ...] = ()
     """Names of alerts: while one fires, run if the recipe or its inputs have changed, or the last run failed."""
 
 

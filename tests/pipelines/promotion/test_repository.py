@@ -11,6 +11,7 @@ from pipelines.promotion.platform_settings import OperatorSettings, PlatformRepo
 from pipelines.promotion.publish import Change, commit_to_branch, served_bundle
 from pipelines.promotion.repository import GitConflict, GitError, Repository
 from pipelines.promotion.rules import GitTarget
+from tests.pipelines.promotion.git_http import git_over_http
 from tests.pipelines.promotion.git_server import PATH, TOKEN, Platform, git
 
 TARGET = GitTarget(repository="platform", path=PATH)
@@ -117,13 +118,29 @@ def test_the_token_reaches_git_by_a_file_alone(platform: Platform, monkeypatch: 
     assert not any(TOKEN in text or "GIT_SSH_COMMAND" in text for text in seen)
 
 
+def test_over_http_the_server_gets_the_token_and_a_wrong_one_is_named(platform: Platform, tmp_path: Path) -> None:
+    git(platform.bare, "config", "http.receivepack", "true")
+    with git_over_http(tmp_path, "oauth2", TOKEN) as url:
+        values = {"url": f"{url}/team/platform.git", "host": "gitlab", "credentials": platform.credentials}
+        settings = PlatformRepository.parse(values)
+        with Repository(settings, "main") as repository:
+            commit = commit_to_branch(repository, TARGET, CHANGE)
+        assert git(platform.bare, "rev-parse", "main") == commit
+        (platform.credentials / "token").write_text("another")
+        with (
+            pytest.raises(GitError, match=r"Authentication failed(.|\n)*check the token"),
+            Repository(settings, "main"),
+        ):
+            pass
+
+
 def test_settings_are_read_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("repositories: {platform: {url: https://gitlab.example.com/a/b/c.git, host: gitlab}}\n")
     settings = read_settings(file)
     assert settings.repository("platform").api_url == "https://gitlab.example.com/api/v4"
     assert settings.repository("platform").project == "a/b/c"
-    with pytest.raises(InputError, match="no repository 'platfrom'.*\n.*platform"):
+    with pytest.raises(InputError, match=r"no repository 'platfrom'.*\n.*platform"):
         settings.repository("platfrom")
     assert PlatformRepository(url="https://github.com/a/b", host="github").api_url == "https://api.github.com"
     assert read_settings(None) == OperatorSettings()

@@ -30,6 +30,7 @@ from tests.pipelines.run.fake_kfp import FakeKfp, running_kfp
 
 NAMESPACE = "models"
 PATIENCE_S = 240
+GIT = {"repository": "platform", "path": "serving/nano.yaml"}
 SPEC = {"recipe": {"configMap": "recipe"}, "store": "s3://models/tessera"}
 
 
@@ -108,6 +109,13 @@ def api() -> Iterator[Api]:
         ({"trigger": {"schedule": "weekly"}}, "spec.trigger.schedule"),
         ({"trigger": {"dataset": {"prefix": "s3://b/c", "quiet": "soon"}}}, "spec.trigger.dataset.quiet"),
         ({"history": 0}, "greater than or equal to 1"),
+        ({"promote": {"when": ["accuracy_on"]}}, "spec.promote.git: Required value"),
+        ({"promote": {"git": GIT, "when": ["luck"]}}, 'Unsupported value: "luck"'),
+        ({"promote": {"git": GIT, "when": []}}, "spec.promote.when"),
+        ({"promote": {"git": GIT, "against": "parent"}}, 'Unsupported value: "parent"'),
+        ({"promote": {"git": GIT, "confidence": 95}}, "less than or equal to 0.999"),
+        ({"promote": {"git": GIT | {"mode": "force"}}}, 'Unsupported value: "force"'),
+        ({"promote": {"git": GIT | {"path": "../secrets.yaml"}}}, "spec.promote.git.path"),
     ],
     ids=lambda one: json.dumps(one)[:60],
 )
@@ -118,13 +126,19 @@ def test_the_api_server_refuses_a_wrong_specification(api: Api, spec: dict[str, 
 
 
 def test_the_api_server_fills_in_the_defaults_and_refuses_a_long_name(api: Api) -> None:
-    api.create(retraining("defaults", suspend=True, trigger={}))
+    api.create(retraining("defaults", suspend=True, trigger={}, promote={"git": GIT}))
     assert api.retraining("defaults")["spec"] | {"recipe": None} == {
         **SPEC,
         "recipe": None,
         "suspend": True,
         "history": 10,
         "trigger": {"onChange": True},
+        "promote": {
+            "against": "champion",
+            "confidence": 0.95,
+            "tolerance": 0.03,
+            "git": {**GIT, "key": "serving.model.digest", "branch": "main", "mode": "pullRequest"},
+        },
     }
     with pytest.raises(ApiException) as refused:
         api.create(retraining("n" * 41))

@@ -36,6 +36,7 @@ def test_the_schema_has_a_type_or_takes_any_value_at_each_place() -> None:
         "store",
         "trigger",
         "budget",
+        "promote",
         "suspend",
         "history",
     ]

@@ -7,6 +7,7 @@ from pipelines.promotion.repository import Repository
 from pipelines.records.runs import run_names
 from tests.pipelines.promotion.evaluated_run import answers, record_run
 from tests.pipelines.promotion.git_server import FILE
+from tests.pipelines.retraining.site import Site
 from tests.pipelines.retraining.world import World, condition, set_rollout
 
 
