@@ -48,7 +48,7 @@ def running_json_server(answer: Callable[[Request], tuple[int, Any]]) -> Iterato
             self.end_headers()
             self.wfile.write(data)
 
-        do_POST = do_PATCH = do_DELETE = do_GET
+        do_POST = do_PATCH = do_PUT = do_DELETE = do_GET
 
         def log_message(self, *_: object) -> None:
             """Print nothing."""

@@ -1,6 +1,6 @@
 """Requests to merge a branch, at GitHub, GitLab and Gitea (Forgejo has the same interface).
 
-Each needs three calls of a REST interface, which the standard library makes.
+Each needs four calls of a REST interface, which the standard library makes.
 """
 
 import json
@@ -53,6 +53,9 @@ class GitHost(Protocol):
     def read(self, number: int) -> MergeRequest:
         """A request by its number."""
 
+    def close(self, number: int) -> None:
+        """Close a request without merging it."""
+
 
 def connect_host(repository: PlatformRepository) -> GitHost:
     """The server of a repository.
@@ -102,6 +105,10 @@ class GitHub:
         """Get a pull request."""
         return _of_github(self._api.call("GET", f"{self._pulls}/{number}"))
 
+    def close(self, number: int) -> None:
+        """Update a pull request."""
+        self._api.call("PATCH", f"{self._pulls}/{number}", {"state": "closed"})
+
 
 class Gitea:
     """Gitea's and Forgejo's REST interface, version 1."""
@@ -131,6 +138,10 @@ class Gitea:
         """Get a pull request."""
         return _of_gitea(self._api.call("GET", f"{self._pulls}/{number}"))
 
+    def close(self, number: int) -> None:
+        """Edit a pull request."""
+        self._api.call("PATCH", f"{self._pulls}/{number}", {"state": "closed"})
+
 
 class GitLab:
     """GitLab's REST interface, version 4."""
@@ -159,6 +170,10 @@ class GitLab:
     def read(self, number: int) -> MergeRequest:
         """Get a merge request."""
         return _of_gitlab(self._api.call("GET", f"{self._requests}/{number}"))
+
+    def close(self, number: int) -> None:
+        """Update a merge request."""
+        self._api.call("PUT", f"{self._requests}/{number}", {"state_event": "close"})
 
 
 HOSTS: Mapping[HostKind, type[GitHub] | type[Gitea] | type[GitLab]] = {

@@ -110,6 +110,8 @@ class PromotionFollower:
                 command = f"tessera promote {run} --to {self._git.path} --key {self._git.key} --store {self._store.uri}"
                 self._judge(False, "ByHand", f"{gate.message}; to promote it: {command}")
                 return
+            if self._was_merged_meanwhile():
+                return
             self._judge(None, "Promoting", gate.message)
             self._write()  # the champion, which a step after a restart could not tell any more
             title = promotion_title(self._name, gate)
@@ -134,7 +136,7 @@ class PromotionFollower:
             commit = repository.find_commit(f"{BUNDLE_LINE}{bundle}")
             if commit is not None:
                 promotion.state, promotion.commit = "Committed", commit
-            self._judge(commit is None or None, "AlreadyNamed", f"Git names bundle {bundle[:12]} already")
+            self._judge(True if commit is None else None, "AlreadyNamed", f"Git names bundle {bundle[:12]} already")
         elif commit := repository.find_commit(f"{BACK_LINE}{bundle}"):
             promotion.state = "Ended"
             reason = f"bundle {bundle[:12]} has failed in its canary before, and commit {commit[:12]} took it back"
@@ -143,6 +145,20 @@ class PromotionFollower:
             return False
         self._status.promotion = promotion
         return True
+
+    def _was_merged_meanwhile(self) -> bool:
+        """Close the open request of an earlier run, which the new one replaces; returns whether it was merged before."""
+        earlier = self._status.promotion
+        if earlier is None or earlier.state != "Requested":
+            return False
+        host = connect_host(self._platform)
+        request = host.read(earlier.request)
+        if request.state == "open":
+            host.close(earlier.request)
+        elif request.state == "merged":
+            self._follow_request(earlier)
+            return True
+        return False
 
     def _publish(self, repository: Repository, change: Change, promotion: PromotionStatus, what: str) -> None:
         """Commit a change to the branch, or open a request with it; notes where it is."""
@@ -173,17 +189,12 @@ class PromotionFollower:
             self._serve(promotion, "Git names it, and no Rollout is watched")
             return
         rollout = self._objects.rollout(self._namespace, self._rules.rollout)
-        if rollout is None:
-            self._judge(None, "NoRollout", f"there is no Rollout {self._rules.rollout!r}")
+        if rollout is None or _bundle(rollout) != promotion.bundle:
+            self._wait_for_rollout(promotion, rollout)
             return
-        if _bundle(rollout) != promotion.bundle:
-            if promotion.seen:
-                promotion.state = "Ended"
-                self._judge(False, "Withdrawn", f"the Rollout has {_bundle(rollout)[:12] or 'no bundle'} again")
-            else:
-                self._judge(None, "NotApplied", f"the Rollout has not got bundle {promotion.bundle[:12]} yet")
-            return
-        promotion.seen = True
+        if not promotion.seen:
+            promotion.seen = True
+            self._write()  # what the Rollout has had, it cannot tell after the way back
         phase, message = _phase(rollout)
         if phase == "Healthy":
             self._serve(promotion, f"the Rollout {self._rules.rollout} is healthy")
@@ -191,6 +202,21 @@ class PromotionFollower:
             self._go_back(promotion, message)
         else:
             self._judge(None, "Canary", f"the Rollout {self._rules.rollout} is {phase}: {message}".rstrip(": "))
+
+    def _wait_for_rollout(self, promotion: PromotionStatus, rollout: dict[str, Any] | None) -> None:
+        """See whether what Git names has yet to reach the Rollout, or was taken back by a person."""
+        is_withdrawn = promotion.seen
+        if not promotion.seen:
+            with Repository(self._platform, self._git.branch) as repository:
+                is_withdrawn = served_bundle(repository, self._git) != promotion.bundle
+        name, bundle = self._rules.rollout, promotion.bundle[:12]
+        if is_withdrawn:
+            promotion.state = "Ended"
+            self._judge(False, "Withdrawn", f"Git does not name bundle {bundle} any more")
+        elif rollout is None:
+            self._judge(None, "NoRollout", f"there is no Rollout {name!r}")
+        else:
+            self._judge(None, "NotApplied", f"the Rollout {name} has not got bundle {bundle} yet")
 
     def _serve(self, promotion: PromotionStatus, why: str) -> None:
         """The bundle serves all traffic: it is the champion."""

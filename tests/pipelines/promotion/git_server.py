@@ -109,6 +109,8 @@ class Interface:
     """JSON schema of the body that creates one."""
     branch: str
     """Field of that body with the branch."""
+    close: tuple[str, dict[str, str]] = ("PATCH", {"state": "closed"})
+    """Method and body that close one."""
 
 
 INTERFACES: dict[HostKind, Interface] = {
@@ -148,6 +150,7 @@ INTERFACES: dict[HostKind, Interface] = {
             **{key: {"type": "integer"} for key in ("assignee_id", "target_project_id", "milestone_id")},
         ),
         "source_branch",
+        ("PUT", {"state_event": "close"}),
     ),
 }
 
@@ -172,8 +175,13 @@ class FakeHost:
         if request.path == interface.path and request.method == "POST":
             return self._create(request, interface)
         number = request.path.removeprefix(f"{interface.path}/")
-        if request.method == "GET" and number.isdigit() and int(number) <= len(self.requests):
-            return 200, self._shown(self.requests[int(number) - 1])
+        if number.isdigit() and int(number) <= len(self.requests):
+            found = self.requests[int(number) - 1]
+            if request.method == interface.close[0] and json.loads(request.body) == interface.close[1]:
+                found["state"] = "closed"
+            elif request.method != "GET":
+                return 422, {"message": f"no {request.method} with {request.body!r}"}
+            return 200, self._shown(found)
         return 404, {"message": f"no {request.method} {request.path}"}
 
     def _list(self, request: Request, interface: Interface) -> tuple[int, Any]:

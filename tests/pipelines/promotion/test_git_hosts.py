@@ -25,7 +25,9 @@ def test_a_request_is_opened_found_again_and_followed(kind: HostKind, tmp_path: 
         opened = host.open("tessera/a", "main", "Serve nano", page)
         assert (opened.number, opened.state) == (1, "open")
         assert (fake.requests[0]["title"], fake.requests[0]["body"]) == ("Serve nano", page)
-        host.open("tessera/b", "main", "Serve another", "")
+        second = host.open("tessera/b", "main", "Serve another", "")
+        host.close(second.number)
+        assert host.read(second.number).state == "closed"
         assert host.find("tessera/a", "main") == opened
         for state in ("merged", "closed"):
             fake.requests[0]["state"] = state

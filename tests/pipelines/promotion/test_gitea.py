@@ -109,7 +109,7 @@ def test_a_request_is_opened_found_merged_and_closed(gitea: Gitea, tmp_path: Pat
         if do == "merge":
             gitea.call("POST", f"/repos/{USER}/platform/pulls/{opened.number}/merge", Do="merge")
         else:
-            gitea.call("PATCH", f"/repos/{USER}/platform/pulls/{opened.number}", state="closed")
+            host.close(opened.number)
         assert host.read(opened.number).state == ("merged" if do == "merge" else "closed")
         assert host.find(branch, "main") == host.read(opened.number)
     with Repository(platform, "main") as repository:
