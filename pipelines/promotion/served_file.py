@@ -50,7 +50,11 @@ def replace_value(text: str, key: str, value: str, where: str) -> str:
     for part in owners:
         owner = owner[_index(owner, part)]
     owner[_index(owner, last)] = value
-    if node.style in ("|", ">") or _documents(changed, where) != expected:
+    try:
+        is_only_change = node.style not in ("|", ">") and _documents(changed, where) == expected
+    except InputError:  # an anchor has gone with the old value
+        is_only_change = False
+    if not is_only_change:
         raise InputError(
             f"{where}: the value of {key} cannot be replaced without changing another",
             hint="write it as a plain text of its own, without an anchor",

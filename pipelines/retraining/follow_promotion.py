@@ -147,7 +147,7 @@ class PromotionFollower:
         return True
 
     def _was_merged_meanwhile(self) -> bool:
-        """Close the open request of an earlier run, which the new one replaces; returns whether it was merged before."""
+        """Close the open request of an earlier run, which this one replaces; returns whether it was merged before."""
         earlier = self._status.promotion
         if earlier is None or earlier.state != "Requested":
             return False

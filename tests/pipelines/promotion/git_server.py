@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jsonschema
 
@@ -115,7 +116,7 @@ class Interface:
 
 INTERFACES: dict[HostKind, Interface] = {
     "github": Interface(
-        "/repos/team/platform/pulls",
+        "/repos/{project}/pulls",
         "Bearer ",
         frozenset({"state", "head", "base", "sort", "direction", "per_page", "page"}),
         _body(
@@ -127,7 +128,7 @@ INTERFACES: dict[HostKind, Interface] = {
         "head",
     ),
     "gitea": Interface(
-        "/repos/team/platform/pulls",
+        "/repos/{project}/pulls",
         "token ",
         frozenset({"state", "sort", "milestone", "labels", "poster", "page", "limit", "base_branch"}),
         _body(
@@ -140,7 +141,7 @@ INTERFACES: dict[HostKind, Interface] = {
         "head",
     ),
     "gitlab": Interface(
-        "/projects/team%2Fplatform/merge_requests",
+        "/projects/{quoted_project}/merge_requests",
         "",
         frozenset({"source_branch", "target_branch", "state", "order_by", "sort", "page", "per_page", "search", "in"}),
         _body(
@@ -160,21 +161,23 @@ class FakeHost:
     """The stand-in: its requests, and what a person does with them."""
 
     kind: HostKind
+    project: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     refuse: int | None = None
 
     def answer(self, request: Request) -> tuple[int, Any]:
         """Answer a call, or refuse it as the interface does."""
         interface = INTERFACES[self.kind]
+        list_path = interface.path.format(project=self.project, quoted_project=quote(self.project, safe=""))
         if self.refuse is not None:
             return self.refuse, {"message": "refused on purpose"}
         if request.authorization != f"{interface.header}{TOKEN}":
             return 401, {"message": "no token"}
-        if request.path == interface.path and request.method == "GET":
+        if request.path == list_path and request.method == "GET":
             return self._list(request, interface)
-        if request.path == interface.path and request.method == "POST":
+        if request.path == list_path and request.method == "POST":
             return self._create(request, interface)
-        number = request.path.removeprefix(f"{interface.path}/")
+        number = request.path.removeprefix(f"{list_path}/")
         if number.isdigit() and int(number) <= len(self.requests):
             found = self.requests[int(number) - 1]
             if request.method == interface.close[0] and json.loads(request.body) == interface.close[1]:
@@ -232,4 +235,6 @@ def running_host(kind: HostKind, folder: Path) -> Iterator[tuple[FakeHost, Platf
     """A stand-in of a host, and a repository there."""
     host = FakeHost(kind)
     with running_json_server(lambda request: host.answer(request)) as url:
-        yield host, Platform(folder, kind, url)
+        platform = Platform(folder, kind, url)
+        host.project = platform.settings.project
+        yield host, platform
