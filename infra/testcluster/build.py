@@ -23,6 +23,7 @@ MODULES = Path(__file__).parent / "modules"
 KUBERNETES = "1.36.3"
 CONTAINERD = "2.4.2"
 ARGO = "4.0.5"
+ROLLOUTS = "1.10.1"
 _COMPONENT_VERSION = "-X k8s.io/component-base/version.git"
 
 
@@ -43,7 +44,7 @@ class ModuleSet(BaseModel):
     name: str
     """Name of the folder in `modules/`."""
     packages: str = "tool"
-    """What `go build` builds; `tool` stands for the `tool` lines of go.mod."""
+    """What `go build` builds; `tool` stands for the `tool` lines of go.mod, nothing for a set of manifests alone."""
     ldflags: str = ""
     tags: str = ""
     renamed: dict[str, str] = {}
@@ -109,6 +110,16 @@ MODULE_SETS = (
             "workflow/executor/osspecific/signal_linux.go": "workflow/executor/osspecific/signal_darwin.go",
         },
     ),
+    ModuleSet(
+        name="rollouts",
+        ldflags=f"-X github.com/argoproj/argo-rollouts/utils/version.version=v{ROLLOUTS}",
+        manifests={"rollouts": SourceFolder(module="github.com/argoproj/argo-rollouts", folder="manifests/crds")},
+    ),
+    ModuleSet(
+        name="gateway",
+        packages="",
+        manifests={"gateway": SourceFolder(module="sigs.k8s.io/gateway-api", folder="config/crd/standard")},
+    ),
 )
 
 
@@ -130,12 +141,8 @@ def build(modules: ModuleSet, layout: Layout) -> float:
     with tempfile.TemporaryDirectory(prefix=f".{modules.name}-", dir=layout.binaries) as scratch:
         folder = Path(scratch, "new")
         folder.mkdir()
-        with _complete_sources(modules, Path(scratch)) as more:
-            command = ["go", "build", *more, "-trimpath", "-buildvcs=false", "-tags", modules.tags]
-            _go(
-                [*command, "-ldflags", f"-s -w {modules.ldflags}".strip(), "-o", f"{folder}/", modules.packages],
-                modules,
-            )
+        if modules.packages:
+            _compile(modules, folder, Path(scratch))
         for old, new in modules.renamed.items():
             folder.joinpath(old).rename(folder / new)
         for name, source in modules.manifests.items():
@@ -145,6 +152,13 @@ def build(modules: ModuleSet, layout: Layout) -> float:
             )
         folder.rename(target)
     return time.monotonic() - started
+
+
+def _compile(modules: ModuleSet, folder: Path, scratch: Path) -> None:
+    """Write the programs of a module set into a folder."""
+    with _complete_sources(modules, scratch) as more:
+        command = ["go", "build", *more, "-trimpath", "-buildvcs=false", "-tags", modules.tags]
+        _go([*command, "-ldflags", f"-s -w {modules.ldflags}".strip(), "-o", f"{folder}/", modules.packages], modules)
 
 
 def check_go() -> None:
