@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from pipelines.commands import artifacts, cluster, promotion, recipes, records, retraining, search
+from pipelines.commands import artifacts, cluster, promotion, recipes, records, retraining, search, serving
 
 app = typer.Typer(
     name="tessera",
@@ -30,6 +30,7 @@ app.command(rich_help_panel=RECORDS)(records.lineage)
 app.command(rich_help_panel=RECORDS)(records.ui)
 app.command(rich_help_panel=MODELS)(artifacts.chat)
 app.command(rich_help_panel=MODELS)(artifacts.serve)
+app.command(rich_help_panel=MODELS)(serving.judge)
 app.command(rich_help_panel=MODELS)(artifacts.inspect)
 app.command(rich_help_panel=MODELS)(artifacts.export)
 app.command(rich_help_panel=MODELS)(promotion.promote)

@@ -124,6 +124,24 @@ def list_(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 
 @store_app.command()
+def fetch(
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="A digest, or RUN/ROLE.")],
+    store: StoreUri = DEFAULT_STORE,
+    trust: TrustedKeys = [],  # noqa: B006
+) -> None:
+    """Fetch an artifact, verify every byte and its signature, and print its folder; a whole copy is used again."""
+    from components.core.store.signatures import demand_signature
+    from components.core.store.store import open_store
+    from pipelines.lineage.ancestry import find_artifact
+
+    opened = open_store(store)
+    digest = find_artifact(opened, artifact)
+    if trust:
+        demand_signature(opened, digest, trust, "artifact")
+    typer.echo(opened.fetch(digest))
+
+
+@store_app.command()
 def sign(
     artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="A digest, or RUN/ROLE.")],
     key: Annotated[

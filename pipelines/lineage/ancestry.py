@@ -1,6 +1,7 @@
 """Lineage of artifacts: what each was made from and what was made from it, read from the store's records."""
 
 import functools
+import re
 import string
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ def find_artifact(store: Store, name: str) -> str:
     Raises:
         InputError: nothing has this name.
     """
+    if re.fullmatch("[0-9a-f]{64}", name) and store.backend.stat(manifest_path(name)) is not None:
+        return name
     if Path(name).is_dir():
         return _digest_of_folder(store, Path(name))
     if not name.startswith(MODEL_SCHEME):
