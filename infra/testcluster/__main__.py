@@ -12,11 +12,13 @@ import typer
 from infra.testcluster import build as builds
 from infra.testcluster import images, node, pki
 from infra.testcluster.controllers import CONTROLLERS, controller_services
+from infra.testcluster.gateway import gateway_services
 from infra.testcluster.layout import Layout, TestClusterError
 from infra.testcluster.manifests import write_manifests
 from infra.testcluster.network import inside_namespace, make_namespace, remove_namespace, run_inside, set_up_addresses
 from infra.testcluster.runner import Runner, raise_file_limit, say
 from infra.testcluster.services import Service, core_services
+from infra.testcluster.wheels import WHEELS, install
 
 DEBIAN_PACKAGES = {
     "ip": "iproute2",
@@ -24,12 +26,16 @@ DEBIAN_PACKAGES = {
     "sysctl": "procps",
     "runc": "runc",
     "iptables": "iptables",
+    "prometheus": "prometheus",
 }
 """Programs that are taken from the system, each with its Debian package."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Without = Annotated[
-    list[str] | None, typer.Option(help="A module set to leave out, with its services: trainer, argo, ctrl.")
+    list[str] | None,
+    typer.Option(
+        help="A module set to leave out, with its services: trainer, argo, ctrl, rollouts, traefik, prometheus."
+    ),
 ]
 
 
@@ -43,6 +49,9 @@ def build(without: Without = None) -> None:
     for modules in absent:
         say(f"building {modules.name}")
         say(f"built {modules.name} in {builds.build(modules, layout):.0f} s")
+    for wheel in WHEELS:
+        if wheel.name not in (without or []) and not wheel.folder(layout).is_dir():
+            say(f"installed {wheel.name} in {install(wheel, layout):.0f} s")
 
 
 @app.command()
@@ -107,6 +116,7 @@ def status() -> None:
     """Show which services run and how much memory they take."""
     layout = Layout.from_environment()
     absent = [modules.name for modules in builds.missing(layout)]
+    absent += [wheel.name for wheel in WHEELS if not wheel.folder(layout).is_dir()]
     say(f"not built: {', '.join(absent) or 'nothing'}")
     if not layout.certificates.exists():
         raise typer.Exit(1)
@@ -126,7 +136,7 @@ def execute(command: Annotated[list[str], typer.Argument(help="A program and its
     layout = Layout.from_environment()
     if not layout.kubeconfig.exists():
         raise TestClusterError("there is no cluster: start one with `make cluster-up`")
-    folders = [str(modules.folder(layout)) for modules in builds.MODULE_SETS]
+    folders = [str(each.folder(layout)) for each in (*builds.MODULE_SETS, *WHEELS)]
     os.environ["PATH"] = os.pathsep.join([*folders, os.environ.get("PATH", "")])
     os.environ["KUBECONFIG"] = str(layout.kubeconfig)
     os.environ["TESSERA_TESTCLUSTER"] = str(layout.root)
@@ -134,7 +144,8 @@ def execute(command: Annotated[list[str], typer.Argument(help="A program and its
 
 
 def _services(layout: Layout, without: list[str]) -> list[Service]:
-    services = [*core_services(layout, list(_images(layout, without))), *controller_services(layout)]
+    core = core_services(layout, list(_images(layout, without)))
+    services = [*core, *controller_services(layout), *gateway_services(layout)]
     return [service for service in services if service.modules not in without]
 
 
@@ -151,7 +162,7 @@ def _images(layout: Layout, without: list[str]) -> dict[Path, images.Image]:
 
 def _runner(layout: Layout) -> Runner:
     """The programs of older builds come last: they can still stop what they started."""
-    current = [modules.folder(layout) for modules in builds.MODULE_SETS]
+    current = [each.folder(layout) for each in (*builds.MODULE_SETS, *WHEELS)]
     return Runner(layout, dict.fromkeys([*current, *layout.binaries.glob("*-*")]))
 
 

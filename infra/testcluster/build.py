@@ -118,7 +118,7 @@ MODULE_SETS = (
     ModuleSet(
         name="gateway",
         packages="",
-        manifests={"gateway": SourceFolder(module="sigs.k8s.io/gateway-api", folder="config/crd/standard")},
+        manifests={"gateway": SourceFolder(module="sigs.k8s.io/gateway-api", folder="config/crd")},
     ),
 )
 

@@ -9,11 +9,13 @@ from infra.testcluster.images import ARGO_EXECUTOR
 from infra.testcluster.layout import GATEWAY, Layout
 from infra.testcluster.manifests import (
     ARGO,
+    GATEWAY_API,
     JOBSET,
     KUEUE,
     KWOK_NODES,
     KWOK_STAGES,
     NODE_POOLS,
+    ROLLOUTS,
     TRAINER,
     Controller,
     copied_folder,
@@ -24,7 +26,7 @@ from infra.testcluster.manifests import (
 from infra.testcluster.services import Command, Service, apply_file
 from pipelines.run.cluster_check import RETRY_DEFAULTS
 
-CONTROLLERS = (JOBSET, TRAINER, KUEUE, ARGO)
+CONTROLLERS = (JOBSET, TRAINER, KUEUE, ARGO, GATEWAY_API, ROLLOUTS)
 KUEUE_METRICS_CERTIFICATES = Path("/etc/kueue/metrics/certs")
 """A path that Kueue's program has built in; it reads a certificate there even where metrics are off."""
 SYSTEM_NAMESPACES = ["kube-system", "kueue-system"]

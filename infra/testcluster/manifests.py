@@ -13,8 +13,11 @@ from infra.testcluster.build import MODULE_SETS, module_set
 from infra.testcluster.layout import POOL_LABEL, Layout, TestClusterError
 
 Object = dict[str, Any]
-LEFT_OUT = {"Deployment", "Service", "APIService", "ServiceMonitor", "Certificate", "Issuer", "Secret", "ConfigMap"}
-"""Kinds that run a controller as a pod, or expose it."""
+LEFT_OUT = {
+    *("Deployment", "Service", "APIService", "ServiceMonitor", "Certificate", "Issuer", "Secret", "ConfigMap"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+}
+"""Kinds that run a controller as a pod, or expose it, or refuse changes of its definitions."""
 KWOK_NODES = "type=kwok"
 KWOK_TAINT = {"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}
 _ORDER = {"Namespace": 0, "CustomResourceDefinition": 1}
@@ -76,6 +79,8 @@ KUEUE = Controller(
     ),
 )
 ARGO = Controller(name="argo", modules="argo", folders=("",))
+ROLLOUTS = Controller(name="rollouts", modules="rollouts", folders=("",))
+GATEWAY_API = Controller(name="gateway", modules="gateway", folders=("",))
 NODE_POOLS = (
     NodePool(name="h100", nodes=4, gpus_per_node=8, gpu_product="NVIDIA-H100-80GB-HBM3"),
     NodePool(name="l40s", nodes=2, gpus_per_node=4, gpu_product="NVIDIA-L40S"),

@@ -14,10 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import BaseModel, ConfigDict
 
-from infra.testcluster.layout import API_SERVICE, DNS_DOMAIN, GATEWAY, NODE, Layout
+from infra.testcluster.layout import API_SERVICE, API_URL, DNS_DOMAIN, GATEWAY, NODE, Layout
 
 VALID = datetime.timedelta(days=3650)
-API_URL = "https://127.0.0.1:443"
 
 
 class Identity(BaseModel):

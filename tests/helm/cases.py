@@ -22,14 +22,26 @@ CLUSTER_SCOPED = {
 EXAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CHART / "ci").glob("*.yaml"))}
 
 
+ON_CPUS = {
+    "digest": "a" * 64,
+    "gpus": 0,
+    "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "2Gi"}},
+    "thinking": "off",
+    "extraArgs": ["--seed=1"],
+    "apiKeySecret": "clients",
+    "cache": {"claim": "models"},
+    "autoscaling": {"maxReplicas": 5},
+}
+
+
 def everything() -> Object:
-    """The small cluster with monitoring, the operator, servers that clients reach, and accounts with annotations."""
+    """The small cluster with monitoring, the operator, a model on CPUs, and accounts with annotations."""
     values: Object = deepcopy(EXAMPLES["small"])
     values["monitoring"] = {"enabled": True, "labels": {"release": "prometheus"}}
     values["network"] |= {"servingClients": ["gateway"]}
     values["images"] = {"pullSecrets": ["registry"]}
     values["pipelines"] = {"environment": {"HTTPS_PROXY": "http://proxy:3128"}}
-    values["serving"] = {"serviceAccountAnnotations": {"a": "b"}}
+    values["serving"] = {"serviceAccountAnnotations": {"a": "b"}, "rollouts": False, "models": {"nano": ON_CPUS}}
     values["embedded"]["storageClass"] = "fast"
     platform = {"url": "https://git.example.com/team/platform.git", "host": "gitea", "existingSecret": "platform-git"}
     values["operator"] = {

@@ -131,6 +131,18 @@ def test_a_server_reads_the_store_and_answers_its_clients_only() -> None:
     assert not passes(objects, "Ingress", server, 8000, namespace="elsewhere")
 
 
+def test_a_judge_reaches_the_store_and_the_servers_which_the_gateway_reaches_too() -> None:
+    objects = render(EXAMPLES["serving"], namespace=RUNS)
+    judge, server = ours("judge"), ours("serving")
+    assert passes(objects, "Egress", judge, 8000, labels=server)
+    assert passes(objects, "Ingress", server, 8000, labels=judge)
+    assert passes(objects, "Egress", judge, 443, address="192.0.2.1")
+    assert not passes(objects, "Egress", judge, 8000, labels=STAGE)
+    assert not passes(objects, "Ingress", judge, 8000, labels=server)
+    assert passes(objects, "Ingress", server, 8000, namespace="gateway")
+    assert not passes(objects, "Ingress", server, 8000, labels=STAGE)
+
+
 def test_the_operator_reaches_kubernetes_kubeflow_the_store_mlflow_and_git_and_is_reached_by_nobody() -> None:
     objects = render(CASES["everything"])
     operator = ours("operator")

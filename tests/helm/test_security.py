@@ -1,5 +1,6 @@
 """Least privilege: pods by the Pod Security Standards, roles, accounts, secrets."""
 
+import json
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -84,10 +85,13 @@ def violations(pod: Object) -> Iterator[str]:
 
 def test_every_pod_passes_pod_security_restricted(objects: list[Object]) -> None:
     templates = pod_templates(objects)
-    assert len(templates) == 1 + sum(one["kind"] in ("StatefulSet", "Deployment") for one in objects)
+    jobs = sum(one["kind"] == "AnalysisTemplate" and "job" in json.dumps(one) for one in objects)
+    assert len(templates) == 1 + jobs + sum(one["kind"] in ("StatefulSet", "Deployment", "Rollout") for one in objects)
     for template in templates:
-        assert list(violations(template["spec"])) == []
-        assert all(one["securityContext"]["readOnlyRootFilesystem"] for one in template["spec"]["containers"])
+        spec = template["spec"]
+        assert list(violations(spec)) == []
+        containers = [*spec["containers"], *spec.get("initContainers", [])]
+        assert all(one["securityContext"]["readOnlyRootFilesystem"] for one in containers)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +135,16 @@ def test_no_secret_is_made(objects: list[Object]) -> None:
 
 
 def test_keys_reach_pods_by_reference_to_the_secret_of_the_values() -> None:
-    containers = [one for pod in pod_templates(render(CASES["everything"])) for one in pod["spec"]["containers"]]
+    pods = [pod["spec"] for pod in pod_templates(render(CASES["everything"]))]
+    containers = [one for pod in pods for one in (*pod["containers"], *pod.get("initContainers", []))]
     secrets = {
         one["name"]: [source["secretRef"]["name"] for source in one.get("envFrom", []) if "secretRef" in source]
         for one in containers
     }
-    with_keys = {name: ["tessera-store"] for name in ("seaweedfs", "operator")}
-    assert secrets == with_keys | {"node": ["tessera-store", "tessera-mlflow"], "mlflow": []}
-    assert not [variable for one in containers for variable in one.get("env", []) if "KEY" in variable["name"]]
+    with_keys = {name: ["tessera-store"] for name in ("seaweedfs", "operator", "fetch")}
+    assert secrets == with_keys | {"node": ["tessera-store", "tessera-mlflow"], "mlflow": [], "server": []}
+    keys = [variable for one in containers for variable in one.get("env", []) if "KEY" in variable["name"]]
+    assert keys == [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "clients", "key": "api-key"}}}]
 
 
 def allows(rules: list[Object], verb: str, group: str, resource: str, name: str | None) -> bool:
@@ -191,7 +197,7 @@ def test_no_role_has_a_wildcard_or_reaches_beyond_its_namespace(objects: list[Ob
 
 def test_only_the_accounts_of_pipelines_and_the_operator_have_rights_and_a_token(objects: list[Object]) -> None:
     bound = {subject["name"] for one in objects if one["kind"] == "RoleBinding" for subject in one["subjects"]}
-    has_operator = "Deployment" in {one["kind"] for one in objects}
+    has_operator = ("Deployment", "tessera-operator") in {(one["kind"], one["metadata"]["name"]) for one in objects}
     assert bound == {"tessera-pipelines"} | ({"tessera-operator"} if has_operator else set())
     accounts = {
         one["metadata"]["name"]: one["automountServiceAccountToken"]

@@ -31,6 +31,7 @@ from pipelines.retraining.spec import GROUP, PLURAL
 from tests.helm.cases import CASES, EXAMPLES, Object, find, pod_templates
 
 POOL = {"name": "cpu", "quotas": {"cpu": 1}}
+SERVED = {"digest": "a" * 64}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,18 @@ POOL = {"name": "cpu", "quotas": {"cpu": 1}}
         ({"pipelines": {"environment": {"HOME": "/root"}}}, ["invalid propertyName 'HOME'"]),
         ({"pipelines": {"environment": {"NO_PROXY": 1}}}, ["/pipelines/environment/NO_PROXY", "want string"]),
         ({"serving": {"port": 70000}}, ["/serving/port"]),
+        ({"serving": {"router": "nginx"}}, ["/serving/router", "'gateway-api', 'traefik'"]),
+        ({"serving": {"models": {"nano": {"digest": "latest"}}}}, ["/serving/models/nano/digest"]),
+        ({"serving": {"models": {"Nano": {}}}}, ["invalid propertyName 'Nano'"]),
+        ({"serving": {"models": {"nano": {"replica": 1}}}}, ["/serving/models/nano", "'replica' not allowed"]),
+        ({"serving": {"defaults": {"canary": {"questions": 50}}}}, ["/serving/defaults/canary/questions"]),
+        ({"serving": {"models": {"nano": {}}}}, ["serving.models.nano has no digest"]),
+        ({"serving": {"models": {"nano": SERVED}}}, ["set serving.gateway.name, or serving.rollouts: false"]),
+        ({"serving": {"models": {"nano": SERVED}, "gateway": {"name": "g"}}}, ["nano.canary.problems is missing"]),
+        (
+            {"serving": {"rollouts": False, "models": {"nano": SERVED | {"autoscaling": {"maxReplicas": 1}}}}},
+            ["maxReplicas is 1, and must not be below replicas (2)"],
+        ),
         ({"monitoring": {"interval": "often"}}, ["/monitoring/interval"]),
         ({"namespace": {"create": True}}, ["namespace.create needs namespace.name"]),
         ({"embedded": {"s3": {"enabled": True}}}, ["embedded.s3 needs store.existingSecret"]),

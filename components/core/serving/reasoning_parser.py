@@ -61,6 +61,8 @@ class TesseraReasoningParser(BaseThinkingReasoningParser):  # type: ignore[misc]
         if missing:
             raise ValueError(f"the tokenizer has no single token for {', '.join(sorted(missing))}")
         super().__init__(tokenizer, *args, **kwargs)
+        options = kwargs.get("chat_template_kwargs") or {}
+        self._off_by_default = options.get("default_thinking") == "off"
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -93,7 +95,7 @@ class TesseraReasoningParser(BaseThinkingReasoningParser):  # type: ignore[misc]
 
         With thinking off all of it is answer, as in a streamed reply, where vLLM asks `is_reasoning_end` alone.
         """
-        if _switched_off(request) and not _continues_thought(request):
+        if _switched_off(request, by_default=self._off_by_default) and not _continues_thought(request):
             return None, model_output or None
         reasoning, content = split_reply(THINK + model_output if _continues_thought(request) else model_output)
         return reasoning or None, content or None
@@ -169,14 +171,15 @@ def _continues_thought(request: Any) -> bool:
     return text.rfind(THINK) > text.rfind(END_THINK)
 
 
-def _switched_off(request: Any) -> bool:
-    """Whether a request switches thinking off: by the template's argument, else by its last system message."""
+def _switched_off(request: Any, *, by_default: bool) -> bool:
+    """Whether thinking is off: by the template's argument, else the last system message, else the server's default."""
     options = getattr(request, "chat_template_kwargs", None) or {}
     if "detailed_thinking" in options:
         return not options["detailed_thinking"] or options["detailed_thinking"] == "off"
     messages = getattr(request, "messages", None) or []
     texts = [_text_of(message) for message in messages if message.get("role") == "system"]
-    return [mode for text in texts for mode in MODE.findall(text)][-1:] == ["off"]
+    modes = [mode for text in texts for mode in MODE.findall(text)]
+    return modes[-1] == "off" if modes else by_default
 
 
 def _text_of(message: Any) -> str:

@@ -144,7 +144,7 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* Egress to an embedded part. Call with (list $ component port). */}}
+{{/* Egress to pods of the chart. Call with (list $ component port). */}}
 {{- define "tessera.egressToEmbedded" -}}
 - to:
     - podSelector:

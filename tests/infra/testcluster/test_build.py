@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infra.testcluster import build
-from infra.testcluster.build import MODULE_SETS, ModuleSet, SourceFolder
+from infra.testcluster.build import MODULE_SETS, ModuleSet, SourceFolder, module_set
 from infra.testcluster.layout import Layout, TestClusterError
 
 GO = """#!/bin/sh
@@ -109,6 +109,14 @@ def test_all_module_sets_ask_for_one_compiler_and_pin_their_modules() -> None:
 
 
 def test_the_staging_modules_of_kubernetes_have_its_minor_version() -> None:
-    for modules in MODULE_SETS:
-        staged = re.findall(r"=> k8s\.io/\S+ (v\S+)", (modules.source / "go.mod").read_text())
+    for name in ("kube", "ctrl"):
+        staged = re.findall(r"=> k8s\.io/\S+ (v\S+)", (module_set(name).source / "go.mod").read_text())
         assert set(staged) <= {build.KUBERNETES.replace("1.", "v0.", 1)}
+
+
+def test_a_module_set_of_manifests_alone_compiles_nothing(tmp_path, monkeypatch, layout, modules) -> None:
+    log = go(tmp_path, monkeypatch)
+    build.build(modules.model_copy(update={"packages": "", "renamed": {}}), layout)
+    (made,) = layout.binaries.iterdir()
+    assert [path.relative_to(made).as_posix() for path in made.rglob("*.yaml")] == ["manifests/toy/crd.yaml"]
+    assert not log.exists()

@@ -1,4 +1,5 @@
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,12 @@ import yaml
 
 from infra.testcluster.build import MODULE_SETS, module_set
 from infra.testcluster.controllers import controller_services
+from infra.testcluster.discovery import PORT, targets
+from infra.testcluster.gateway import gateway_services
 from infra.testcluster.layout import Layout, TestClusterError
 from infra.testcluster.pki import make_certificates
 from infra.testcluster.services import Service, core_services
+from infra.testcluster.wheels import WHEELS
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +26,18 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 @pytest.fixture(scope="module")
 def services(layout: Layout) -> list[Service]:
-    return [*core_services(layout, [Path("/images/host.tar")]), *controller_services(layout)]
+    core = core_services(layout, [Path("/images/host.tar")])
+    return [*core, *controller_services(layout), *gateway_services(layout)]
 
 
 def programs(name: str) -> Iterator[str]:
-    """The programs that a module set builds."""
+    """The programs that a module set builds, that a wheel has, or that are installed."""
+    if name in {wheel.name for wheel in WHEELS}:
+        yield name
+        return
+    if name == "prometheus":
+        yield from ("prometheus", sys.executable)
+        return
     modules = module_set(name)
     if modules.packages == ".":
         yield name
@@ -47,7 +58,8 @@ def test_every_service_has_its_own_name_and_a_program_that_its_module_set_builds
 
 
 def test_every_module_set_is_needed(services: list[Service]) -> None:
-    assert {modules.name for modules in MODULE_SETS} - {service.modules for service in services} == {"pause"}
+    unused = {modules.name for modules in MODULE_SETS} - {service.modules for service in services}
+    assert unused == {"pause", "gateway"}  # an image, and the kinds of Traefik's gateway
 
 
 def test_files_lie_in_the_state_folder_and_parse(services: list[Service], layout: Layout) -> None:
@@ -69,3 +81,16 @@ def test_a_folder_whose_sockets_have_too_long_a_path_is_refused(monkeypatch: pyt
     monkeypatch.setenv("TESSERA_TESTCLUSTER", "/tmp/" + "long/" * 20)
     with pytest.raises(TestClusterError, match="shorter folder"):
         Layout.from_environment()
+
+
+def test_prometheus_reads_running_pods_under_the_labels_of_the_monitor() -> None:
+    labels = {"rollouts-pod-template-hash": "abc"}
+    metadata = {"namespace": "models", "name": "nano-1", "labels": labels}
+    running = {"metadata": metadata, "status": {"phase": "Running", "podIP": "10.88.1.2"}}
+    waiting = {"metadata": metadata, "status": {"phase": "Pending"}}
+    assert targets([running, waiting]) == [
+        {
+            "targets": [f"10.88.1.2:{PORT}"],
+            "labels": {"namespace": "models", "pod": "nano-1", "rollouts_pod_template_hash": "abc"},
+        }
+    ]

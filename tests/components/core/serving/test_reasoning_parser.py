@@ -194,6 +194,13 @@ def test_vllm_finds_the_plug_in() -> None:
     assert found.load() is register
 
 
+def test_the_default_of_the_server_counts_where_no_system_message_says_a_mode() -> None:
+    parser = TesseraReasoningParser(Vocabulary(), chat_template_kwargs={"default_thinking": "off"})
+    for content, expected in (("be kind", (None, "<think>a</think>b")), ("detailed thinking on", ("a", "b"))):
+        request = SimpleNamespace(messages=[{"role": "system", "content": content}])
+        assert parser.extract_reasoning("<think>a</think>b", request) == expected
+
+
 @pytest.mark.parametrize(
     ("options", "off"),
     [

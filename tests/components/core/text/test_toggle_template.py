@@ -122,6 +122,9 @@ def test_without_a_system_message_thinking_is_on_and_an_argument_switches(tmp_pa
 
     assert text(question).startswith("<|im_start|>system\ndetailed thinking on<|im_end|>\n<|im_start|>user\n7 + 5")
     assert "detailed thinking off<|im_end|>" in text(question, detailed_thinking=False)
+    assert "detailed thinking off<|im_end|>" in text(question, default_thinking="off")
+    asked = [{"role": "system", "content": "detailed thinking on"}, *question]
+    assert "detailed thinking on<|im_end|>" in text(asked, default_thinking="off")
     kind = [{"role": "system", "content": "be kind"}, *question]
     assert "detailed thinking on\nbe kind<|im_end|>" in text(kind)
     past = [*chat("on"), {"role": "user", "content": "be kind"}]

@@ -1,0 +1,55 @@
+{{/* The strategy of a Rollout: questions before the first user, then more and more users. Call with (list $ name model). */}}
+{{- define "tessera.canary" -}}
+{{- $root := index . 0 }}
+{{- $name := index . 1 }}
+{{- $canary := (index . 2).canary }}
+{{- $full := printf "tessera-serving-%s" $name -}}
+canary:
+  stableService: {{ $full }}
+  canaryService: {{ $full }}-canary
+  maxUnavailable: 0
+  # Servers of the old version go as the new ones come. No abortScaleDownDelaySeconds: with both, an abort loses requests.
+  dynamicStableScale: true
+  trafficRouting:
+    {{- if eq $root.Values.serving.router "traefik" }}
+    traefik: {weightedTraefikServiceName: {{ $full }}}
+    {{- else }}
+    plugins:
+      argoproj-labs/gatewayAPI:
+        httpRoute: {{ $full }}
+        namespace: {{ include "tessera.namespace" $root }}
+    {{- end }}
+  {{- if $root.Values.serving.prometheus }}
+  analysis:
+    startingStep: 3
+    templates:
+      - templateName: {{ $full }}-metrics
+    args:
+      - {name: canary, valueFrom: {podTemplateHashValue: Latest}}
+      - {name: stable, valueFrom: {podTemplateHashValue: Stable}}
+  {{- end }}
+  steps:
+    - setCanaryScale: {replicas: 1}
+    - analysis:
+        templates:
+          - templateName: {{ $full }}-questions
+    - setCanaryScale: {matchTrafficWeight: true}
+    {{- range $canary.weights }}
+    - setWeight: {{ int . }}
+    - pause: {duration: {{ int $canary.stepSeconds }}s}
+    {{- end }}
+{{- end -}}
+
+{{/* A metric of the analysis. Call with (dict "name" "query" "condition" "canary" "prometheus"). */}}
+{{- define "tessera.analysisMetric" -}}
+- name: {{ .name }}
+  interval: {{ int .canary.checkSeconds }}s
+  initialDelay: {{ int .canary.checkSeconds }}s
+  failureLimit: 1
+  consecutiveErrorLimit: 4
+  successCondition: len(result) == 0 || isNaN(result[0]) || result[0] <= {{ .limit }}
+  provider:
+    prometheus:
+      address: {{ .prometheus }}
+      query: {{ .query | quote }}
+{{- end -}}
