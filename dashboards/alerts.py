@@ -15,6 +15,7 @@ from components.core.base.metric_names import (
     PERPLEXITY,
     PROGRESS_TIME,
     REWARD,
+    ROLLOUT_INFO,
     START_TIME,
     STORE_TIME,
     VLLM_FIRST_TOKEN,
@@ -250,5 +251,18 @@ ALERTS = (
         "month's share is used up in days.",
         "Dashboard Serving: time in the queue, KV cache, preemptions, length of the prompts.",
         "A long queue: more servers. A full KV cache: shorter limits, or more memory. A new model: go back.",
+    ),
+    Alert(
+        "CanaryFailed",
+        f'{ROLLOUT_INFO}{{name=~"tessera-serving-.*", phase=~"Abort|Timeout|Error|InvalidSpec"}} == 1',
+        "1m",
+        "ticket",
+        "The new version of {{ $labels.name }} was refused ({{ $labels.phase }})",
+        "A new version of a served model did not pass its canary, or did not start. All requests go to the version "
+        "before; Git still names the new one.",
+        "`kubectl describe rollout NAME` says which check; the log of its Job has the table of the questions. What the "
+        "users saw: dashboard Serving, row Canary.",
+        "Revert the commit that changed the digest; then Git and cluster agree again. A chance result: the same digest "
+        "again, by `kubectl argo rollouts retry rollout NAME`.",
     ),
 )

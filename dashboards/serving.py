@@ -3,6 +3,7 @@
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from components.core.base.metric_names import (
+    ROLLOUT_INFO,
     VLLM_ANSWER_TOKENS,
     VLLM_FIRST_TOKEN,
     VLLM_GENERATION_TOKENS,
@@ -20,6 +21,8 @@ from components.core.base.metric_names import (
 )
 from dashboards.layout import Panel, dashboard
 
+VERSION = "rollouts_pod_template_hash"
+"""Label of the version of a server, by which a canary stands beside the stable version; empty without Rollouts."""
 CHOSEN = 'namespace=~"$namespace", model_name=~"$model"'
 HTTP = f'{VLLM_HTTP}{{namespace=~"$namespace", handler=~"/v1/.*"'
 ERRORS = f'(sum(rate({HTTP}, status="5xx"}}[$__rate_interval])) or vector(0)) / sum(rate({HTTP}}}[$__rate_interval]))'
@@ -112,7 +115,7 @@ def build() -> Dashboard:
             "A second, by the web server: 4xx is the client's fault, 5xx ours.",
         ),
     ]
-    rows = {"Latency": latency, "Load": load, "Answers": answers}
+    rows = {"Latency": latency, "Canary": _canary(), "Load": load, "Answers": answers}
     return dashboard("Serving", "Do users get answers, and how fast?", ["namespace", "model"], first, rows)
 
 
@@ -139,3 +142,34 @@ def _quantiles(metric: Metric) -> dict[str, str]:
         f"{{{{model_name}}}} p{fraction * 100:g}": quantile(fraction, metric, "model_name")
         for fraction in (0.5, 0.95, 0.99)
     }
+
+
+def _canary() -> list[Panel]:
+    """A canary beside the stable version."""
+    failed = f'sum by ({VERSION}) (rate({HTTP}, status="5xx"}}[$__rate_interval]))'
+    served = f"sum by ({VERSION}) (rate({HTTP}}}[$__rate_interval]))"
+    legend = f"{{{{{VERSION}}}}}"
+    return [
+        Panel(
+            "Failed requests by version", "percentunit", {legend: f"{failed} / {served}"}, "A canary beside the others."
+        ),
+        Panel("Requests by version", "none", {legend: served}, "A second; a canary gets 20, 40, 60 % of them."),
+        Panel(
+            "Time to the first token by version",
+            "s",
+            {f"{legend} p95": quantile(0.95, VLLM_FIRST_TOKEN, VERSION)},
+            "At 1.5 times that of the stable version, in the mean, a canary ends.",
+        ),
+        Panel(
+            "Time between two tokens by version",
+            "s",
+            {f"{legend} p95": quantile(0.95, VLLM_INTER_TOKEN, VERSION)},
+            "At 1.5 times that of the stable version, in the mean, a canary ends.",
+        ),
+        Panel(
+            "Phase of rollouts",
+            "none",
+            {"{{name}} {{phase}}": f'sum by (name, phase) ({ROLLOUT_INFO}{{name=~"tessera-serving-.*"}})'},
+            "Abort: a canary was refused, all users are with the version before; alert CanaryFailed.",
+        ),
+    ]

@@ -42,7 +42,7 @@ class Behaviour:
         wrong_fraction: of wrong sums.
         wrong_template: the answer begins inside the thought, and never ends, as behind a wrong chat template.
         tokens: pieces of a streamed answer.
-        token_s: time between two of them.
+        token_s: time before each of them; an answer that is not streamed comes at once.
     """
 
     version: str = "1"
@@ -122,7 +122,6 @@ class _Handler(BaseHTTPRequestHandler):
         reason = "length" if how.wrong_template else "stop"
         if body.get("stream"):
             return self._stream(content)
-        time.sleep(how.tokens * how.token_s)
         self.server.first.observe(how.token_s)
         message = {"role": "assistant", "content": content, "reasoning": reasoning}
         choice = {"index": 0, "message": message, "finish_reason": reason}
@@ -165,6 +164,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _count(self, status: str) -> None:
         self.server.http.labels(handler=CHAT, method="POST", status=status).inc()
+
+
+def sums(number: int) -> list[dict[str, str]]:
+    """Rows of test problems that a stand-in answers."""
+    pairs = [(first, second) for first in range(number) for second in range(10)][:number]
+    return [{"id": f"{a}+{b}", "question": f"{a}+{b}=", "prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in pairs]
 
 
 def reply(messages: list[dict[str, str]], how: Behaviour) -> tuple[str | None, str]:

@@ -20,7 +20,11 @@ from components.core.store.store import open_store
 from tests.reported_metrics import REPORTED_BY
 
 PACE_S = 0.5
-LABEL_VALUES = {"status": ("2xx", "5xx"), "finished_reason": ("stop", "length", "error")}
+LABEL_VALUES = {
+    "name": ("tessera-serving-nano",),
+    "status": ("2xx", "5xx"),
+    "finished_reason": ("stop", "length", "error"),
+}
 """Values of labels whose value counts; others have their own name."""
 
 

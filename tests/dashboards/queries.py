@@ -4,12 +4,12 @@ import json
 import re
 from typing import NamedTuple
 
-from components.core.base.metric_names import KUEUE, REPORTED, RUNTIME, VLLM
+from components.core.base.metric_names import KUEUE, REPORTED, ROLLOUTS, RUNTIME, VLLM
 from infra.chart import CHART
 
 FILES = sorted((CHART / "dashboards").glob("*.json"))
-DECLARED = {metric.name for metric in (*REPORTED, *RUNTIME, *VLLM, *KUEUE)}
-NAME = re.compile(r"\b(?:tessera_|vllm:|kueue_|http_requests)\w+")
+DECLARED = {metric.name for metric in (*REPORTED, *RUNTIME, *VLLM, *KUEUE, *ROLLOUTS)}
+NAME = re.compile(r"\b(?:tessera_|vllm:|kueue_|http_requests|rollout_)\w+")
 VARIABLES = {"$__rate_interval": "1m", "$__range:1m": "1h:1s", "$namespace": ".+", "$run": ".+", "$model": ".+"}
 """What Grafana would put in; the range in steps of a second, since a test takes no minute."""
 

@@ -17,6 +17,7 @@ RL = {**STAGE, "stage": "rl"}
 PLACE = "stage sft of run nano in models"
 HTTP = {"namespace": "models", "handler": "/v1/chat/completions", "method": "POST"}
 SERVED = {"namespace": "models", "model_name": "nano"}
+ROLLOUT = {"namespace": "models", "name": "tessera-serving-nano"}
 QUEUE = {"cluster_queue": "gpu", "replica_role": "leader"}
 
 
@@ -181,6 +182,15 @@ CASES = [
     ),
     Case("ServingSlow", first_tokens("0+100x90", "0+50x90"), 70, "50% of requests to nano wait over 2.5 s", SERVED),
     Case("ServingSlow", first_tokens("0+1000x90", "0+995x90"), 70),
+    Case(
+        "CanaryFailed",
+        [Series("rollout_info", {**ROLLOUT, "phase": "Abort"}, "1+0x9")],
+        5,
+        "The new version of tessera-serving-nano was refused (Abort)",
+        {**ROLLOUT, "phase": "Abort"},
+    ),
+    Case("CanaryFailed", [Series("rollout_info", {**ROLLOUT, "phase": "Progressing"}, "1+0x9")], 5),
+    Case("CanaryFailed", [Series("rollout_info", {"name": "other", "phase": "Abort"}, "1+0x9")], 5),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The metrics of vLLM and Kueue that are declared are those of their sources."""
+"""The metrics of vLLM, Kueue and Argo Rollouts that are declared are those of their sources."""
 
 import ast
 import importlib.util
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from components.core.base.metric_names import KUEUE, VLLM, VLLM_HTTP
+from components.core.base.metric_names import KUEUE, ROLLOUT_INFO, VLLM, VLLM_HTTP
 
 KINDS = {"_gauge_cls": "gauge", "_counter_cls": "counter", "_histogram_cls": "histogram"}
 GO_MODULES = Path(os.environ.get("GOMODCACHE", Path.home() / "go" / "pkg" / "mod"))
+ROLLOUTS_SOURCE = GO_MODULES / "github.com/argoproj/argo-rollouts@v1.10.1/controller/metrics"
 KUEUE_SOURCE = GO_MODULES / "sigs.k8s.io/kueue@v0.19.2/pkg/metrics/metrics.go"
 
 
@@ -59,3 +60,18 @@ def test_kueue_exports_each_under_this_name_with_this_kind_and_these_labels() ->
             found[f"kueue_{name[1]}"] = text.partition("Vec")[0].lower(), set(re.findall(r'"(\w+)"', labels[1]))
     for metric in KUEUE:
         assert found[metric.name] == (metric.kind, set(metric.labels))
+
+
+@pytest.mark.skipif(
+    not ROLLOUTS_SOURCE.exists(), reason="needs the sources of Argo Rollouts, which the test cluster is built from"
+)
+def test_rollouts_exports_its_phase_under_these_labels_and_names() -> None:
+    text = (ROLLOUTS_SOURCE / "prommetrics.go").read_text()
+    declared = re.search(r'MetricRolloutInfo = prometheus\.NewDesc\(\s*"(\w+)",[^)]*append\((\w+), ([^)]*)\)', text)
+    assert declared is not None
+    common = re.search(rf"{declared[2]}\s*=\s*\[\]string\{{([^}}]*)\}}", text)
+    assert common is not None
+    labels = re.findall(r'"(\w+)"', common[1] + declared[3])
+    assert (declared[1], tuple(labels)) == (ROLLOUT_INFO.name, ROLLOUT_INFO.labels)
+    phases = set(re.findall(r'RolloutPhase = "(\w+)"', (ROLLOUTS_SOURCE / "rollouts.go").read_text()))
+    assert {"Abort", "Timeout", "Error", "InvalidSpec", "Progressing", "Paused", "Completed"} == phases

@@ -1,4 +1,4 @@
-"""Every query of every panel is asked of a real Prometheus, which reads what stages, vLLM and Kueue export."""
+"""Every query of every panel is asked of a real Prometheus, which reads pages of stages, vLLM, Kueue and Rollouts."""
 
 import contextlib
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from components.core.base.metric_names import KUEUE, REPORTED, RUNTIME, VLLM, VLLM_HTTP
+from components.core.base.metric_names import KUEUE, REPORTED, ROLLOUTS, RUNTIME, VLLM, VLLM_HTTP
 from dashboards.alerts import ALERTS
 from tests.dashboards.pages import declared_page, stage_pages
 from tests.dashboards.prometheus import Prometheus, needs_prometheus, running_prometheus
@@ -18,7 +18,7 @@ ANSWER_S = 300.0
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """It reads the pages of a stage of each kind, with two GPUs, of a server and of Kueue."""
+    """It reads the pages of a stage of each kind, with two GPUs, of a server, of Kueue and of Rollouts."""
     folder = tmp_path_factory.mktemp("prometheus")
     (tool := folder / "nvidia-smi").write_text('#!/bin/sh\nprintf "0, 90, 1024\\n1, 70, 2048\\n"\n')
     tool.chmod(0o755)
@@ -26,9 +26,12 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         patched = stack.enter_context(pytest.MonkeyPatch.context())
         patched.setenv("PATH", str(folder), prepend=":")
         stages = stack.enter_context(stage_pages(folder / "stages"))
-        server, kueue = (stack.enter_context(declared_page(metrics)) for metrics in (VLLM, KUEUE))
+        foreign = (VLLM, KUEUE, ROLLOUTS)
+        server, kueue, rollouts = (stack.enter_context(declared_page(metrics)) for metrics in foreign)
         targets = {port: {"namespace": "models", "pod": f"stage-{number}"} for number, port in enumerate(stages)}
-        targets |= {server: {"namespace": "models", "pod": "server-0"}, kueue: {"namespace": "kueue-system"}}
+        version = {"rollouts_pod_template_hash": "abc"}
+        targets |= {server: {"namespace": "models", "pod": "server-0", **version}, kueue: {"namespace": "kueue-system"}}
+        targets |= {rollouts: {"namespace": "argo-rollouts"}}
         yield stack.enter_context(running_prometheus(folder, targets))
 
 

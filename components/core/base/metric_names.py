@@ -134,3 +134,12 @@ KUEUE_QUOTA = Metric(
 KUEUE = (KUEUE_PENDING, KUEUE_ADMITTED, KUEUE_WAIT, KUEUE_EVICTED, KUEUE_USAGE, KUEUE_QUOTA)
 """Of Kueue 0.19, `pkg/metrics/metrics.go`. It exports the last two where its configuration sets
 `metrics.enableClusterQueueResources`."""
+
+ROLLOUT_INFO = Metric(
+    "rollout_info",
+    "1 for the `phase` of a Rollout: Progressing, Paused, Completed, or Abort, Timeout, Error, InvalidSpec",
+    ("namespace", "name", "strategy", "traffic_router", "phase"),
+)
+
+ROLLOUTS = (ROLLOUT_INFO,)
+"""Of Argo Rollouts 1.10, `controller/metrics/prommetrics.go`. A monitor of its controller may rename `namespace`."""

@@ -14,11 +14,9 @@ from components.core.text.problems import Problem
 from components.eval.judge import judge, read_questions
 from components.eval.paired_verdict import Finding
 from pipelines.cli import run_command
-from tests.vllm_standin import Behaviour, Standin
+from tests.vllm_standin import Behaviour, Standin, sums
 
 NAME = "nano"
-ROWS = [{"id": f"{a}+{b}", "question": f"{a}+{b}=", "prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(20)
-        for b in range(11)]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -39,7 +37,7 @@ def questions(tmp_path: Path) -> Path:
     """A folder with 220 problems."""
     folder = tmp_path / "problems"
     folder.mkdir()
-    (folder / "test-standard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "test-standard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums(220)))
     return folder
 
 
