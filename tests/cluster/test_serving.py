@@ -174,7 +174,7 @@ def served(cluster: Cluster, pod_s3: S3Server, tmp_path: Path, monkeypatch: pyte
         cluster.delete(ROLLOUTS, "Rollout", deleted["metadata"]["name"])
 
 
-def test_a_good_version_gets_all_users_and_the_old_one_comes_back_without_a_lost_request(served: Served) -> None:
+def test_a_good_version_gets_all_users_and_the_old_one_gets_them_back_without_a_lost_request(served: Served) -> None:
     served.install(GOOD)
     with asking_clients() as tally:
         served.change(Behaviour("2", token_s=TOKEN_S))
@@ -187,7 +187,7 @@ def test_a_good_version_gets_all_users_and_the_old_one_comes_back_without_a_lost
         served.cluster.wait("it goes on doing so", lambda: tally.complete["2"] > answered + 100)
         assert tally.complete["1"] == old
         served.change(GOOD)
-        log.info("back to the version before: %.0f s", served.wait_for("Healthy"))
+        log.info("canary of the version before: %.0f s", served.wait_for("Healthy"))
         served.cluster.wait("the old version answers again", lambda: tally.complete["1"] > old + 50)
     log.info("answers: %s", dict(tally.complete))
     assert tally.lost == []
