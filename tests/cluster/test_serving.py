@@ -182,9 +182,9 @@ def test_a_good_version_gets_all_users_and_the_old_one_gets_them_back_without_a_
         assert "accepted" in served.judge_log()
         assert served.analysis() == dict.fromkeys(("questions", "errors", "first-token", "inter-token"), "Successful")
         answered = tally.complete["2"]
-        served.cluster.wait("the new version answers alone", lambda: tally.complete["2"] > answered + 50)
+        served.cluster.wait("the new version answers alone", lambda: tally.complete["2"] > answered + 150)
         old = tally.complete["1"]
-        served.cluster.wait("it goes on doing so", lambda: tally.complete["2"] > answered + 100)
+        served.cluster.wait("it goes on doing so", lambda: tally.complete["2"] > answered + 250)
         assert tally.complete["1"] == old
         served.change(GOOD)
         log.info("canary of the version before: %.0f s", served.wait_for("Healthy"))
