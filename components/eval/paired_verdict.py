@@ -120,15 +120,24 @@ def _finding(criterion: Criterion, pairs: Sequence[Pair], tolerance: float) -> F
     ]
     if not values:
         return None
-    means = tuple(sum(side) / len(values) for side in zip(*values, strict=True))
+    stable_mean, canary_mean = (sum(side) / len(values) for side in zip(*values, strict=True))
     is_change = criterion.bad == "change"
-    unit = (max(means) or 1.0) if is_change else 1.0
+    unit = (max(stable_mean, canary_mean) or 1.0) if is_change else 1.0
     low, high = paired_interval([(canary - stable) / unit for stable, canary in values])
-    difference = (means[1] - means[0]) / unit
+    difference = (canary_mean - stable_mean) / unit
     accepted = THINKING_TOLERANCE if is_change else tolerance
     falls, rises = difference < -accepted and high < 0, difference > accepted and low > 0
     is_worse = {"lower": falls, "higher": rises, "change": falls or rises}[criterion.bad]
-    return Finding(criterion.name, *means, difference, (low, high), accepted, len(values), is_worse)
+    return Finding(
+        name=criterion.name,
+        stable=stable_mean,
+        canary=canary_mean,
+        difference=difference,
+        interval=(low, high),
+        tolerance=accepted,
+        questions=len(values),
+        is_worse=is_worse,
+    )
 
 
 def _mean(criterion: Criterion, replies: Sequence[Reply]) -> float | None:
