@@ -41,25 +41,20 @@ class Gain:
     def of(cls, pairs: Sequence[tuple[float, float]], confidence: float = CONFIDENCE) -> "Gain":
         """Compare the fractions of correct answers to each problem: (of the base, of the other).
 
-        The intervals are those of the mean and of the logarithm of the ratio of means (delta method), with the variance
-        between problems, after two problems are added that one side alone solves each. So the width is right where all
-        differences are 0 and where problems are few: without these two it would be 0 or far too small.
-
-        Source: Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012), for one answer a problem.
+        The interval of the ratio is that of the logarithm of the ratio of means (delta method), with the variance
+        between problems and the two added pairs of `paired_interval`.
         """
-        z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+        z = _quantile(confidence)
         added = [*pairs, (0.0, 1.0), (1.0, 0.0)]
         base, other = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
-        differences = [b - a for a, b in added]
-        centre = sum(differences) / len(added)
-        half = z * _standard_error([difference - centre for difference in differences])
+        low, high = paired_interval([b - a for a, b in pairs], confidence)
         added_base, added_other = (sum(side) / len(added) for side in zip(*added, strict=True))
         ratio = added_other / added_base
         factor = math.exp(z * _standard_error([b - ratio * a for a, b in added]) / added_other)
         return cls(
             base=base,
             value=other - base,
-            interval=(max(-1.0, centre - half), min(1.0, centre + half)),
+            interval=(max(-1.0, low), min(1.0, high)),
             ratio=other / base if base else None,
             ratio_interval=(ratio / factor, ratio * factor),
             problems=len(pairs),
@@ -77,6 +72,20 @@ class Gain:
             "ratio_high": ratio_high,
             "problems": self.problems,
         }
+
+
+def paired_interval(differences: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Confidence interval of the mean of paired differences of numbers between 0 and 1, by their variance.
+
+    Two pairs that differ by 1 in either direction are added: so the width is right where all differences are 0 and
+    where pairs are few, where it would be 0 or far too small.
+
+    Source: Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012), for one answer a problem.
+    """
+    added = [*differences, 1.0, -1.0]
+    centre = sum(added) / len(added)
+    half = _quantile(confidence) * _standard_error([difference - centre for difference in added])
+    return centre - half, centre + half
 
 
 def gains(answers: Mapping[str, Sequence[AnswerRow]]) -> dict[str, dict[str, Any]]:
@@ -163,3 +172,8 @@ def _fractions(
 def _standard_error(residuals: Sequence[float]) -> float:
     """Of a mean, from the residuals."""
     return math.sqrt(sum(residual**2 for residual in residuals)) / len(residuals)
+
+
+def _quantile(confidence: float) -> float:
+    """Two-sided quantile of the normal distribution."""
+    return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

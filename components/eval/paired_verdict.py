@@ -5,13 +5,13 @@ paired difference leaves out zero. The tolerance lets differences pass that are 
 those of chance.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Z_99 = 2.5758293035489004
-"""Two-sided 99 % quantile of the normal distribution."""
+from components.eval.gains import paired_interval
+
+CONFIDENCE = 0.99
 THINKING_TOLERANCE = 0.5
 """Change of the mean length of thinking that is accepted, as a fraction of the longer one: to half, or to twice."""
 
@@ -98,19 +98,6 @@ def compare(pairs: Sequence[Pair], tolerance: float) -> list[Finding]:
     return [found for criterion in CRITERIA if (found := _finding(criterion, pairs, tolerance)) is not None]
 
 
-def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """99 % confidence interval of the mean of paired differences of numbers around 1 at most.
-
-    Two pairs that differ by 1 in either direction are added, so that the width is right where all differences are 0.
-
-    Source: Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012).
-    """
-    added = [*differences, 1.0, -1.0]
-    centre = sum(added) / len(added)
-    half = Z_99 * math.sqrt(sum((each - centre) ** 2 for each in added)) / len(added)
-    return centre - half, centre + half
-
-
 def _finding(criterion: Criterion, pairs: Sequence[Pair], tolerance: float) -> Finding | None:
     """The comparison by one criterion; None where no question has its number on both sides."""
     values = [
@@ -123,7 +110,7 @@ def _finding(criterion: Criterion, pairs: Sequence[Pair], tolerance: float) -> F
     stable_mean, canary_mean = (sum(side) / len(values) for side in zip(*values, strict=True))
     is_change = criterion.bad == "change"
     unit = (max(stable_mean, canary_mean) or 1.0) if is_change else 1.0
-    low, high = paired_interval([(canary - stable) / unit for stable, canary in values])
+    low, high = paired_interval([(canary - stable) / unit for stable, canary in values], CONFIDENCE)
     difference = (canary_mean - stable_mean) / unit
     accepted = THINKING_TOLERANCE if is_change else tolerance
     falls, rises = difference < -accepted and high < 0, difference > accepted and low > 0

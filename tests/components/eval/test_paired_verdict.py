@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from components.eval.paired_verdict import Pair, Reply, compare, paired_interval
+from components.eval.gains import paired_interval
+from components.eval.paired_verdict import CONFIDENCE, Pair, Reply, compare
 
 QUESTIONS, TOLERANCE = 200, 0.02
 GOOD = Reply(correct=True, format_ok=True, thinking=100)
@@ -61,7 +62,9 @@ def test_a_difference_within_the_tolerance_passes_however_sure_it_is() -> None:
 
 def test_the_interval_is_the_hand_computed_one() -> None:
     # 98 equal pairs and the two added ones: variance 2 / 100, standard error sqrt(2) / 100
-    assert paired_interval([0.0] * 98) == pytest.approx((-2.5758293 * 2**0.5 / 100, 2.5758293 * 2**0.5 / 100))
+    assert paired_interval([0.0] * 98, CONFIDENCE) == pytest.approx(
+        (-2.5758293 * 2**0.5 / 100, 2.5758293 * 2**0.5 / 100)
+    )
 
 
 def test_an_interval_holds_the_true_difference_in_99_of_100_cases() -> None:
@@ -69,7 +72,7 @@ def test_an_interval_holds_the_true_difference_in_99_of_100_cases() -> None:
     for seed in range(500):
         draw = random.Random(seed)
         differences = [float(draw.random() < 0.7) - float(draw.random() < 0.8) for _ in range(QUESTIONS)]
-        low, high = paired_interval(differences)
+        low, high = paired_interval(differences, CONFIDENCE)
         held += low <= -0.1 <= high
     assert held >= 485
 
