@@ -1,7 +1,7 @@
 """Configuration and declaration of the data stage."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -51,6 +51,9 @@ class DataConfig(Config):
     """Problems that are generated where the user gives no files."""
     vocab_size: int = Field(default=320, ge=280)
     """Size of the vocabulary of a new tokenizer; the tokenizer of a parent keeps its size."""
+    corpus_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Weights of the corpora that the recipe names, in the same order: the fraction of the packed rows that are of each,
+    exact to one row at any time. None: they are one corpus."""
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Fraction of the distinct questions in a user's rows that is held out for validation, chosen by hash."""
     test_fraction: float = Field(default=0.05, gt=0, lt=0.5)
@@ -75,7 +78,10 @@ STAGE = Stage(
     },
     outputs={
         "tokenizer": Output("tokenizer", "the tokenizer with `<think>`, `</think>` and the chat template"),
-        "corpus": Output("data", "train.jsonl and validation.jsonl, rows {text} or {prompt, completion}"),
+        "corpus": Output(
+            "data",
+            "train.jsonl and validation.jsonl, rows {text} or {prompt, completion}; of both the tokens, as .bin and .idx",
+        ),
         "chats": Output("data", "train.jsonl and validation.jsonl, rows {messages, reasoning}"),
         "problems": Output(
             "data", "train, validation, test-standard and test-hard .jsonl, rows {id, question, prompt, answer, level}"

@@ -17,8 +17,8 @@ import pyarrow.parquet
 
 from components.core.base.errors import DataError
 from components.core.text.chat import encode_chats
-from components.core.text.packing import eos_token_id
 from components.core.text.row_files import Row
+from components.core.text.tokenizer import eos_token_id
 
 Item = dict[str, Any]
 """A chat's or a pack's token ids and loss mask, under NeMo's names."""

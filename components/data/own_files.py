@@ -3,14 +3,15 @@
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from components.core.base.errors import DataError
-from components.core.text.jsonl import by_reason, first_few, read_user_rows
+from components.core.text.jsonl import Faults, first_few, parse_user_rows, read_user_rows
 from components.core.text.problems import with_distinct_ids
-from components.core.text.row_files import ROW_SUFFIXES, Row, data_suffix, decode, open_bytes
+from components.core.text.row_files import ROW_SUFFIXES, Row, data_suffix, decode, open_bytes, refuse_pointer
 from components.core.text.verifier import boxed
 from components.data.chat_forms import chat_row
 
@@ -24,40 +25,74 @@ ANSWER_KEYS = ("answer", "expected_answer", "ground_truth", "final_answer", "tar
 GSM8K_MARK = "####"
 
 
-def corpus_rows(folder: Path, *, skip_bad: bool, notes: list[str] | None = None) -> tuple[list[Row], int]:
-    """Rows {text} or {prompt, completion}, one for each text file or row.
+@dataclass
+class CorpusReader:
+    """Reads the rows {text} or {prompt, completion} of a corpus one at a time: one for each text file or row.
 
-    Args:
+    Attributes:
         folder: files of any names, in folders of any depth.
         skip_bad: skip malformed lines and binary files instead of raising.
         notes: takes one sentence for each reason why something was left out.
-
-    Returns:
-        The rows, and how many lines and files were skipped.
-
-    Raises:
-        DataError: malformed lines, binary files, or no text at all.
+        skipped: lines and files that were skipped so far.
     """
-    tables, texts = _data_files(folder, notes)
-    rows, skipped = read_user_rows(tables, _corpus_row, skip_bad=skip_bad, notes=notes)
-    bad: list[tuple[str, str]] = []
-    for path in texts:
-        try:
-            with open_bytes(path) as stream:
-                text = decode(stream.read())
-        except (ValueError, OSError, EOFError) as error:
-            bad.append((path.relative_to(folder).as_posix(), str(error)))
-        else:
-            rows += [{"text": text}] if text.strip() else []
-    if bad and not skip_bad:
-        raise DataError(
-            f"{len(bad)} files of the corpus are no text: {first_few([f'{place}: {reason}' for place, reason in bad])}",
-            hint="remove them, convert them to UTF-8, or leave them out with --skip-bad",
-        )
-    if notes is not None:
-        notes += [f"left out: {fault}" for fault in by_reason(bad)]
-    form = "text files, JSON Lines, a JSON array or Parquet with rows {text}"
-    return _not_empty(rows, "the corpus holds no text", form), skipped + len(bad)
+
+    folder: Path
+    skip_bad: bool
+    notes: list[str] = field(default_factory=list)
+    skipped: int = 0
+
+    def rows(self, part: int | None = None) -> Iterator[Row]:
+        """All rows, or those of one of several corpora.
+
+        Raises:
+            DataError: malformed lines, binary files, or no text at all; after the last row.
+        """
+        tables, texts = _data_files(self.folder, self.notes, part)
+        faults, empty = Faults(), True
+        for row in parse_user_rows(tables, _corpus_row, faults):
+            empty = False
+            yield row
+        faults.refuse(skip_bad=self.skip_bad, notes=self.notes)
+        bad: list[tuple[str, str]] = []
+        for path in texts:
+            try:
+                text = _read_text(path)
+            except (ValueError, OSError, EOFError) as error:
+                bad.append((path.relative_to(self.folder).as_posix(), str(error)))
+            else:
+                if text.strip():
+                    empty = False
+                    yield {"text": text}
+        self._refuse_files(bad)
+        self.skipped += faults.count + len(bad)
+        if empty:
+            form = "text files, JSON Lines, a JSON array or Parquet with rows {text}"
+            raise DataError("the corpus holds no text", hint=f"give {form}")
+
+    def _refuse_files(self, bad: Sequence[tuple[str, str]]) -> None:
+        """Refuse files that are no text, or note that they are left out."""
+        if bad and not self.skip_bad:
+            raise DataError(
+                f"{len(bad)} files of the corpus are no text: "
+                f"{first_few([f'{place}: {reason}' for place, reason in bad])}",
+                hint="remove them, convert them to UTF-8, or leave them out with --skip-bad",
+            )
+        faults = Faults()
+        for place, reason in bad:
+            faults.add(place, reason)
+        self.notes += [f"left out: {fault}" for fault in faults.by_reason()]
+
+
+def count_parts(folder: Path) -> int:
+    """Over how many files and folders a recipe names its corpus; 1 where they are not numbered."""
+    numbers = {int(found[0]) for path in folder.iterdir() if (found := re.match(r"\d{3}(?=-)", path.name))}
+    return max(numbers, default=0) + 1
+
+
+def _read_text(path: Path) -> str:
+    refuse_pointer(path)
+    with open_bytes(path) as stream:
+        return decode(stream.read())
 
 
 def chat_rows(folder: Path, *, skip_bad: bool, notes: list[str] | None = None) -> tuple[list[Row], int]:
@@ -80,12 +115,11 @@ def problem_rows(folder: Path, *, skip_bad: bool, notes: list[str] | None = None
     return with_distinct_ids(_not_empty(rows, "there are no problems", "rows {question, answer}")), skipped
 
 
-def questions(row: Row) -> list[str]:
-    """Questions of a chat or a document: the user messages, the prompt, or else the text."""
-    messages = row.get("messages")
-    if isinstance(messages, list):
-        return [message["content"] for message in messages if message["role"] == "user"]
-    return [str(row["prompt"] if "prompt" in row else row["text"])]
+def questions(chat: Row) -> list[str]:
+    """Questions of a chat: the user messages."""
+    messages = chat["messages"]
+    assert isinstance(messages, list)
+    return [message["content"] for message in messages if message["role"] == "user"]
 
 
 T = TypeVar("T")
@@ -95,22 +129,34 @@ def _all_rows(
     folder: Path, parse: Callable[[Row], T], *, skip_bad: bool, notes: list[str] | None
 ) -> tuple[list[T], int]:
     """Every row of a folder; where no file is named as one of rows, all are read as JSON Lines."""
-    tables, others = _data_files(folder, notes)
+    tables, others = _data_files(folder, notes if notes is not None else [])
     return read_user_rows([*tables, *others], parse, skip_bad=skip_bad, notes=notes)
 
 
-def _data_files(folder: Path, notes: list[str] | None) -> tuple[list[Path], list[Path]]:
-    """Files of rows, and others; the cards of a data set are left out where there are files of rows."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def _data_files(folder: Path, notes: list[str], part: int | None = None) -> tuple[list[Path], list[Path]]:
+    """Files of rows, and others; hidden ones, and cards of a data set beside files of rows, are left out."""
+    paths = folder.rglob("*") if part is None else _below(folder.glob(f"{part:03d}-*"))
+    files = sorted(path for path in paths if path.is_file() and not _is_hidden(path.relative_to(folder)))
     cards = [path for path in files if CARDS.fullmatch(_own_name(path.name))]
     tables = [path for path in files if data_suffix(path) in ROW_SUFFIXES and path not in cards]
     if not tables:
         return [path for path in files if data_suffix(path) in ROW_SUFFIXES], [
             path for path in files if data_suffix(path) not in ROW_SUFFIXES
         ]
-    if cards and notes is not None:
+    if cards:
         notes.append(f"left out: {len(cards)} files that describe the data, such as {cards[0].name}")
     return tables, sorted(set(files).difference(tables, cards))
+
+
+def _below(paths: Iterable[Path]) -> Iterator[Path]:
+    """The paths, and all that is in them."""
+    for path in paths:
+        yield path
+        yield from path.rglob("*")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _own_name(name: str) -> str:

@@ -1,6 +1,7 @@
-"""Splits a user's rows by a hash of the question, so that rows with the same question are in the same split."""
+"""Splits a user's rows by a hash of the question, so that rows with nearly the same question are in the same split."""
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence, Set
 
 from components.core.text.row_files import Row
@@ -9,9 +10,19 @@ VALIDATION, TEST = 0, 8
 """First of the eight bytes of a question's hash that decide whether it is held out for this split."""
 
 
+PUNCTUATION = dict.fromkeys(map(ord, ".,;:!?\"'`\u2018\u2019\u201c\u201d\u2026"))
+"""Marks that make no difference between two questions; operators such as + and - do."""
+
+
+def normalised(text: str) -> str:
+    """A text without what near duplicates differ in: case, punctuation, white space, and variants of a character."""
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return " ".join(plain.casefold().translate(PUNCTUATION).split())
+
+
 def question_digest(question: str) -> bytes:
-    """Hash of a question; white space makes no difference."""
-    return hashlib.sha256(" ".join(question.split()).encode()).digest()
+    """Hash of a question; near duplicates have the same one."""
+    return hashlib.sha256((normalised(question) or question).encode()).digest()
 
 
 def hold_out(questions: Iterable[bytes], fraction: float, first_byte: int) -> set[bytes]:
@@ -44,13 +55,13 @@ def split_problems(rows: Sequence[Row], validation_fraction: float, test_fractio
     return splits
 
 
-def split_rows(
+def split_chats(
     rows: Sequence[Row], questions: Callable[[Row], Sequence[str]], fraction: float, held_out: Set[bytes]
 ) -> dict[str, list[Row]]:
     """Split rows into training and validation.
 
     Args:
-        rows: chats, or documents of a corpus.
+        rows: chats.
         questions: the questions of a row; the first decides the split.
         fraction: of the distinct first questions, held out for validation.
         held_out: hashes of questions that must not be in training: those of held-out problems.

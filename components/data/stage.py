@@ -1,13 +1,16 @@
 """The data stage: corpus, chats and problems, generated or from files of the user, and their tokenizer."""
 
+import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from components.core.runtime.context import StageContext
+from components.core.text.corpus.encoding import encode_corpus
 from components.core.text.embedding_rows import refuse_tokens_without_row, tokens_without_row
 from components.core.text.jsonl import write_rows
 from components.core.text.row_files import Row
@@ -15,8 +18,11 @@ from components.core.text.toggle import END_THINK, THINK, system_message
 from components.core.text.tokenizer import add_toggle, train_tokenizer
 from components.data import arithmetic, own_files
 from components.data.config import ArithmeticConfig, DataConfig
+from components.data.corpus import write_corpus
 from components.data.nemo_packed import write_packed
-from components.data.splits import question_digest, split_problems, split_rows
+from components.data.overlap import FRACTION, NUM_WORDS, find_overlap
+from components.data.own_files import CorpusReader
+from components.data.splits import question_digest, split_chats, split_problems
 
 TOKENIZER_SAMPLE = 20000
 """Most rows that a tokenizer is trained on."""
@@ -33,39 +39,63 @@ def run(
     own_problems: Path | None = None,
 ) -> dict[str, JsonValue]:
     """Write the four outputs; splits share no question. Source: arXiv 2505.00949, section 3."""
+    notes: list[str] = []
+    skipped = 0
     if own_corpus is None and own_chats is None and own_problems is None:
         tables = demo_tables(config.arithmetic, config.seed or 0)
-        skipped = 0
     else:
-        notes: list[str] = []
-        tables, skipped = own_tables(config, own_corpus, own_chats, own_problems, notes)
-        for note in notes:
-            context.note(note)
+        tables, skipped = own_tables(config, own_chats, own_problems, notes)
     counts: dict[str, JsonValue] = {}
     for (output, split), rows in tables.items():
         counts[f"{output}/{split}"] = write_rows(out / output / f"{split}.jsonl", rows)
-    if parent is not None:
-        _refuse_unreadable_texts(tables, parent)
-        toggled = add_toggle(parent, out / "tokenizer")
-        vocabulary = toggled.vocab_size
-        if toggled.replaced:
-            context.note(
-                "Tessera's chat template stands in place of the parent's, which cannot carry the switch: "
-                f"{toggled.replaced}"
-            )
-    else:
-        train_tokenizer(_texts(tables), config.vocab_size, out / "tokenizer")
-        vocabulary = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json")).get_vocab_size()
-    if config.nemo_packed:
-        packed = write_packed(
-            tables["chats", "train"], out / "tokenizer", out / "chats", config.nemo_packed, config.seed or 0
+    if own_corpus is not None:
+        reader = CorpusReader(own_corpus, config.skip_bad, notes)
+        held_out = _held_out_digests(tables)
+        written = write_corpus(
+            reader, out / "corpus", config.corpus_weights, config.validation_fraction, held_out, context
         )
-        if packed < len(tables["chats", "train"]):
-            too_long = len(tables["chats", "train"]) - packed
-            context.note(
-                f"{too_long} chats are longer than nemo_packed={config.nemo_packed} and were left out of NeMo's packs"
-            )
-    return {"rows": counts, "skipped": skipped, "vocab_size": vocabulary}
+        counts |= {f"corpus/{split}": count for split, count in written.items()}
+        skipped += reader.skipped
+        notes += _overlap_notes(tables, out / "corpus" / "train.jsonl", context)
+    for note in notes:
+        context.note(note)
+    vocabulary = _write_tokenizer(config, tables, out, parent, context)
+    tokens = encode_corpus(
+        out / "corpus",
+        parent or out / "tokenizer",
+        context.placement.threads,
+        lambda done, total: context.progress(done >> 20, total >> 20, "MiB of the corpus encoded"),
+    )
+    if config.nemo_packed:
+        _write_nemo_packed(config, tables, out, context)
+    return {"rows": counts, "skipped": skipped, "vocab_size": vocabulary, "tokens": dict(tokens)}
+
+
+def _write_tokenizer(
+    config: DataConfig, tables: "Tables", out: Path, parent: Path | None, context: StageContext
+) -> int:
+    """Write the parent's tokenizer with the toggle, or a new one; returns the size of its vocabulary."""
+    if parent is None:
+        train_tokenizer(_texts(tables, out / "corpus" / "train.jsonl"), config.vocab_size, out / "tokenizer")
+        return int(Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json")).get_vocab_size())
+    _refuse_unreadable_problems(tables, parent)
+    toggled = add_toggle(parent, out / "tokenizer")
+    if toggled.replaced:
+        context.note(
+            f"Tessera's chat template stands in place of the parent's, which cannot carry the switch: {toggled.replaced}"
+        )
+    return toggled.vocab_size
+
+
+def _write_nemo_packed(config: DataConfig, tables: "Tables", out: Path, context: StageContext) -> None:
+    """Write the chats in NeMo's form too; a note says where some are too long."""
+    chats = tables["chats", "train"]
+    packed = write_packed(chats, out / "tokenizer", out / "chats", config.nemo_packed, config.seed or 0)
+    if packed < len(chats):
+        context.note(
+            f"{len(chats) - packed} chats are longer than nemo_packed={config.nemo_packed} and were left out of NeMo's "
+            "packs"
+        )
 
 
 Tables = dict[tuple[str, str], Sequence[Row]]
@@ -93,37 +123,63 @@ def demo_tables(config: ArithmeticConfig, seed: int) -> Tables:
     }
 
 
-def own_tables(
-    config: DataConfig, corpus: Path | None, chats: Path | None, problems: Path | None, notes: list[str] | None = None
-) -> tuple[Tables, int]:
-    """The user's rows, split by question; tables that the user gives no file for are empty.
+def own_tables(config: DataConfig, chats: Path | None, problems: Path | None, notes: list[str]) -> tuple[Tables, int]:
+    """The user's chats and problems, split by question; tables that the user gives no file for are empty.
 
-    No chat or document for training has the question of a validation or test problem. `notes` takes one sentence for
-    each reason why something was left out.
+    No chat for training has the question of a validation or test problem. `notes` takes one sentence for each reason
+    why something was left out.
 
     Returns:
-        The tables, and how many malformed lines and files were skipped.
+        The tables, an empty one for each split of the corpus, and how many malformed lines were skipped.
     """
-    readers: dict[str, tuple[Path | None, Callable[..., tuple[list[Row], int]]]] = {
-        "problems": (problems, own_files.problem_rows),
-        "chats": (chats, own_files.chat_rows),
-        "corpus": (corpus, own_files.corpus_rows),
-    }
-    rows: dict[str, list[Row]] = {}
+    found: dict[str, list[Row]] = {"problems": [], "chats": []}
     skipped = 0
-    for output, (folder, read) in readers.items():
-        rows[output], bad = read(folder, skip_bad=config.skip_bad, notes=notes) if folder is not None else ([], 0)
-        skipped += bad
-    splits = {"problems": split_problems(rows["problems"], config.validation_fraction, config.test_fraction)}
-    excluded = (row for split, out in splits["problems"].items() if split != "train" for row in out)
-    held_out = {question_digest(str(row["question"])) for row in excluded}
-    for output in ("chats", "corpus"):
-        splits[output] = split_rows(rows[output], own_files.questions, config.validation_fraction, held_out)
-    return {(output, split): out for output, tables in splits.items() for split, out in tables.items()}, skipped
+    for output, folder, read in (
+        ("problems", problems, own_files.problem_rows),
+        ("chats", chats, own_files.chat_rows),
+    ):
+        if folder is not None:
+            found[output], bad = read(folder, skip_bad=config.skip_bad, notes=notes)
+            skipped += bad
+    splits = split_problems(found["problems"], config.validation_fraction, config.test_fraction)
+    tables: Tables = {("problems", split): rows for split, rows in splits.items()}
+    for split, rows in split_chats(
+        found["chats"], own_files.questions, config.validation_fraction, _held_out_digests(tables)
+    ).items():
+        tables["chats", split], tables["corpus", split] = rows, []
+    return tables, skipped
 
 
-def _refuse_unreadable_texts(tables: Tables, parent: Path) -> None:
-    """Refuse texts that the parent reads as they are, and cannot: chats are for a model with more rows.
+def _held_out_problems(tables: Tables) -> list[Row]:
+    """Problems of validation and test."""
+    return [
+        row for (output, split), rows in tables.items() if output == "problems" and split != "train" for row in rows
+    ]
+
+
+def _held_out_digests(tables: Tables) -> set[bytes]:
+    """Hashes of the questions of validation and test."""
+    return {question_digest(str(row["question"])) for row in _held_out_problems(tables)}
+
+
+def _overlap_notes(tables: Tables, corpus: Path, context: StageContext) -> list[str]:
+    """A sentence about the held-out problems whose question stands in the text that is trained on."""
+    problems = _held_out_problems(tables)
+    overlap = find_overlap([str(row["question"]) for row in problems], corpus, context.placement.threads)
+    if not overlap.num_compared:
+        return []
+    note = (
+        f"{len(overlap.problems)} of {overlap.num_compared} held-out problems stand in the corpus: "
+        f"{FRACTION:.0%} or more of the sequences of {NUM_WORDS} words of their question"
+    )
+    if overlap.problems:
+        first = problems[overlap.problems[0]]
+        note += f", such as {str(first['question'])[:80]!r} in row {overlap.documents[0] + 1} of corpus/train.jsonl"
+    return [note]
+
+
+def _refuse_unreadable_problems(tables: Tables, parent: Path) -> None:
+    """Refuse problems that the parent cannot read; chats are for a model with more rows.
 
     Raises:
         DataError: a text has a token that the parent's embedding has no row for.
@@ -132,10 +188,9 @@ def _refuse_unreadable_texts(tables: Tables, parent: Path) -> None:
         return
     tokenizer = Tokenizer.from_file(str(parent / "tokenizer.json"))
     for (output, split), rows in tables.items():
-        if output != "chats":
-            texts = ["\n".join(str(row[key]) for key in ("text", "prompt", "completion") if key in row) for row in rows]
-            encoded = (text.ids for text in tokenizer.encode_batch(texts, add_special_tokens=False))
-            refuse_tokens_without_row(encoded, parent, f"{output}/{split}")
+        if output == "problems":
+            encoded = tokenizer.encode_batch([str(row["prompt"]) for row in rows], add_special_tokens=False)
+            refuse_tokens_without_row((text.ids for text in encoded), parent, f"{output}/{split}")
 
 
 def _document(problem: arithmetic.Problem) -> Row:
@@ -161,11 +216,12 @@ def _problem(problem: arithmetic.Problem) -> Row:
     }
 
 
-def _texts(tables: Tables) -> list[str]:
+def _texts(tables: Tables, corpus: Path) -> list[str]:
     """Texts that a tokenizer is trained on: corpus, chats and system messages."""
     texts = [system_message(mode)["content"] for mode in ("on", "off") for _ in range(1000)]
-    for row in tables["corpus", "train"][:TOKENIZER_SAMPLE]:
-        texts.append(str(row["text"]) if "text" in row else f"{row['prompt']}{row['completion']}")
+    with corpus.open(encoding="utf-8") as lines:
+        for row in map(json.loads, islice(lines, TOKENIZER_SAMPLE)):
+            texts.append(str(row["text"]) if "text" in row else f"{row['prompt']}{row['completion']}")
     for row in tables["chats", "train"][:TOKENIZER_SAMPLE]:
         messages = row["messages"]
         assert isinstance(messages, list)

@@ -10,7 +10,7 @@ from components.core.model.checkpoint import load_model, save_model
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.runtime.devices import device_of
-from components.core.text.packing import PackedStream, load_corpus
+from components.core.text.packing import corpus_stream
 from components.core.training.loop import train, unsharded
 from components.core.training.losses import distillation_loss, paired_layers
 from components.distill.config import DistillConfig
@@ -28,7 +28,8 @@ def run(
             f"teacher and student have different vocabularies ({parent.config.vocab_size}, {child.config.vocab_size})",
             hint="distil a child from the parent it was searched from",
         )
-    stream = PackedStream(load_corpus(corpus, student, "train"), config.seq_len, config.seed or 0)
+    rows = context.scratch / "rows"
+    stream = corpus_stream(corpus, student, "train", seq_len=config.seq_len, seed=config.seed or 0, folder=rows)
     stored = stored_dtype(student)
     loss = distillation_loss(parent, paired_layers(parent, child))
     losses = train(child, stream, loss, config, context, stored)

@@ -12,7 +12,8 @@ from components.core.model.checkpoint import load_model, model_config, save_mode
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
-from components.core.text.packing import PackedStream, eos_token_id, load_corpus
+from components.core.text.packing import corpus_stream
+from components.core.text.tokenizer import eos_token_id
 from components.core.text.tokenizer_files import CHAT_TEMPLATE
 from components.core.training.loop import train, unsharded
 from components.core.training.losses import next_token_loss
@@ -31,7 +32,10 @@ def run(
     """Train a new parent, or `model` further, on the corpus. Source: arXiv 2505.00949, section 2.2."""
     student = load_model(model) if model else new_model(config.shape, tokenizer, config.seed or 0)
     tokenizer_folder = model or tokenizer
-    stream = PackedStream(load_corpus(corpus, tokenizer_folder, "train"), config.seq_len, config.seed or 0)
+    rows = context.scratch / "rows"
+    stream = corpus_stream(
+        corpus, tokenizer_folder, "train", seq_len=config.seq_len, seed=config.seed or 0, folder=rows
+    )
     stored = stored_dtype(model) if model else "float32"
     losses = train(student, stream, next_token_loss, config, context, stored)
     whole = unsharded(student)

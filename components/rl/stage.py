@@ -14,7 +14,7 @@ from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.devices import device_of
 from components.core.serving.engine import Engine
-from components.core.text.packing import eos_token_id
+from components.core.text.tokenizer import eos_token_id
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.train_config import compute_dtype
 from components.rl.config import RlConfig

@@ -12,9 +12,11 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.text.chat import encode_chats
-from components.core.text.packing import PackedStream, eos_token_id, read_rows
+from components.core.text.example import DocumentList
+from components.core.text.packing import PackedStream, read_rows
 from components.core.text.toggle import END_THINK, THINK
 from components.core.text.toggle_template import ROLE_TOKENS
+from components.core.text.tokenizer import eos_token_id
 from components.core.training.loop import train, unsharded
 from components.core.training.losses import next_token_loss
 from components.sft.config import SftConfig
@@ -33,7 +35,7 @@ def run(
     if not fitting:
         raise DataError("there are no chats to learn from", hint="give the recipe `sft:` chats, or a larger seq_len")
     stored = stored_dtype(model)
-    stream = PackedStream(fitting, config.seq_len, config.seed or 0)
+    stream = PackedStream(DocumentList(fitting), config.seq_len, config.seed or 0)
     losses = train(student, stream, next_token_loss, config, context, stored)
     whole = unsharded(student)
     if context.rank == 0:

@@ -22,7 +22,8 @@ from typing import Any
 from components.core.model.checkpoint import load_model, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import quiet_context
-from components.core.text.packing import Batch, PackedStream, load_batches, load_corpus
+from components.core.text.corpus.encoding import load_corpus
+from components.core.text.packing import Batch, PackedStream, load_batches
 from components.core.training.loop import train
 from components.core.training.losses import distillation_loss, paired_layers
 from components.core.training.train_config import TrainConfig

@@ -1,26 +1,29 @@
 """Packs tokenized documents into batches: a deterministic stream, addressed by the global count of samples.
 
+A sample is a packed row. Which documents are in it is an index, computed once for each epoch.
+
 Shape letters: B rows of a batch, T tokens of a row.
 """
 
 import bisect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from components.core.base.errors import DataError
-from components.core.text.embedding_rows import refuse_tokens_without_row
-from components.core.text.example import Example
-from components.core.text.tokenizer import beginning_ids
-from components.core.text.tokenizer_files import document_end, end_token, read_settings
+from components.core.text.corpus.blend import Blend
+from components.core.text.corpus.encoding import load_corpus
+from components.core.text.corpus.parts import corpus_parts
+from components.core.text.corpus.stored_arrays import Arrays, stored_arrays
+from components.core.text.example import DocumentRange, Documents, Example
 
 IGNORE = -100
 """Label of a position that does not count in the loss; the value is PyTorch's default."""
@@ -68,135 +71,143 @@ def read_rows(path: Path) -> Iterator[dict[str, object]]:
             yield json.loads(line)
 
 
-def encode_corpus(
-    rows: Iterable[dict[str, object]], tokenizer: Tokenizer, end: int, beginning: Sequence[int] = ()
-) -> list[Example]:
-    """Tokenize corpus rows. Of `{"prompt", "completion"}` only the completion counts in the loss, of `{"text"}` all.
+class RowStream(ABC):
+    """Endless packed rows; row k is the same on every rank and in every run."""
 
-    Args:
-        rows: of a corpus.
-        tokenizer: the model's.
-        end: the token behind each document.
-        beginning: the tokens before each document.
-    """
-    prompts, completions = [], []
-    for row in rows:
-        prompts.append(str(row.get("prompt", "")))
-        completions.append(str(row["completion"] if "completion" in row else row["text"]))
-    heads = tokenizer.encode_batch(prompts, add_special_tokens=False)
-    tails = tokenizer.encode_batch(completions, add_special_tokens=False)
-    examples = []
-    for head, tail in zip(heads, tails, strict=True):
-        before = [*beginning, *head.ids]
-        examples.append(Example([*before, *tail.ids, end], [False] * len(before) + [True] * (len(tail.ids) + 1)))
-    return examples
+    seq_len: int
+    """Tokens of a row."""
+    seed: int
+    """Shuffles every epoch anew."""
+    pad: int
+    """Token id that fills the end of a row."""
 
+    @property
+    @abstractmethod
+    def num_rows(self) -> int:
+        """Rows before an example comes a second time."""
 
-def load_corpus(corpus: Path, tokenizer_folder: Path, split: str) -> list[Example]:
-    """Examples of one split of a corpus folder.
+    @abstractmethod
+    def row(self, index: int) -> list[Example]:
+        """The examples of one row."""
 
-    Raises:
-        DataError: the split is empty, or has a token that the model of the tokenizer has no row for.
-    """
-    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    examples = encode_corpus(
-        read_rows(corpus / f"{split}.jsonl"),
-        tokenizer,
-        token_id(tokenizer, document_end(tokenizer_folder), tokenizer_folder),
-        beginning_ids(tokenizer, read_settings(tokenizer_folder)),
-    )
-    if not examples:
-        raise DataError(f"the {split} split of the corpus has no rows", hint="give the data stage more text")
-    refuse_tokens_without_row((example.token_ids for example in examples), tokenizer_folder, f"the {split} corpus")
-    return examples
+    def rows(self, indices: Sequence[int]) -> Batch:
+        """The batch of some rows of the stream; no others are read."""
+        return pack_rows([self.row(index) for index in indices], self.seq_len, self.pad)
 
-
-def eos_token_id(folder: Path) -> int:
-    """The id of the end-of-sequence token of a tokenizer folder."""
-    return token_id(Tokenizer.from_file(str(folder / "tokenizer.json")), end_token(folder), folder)
-
-
-def token_id(tokenizer: Tokenizer, token: str, folder: Path) -> int:
-    """The id of a token of a tokenizer folder.
-
-    Raises:
-        DataError: the vocabulary lacks it.
-    """
-    found = tokenizer.token_to_id(token)
-    if found is None:
-        raise DataError(f"the token {token!r} is not in the vocabulary of {folder.name}")
-    return int(found)
+    def batch(self, first: int, num_rows: int) -> Batch:
+        """Rows `first … first + num_rows - 1` of the stream."""
+        return self.rows(range(first, first + num_rows))
 
 
 @dataclass(frozen=True)
-class PackedStream:
-    """Packed rows of endless epochs over `examples`; row k is the same on every rank and in every run.
+class PackedStream(RowStream):
+    """Packed rows of endless epochs over documents.
 
     Attributes:
-        examples: documents; longer than `seq_len` are cut into pieces.
+        documents: longer than `seq_len` are cut into pieces.
         seq_len: tokens of a row.
         seed: shuffles every epoch anew.
         pad: token id that fills the end of a row.
+        folder: where the index of each epoch is stored, for all processes that read these documents in rows of this
+            length with this seed; None: in memory.
     """
 
-    examples: Sequence[Example]
+    documents: Documents
     seq_len: int
     seed: int
     pad: int = 0
+    folder: Path | None = None
 
     @cached_property
-    def _pieces(self) -> list[Example]:
-        """The examples, none longer than a row."""
-        pieces = []
-        for example in self.examples:
-            for start in range(0, len(example.token_ids), self.seq_len):
-                stop = start + self.seq_len
-                piece = Example(example.token_ids[start:stop], example.counts[start:stop])
-                if len(piece.token_ids) > 1 and any(piece.counts[1:]):
-                    pieces.append(piece)
-        if not pieces:
-            raise DataError("no example has a token to learn from", hint="see the data stage's corpus")
+    def _pieces(self) -> NDArray[np.int64]:
+        """Document, start and stop of each piece that a row can have."""
+        (pieces,) = stored_arrays(self.folder, "pieces", lambda: (_cut(self.documents, self.seq_len),))
         return pieces
 
     @cached_property
-    def _epochs(self) -> list[list[list[int]]]:
-        """Rows (lists of piece numbers) of the epochs packed so far."""
+    def _epochs(self) -> list[Arrays]:
+        """Indexes of the epochs so far."""
         return []
 
-    def _row(self, index: int) -> list[int]:
-        """Piece numbers of global row `index`."""
-        epoch = 0
-        while True:
-            if epoch == len(self._epochs):
-                self._epochs.append(self._pack_epoch(epoch))
-            rows = self._epochs[epoch]
-            if index < len(rows):
-                return rows[index]
-            index -= len(rows)
-            epoch += 1
+    def _epoch(self, number: int) -> Arrays:
+        """Pieces in the order of the rows of an epoch, and where each row begins among them."""
+        while number >= len(self._epochs):
+            epoch = len(self._epochs)
+            self._epochs.append(stored_arrays(self.folder, f"epoch-{epoch}", partial(self._pack_epoch, epoch)))
+        return self._epochs[number]
+
+    def _pack_epoch(self, epoch: int) -> Arrays:
+        pieces = self._pieces
+        lengths = pieces[:, 2] - pieces[:, 1]
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(pieces))
+        packed, sizes = [], []
+        for start in range(0, len(order), PACKING_WINDOW):
+            window = order[start : start + PACKING_WINDOW]
+            bins = best_fit_decreasing(lengths[window].tolist(), self.seq_len)
+            shuffle = np.random.default_rng([self.seed, epoch, start]).permutation(len(bins))
+            packed += [window[bins[number]] for number in shuffle]
+            sizes += [len(bins[number]) for number in shuffle]
+        return np.concatenate(packed), np.concatenate([[0], np.cumsum(sizes)])
 
     @property
     def num_rows(self) -> int:
         """Rows of the first epoch, in which every example is once."""
-        self._row(0)
-        return len(self._epochs[0])
+        return len(self._epoch(0)[1]) - 1
 
-    def _pack_epoch(self, epoch: int) -> list[list[int]]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._pieces))
-        rows: list[list[int]] = []
-        for start in range(0, len(order), PACKING_WINDOW):
-            window = order[start : start + PACKING_WINDOW]
-            lengths = [len(self._pieces[i].token_ids) for i in window]
-            packed = best_fit_decreasing(lengths, self.seq_len)
-            shuffle = np.random.default_rng([self.seed, epoch, start]).permutation(len(packed))
-            rows += [[int(window[i]) for i in packed[bin_index]] for bin_index in shuffle]
-        return rows
+    def row(self, index: int) -> list[Example]:
+        """The examples of one row."""
+        epoch = 0
+        while index >= (num_rows := len(self._epoch(epoch)[1]) - 1):
+            index, epoch = index - num_rows, epoch + 1
+        order, starts = self._epoch(epoch)
+        pieces = self._pieces[order[starts[index] : starts[index + 1]]].tolist()
+        return [self.documents.piece(document, start, stop) for document, start, stop in pieces]
 
-    def batch(self, first: int, num_rows: int) -> Batch:
-        """Rows `first … first + num_rows - 1` of the stream."""
-        return pack_rows(
-            [[self._pieces[i] for i in self._row(first + k)] for k in range(num_rows)], self.seq_len, self.pad
-        )
+
+@dataclass(frozen=True)
+class BlendedStream(RowStream):
+    """Rows of several streams, interleaved by weight.
+
+    Attributes:
+        streams: one for each corpus, with rows of the same length.
+        blend: says which stream each row is from.
+        seq_len: tokens of a row.
+        seed: shuffles every epoch of each stream anew.
+        pad: token id that fills the end of a row.
+    """
+
+    streams: Sequence[RowStream]
+    blend: Blend
+    seq_len: int
+    seed: int
+    pad: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows before an example comes a second time."""
+        return self.blend.longest([stream.num_rows for stream in self.streams])
+
+    def row(self, index: int) -> list[Example]:
+        """The examples of one row."""
+        stream, own = self.blend.locate(index)
+        return self.streams[stream].row(own)
+
+
+def _cut(documents: Documents, seq_len: int) -> NDArray[np.int64]:
+    """Document, start and stop of each piece of at most `seq_len` tokens that has a token to learn from.
+
+    Raises:
+        DataError: there is none.
+    """
+    counts = -(-documents.lengths // seq_len)
+    document = np.repeat(np.arange(len(counts)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    start = (np.arange(len(document)) - first) * seq_len
+    stop = np.minimum(start + seq_len, documents.lengths[document])
+    useful = stop > np.maximum(start + 1, documents.prompts[document])
+    if not useful.any():
+        raise DataError("no example has a token to learn from", hint="see the data stage's corpus")
+    return np.stack([document, start, stop], axis=1)[useful]
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -240,6 +251,36 @@ def pack_rows(rows: Sequence[Sequence[Example]], seq_len: int, pad: int) -> Batc
     return Batch(*(torch.from_numpy(array) for array in (input_ids, labels, positions, segments)))
 
 
+def corpus_stream(
+    corpus: Path, tokenizer_folder: Path, split: str, *, seq_len: int, seed: int, folder: Path | None = None
+) -> RowStream:
+    """Packed rows of one split of a corpus folder, blended where the corpus has weights.
+
+    Args:
+        corpus: as the data stage writes it.
+        tokenizer_folder: a model, or a tokenizer.
+        split: train or validation.
+        seq_len: tokens of a row.
+        seed: shuffles every epoch anew.
+        folder: where the packing is stored, shared by the ranks of a machine; None: in memory.
+
+    Raises:
+        DataError: the split is empty, or has a token that the model of the tokenizer has no row for.
+    """
+    documents = load_corpus(corpus, tokenizer_folder, split)
+    weights, parts = corpus_parts(corpus, split, len(documents))
+    streams = [
+        PackedStream(
+            DocumentRange(documents, part.start, part.stop),
+            seq_len,
+            seed,
+            folder=folder and folder / f"{split}-{number}-{seq_len}-{seed}",
+        )
+        for number, part in enumerate(parts)
+    ]
+    return streams[0] if len(streams) == 1 else BlendedStream(streams, Blend(weights), seq_len, seed)
+
+
 def load_batches(
     corpus: Path, tokenizer_folder: Path, split: str, *, seq_len: int, batch_size: int, limit: int, seed: int = 0
 ) -> list[Batch]:
@@ -251,6 +292,6 @@ def load_batches(
     Raises:
         DataError: the split is empty, or has no token to learn from.
     """
-    stream = PackedStream(load_corpus(corpus, tokenizer_folder, split), seq_len, seed)
+    stream = corpus_stream(corpus, tokenizer_folder, split, seq_len=seq_len, seed=seed)
     num_rows = min(limit * batch_size, stream.num_rows)
     return [stream.batch(first, min(batch_size, num_rows - first)) for first in range(0, num_rows, batch_size)]

@@ -13,6 +13,8 @@ MAX_LINE_BYTES = 64 << 20
 MAX_DOCUMENT_BYTES = 1 << 30
 """Largest file that is parsed as one JSON array, bytes; larger ones have to be JSON Lines or Parquet."""
 COMPRESSED = (".gz", ".zst")
+LFS_POINTER = b"version https://git-lfs."
+"""How a file begins that Git LFS puts in the place of one that it has not downloaded."""
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 """Endings of files of rows, before that of a compression."""
 
@@ -44,12 +46,28 @@ def data_suffix(path: Path) -> str:
 def user_rows(path: Path) -> Iterator[tuple[str, Row | ValueError]]:
     """Every row with its place in the file, or the reason why it cannot be read; blank lines count as such."""
     try:
+        refuse_pointer(path)
+    except ValueError as error:
+        yield "", error
+        return
+    try:
         if data_suffix(path) == ".parquet":
             yield from _parquet_rows(path)
         else:
             yield from _json_rows(path)
     except (OSError, EOFError, zlib.error) as error:
         yield "", ValueError(f"damaged: {str(error)[:200]}")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a pointer of Git LFS.
+
+    Raises:
+        ValueError: the file is one; says what to do.
+    """
+    with path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError("a pointer of Git LFS, not the data: run `git lfs pull` where the folder was cloned")
 
 
 def open_bytes(path: Path) -> IO[bytes]:

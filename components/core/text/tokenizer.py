@@ -8,13 +8,14 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from components.core.base.errors import CheckpointError
+from components.core.base.errors import CheckpointError, DataError
 from components.core.text.toggle import END_THINK, THINK
 from components.core.text.toggle_template import OWN, ROLE_TOKENS, ChatTemplate, own_template, special_tokens
 from components.core.text.tokenizer_files import (
     CHAT_TEMPLATE,
     SETTINGS,
     VOCABULARY,
+    end_token,
     read_settings,
     readable,
     token_text,
@@ -84,6 +85,23 @@ def beginning_ids(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> list[int
     plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
     return list(whole[:start])
+
+
+def eos_token_id(folder: Path) -> int:
+    """The id of the end-of-sequence token of a tokenizer folder."""
+    return token_id(Tokenizer.from_file(str(folder / VOCABULARY)), end_token(folder), folder)
+
+
+def token_id(tokenizer: Tokenizer, token: str, folder: Path) -> int:
+    """The id of a token of a tokenizer folder.
+
+    Raises:
+        DataError: the vocabulary lacks it.
+    """
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise DataError(f"the token {token!r} is not in the vocabulary of {folder.name}")
+    return int(found)
 
 
 def plain_prompt_ids(folder: Path, prompts: Sequence[str]) -> list[list[int]]:

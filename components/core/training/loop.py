@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Generic, cast
 
 import torch
@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.devices import device_of, mesh_of
-from components.core.text.packing import IGNORE, Batch, PackedStream
+from components.core.text.packing import IGNORE, Batch, RowStream
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.losses import BatchT, LossFunction
 from components.core.training.train_config import TrainConfig, compute_dtype, learning_rate
@@ -113,7 +113,7 @@ class OptimizerStep(Generic[BatchT]):
 
 def train(
     model: TesseraForCausalLM,
-    stream: PackedStream,
+    stream: RowStream,
     loss_function: LossFunction[Batch],
     config: TrainConfig,
     context: StageContext,
@@ -149,14 +149,16 @@ def train(
     while len(losses) < config.num_steps:
         step = len(losses)
         rate = learning_rate(config, step)
-        batch = stream.batch(step * config.global_batch_size, config.global_batch_size)
+        size = config.global_batch_size
+        batch = rank_batch(stream, step * size, size, context.rank, ranks)
+        num_targets, num_tokens = _sum_over_ranks(
+            [batch.num_targets, int((batch.segment_ids_BT > 0).sum())], ranks, device
+        )
         metrics = optimizer_step.run(
-            _micro_batches(rows_of_rank(batch, context.rank, ranks), config.micro_batch_size, device),
-            batch.num_targets,
-            learning_rate=rate,
+            _micro_batches(batch, config.micro_batch_size, device), num_targets, learning_rate=rate
         )
         losses.append(metrics["loss"])
-        tokens += int((batch.segment_ids_BT > 0).sum())
+        tokens += num_tokens
         per_s = tokens / (time.monotonic() - started)
         context.progress(step + 1, config.num_steps, "", **metrics, learning_rate=rate, tokens_per_s=per_s)
         stopping = _any_rank(context.stopping(), ranks, device)
@@ -235,25 +237,33 @@ def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:
     return whole
 
 
-def rows_of_rank(batch: Batch, rank: int, num_ranks: int) -> Batch:
-    """Every `num_ranks`-th row, for each rank as many: collective operations hang if a rank takes a micro batch more.
+def rank_batch(stream: RowStream, first: int, num_rows: int, rank: int, num_ranks: int) -> Batch:
+    """Every `num_ranks`-th of the rows from `first` on, for each rank as many; only these rows are read.
 
-    Where the rows do not divide, the last ranks get a copy of the first row without targets. It adds nothing to loss
-    or gradient.
+    Collective operations hang if a rank takes a micro batch more. Where the rows do not divide, the last ranks get the
+    first row as padding, without targets, so that it adds nothing to loss or gradient.
     """
-    missing = -len(batch.input_ids_BT) % num_ranks
-    if missing:
-        copies = batch.rows(0, 1)
-        copies = replace(copies, labels_BT=torch.full_like(copies.labels_BT, IGNORE))
-        parts = [batch, *[copies] * missing]
-        batch = Batch(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Batch)))
-    return batch.rows(rank, len(batch.input_ids_BT), num_ranks)
+    own = list(range(first + rank, first + num_rows, num_ranks))
+    if len(own) * num_ranks >= num_rows:
+        return stream.rows(own)
+    batch = stream.rows([*own, first])
+    batch.labels_BT[-1], batch.segment_ids_BT[-1] = IGNORE, 0
+    return batch
 
 
 def _micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:
     """Rows of a batch, `size` at a time, on the device."""
     for start in range(0, batch.input_ids_BT.shape[0], size):
         yield batch.rows(start, start + size).to(device)
+
+
+def _sum_over_ranks(counts: list[int], ranks: int, device: torch.device) -> list[int]:
+    """The sum of each count over the ranks."""
+    if ranks == 1:
+        return counts
+    values = torch.tensor(counts, device=device)
+    dist.all_reduce(values)
+    return [int(value) for value in values.tolist()]
 
 
 def _any_rank(flag: bool, ranks: int, device: torch.device) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
-from components.core.text.packing import PackedStream
+from components.core.text.packing import RowStream
 from components.core.training.train_config import TrainConfig, learning_rate
 from components.search.config import Distillation
 from components.search.library.calibration import SubblockIO, iterate_layers
@@ -224,7 +224,7 @@ def distil(
     keys: Sequence[BlockKey],
     make: Callable[[BlockKey], Subblock],
     folder: Path,
-    stream: PackedStream,
+    stream: RowStream,
     batch_size: int,
     config: Distillation,
     context: StageContext,

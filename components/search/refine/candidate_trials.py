@@ -9,7 +9,7 @@ from dataclasses import replace
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.runtime.resume import Resume
-from components.core.text.packing import Batch, PackedStream
+from components.core.text.packing import Batch, RowStream
 from components.core.training.loop import train
 from components.core.training.losses import distillation_loss, paired_layers
 from components.core.training.train_config import TrainConfig
@@ -29,7 +29,7 @@ def compare_candidates(
     parent: TesseraForCausalLM,
     choices: Sequence[tuple[Choice, float]],
     make: Callable[[Choice], TesseraForCausalLM],
-    stream: PackedStream,
+    stream: RowStream,
     batches: Sequence[Batch],
     config: Candidates,
     *,

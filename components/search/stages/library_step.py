@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
-from components.core.text.packing import PackedStream, load_corpus
+from components.core.text.packing import RowStream, corpus_stream
 from components.search.config import ImportanceConfig, LibraryConfig
 from components.search.library.calibration import calibration_batches, load_parent
 from components.search.library.initialisation import channel_contributions, fit_linear, load_importance, save_importance
@@ -70,7 +70,7 @@ def library(
     reused = reusable_blocks(known, teachers, config.distillation.num_steps)
     to_train = [key for key in keys if key not in reused]
 
-    stream = PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0)
+    stream = corpus_stream(corpus, parent, "train", seq_len=config.seq_len, seed=config.seed or 0)
     make = _initialiser(config, model, to_train, stream, importance, context)
     starts = {key: block for key, block in known.items() if key not in reused}
     warm = better_starts(model, make, starts, stream.batch(0, config.batch_size), context)
@@ -103,7 +103,7 @@ def _initialiser(
     config: LibraryConfig,
     parent: TesseraForCausalLM,
     keys: Sequence[BlockKey],
-    stream: PackedStream,
+    stream: RowStream,
     importance: Path,
     context: StageContext,
 ) -> Callable[[BlockKey], Subblock]:

@@ -14,7 +14,7 @@ from components.core.model.checkpoint import save_model
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile
-from components.core.text.packing import PackedStream, load_corpus
+from components.core.text.packing import corpus_stream
 from components.search.child.child_model import ChildFactory, child_record, choice_record
 from components.search.child.evaluation import fusion_effect
 from components.search.config import SearchConfig
@@ -167,7 +167,7 @@ def _try_candidates(
         children.parent,
         best_choices(found.table, limits, found.solution, config.candidates),
         lambda choice: children.child(found.table.variants(choice)).model,
-        PackedStream(load_corpus(corpus, parent, "train"), config.seq_len, config.seed or 0),
+        corpus_stream(corpus, parent, "train", seq_len=config.seq_len, seed=config.seed or 0),
         calibration_batches(config, corpus, parent, "validation", config.candidates.batches, context),
         config.candidates,
         batch_size=config.batch_size,

@@ -5,8 +5,8 @@ import pytest
 
 from components.core.base.errors import DataError
 from components.core.text.chat import prompt_ids
+from components.core.text.corpus.encoding import load_corpus
 from components.core.text.embedding_rows import tokens_without_row
-from components.core.text.packing import load_corpus
 from pipelines.recipe.checks import find_notes
 from pipelines.recipe.schema import Recipe
 from tests.components.core import tiny_models

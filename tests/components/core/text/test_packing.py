@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from components.core.base.errors import DataError
+from components.core.text.corpus.encoding import load_corpus
 from components.core.text.example import Example
-from components.core.text.packing import IGNORE, PackedStream, best_fit_decreasing, load_batches, load_corpus, pack_rows
+from components.core.text.packing import IGNORE, PackedStream, best_fit_decreasing, load_batches, pack_rows
 
 EXAMPLES = [Example(list(range(1, n + 2)), [False] + [True] * n) for n in (3, 5, 2, 7, 4, 6, 3, 2)]
 

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from components.core.text.chat import encode_chats, prompt_ids
-from components.core.text.packing import load_corpus
+from components.core.text.corpus.encoding import load_corpus
 from components.core.text.toggle import END_THINK, THINK, system_message
 from components.core.text.toggle_template import OWN, ChatTemplate
 from components.core.text.tokenizer import add_toggle, beginning_ids, plain_prompt_ids

@@ -12,10 +12,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from components.core.base.errors import CheckpointError
-from components.core.text.packing import eos_token_id
 from components.core.text.toggle import END_THINK, THINK, has_toggle
 from components.core.text.toggle_template import ROLE_TOKENS
-from components.core.text.tokenizer import EOS, PAD, add_toggle, train_tokenizer
+from components.core.text.tokenizer import EOS, PAD, add_toggle, eos_token_id, train_tokenizer
 from tests.components.core.tiny_models import tokenizer as plain_tokenizer
 
 TEXTS = ["7+5*3-2=", "+5=2*3=6-2=4:4", "detailed thinking on", "the cat sat on the mat"] * 50

@@ -13,7 +13,8 @@ import torch
 
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
-from components.core.text.packing import IGNORE, Batch, PackedStream, load_corpus
+from components.core.text.corpus.encoding import load_corpus
+from components.core.text.packing import IGNORE, Batch, PackedStream
 from components.search.child.child_model import assemble
 from components.search.child.evaluation import HeldOut, held_out_kl
 from components.search.child.ffn_fusion import ChildLayer

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.core.runtime.context import StageContext
-from components.core.text.packing import load_corpus
+from components.core.text.corpus.encoding import load_corpus
 from components.search.config import Calibration
 from components.search.library.calibration import calibration_batches
 from tests.components.conftest import Recorder

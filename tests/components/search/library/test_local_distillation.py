@@ -9,7 +9,8 @@ import torch
 from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
-from components.core.text.packing import Batch, PackedStream, load_corpus
+from components.core.text.corpus.encoding import load_corpus
+from components.core.text.packing import Batch, PackedStream
 from components.search.child.child_model import child_layers
 from components.search.config import Distillation, Space
 from components.search.library.calibration import observe
