@@ -52,7 +52,7 @@ class DataConfig(Config):
     vocab_size: int = Field(default=320, ge=280)
     """Size of the vocabulary of a new tokenizer; the tokenizer of a parent keeps its size."""
     corpus_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Weights of the corpora that the recipe names, in the same order: the fraction of the packed rows that are of each,
+    """Weights of the corpora that the recipe names, in the same order: the fraction of the packed rows that each gives,
     exact to one row at any time. None: they are one corpus."""
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Fraction of the distinct questions in a user's rows that is held out for validation, chosen by hash."""
@@ -80,7 +80,7 @@ STAGE = Stage(
         "tokenizer": Output("tokenizer", "the tokenizer with `<think>`, `</think>` and the chat template"),
         "corpus": Output(
             "data",
-            "train.jsonl and validation.jsonl, rows {text} or {prompt, completion}; of both the tokens, as .bin and .idx",
+            "train and validation .jsonl, rows {text} or {prompt, completion}, and their tokens as .bin and .idx",
         ),
         "chats": Output("data", "train.jsonl and validation.jsonl, rows {messages, reasoning}"),
         "problems": Output(

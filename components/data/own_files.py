@@ -11,7 +11,15 @@ from typing import TypeVar
 from components.core.base.errors import DataError
 from components.core.text.jsonl import Faults, first_few, parse_user_rows, read_user_rows
 from components.core.text.problems import with_distinct_ids
-from components.core.text.row_files import ROW_SUFFIXES, Row, data_suffix, decode, open_bytes, refuse_pointer
+from components.core.text.row_files import (
+    NOT_DOWNLOADED,
+    ROW_SUFFIXES,
+    Row,
+    data_suffix,
+    decode,
+    is_lfs_pointer,
+    open_bytes,
+)
 from components.core.text.verifier import boxed
 from components.data.chat_forms import chat_row
 
@@ -90,7 +98,8 @@ def count_parts(folder: Path) -> int:
 
 
 def _read_text(path: Path) -> str:
-    refuse_pointer(path)
+    if is_lfs_pointer(path):
+        raise ValueError(NOT_DOWNLOADED)
     with open_bytes(path) as stream:
         return decode(stream.read())
 

@@ -82,7 +82,8 @@ def _write_tokenizer(
     toggled = add_toggle(parent, out / "tokenizer")
     if toggled.replaced:
         context.note(
-            f"Tessera's chat template stands in place of the parent's, which cannot carry the switch: {toggled.replaced}"
+            "Tessera's chat template stands in place of the parent's, which cannot carry the switch: "
+            f"{toggled.replaced}"
         )
     return toggled.vocab_size
 

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import quiet_context
-from components.core.text.example import Example
+from components.core.text.example import DocumentList, Example
 from components.core.text.packing import PackedStream
 from components.search.config import Distillation
 from components.search.library.local_distillation import distil
@@ -175,7 +175,7 @@ def _stream(size: Size) -> PackedStream:
     """Random text."""
     letters = random.Random(0)
     text = [[letters.randrange(1, VOCABULARY) for _ in range(size.tokens)] for _ in range(64)]
-    return PackedStream([Example(tokens, [True] * size.tokens) for tokens in text], size.tokens, 0)
+    return PackedStream(DocumentList([Example(tokens, [True] * size.tokens) for tokens in text]), size.tokens, 0)
 
 
 def _weights(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 INTERVAL_S = 2.0
@@ -15,18 +16,23 @@ MARKER = "TESSERA_MEMORY_OF"
 
 
 def main() -> None:
-    """Run the command, look every two seconds, and tell the highest sum."""
+    """Run the command, and print the peak of its memory."""
+    status, peak = run_measured(sys.argv[1:])
+    print(f"at most {peak / 2**30:.2f} GiB in all processes together")  # noqa: T201
+    sys.exit(status)
+
+
+def run_measured(command: Sequence[str]) -> tuple[int, int]:
+    """Run a command, look every two seconds, and return its status and the highest sum in bytes."""
     marker = uuid.uuid4().hex
-    process = subprocess.Popen(sys.argv[1:], env={**os.environ, MARKER: marker})
+    process = subprocess.Popen(command, env={**os.environ, MARKER: marker})
     peak = 0
     while True:
         peak = max(peak, sum(_pss_bytes(path, marker) for path in Path("/proc").glob("[0-9]*")))
         try:
-            status = process.wait(INTERVAL_S)
+            return process.wait(INTERVAL_S), peak
         except subprocess.TimeoutExpired:
             continue
-        print(f"at most {peak / 2**30:.2f} GiB in all processes together")  # noqa: T201
-        sys.exit(status)
 
 
 def _pss_bytes(process: Path, marker: str) -> int:

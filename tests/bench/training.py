@@ -24,7 +24,7 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
-from components.core.text.example import Example
+from components.core.text.example import DocumentList, Example
 from components.core.text.packing import PackedStream
 from components.core.training.loop import train
 from components.core.training.losses import next_token_loss
@@ -78,7 +78,7 @@ def ours(size: Size, rows: list[list[int]], compile: bool = True) -> float:
     """Tokens per processor second of our loop, as it runs long enough to compile its layers."""
     torch.manual_seed(0)
     model = TesseraForCausalLM(model_config(LlamaConfig(**size.shape).to_dict()))
-    stream = PackedStream([Example(row, [True] * size.seq_len) for row in rows], size.seq_len, seed=0)
+    stream = PackedStream(DocumentList([Example(row, [True] * size.seq_len) for row in rows]), size.seq_len, seed=0)
     config = TrainConfig(
         num_steps=size.steps,
         global_batch_size=size.batch_size,

@@ -13,7 +13,8 @@ from components.core.base.errors import DataError
 from components.core.text.problems import with_distinct_ids
 from components.core.text.verifier import verify
 from components.data.chat_forms import chat_row
-from components.data.own_files import chat_rows, corpus_rows, problem_rows
+from components.data.own_files import chat_rows, problem_rows
+from tests.components.data.whole_corpus import corpus_rows
 
 ROWS = [{"text": "one"}, {"text": "two"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -66,7 +67,7 @@ def test_what_is_left_out_is_named_by_reason_with_an_example(tmp_path):
     notes: list[str] = []
 
     assert corpus_rows(tmp_path, skip_bad=True, notes=notes) == (ROWS, 3)
-    assert notes[0] == "left out: a.jsonl line 3: no 'text' (and 1 more like it)"
+    assert notes[0] == """left out: a.jsonl line 3: no 'text' (and 1 more like it), such as {"texts": 1}"""
     assert notes[1].startswith("left out: a.jsonl line 5: not JSON")
 
 

@@ -49,7 +49,8 @@ def tokenizer(data: bytes, folder: Path) -> None:
 
 def rows(data: bytes, folder: Path) -> None:
     """Rows of a user's own."""
-    from components.data.own_files import chat_rows, corpus_rows, problem_rows
+    from components.data.own_files import chat_rows, problem_rows
+    from tests.components.data.whole_corpus import corpus_rows
 
     (folder / "rows").mkdir(exist_ok=True)
     (folder / "rows" / "rows.jsonl").write_bytes(data)

@@ -24,13 +24,13 @@ class Faults:
     """Place and excerpt of the first row of each reason, and the number of the others."""
     _more: dict[str, int] = field(default_factory=dict)
 
-    def add(self, place: str, reason: str, excerpt: str = "") -> None:
-        """Count a malformed row."""
+    def add(self, place: str, reason: str, row: Row | None = None) -> None:
+        """Count a malformed row; None where it is no row at all."""
         self.count += 1
         if reason in self._reasons:
             self._more[reason] = self._more.get(reason, 0) + 1
         else:
-            self._reasons[reason] = [place, excerpt]
+            self._reasons[reason] = [place, _excerpt(row)]
 
     def by_reason(self, *, excerpts: bool = False) -> list[str]:
         """A sentence for each reason: its first place, how many more there are, and what the first one says."""
@@ -72,10 +72,17 @@ def parse_user_rows(paths: Iterable[Path], parse: Callable[[Row], T], faults: Fa
                 parsed = parse(row)
             except (ValueError, KeyError, TypeError) as error:
                 reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-                excerpt = "" if isinstance(row, ValueError) else json.dumps(row, ensure_ascii=False, default=str)
-                faults.add(f"{path.name} {place}".rstrip(), reason, excerpt[:MAX_EXCERPT])
+                faults.add(f"{path.name} {place}".rstrip(), reason, None if isinstance(row, ValueError) else row)
             else:
                 yield parsed
+
+
+def _excerpt(row: Row | None) -> str:
+    """The beginning of a row; empty where there is none, or it cannot be written."""
+    try:
+        return "" if row is None else json.dumps(row, ensure_ascii=False, default=str)[:MAX_EXCERPT]
+    except (RecursionError, TypeError, ValueError):
+        return ""
 
 
 def read_user_rows(

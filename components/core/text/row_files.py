@@ -15,6 +15,7 @@ MAX_DOCUMENT_BYTES = 1 << 30
 COMPRESSED = (".gz", ".zst")
 LFS_POINTER = b"version https://git-lfs."
 """How a file begins that Git LFS puts in the place of one that it has not downloaded."""
+NOT_DOWNLOADED = "a pointer of Git LFS, not the data: run `git lfs pull` where the folder was cloned"
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 """Endings of files of rows, before that of a compression."""
 
@@ -46,12 +47,9 @@ def data_suffix(path: Path) -> str:
 def user_rows(path: Path) -> Iterator[tuple[str, Row | ValueError]]:
     """Every row with its place in the file, or the reason why it cannot be read; blank lines count as such."""
     try:
-        refuse_pointer(path)
-    except ValueError as error:
-        yield "", error
-        return
-    try:
-        if data_suffix(path) == ".parquet":
+        if is_lfs_pointer(path):
+            yield "", ValueError(NOT_DOWNLOADED)
+        elif data_suffix(path) == ".parquet":
             yield from _parquet_rows(path)
         else:
             yield from _json_rows(path)
@@ -59,15 +57,10 @@ def user_rows(path: Path) -> Iterator[tuple[str, Row | ValueError]]:
         yield "", ValueError(f"damaged: {str(error)[:200]}")
 
 
-def refuse_pointer(path: Path) -> None:
-    """Refuse a pointer of Git LFS.
-
-    Raises:
-        ValueError: the file is one; says what to do.
-    """
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is a pointer of Git LFS, in the place of data that was not downloaded."""
     with path.open("rb") as stream:
-        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError("a pointer of Git LFS, not the data: run `git lfs pull` where the folder was cloned")
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -34,7 +34,8 @@ from components.core.store.verification import find_faults
 from components.core.text import row_files as rows
 from components.core.text.jsonl import read_user_rows
 from components.core.text.tokenizer import add_toggle, train_tokenizer
-from components.data.own_files import chat_rows, corpus_rows, problem_rows
+from components.data.own_files import chat_rows, problem_rows
+from tests.components.data.whole_corpus import corpus_rows
 
 JSON = st.recursive(
     st.none()

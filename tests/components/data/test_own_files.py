@@ -10,7 +10,8 @@ import pytest
 from components.core.base.errors import DataError
 from components.core.text.row_files import Row
 from components.data.chat_forms import chat_row
-from components.data.own_files import chat_rows, corpus_rows, problem_rows, questions
+from components.data.own_files import chat_rows, problem_rows, questions
+from tests.components.data.whole_corpus import corpus_rows
 
 THOUGHT = "<think>7+5 is 12</think>2"
 ASKED = {"role": "user", "content": "7+5="}
@@ -227,5 +228,3 @@ def test_files_with_no_row_at_all_are_refused_even_where_bad_lines_may_go(
 
 def test_what_a_row_asks() -> None:
     assert questions(chat_row({"messages": [ASKED, says("2"), says("3-7=", "user"), says("6")]})) == ["7+5=", "3-7="]
-    assert questions({"prompt": "7+5=", "completion": "2"}) == ["7+5="]
-    assert questions({"text": "a text"}) == ["a text"]

@@ -11,8 +11,8 @@ from components.data.splits import (
     hardest_levels,
     hold_out,
     question_digest,
+    split_chats,
     split_problems,
-    split_rows,
 )
 
 QUESTIONS = st.lists(st.text(alphabet="ab ", min_size=1, max_size=4), max_size=30)
@@ -29,6 +29,13 @@ def names(rows: list[Row]) -> set[bytes]:
 
 def test_white_space_makes_no_other_question() -> None:
     assert question_digest(" 7 +\n5 ") == question_digest("7 + 5") != question_digest("7+5")
+
+
+def test_near_duplicates_have_one_hash_and_other_sums_have_another() -> None:
+    assert question_digest("What is 7 + 5?") == question_digest("what  is 7 + 5")
+    assert question_digest("\u201cOne\u201d \ufb01t\u2026") == question_digest("one fit")
+    assert len({question_digest(f"7 {sign} 5 =") for sign in "+-*/^<>%"}) == 8
+    assert len({question_digest(mark) for mark in ".,?!"}) == 4
 
 
 @pytest.mark.parametrize("purpose", [VALIDATION, TEST])
@@ -110,7 +117,7 @@ def test_no_row_for_training_asks_what_is_held_out_and_equal_first_questions_sta
     def questions(row: Row) -> list[str]:
         return row["asks"]  # type: ignore[return-value]
 
-    splits = split_rows(rows, questions, 0.2, set(map(question_digest, held)))
+    splits = split_chats(rows, questions, 0.2, set(map(question_digest, held)))
     assert len(splits["train"]) + len(splits["validation"]) == len(rows)
     assert not any(held & set(questions(row)) for row in splits["train"])
     trained = {questions(row)[0] for row in splits["train"]}

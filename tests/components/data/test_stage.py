@@ -164,12 +164,8 @@ def test_bad_lines_and_files_are_counted_over_all_inputs(
 
 def test_one_row_of_each_is_for_training(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"input": "a", "output": "b", "question": "a", "answer": "b", "text": "a"}])
-    tables, _ = own_tables(DataConfig(), tmp_path, tmp_path, tmp_path)
-    assert {name for name, rows in tables.items() if rows} == {
-        ("corpus", "train"),
-        ("chats", "train"),
-        ("problems", "train"),
-    }
+    tables, _ = own_tables(DataConfig(), tmp_path, tmp_path, [])
+    assert {name for name, rows in tables.items() if rows} == {("chats", "train"), ("problems", "train")}
 
 
 def test_nemo_packs_say_what_they_leave_out_and_need_a_chat(

@@ -26,7 +26,7 @@ TOKENS = "tokens.json"
 
 
 class CorpusEncoder:
-    """Encodes rows of a corpus. Of `{"prompt", "completion"}` only the completion counts in the loss, of `{"text"}` all.
+    """Encodes rows: of `{"prompt", "completion"}` only the completion counts in the loss, of `{"text"}` all.
 
     Each document begins and ends as those of the model's pretraining, and none is truncated, whatever the tokenizer's
     file says.
@@ -58,7 +58,7 @@ class CorpusEncoder:
             num_prompt, num_counted = sum(map(len, head)), len(tail) + 1
             parts += [*head, tail, end]
             # The first token of a document is never predicted, so a single token before the text needs no mark.
-            two = num_prompt > 1 or bool(row.get("prompt"))
+            two = num_prompt > min(1, len(self.beginning))
             lengths += [num_prompt, num_counted] if two else [num_prompt + num_counted]
             sequences.append(2 if two else 1)
         ids = np.concatenate(parts) if parts else np.zeros(0, type_)

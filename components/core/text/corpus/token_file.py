@@ -3,8 +3,9 @@
 `NAME.bin` has the token ids of all sequences, one after the other. `NAME.idx` has the length and the place of each
 sequence, and the number of the first sequence of each document:
 
-    9 bytes  MMIDIDX 0 0        uint64 version 1     uint8 type of the ids     uint64 sequences     uint64 documents + 1
-    int32 length of each sequence, tokens    int64 place of each sequence, bytes    int64 first sequence of each document
+    9 bytes MMIDIDX 0 0, uint64 version 1, uint8 type of the ids, uint64 sequences, uint64 documents + 1,
+    int32 length of each sequence in tokens, int64 place of each sequence in bytes,
+    int64 first sequence of each document, and the number of sequences
 
 A document of one sequence counts in the loss. One of two sequences begins with a prompt, which does not count.
 """

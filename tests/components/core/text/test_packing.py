@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from components.core.base.errors import DataError
 from components.core.text.corpus.encoding import load_corpus
-from components.core.text.example import Example
+from components.core.text.example import DocumentList, Example
 from components.core.text.packing import IGNORE, PackedStream, best_fit_decreasing, load_batches, pack_rows
 
 EXAMPLES = [Example(list(range(1, n + 2)), [False] + [True] * n) for n in (3, 5, 2, 7, 4, 6, 3, 2)]
+DOCUMENTS = DocumentList(EXAMPLES)
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 80))
@@ -41,30 +42,55 @@ def test_packed_row_keeps_documents_apart_and_shifts_labels_within_each():
 
 
 def test_a_row_is_the_same_wherever_it_is_asked_for():
-    whole = PackedStream(EXAMPLES, seq_len=12, seed=3).batch(0, 12)
-    late = PackedStream(EXAMPLES, seq_len=12, seed=3).batch(8, 4)
+    whole = PackedStream(DOCUMENTS, seq_len=12, seed=3).batch(0, 12)
+    late = PackedStream(DOCUMENTS, seq_len=12, seed=3).batch(8, 4)
 
     assert torch.equal(whole.rows(8, 12).input_ids_BT, late.input_ids_BT)
 
 
 def test_an_epoch_holds_every_example_once():
-    stream = PackedStream(EXAMPLES, seq_len=12, seed=0)
-    rows = len(stream._pack_epoch(0))
-    batch = stream.batch(0, rows)
+    stream = PackedStream(DOCUMENTS, seq_len=12, seed=0)
+    batch = stream.batch(0, stream.num_rows)
 
     assert int((batch.segment_ids_BT > 0).sum()) == sum(len(e.token_ids) for e in EXAMPLES)
 
 
 def test_long_documents_are_cut_into_rows():
-    stream = PackedStream([Example(list(range(1, 26)), [True] * 25)], seq_len=10, seed=0)
+    stream = PackedStream(DocumentList([Example(list(range(1, 26)), [True] * 25)]), seq_len=10, seed=0)
+    batch = stream.batch(0, stream.num_rows)
 
-    assert sorted(len(piece.token_ids) for piece in stream._pieces) == [5, 10, 10]
+    assert sorted((batch.segment_ids_BT > 0).sum(dim=1).tolist()) == [5, 10, 10]
+
+
+def test_pieces_without_a_token_to_learn_from_are_left_out():
+    examples = [
+        Example(list(range(1, 26)), [False] * 20 + [True] * 5),
+        Example([7], [True]),
+        Example([7, 8], [False] * 2),
+    ]
+    stream = PackedStream(DocumentList(examples), seq_len=10, seed=0)
+
+    assert stream.num_rows == 1
+    assert stream.batch(0, 1).input_ids_BT.tolist() == [[21, 22, 23, 24, 25, 0, 0, 0, 0, 0]]
+    with pytest.raises(DataError, match="no example has a token to learn from"):
+        PackedStream(DocumentList(examples[1:]), seq_len=10, seed=0).batch(0, 1)
+
+
+def test_ranks_share_one_stored_index_which_changes_nothing(tmp_path):
+    alone = PackedStream(DOCUMENTS, seq_len=12, seed=3)
+    first, second = (PackedStream(DOCUMENTS, seq_len=12, seed=3, folder=tmp_path / "rows") for _ in range(2))
+    whole = first.batch(0, 20)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").rglob("*.npy")}
+
+    assert torch.equal(whole.input_ids_BT, alone.batch(0, 20).input_ids_BT)
+    assert torch.equal(second.batch(7, 5).labels_BT, whole.rows(7, 12).labels_BT)
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").rglob("*.npy")}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_epochs_differ_and_seeds_differ(seed):
-    stream = PackedStream(EXAMPLES * 4, seq_len=12, seed=seed)
-    rows = len(stream._pack_epoch(0))
+    stream = PackedStream(DocumentList(EXAMPLES * 4), seq_len=12, seed=seed)
+    rows = stream.num_rows
 
     assert not torch.equal(stream.batch(0, rows).input_ids_BT, stream.batch(rows, rows).input_ids_BT)
 

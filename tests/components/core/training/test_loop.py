@@ -16,9 +16,9 @@ from components.core.runtime.context import Interrupted, StageContext, quiet_con
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
-from components.core.text.example import Example
+from components.core.text.example import DocumentList, Example
 from components.core.text.packing import IGNORE, PackedStream
-from components.core.training.loop import adamw, pays_to_compile, rows_of_rank, train
+from components.core.training.loop import adamw, pays_to_compile, rank_batch, train
 from components.core.training.losses import counted, cross_entropy_sum
 from components.core.training.train_config import TrainConfig, learning_rate
 
@@ -47,7 +47,7 @@ def tiny_model(seed: int = 0) -> TesseraForCausalLM:
 
 def stream() -> PackedStream:
     numbers = torch.randint(1, 40, (40, 9), generator=torch.Generator().manual_seed(0)).tolist()
-    return PackedStream([Example(ids, [True] * 9) for ids in numbers], CONFIG.seq_len, seed=1)
+    return PackedStream(DocumentList([Example(ids, [True] * 9) for ids in numbers]), CONFIG.seq_len, seed=1)
 
 
 def next_token(model: TesseraForCausalLM, batch):
@@ -101,13 +101,24 @@ def test_rows_that_do_not_divide_give_two_processes_the_losses_of_one(tmp_path, 
 
 def test_ranks_share_all_rows_and_have_as_many_each():
     batch = stream().batch(0, 5)
-    shares = [rows_of_rank(batch, rank, 3) for rank in range(3)]
+    shares = [rank_batch(stream(), 0, 5, rank, 3) for rank in range(3)]
 
     assert [len(share.input_ids_BT) for share in shares] == [2, 2, 2]
     targets = torch.stack([share.labels_BT for share in shares], dim=1).flatten(0, 1)
     assert torch.equal(targets[:5], batch.labels_BT)
     assert bool((targets[5:] == IGNORE).all())
     assert sum(share.num_targets for share in shares) == batch.num_targets
+    tokens = [int((share.segment_ids_BT > 0).sum()) for share in (batch, *shares)]
+    assert tokens[0] == sum(tokens[1:])
+
+
+def test_a_rank_reads_its_own_rows_alone(monkeypatch):
+    read: list[int] = []
+    whole = stream()
+    monkeypatch.setattr(PackedStream, "row", lambda self, index: read.append(index) or [self.documents[0]])
+    rank_batch(whole, 8, 6, 1, 2)
+
+    assert read == [9, 11, 13]
 
 
 @pytest.mark.parametrize("stop_after", [1, 5])
