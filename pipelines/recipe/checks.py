@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from components.core.base.errors import InfeasibleBudget, InputError, RecipeError
+from components.core.base.errors import DataError, InfeasibleBudget, InputError, RecipeError
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.model.inspection import checkpoint_notes, read_architecture
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.settings import refuse_head_sizes
+from components.core.text.corpus.blend import Blend
 from components.core.text.embedding_rows import embedding_rows, tokens_without_row
 from components.core.text.tokenizer_files import VOCABULARY, read_settings
 from components.deploy.config import STAGE as DEPLOY
@@ -57,6 +58,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
             hint="set distill: null, or give search",
         )
     yield from _missing_files(recipe, graph)
+    yield from _blend(recipe)
     yield from _unreadable_files(recipe)
     yield from _unfit_tokenizer(recipe)
     yield from _missing_keys(recipe)
@@ -271,6 +273,22 @@ def _missing_files(recipe: Recipe, graph: Graph) -> Iterator[RecipeError]:
                 f"with files of your own, {', '.join(needing)} need{'' if len(needing) > 1 else 's'} {key} too",
                 hint=f"give {key}, or leave out what reads it (null)",
             )
+
+
+def _blend(recipe: Recipe) -> Iterator[RecipeError]:
+    """Weights that are not one for each corpus, or too fine; an artifact may have several corpora in it."""
+    weights = recipe.data.corpus_weights if recipe.data else ()
+    if not weights:
+        return
+    if not any(map(is_address, map(str, recipe.corpus))) and len(weights) != len(recipe.corpus):
+        yield RecipeError(
+            f"data.corpus_weights has {len(weights)} weights, and corpus names {len(recipe.corpus)} corpora",
+            hint="give one weight for each path of `corpus`, in the same order",
+        )
+    try:
+        Blend(weights)
+    except DataError as error:
+        yield RecipeError(f"data.corpus_weights: {error.message}", hint=error.hint)
 
 
 def _way_out(missing: list[str]) -> str:
