@@ -6,6 +6,7 @@ Shape letters: B rows of a batch, T tokens of a row.
 """
 
 import bisect
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -145,9 +146,9 @@ class PackedStream(RowStream):
             window = order[start : start + PACKING_WINDOW]
             bins = best_fit_decreasing(lengths[window].tolist(), self.seq_len)
             shuffle = np.random.default_rng([self.seed, epoch, start]).permutation(len(bins))
-            packed += [window[bins[number]] for number in shuffle]
-            sizes += [len(bins[number]) for number in shuffle]
-        return np.concatenate(packed), np.concatenate([[0], np.cumsum(sizes)])
+            packed.append(window[list(itertools.chain.from_iterable(bins[number] for number in shuffle))])
+            sizes.append([len(bins[number]) for number in shuffle])
+        return np.concatenate(packed), np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
 
     @property
     def num_rows(self) -> int:

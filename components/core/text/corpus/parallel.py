@@ -34,12 +34,15 @@ def map_rows(
         path: JSON Lines that one of our stages wrote.
         make: makes the function; called once in each process, so it must be picklable.
         num_processes: processes that share the work.
-        progress: takes how many bytes are done, and how many there are.
+        progress: takes how many bytes of a large file are done, and how many there are.
     """
     total = path.stat().st_size
     if num_processes < 2 or total < MIN_PARALLEL_BYTES:
         function = make()
-        yield from (function(_read(path, start, stop)) for start, stop in _chunks(path))
+        for start, stop in _chunks(path):
+            yield function(_read(path, start, stop))
+            if total >= MIN_PARALLEL_BYTES:
+                progress(stop, total)
         return
     pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _start_worker, (make, os.getpid()))
     try:

@@ -113,10 +113,14 @@ def test_ranks_share_all_rows_and_have_as_many_each():
 
 
 def test_a_rank_reads_its_own_rows_alone(monkeypatch):
-    read: list[int] = []
-    whole = stream()
-    monkeypatch.setattr(PackedStream, "row", lambda self, index: read.append(index) or [self.documents[0]])
-    rank_batch(whole, 8, 6, 1, 2)
+    read = []
+
+    def row(self, index):
+        read.append(index)
+        return [self.documents[0]]
+
+    monkeypatch.setattr(PackedStream, "row", row)
+    rank_batch(stream(), 8, 6, 1, 2)
 
     assert read == [9, 11, 13]
 
