@@ -52,11 +52,11 @@ def write_corpus(
     _write_splits(rows, out, is_held_out)
     rows.unlink()
     if weights:
-        held = [int(part.sum()) for part in np.split(is_held_out, np.cumsum(counts)[:-1])]
-        trained = [count - less for count, less in zip(counts, held, strict=True)]
-        write_parts(out, weights, {"train": trained, "validation": held})
-    num_held = int(is_held_out.sum())
-    return {"train": len(is_held_out) - num_held, "validation": num_held}
+        validation = [int(part.sum()) for part in np.split(is_held_out, np.cumsum(counts)[:-1])]
+        train = [count - less for count, less in zip(counts, validation, strict=True)]
+        write_parts(out, weights, {"train": train, "validation": validation})
+    num_validation = int(is_held_out.sum())
+    return {"train": len(is_held_out) - num_validation, "validation": num_validation}
 
 
 def _parts(reader: CorpusReader, weights: Sequence[float]) -> Sequence[int | None]:
@@ -67,9 +67,9 @@ def _parts(reader: CorpusReader, weights: Sequence[float]) -> Sequence[int | Non
     """
     if not weights:
         return [None]
-    if (given := count_parts(reader.folder)) != len(weights):
+    if (num_corpora := count_parts(reader.folder)) != len(weights):
         raise DataError(
-            f"data.corpus_weights has {len(weights)} weights, and the recipe names {given} corpora",
+            f"data.corpus_weights has {len(weights)} weights, and the recipe names {num_corpora} corpora",
             hint="give one weight for each path of `corpus`, in the same order",
         )
     return range(len(weights))

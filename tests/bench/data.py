@@ -119,7 +119,7 @@ def _encode(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[list[
     return {"input_ids": tokenizer(batch["text"], add_special_tokens=False)["input_ids"]}
 
 
-def beside_datasets(folder: Path) -> list[Row]:
+def compare_with_datasets(folder: Path) -> list[Row]:
     """Rows a second of `datasets.map` and of ours, on the rows of one file."""
     import datasets
     from transformers import PreTrainedTokenizerFast
@@ -151,7 +151,7 @@ def beside_datasets(folder: Path) -> list[Row]:
     return [Row("rows encoded", found["ours"], "rows/s", versus, found["ours"] / found["theirs"])]
 
 
-def beside_megatron(path: Path) -> list[Row]:
+def compare_with_megatron(path: Path) -> list[Row]:
     """Documents that Megatron-Core's reader reads as ours does."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
@@ -187,7 +187,7 @@ def large(folder: Path, num_tokens: int) -> list[Row]:
         Row("a reader: rows of an epoch", readers[0]["rows"], ""),
         Row(f"a reader: rows of {SEQ_LEN}", min(reader["rows_per_s"] for reader in readers), "rows/s"),
         Row("a reader: positions with a target", min(reader["fill"] for reader in readers), "", "all positions"),
-        *beside_megatron(folder / "out" / "corpus" / "train"),
+        *compare_with_megatron(folder / "out" / "corpus" / "train"),
     ]
 
 
@@ -210,7 +210,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tessera-bench-") as folder:
         small = Path(folder) / "small"
         make(small, min(20_000_000, int(arguments.tokens)))
-        rows = beside_datasets(small)
+        rows = compare_with_datasets(small)
         rows += large(Path(folder) / "large", int(arguments.tokens))
     write_rows(rows, arguments.out)
 
