@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
-from pipelines.promotion.rules import DEFAULT_KEY, Measure
+from pipelines.promotion.rules import DEFAULT_KEY, MEASURES
 
 
 def promote(
@@ -22,9 +22,9 @@ def promote(
     ] = None,
     key: Annotated[str, typer.Option(metavar="KEY", help="Dotted key of the digest in FILE.")] = DEFAULT_KEY,
     when: Annotated[
-        list[Measure] | None,
-        typer.Option(metavar="MEASURE", help="Measure that decides; by default accuracy_on. Repeatable."),
-    ] = None,
+        list[str],
+        typer.Option(metavar="MEASURE", help=f"Measure that decides: {', '.join(MEASURES)}. Repeatable."),
+    ] = ["accuracy_on"],  # noqa: B006  Typer reads the default and never changes it
     confidence: Annotated[float, typer.Option(help="Confidence of the intervals.")] = 0.95,
     tolerance: Annotated[
         float, typer.Option(help="Largest loss that is accepted: 0.03 is 3 points, of perplexity and speed 3 %.")
@@ -58,7 +58,7 @@ def promote(
     if to is None:
         _make_champion(store, name)
         return
-    values = {"when": tuple(when or ("accuracy_on",)), "confidence": confidence, "tolerance": tolerance}
+    values = {"when": tuple(when), "confidence": confidence, "tolerance": tolerance}
     rules = PromotionRules.parse(values, where="options")
     try:
         text = to.read_text(encoding="utf-8")

@@ -17,9 +17,7 @@ from components.eval.answer_rows import AnswerRow
 from components.eval.gains import correctness, paired_gain
 from components.eval.scores import PROMPT_MODES, Z_95
 from pipelines.promotion.evaluation import SAME_ANSWERS, Evaluation
-from pipelines.promotion.rules import Measure, PromotionRules
-
-MEASURES: tuple[Measure, ...] = ("accuracy_on", "accuracy_off", "format", "perplexity", "speed")
+from pipelines.promotion.rules import MEASURES, Measure, PromotionRules
 
 
 class Check(StatusPart):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from components.core.base.errors import InputError
-from pipelines.promotion.git_hosts import PAGE, MergeRequest, connect_host
+from pipelines.promotion import git_hosts
+from pipelines.promotion.git_hosts import MergeRequest, connect_host
 from pipelines.promotion.platform_settings import HostKind
 from pipelines.promotion.repository import GitError
 from tests.pipelines.promotion.git_server import TOKEN, Platform, running_host
@@ -35,10 +36,11 @@ def test_a_request_is_opened_found_again_and_followed(kind: HostKind, tmp_path: 
             assert host.find("tessera/a", "main") == host.read(1)
 
 
-def test_a_request_is_found_on_a_later_page_of_gitea(tmp_path: Path) -> None:
+def test_a_request_is_found_on_a_later_page_of_gitea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(git_hosts, "PAGE", 2)
     with running_host("gitea", tmp_path) as (_, platform):
         host = connect_host(platform.settings)
-        for number in range(PAGE + 2):
+        for number in range(4):
             host.open(f"tessera/{number}", "main", "Serve nano", "")
         found = host.find("tessera/0", "main")
         assert found is not None

@@ -60,6 +60,7 @@ def test_a_worse_model_leaves_the_file_as_it_is(store: Store, file: Path, capsys
         (["--to", "{file}", "--key", "model.digest"], "has no key model.digest"),
         (["--to", "{file}.absent"], "cannot be read"),
         (["--to", "{file}", "--confidence", "2"], "options.confidence=2.0"),
+        (["--to", "{file}", "--when", "luck"], "options.when.0='luck'"),
         (["--to", "{file}", "--sign", "{file}"], "is no private key"),
         ([], "--to FILE puts the digest into a file"),
     ],
