@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from components.core.base.errors import DataError, InputError, MissingPackage, StageFailed, TesseraError
 from components.core.runtime.context import quiet_context
@@ -67,7 +66,7 @@ def evaluation(task_files: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("eval")
     thinking = ["<on>", "<think>", "6", "*", "7", "</think>", "1", "3", "<eos>"]
     models = {
-        "parent": tiny_models.write(tiny_models.llama(3).to(torch.float32), folder / "parent"),
+        "parent": tiny_models.write(tiny_models.llama(3), folder / "parent"),
         "sft": tiny_models.write(tiny_models.speaker(thinking, ["<off>", "4", "2", "<eos>"]), folder / "sft"),
     }
     (models["parent"] / "chat_template.jinja").unlink()

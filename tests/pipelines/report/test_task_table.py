@@ -12,7 +12,7 @@ def result(value: float, error: float | None = None, version: str | None = "3.0"
 
 
 def test_a_row_for_each_metric_and_mode_and_a_column_for_each_model_that_ran_tasks() -> None:
-    models = {
+    models: dict[str, dict[str, Any]] = {
         "parent": {"tasks": {"gsm8k": {"plain": result(0.25, 0.05)}}},
         "child": {"tasks": {}},
         "rl": {
