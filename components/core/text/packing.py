@@ -208,7 +208,8 @@ def _cut(documents: Documents, seq_len: int) -> NDArray[np.int64]:
     useful = stop > np.maximum(start + 1, documents.prompts[document])
     if not useful.any():
         raise DataError("no example has a token to learn from", hint="see the data stage's corpus")
-    return np.stack([document, start, stop], axis=1)[useful]
+    pieces: NDArray[np.int64] = np.stack([document, start, stop], axis=1)[useful]
+    return pieces
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -22,7 +22,8 @@ def written(
     out.mkdir()
     reader = CorpusReader(folder, skip_bad=False)
     counts = write_corpus(reader, out, weights, 0.2, set(map(question_digest, held_out)), context)
-    splits = [[json.loads(line) for line in (out / f"{s}.jsonl").open()] for s in ("train", "validation")]
+    files = [(out / f"{split}.jsonl").read_text() for split in ("train", "validation")]
+    splits = [[json.loads(line) for line in text.splitlines()] for text in files]
     assert counts == {"train": len(splits[0]), "validation": len(splits[1])}
     assert list(context.scratch.iterdir()) == []
     return splits[0], splits[1], out

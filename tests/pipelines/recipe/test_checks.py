@@ -12,7 +12,7 @@ from pipelines.recipe.schema import Recipe
         (["a", "b"], [0.7, 0.3], None),
         (["a"], [1], None),
         (["a", "b"], [], None),
-        (["run://earlier/corpus"], [0.7, 0.3], None),
+        (["a" * 64], [0.7, 0.3], None),
         (["a", "b"], [1], "data.corpus_weights has 1 weights, and corpus names 2 corpora"),
         ([], [0.5, 0.5], "data.corpus_weights has 2 weights, and corpus names 0 corpora"),
         (["a", "b"], [1, 0.3333333], "data.corpus_weights: weights [1.0, 0.3333333] of a blend repeat only after"),

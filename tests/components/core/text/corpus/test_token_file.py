@@ -77,7 +77,7 @@ def test_a_piece_is_a_part_of_one_document(tmp_path: Path) -> None:
 
 def test_pages_are_given_back_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_file, "RELEASE_BYTES", 4)
-    documents = [([], list(range(n, n + 9))) for n in range(50)]
+    documents: list[tuple[list[int], list[int]]] = [([], list(range(n, n + 9))) for n in range(50)]
     ours = TokenFile(write(tmp_path / "train", documents))
     earlier = ours[0]
     assert [list(example.token_ids) for example in ours] == [text for _, text in documents]
