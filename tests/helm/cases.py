@@ -22,7 +22,7 @@ CLUSTER_SCOPED = {
 EXAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CHART / "ci").glob("*.yaml"))}
 
 
-ON_CPUS = {
+ON_CPUS: Object = {
     "digest": "a" * 64,
     "gpus": 0,
     "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "2Gi"}},

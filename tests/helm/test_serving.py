@@ -104,7 +104,8 @@ def test_the_server_reads_the_folder_that_the_init_container_fills(
     assert f"--model={folder}" in server(example)["args"]
     assert fetch["command"][:3] == ["python", "-m", "pipelines"]
     store = typer.main.get_command(app).commands["store"]  # type: ignore[attr-defined]
-    name, *arguments = [*fetch["command"][4:], *fetch["args"]]
+    words: list[str] = [*fetch["command"][4:], *fetch["args"]]
+    name, *arguments = words
     parsed = store.commands[name].make_context(name, arguments).params
     assert parsed["artifact"] == NANO["digest"]
     assert [str(path) for path in parsed["trust"]] == ["/keys/0.pem"]

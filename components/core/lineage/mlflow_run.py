@@ -102,7 +102,7 @@ class Pipeline:
             self.client.delete_run(run.info.run_id)
         self.models.remove_duplicates()
         for (name, digest), used in self.versions.items():
-            for version in self._versions(name, digest):
+            for version in bundle_versions(self.client, name, digest):
                 if version.version != used:
                     self.client.delete_model_version(name, version.version)
 

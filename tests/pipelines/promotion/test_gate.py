@@ -119,7 +119,7 @@ def test_what_was_measured_differently_is_not_compared(
     ("changes", "passes"),
     [({"perplexity": 2.05}, True), ({"perplexity": 2.1}, False), ({"speed": 980.0}, True), ({"speed": 900.0}, False)],
 )
-def test_perplexity_and_speed_decide_by_their_ratio(store: Store, changes: dict[str, float], passes: bool) -> None:
+def test_perplexity_and_speed_decide_by_their_ratio(store: Store, changes: dict[str, Any], passes: bool) -> None:
     evidence = compare(store, answers(0.9), answers(0.9), **changes)
     assert evidence.gate.passed is passes
     (measure,) = changes
