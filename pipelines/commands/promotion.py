@@ -74,7 +74,7 @@ def promote(
     if not gate.passed:
         raise TesseraError(f"the gate is not passed, {to} stays as it is: {gate.message}")
     if champion == gate.bundle:
-        console(stderr=True).print(f"{to} names this bundle already", highlight=False)
+        console(stderr=True).print(f"{to} names this bundle already", highlight=False, soft_wrap=True)
         return
     to.write_text(replace_value(text, key, gate.bundle, str(to)), encoding="utf-8")
     console(stderr=True).print(f"{to}: {key} is {gate.bundle} now; commit and push it", highlight=False, soft_wrap=True)

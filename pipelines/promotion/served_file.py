@@ -69,8 +69,8 @@ def _find(text: str, key: str, where: str) -> tuple[int, yaml.ScalarNode]:
     except yaml.YAMLError as error:
         raise _not_yaml(where, error) from None
     found = [(number, node) for number, root in enumerate(roots) for node in _descend(root, key.split("."))]
-    if len(found) == 1 and isinstance(found[0][1], yaml.ScalarNode):
-        return found[0][0], found[0][1]
+    if len(found) == 1 and isinstance(node := found[0][1], yaml.ScalarNode):
+        return found[0][0], node
     problem = "has no key" if not found else "has more than once the key" if len(found) > 1 else "has values below"
     raise InputError(f"{where} {problem} {key}", hint=f"add it once, without a value: {key.rpartition('.')[2]}:")
 
