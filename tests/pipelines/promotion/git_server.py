@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 
 from pipelines.promotion.platform_settings import HostKind, PlatformRepository
 from tests.json_server import Request, running_json_server

@@ -79,5 +79,6 @@ VALUES = st.recursive(
 def test_any_other_values_stay(others: dict[str, object], flow: bool) -> None:
     values = {**others, "serving": {"model": {"digest": "old", **others}}}
     text = yaml.safe_dump(values, default_flow_style=flow, allow_unicode=True)
-    values["serving"]["model"]["digest"] = DIGEST  # type: ignore[index]
-    assert yaml.safe_load(replace_value(text, KEY, DIGEST, "f.yaml")) == values
+    expected = yaml.safe_load(text)  # PyYAML does not read every text as it wrote it
+    expected["serving"]["model"]["digest"] = DIGEST
+    assert yaml.safe_load(replace_value(text, KEY, DIGEST, "f.yaml")) == expected
