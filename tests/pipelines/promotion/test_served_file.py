@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.core.base.errors import InputError
@@ -75,6 +75,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(NAMES, VALUES, max_size=4), st.booleans())
 def test_any_other_values_stay(others: dict[str, object], flow: bool) -> None:
     values = {**others, "serving": {"model": {"digest": "old", **others}}}

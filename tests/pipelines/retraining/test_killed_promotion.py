@@ -82,11 +82,11 @@ def test_killed_at_every_write_in_turn(
     count_pushes(world, monkeypatch)
     site.create(mode, **({"rollout": "nano"} if watch else {}))
     number, num_writes = 0, 0
-    while number < max(1, 2 * num_writes + 1):  # a round without a kill, then before and after each of its writes
+    while number < num_writes + 2:  # a round without a kill, then one before each of its writes, and after the last
         world.writes.is_counting = False
         bundle = site.run(0.8)
         before = len(site.platform.commits()), len(site.host.requests)
-        kill_at = (number - 1) / 2
+        kill_at = number - 1 if number <= num_writes else num_writes - 0.5
         world.writes.is_counting = True
         world.writes.done, world.writes.kill_at = 0, kill_at if number else None
         story(site, bundle)
