@@ -187,7 +187,9 @@ class Recipe(Config):
         """The configuration of a stage as its section has it, with the recipe's seed and serving where it sets none."""
         values = section.model_dump(include=set(kind.model_fields))
         if isinstance(own := getattr(section, "serving", None), ServingConfig):
-            values["serving"] = {**self.serving.on_loopback().model_dump(), **own.model_dump(exclude_unset=True)}
+            # A recorded recipe has every field, so what differs from the defaults counts, not what is set.
+            common = {**self.serving.model_dump(), **own.model_dump(exclude_defaults=True)}
+            values["serving"] = ServingConfig(**common).on_loopback().model_dump()
         if "seed" in values and values["seed"] is None:
             values["seed"] = self.seed
         return kind.parse(values)

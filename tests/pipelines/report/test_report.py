@@ -159,7 +159,7 @@ def test_the_reader_can_change_curve_theme_and_filter(opened: Any) -> None:
     assert page.value_of_css_property("color") != colours[1]
     opened.find_element(By.ID, "filter").send_keys("rl.clip")
     shown = [line for line in opened.find_elements(By.CSS_SELECTOR, "#settings dl > div") if line.is_displayed()]
-    assert [line.find_element(By.TAG_NAME, "dt").text for line in shown] == ["clip_ratio"]
+    assert [line.find_element(By.TAG_NAME, "dt").text for line in shown] == ["clip_ratio", "clip_ratio_high"]
     assert opened.get_log("browser") == []
 
 
