@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
-from pipelines.promotion.rules import DEFAULT_KEY, MEASURES
+from pipelines.promotion.measures import DEFAULT_KEY, MEASURES
 
 
 def promote(

@@ -17,7 +17,8 @@ from components.eval.answer_rows import AnswerRow
 from components.eval.gains import correctness, paired_gain
 from components.eval.scores import PROMPT_MODES, Z_95
 from pipelines.promotion.evaluation import SAME_ANSWERS, Evaluation
-from pipelines.promotion.rules import MEASURES, Measure, PromotionRules
+from pipelines.promotion.measures import MEASURES, Measure
+from pipelines.promotion.rules import PromotionRules
 
 
 class Check(StatusPart):

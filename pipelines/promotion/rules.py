@@ -1,17 +1,13 @@
 """What a user asks of a promotion: the measures that decide, and where in Git the served model is named."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import Field
 
 from components.core.base.kubernetes_objects import Section
+from pipelines.promotion.measures import DEFAULT_KEY, Measure
 
-Measure = Literal["accuracy_on", "accuracy_off", "format", "perplexity", "speed"]
-"""Accuracy with thinking on and off, fraction of answers in the format of their mode, perplexity on held-out text, and
-tokens per second."""
-MEASURES: tuple[Measure, ...] = get_args(Measure)
 Mode = Literal["pullRequest", "commit", "none"]
-DEFAULT_KEY = "serving.model.digest"
 
 
 class PromotionRules(Section):

@@ -152,7 +152,8 @@ def test_what_was_measured_is_tied_to_the_model_and_the_problems(delivered: Deli
 def test_the_deployed_bundle_is_one_version_and_a_candidate(delivered: Delivered) -> None:
     versions = delivered.client.search_model_versions("name = 'tessera'")
     candidate = delivered.client.get_model_version_by_alias("tessera", "candidate")
-    assert [(version.version, version.aliases) for version in versions] == [(candidate.version, ["candidate"])]
+    assert [version.version for version in versions] == [candidate.version]
+    assert delivered.client.get_registered_model("tessera").aliases == {"candidate": candidate.version}
     assert candidate.tags["tessera.dev/digest"] == artifacts(delivered.store, "demo-2")["bundle"]
     assert candidate.tags["tessera.dev/gate.passed"] == "True"
 
@@ -163,7 +164,7 @@ def test_the_alias_of_the_champion_follows_the_store_at_once_or_with_the_next_de
     client = MlflowClient(uri, registry_uri=uri)
 
     def aliases() -> list[list[str]]:
-        return [sorted(version.aliases) for version in client.search_model_versions("name = 'tessera'")]
+        return [sorted(model.aliases) for model in client.search_registered_models("name = 'tessera'")]
 
     move_champion(store, "tessera", bundle, uri)  # MLflow does not have the bundle yet
     assert aliases() == []
