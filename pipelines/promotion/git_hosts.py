@@ -209,7 +209,8 @@ class _Api:
             with _opener(self._repository).open(request, timeout=TIMEOUT_S) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(2000).decode(errors="replace").split())[:300]
+            with error:
+                said = " ".join(error.read(2000).decode(errors="replace").split())[:300]
             hint = "check the token of the repository's secret: it must be allowed to open requests"
             raise GitError(
                 f"{method} {url} was answered {error.code}: {said}",

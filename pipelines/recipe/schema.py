@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue, field_serializer
 
 from components.core.base.config import Config, digest_of
 from components.core.base.errors import RecipeError
@@ -36,6 +36,11 @@ class Placed(Config):
 
     placement: Placement | None = None
     """Where and how wide this stage runs; what is left out comes from the recipe's own `placement`."""
+
+    @field_serializer("serving", check_fields=False)
+    def _what_is_set(self, serving: ServingConfig) -> dict[str, Any]:
+        """A recorded recipe too leaves out what comes from the recipe's own `serving`."""
+        return serving.model_dump(mode="json", exclude_unset=True)
 
 
 class DataSection(DataConfig, Placed):
@@ -187,8 +192,7 @@ class Recipe(Config):
         """The configuration of a stage as its section has it, with the recipe's seed and serving where it sets none."""
         values = section.model_dump(include=set(kind.model_fields))
         if isinstance(own := getattr(section, "serving", None), ServingConfig):
-            # A recorded recipe has every field, so what differs from the defaults counts, not what is set.
-            common = {**self.serving.model_dump(), **own.model_dump(exclude_defaults=True)}
+            common = {**self.serving.model_dump(), **own.model_dump(exclude_unset=True)}
             values["serving"] = ServingConfig(**common).on_loopback().model_dump()
         if "seed" in values and values["seed"] is None:
             values["seed"] = self.seed

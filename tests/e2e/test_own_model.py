@@ -63,6 +63,7 @@ SMALL = (
     f"pretrain={{{TRAINING}}}",
     f"sft={{{TRAINING}}}",
     "rl={num_steps: 1, prompts_per_step: 2, samples_per_prompt: 2, updates_per_step: 1, max_tokens: 6,"
+    " start_without_reward: true,"
     " pass_rate_samples: 1, max_problems: 4}",
     "eval={num_problems: 2, num_samples: 1, max_tokens: 4,"
     " workload: {batch_size: 2, prompt_tokens: 4, new_tokens: 4, rounds: 1}}",

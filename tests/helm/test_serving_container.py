@@ -99,7 +99,8 @@ def test_it_keeps_the_limit_the_key_and_its_answers_until_the_end(running: Runni
     assert status_of_large_request(running.port, 2_000_000) == 413
     with pytest.raises(urllib.error.HTTPError) as unknown:
         urllib.request.urlopen(urllib.request.Request(url, b"{}", headers | {"Authorization": "Bearer other"}))
-    assert unknown.value.code == 401
+    with unknown.value as refused:
+        assert refused.code == 401
     question: list[Any] = [{"role": "user", "content": "6*7="}]
     modes = {mode: [{"role": "system", "content": f"detailed thinking {mode}"}, *question] for mode in ("on", "off")}
     with running.client() as client:

@@ -120,7 +120,8 @@ def _probe(uri: str) -> None:
         return
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        error.close()
         return  # it answers; the first real request shows whether it accepts our credentials
     except (OSError, ValueError) as error:
         raise _failure(uri, str(error), MlflowUnavailable) from error

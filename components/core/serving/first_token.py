@@ -40,6 +40,8 @@ def main() -> int:
     try:
         first_token(f"http://127.0.0.1:{port}/v1", model)
     except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         sys.stderr.write(f"no token yet: {error}\n")
         return 1
     return 0
