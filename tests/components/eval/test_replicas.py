@@ -16,13 +16,16 @@ from components.eval.replicas import Replicas, gpus_of_replica, merge_shares, sh
 
 RANK = """
 import json
+import sys
+from pathlib import Path
 from components.eval.replicas import Replicas, merge_shares
 import torch.distributed as dist
 dist.init_process_group("gloo")
 replicas = Replicas.of_ranks()
 mine = replicas.share([f"é{number}" * number for number in range(7)])
 speeds = replicas.exchange({} if replicas.index else {"speed": 0.1})
-print(json.dumps([merge_shares(replicas.exchange(mine)), speeds, replicas.index]), flush=True)
+found = json.dumps([merge_shares(replicas.exchange(mine)), speeds])
+Path(sys.argv[1], f"{replicas.index}.json").write_text(found)
 dist.destroy_process_group()
 """
 
@@ -46,12 +49,13 @@ def test_one_process_is_the_only_replica() -> None:
 def test_every_replica_receives_the_values_of_all(tmp_path: Path) -> None:
     program = tmp_path / "rank.py"
     program.write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", str(program)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    command += [str(program), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda each: each[-1])
+    subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)]
     items = [f"é{number}" * number for number in range(7)]
-    assert found == [[items, [{"speed": 0.1}, {}, {}], index] for index in range(3)]
+    assert found == [[items, [{"speed": 0.1}, {}, {}]]] * 3
 
 
 def test_a_replica_has_the_gpus_of_its_place_on_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
