@@ -24,6 +24,21 @@ class Request:
 
 
 @contextlib.contextmanager
+def running_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on a free port of the loopback interface, with a thread for each request; yields its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
 def running_json_server(answer: Callable[[Request], tuple[int, Any]]) -> Iterator[str]:
     """A server on a free port of the loopback interface; yields its URL.
 
@@ -53,16 +68,8 @@ def running_json_server(answer: Callable[[Request], tuple[int, Any]]) -> Iterato
         def log_message(self, *_: object) -> None:
             """Print nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with running_server(Handler) as url:
+        yield url
 
 
 def write_kubeconfig(folder: Path, url: str) -> Path:

@@ -44,7 +44,7 @@ class Gain:
         The interval of the ratio is that of the logarithm of the ratio of means (delta method), with the variance
         between problems and the two added pairs of `paired_interval`.
         """
-        z = _quantile(confidence)
+        z = quantile(confidence)
         added = [*pairs, (0.0, 1.0), (1.0, 0.0)]
         base, other = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
         low, high = paired_interval([b - a for a, b in pairs], confidence)
@@ -84,7 +84,7 @@ def paired_interval(differences: Sequence[float], confidence: float) -> tuple[fl
     """
     added = [*differences, 1.0, -1.0]
     centre = sum(added) / len(added)
-    half = _quantile(confidence) * _standard_error([difference - centre for difference in added])
+    half = quantile(confidence) * _standard_error([difference - centre for difference in added])
     return centre - half, centre + half
 
 
@@ -174,6 +174,6 @@ def _standard_error(residuals: Sequence[float]) -> float:
     return math.sqrt(sum(residual**2 for residual in residuals)) / len(residuals)
 
 
-def _quantile(confidence: float) -> float:
+def quantile(confidence: float) -> float:
     """Two-sided quantile of the normal distribution."""
     return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

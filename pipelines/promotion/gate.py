@@ -6,7 +6,6 @@ model: speed has an interval where the evaluation has measured one, perplexity h
 """
 
 import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import Field
@@ -14,10 +13,10 @@ from pydantic import Field
 from components.core.base.kubernetes_objects import StatusPart
 from components.deploy.gate import ROUNDING, failed_checks
 from components.eval.answer_rows import AnswerRow
-from components.eval.gains import correctness, paired_gain
-from components.eval.scores import PROMPT_MODES, Z_95
+from components.eval.gains import correctness, paired_gain, quantile
+from components.eval.scores import PROMPT_MODES
 from pipelines.promotion.evaluation import SAME_ANSWERS, Evaluation
-from pipelines.promotion.measures import MEASURES, Measure
+from pipelines.promotion.measures import MEASURES, RELATIVE, Measure
 from pipelines.promotion.rules import PromotionRules
 
 
@@ -106,8 +105,7 @@ def describe(check: Check) -> str:
     """A check in a few words."""
     if check.difference is None:
         return f"{check.measure} passed"
-    relative = check.measure in ("perplexity", "speed")
-    text = f"{check.measure} {100 * check.difference:+.1f} {'%' if relative else 'points'}"
+    text = f"{check.measure} {100 * check.difference:+.1f} {'%' if check.measure in RELATIVE else 'points'}"
     if check.low is not None and check.high is not None:
         text += f" ({100 * check.low:+.1f} to {100 * check.high:+.1f})"
     return text if check.problems is None else f"{text} on {check.problems} problems"
@@ -214,8 +212,7 @@ def _log_half_width(key: str, models: Sequence[Evaluation], confidence: float) -
     if None in intervals:
         return None
     halves = [math.log(high / low) / 2 for low, high in filter(None, intervals)]
-    quantile = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-    return math.hypot(*halves) * quantile / Z_95
+    return math.hypot(*halves) * quantile(confidence) / quantile(0.95)
 
 
 def _format(row: AnswerRow) -> Sequence[bool]:

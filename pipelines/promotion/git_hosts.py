@@ -71,17 +71,32 @@ def connect_host(repository: PlatformRepository) -> GitHost:
     return HOSTS[repository.host](repository)
 
 
-class GitHub:
+class _PullRequests:
+    """What the interfaces of GitHub and Gitea have alike."""
+
+    def __init__(self, api: "_Api", repository: PlatformRepository) -> None:
+        self._api, self._pulls = api, f"/repos/{repository.project}/pulls"
+
+    def open(self, branch: str, base: str, title: str, body: str) -> MergeRequest:
+        """Create a pull request."""
+        values = {"title": title, "head": branch, "base": base, "body": body}
+        return _of_pull_request(self._api.call("POST", self._pulls, values))
+
+    def read(self, number: int) -> MergeRequest:
+        """Get a pull request."""
+        return _of_pull_request(self._api.call("GET", f"{self._pulls}/{number}"))
+
+    def close(self, number: int) -> None:
+        """Update a pull request."""
+        self._api.call("PATCH", f"{self._pulls}/{number}", {"state": "closed"})
+
+
+class GitHub(_PullRequests):
     """GitHub's REST interface, version 2022-11-28."""
 
     def __init__(self, repository: PlatformRepository) -> None:
-        self._api = _Api(
-            repository,
-            {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"},
-            "Authorization",
-            "Bearer ",
-        )
-        self._pulls = f"/repos/{repository.project}/pulls"
+        headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
+        super().__init__(_Api(repository, headers, "Authorization", "Bearer "), repository)
         self._owner = repository.project.partition("/")[0]
 
     def find(self, branch: str, base: str) -> MergeRequest | None:
@@ -94,28 +109,14 @@ class GitHub:
             "direction": "desc",
         }
         found = self._api.call("GET", self._pulls, query=query)
-        return _of_github(found[0]) if found else None
-
-    def open(self, branch: str, base: str, title: str, body: str) -> MergeRequest:
-        """Create a pull request."""
-        values = {"title": title, "head": branch, "base": base, "body": body}
-        return _of_github(self._api.call("POST", self._pulls, values))
-
-    def read(self, number: int) -> MergeRequest:
-        """Get a pull request."""
-        return _of_github(self._api.call("GET", f"{self._pulls}/{number}"))
-
-    def close(self, number: int) -> None:
-        """Update a pull request."""
-        self._api.call("PATCH", f"{self._pulls}/{number}", {"state": "closed"})
+        return _of_pull_request(found[0]) if found else None
 
 
-class Gitea:
+class Gitea(_PullRequests):
     """Gitea's and Forgejo's REST interface, version 1."""
 
     def __init__(self, repository: PlatformRepository) -> None:
-        self._api = _Api(repository, {}, "Authorization", "token ")
-        self._pulls = f"/repos/{repository.project}/pulls"
+        super().__init__(_Api(repository, {}, "Authorization", "token "), repository)
 
     def find(self, branch: str, base: str) -> MergeRequest | None:
         """Look through the pull requests, newest first: the list has no filter by branch."""
@@ -124,23 +125,10 @@ class Gitea:
             found = self._api.call("GET", self._pulls, query=query)
             for each in found:
                 if each["head"]["ref"] == branch and each["base"]["ref"] == base:
-                    return _of_gitea(each)
+                    return _of_pull_request(each)
             if not found:
                 break
         return None
-
-    def open(self, branch: str, base: str, title: str, body: str) -> MergeRequest:
-        """Create a pull request."""
-        values = {"title": title, "head": branch, "base": base, "body": body}
-        return _of_gitea(self._api.call("POST", self._pulls, values))
-
-    def read(self, number: int) -> MergeRequest:
-        """Get a pull request."""
-        return _of_gitea(self._api.call("GET", f"{self._pulls}/{number}"))
-
-    def close(self, number: int) -> None:
-        """Edit a pull request."""
-        self._api.call("PATCH", f"{self._pulls}/{number}", {"state": "closed"})
 
 
 class GitLab:
@@ -234,15 +222,10 @@ def _opener(repository: PlatformRepository) -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _NoRedirect())
 
 
-def _of_github(found: Mapping[str, Any]) -> MergeRequest:
-    """A pull request by its documented fields `number`, `html_url`, `state` and `merged_at`."""
-    state: RequestState = "merged" if found.get("merged_at") else "open" if found["state"] == "open" else "closed"
-    return MergeRequest(int(found["number"]), str(found["html_url"]), state)
-
-
-def _of_gitea(found: Mapping[str, Any]) -> MergeRequest:
-    """A pull request by its documented fields `number`, `html_url`, `state` and `merged`."""
-    state: RequestState = "merged" if found["merged"] else "open" if found["state"] == "open" else "closed"
+def _of_pull_request(found: Mapping[str, Any]) -> MergeRequest:
+    """A pull request by `number`, `html_url`, `state`, and `merged_at` of GitHub or `merged` of Gitea."""
+    is_merged = found.get("merged_at") or found.get("merged")
+    state: RequestState = "merged" if is_merged else "open" if found["state"] == "open" else "closed"
     return MergeRequest(int(found["number"]), str(found["html_url"]), state)
 
 

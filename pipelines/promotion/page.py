@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from components.core.store.signatures import SignedLine
 from pipelines.promotion.evaluation import Evaluation
 from pipelines.promotion.gate import Check, GateResult
+from pipelines.promotion.measures import RELATIVE
 
-RELATIVE = ("perplexity", "speed")
 TITLES = {
     "accuracy_on": "Accuracy, thinking on",
     "accuracy_off": "Accuracy, thinking off",

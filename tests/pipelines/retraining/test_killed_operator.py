@@ -8,16 +8,7 @@ import pytest
 from pipelines.records.runs import run_names, run_record
 from pipelines.retraining.spec import NOW
 from pipelines.run import submit
-from tests.pipelines.retraining.world import Killed, World, count_store_writes, write_digest
-
-
-def step(world: World) -> None:
-    """Take a step, and where the operator is killed in it, start it again."""
-    try:
-        world.step(minutes=1)
-    except Killed:
-        world.writes.kill_at = None
-        world.step(minutes=1)
+from tests.pipelines.retraining.world import World, count_store_writes, step, write_digest
 
 
 def change(world: World, number: int) -> None:

@@ -9,16 +9,7 @@ from components.core.lineage.champion import champion
 from pipelines.promotion.git_hosts import Gitea
 from pipelines.promotion.repository import Repository
 from tests.pipelines.retraining.site import Site
-from tests.pipelines.retraining.world import Killed, World, count_store_writes, set_rollout
-
-
-def step(world: World) -> None:
-    """Take a step, and where the operator is killed in it, start it again."""
-    try:
-        world.step(minutes=1)
-    except Killed:
-        world.writes.kill_at = None
-        world.step(minutes=1)
+from tests.pipelines.retraining.world import World, count_store_writes, set_rollout, step
 
 
 def serve(site: Site, bundle: str) -> None:

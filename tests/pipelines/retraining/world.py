@@ -205,3 +205,12 @@ def condition(status: RetrainingStatus, kind: Any) -> tuple[str, str, str]:
     found = status.condition(kind)
     assert found is not None, status.dump()
     return found.status, found.reason, found.message
+
+
+def step(world: World) -> None:
+    """Take a step, and where the operator is killed in it, start it again."""
+    try:
+        world.step(minutes=1)
+    except Killed:
+        world.writes.kill_at = None
+        world.step(minutes=1)
