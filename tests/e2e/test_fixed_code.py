@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 RECIPE = """
 name: small
 seed: 3
@@ -39,7 +41,7 @@ def run(tree: Path, store: Path) -> tuple[int, str, dict[str, bool]]:
     command = [sys.executable, "-m", "pipelines", "run", str(recipe), "--run", "small"]
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--store", str(store)], cwd=tree, env=environment, capture_output=True, text=True, timeout=300
+        [*command, "--store", str(store)], cwd=tree, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
     stages = store / "runs" / "small" / "stages"
     cached = {path.stem: json.loads(path.read_text())["cached"] for path in stages.glob("*.json")}

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,11 +23,11 @@ from infra.chart import render
 from tests.components.core import tiny_models
 from tests.helm.cases import CASES
 from tests.helm.test_serving import server
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.slow
 
 KEY = "of-clients"
-START_S = 300.0
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,10 +68,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     folder = tiny_models.write(tiny_models.speaker(thinking, ["<off>", "4", "2", "<eos>"]), tmp_path / "model")
     found = Running(folder, tmp_path / "log")
     try:
-        deadline = time.monotonic() + START_S
-        while not found.is_ready():
-            assert time.monotonic() < deadline, found.log.read_text()[-3000:]
-            time.sleep(0.5)
+        wait_until("the server is ready", found.is_ready, details=lambda: found.log.read_text()[-3000:])
         yield found
     finally:
         if found.process.poll() is None:
@@ -119,11 +115,11 @@ def test_it_keeps_the_limit_the_key_and_its_answers_until_the_end(running: Runni
 
         thread = threading.Thread(target=stream)
         thread.start()
-        assert first.wait(60)
+        assert first.wait(PATIENCE_S)
         open_yet = not ended.is_set()
         running.process.terminate()
         thread.join(120)
     assert open_yet, "the answer had ended before the server was told to"
     assert ended.is_set()
     assert pieces[-1] == "length"
-    assert running.process.wait(120) is not None
+    assert running.process.wait(PATIENCE_S) is not None

@@ -25,6 +25,7 @@ from components.rl.curriculum import load_problems, longest_prompt, mixed_modes
 from components.rl.stage import run
 from tests.components.conftest import Recorder, write_rows
 from tests.components.core import tiny_models
+from tests.waiting import PATIENCE_S
 
 CONFIG = RlConfig(
     num_steps=8,
@@ -198,7 +199,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(model, problems, out, tmp_path, 
     """Sampling repeats in another process, so rollouts need not be kept."""
     command = [sys.executable, __file__, str(model), str(problems), str(tmp_path / "parts")]
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), faults.VARIABLE: "point.trimmed:2=kill"}
-    killed = subprocess.run(command, env=environment, capture_output=True, timeout=200)
+    killed = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_S)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     context = job_in(tmp_path / "parts")
     result = run(SHORT, context=context, out=out, model=model, problems=problems)

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from tests.waiting import wait_until
+
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MISSING = "chromium and chromedriver are not installed (Debian: apt-get install chromium chromium-driver)"
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-DRAWN_WITHIN_S = 60.0
 
 
 @contextlib.contextmanager
@@ -37,7 +37,8 @@ def headless_chromium(profile: Path, window: tuple[int, int] = (1280, 1000)) -> 
 def open_page(browser: Any, page: Path) -> None:
     """Open a report and wait until all its figures are drawn."""
     browser.get(page.as_uri())
-    deadline = time.monotonic() + DRAWN_WITHIN_S
-    while "drawn" not in browser.find_element(By.TAG_NAME, "html").get_attribute("class"):
-        assert time.monotonic() < deadline, browser.get_log("browser")
-        time.sleep(0.1)
+    wait_until(
+        "all figures are drawn",
+        lambda: "drawn" in browser.find_element(By.TAG_NAME, "html").get_attribute("class"),
+        details=lambda: browser.get_log("browser"),
+    )

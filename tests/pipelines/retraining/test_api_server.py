@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from tests.helm.cases import find
 from tests.pipelines.conftest import ONLY_DATA
 from tests.pipelines.retraining.api_server import running_api_server
 from tests.pipelines.run.fake_kfp import FakeKfp, running_kfp
+from tests.waiting import PATIENCE_S, wait_until
 
 NAMESPACE = "models"
-PATIENCE_S = 240
 GIT = {"repository": "platform", "path": "serving/nano.yaml"}
 SPEC = {"recipe": {"configMap": "recipe"}, "store": "s3://models/tessera"}
 
@@ -68,14 +68,6 @@ def recipe_map(name: str, text: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"recipe.yaml": text}}
 
 
-def wait(what: str, probe: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"not after {PATIENCE_S} s: {what}"
-        time.sleep(0.3)
-    return found
-
-
 @pytest.fixture(scope="module")
 def api() -> Iterator[Api]:
     """A server with the namespace, the definition, and the operator's role as the chart makes it."""
@@ -94,7 +86,7 @@ def api() -> Iterator[Api]:
                 return True
             return False
 
-        wait("the definition is served", is_served)
+        wait_until("the definition is served", is_served)
         yield found
 
 
@@ -187,17 +179,19 @@ def test_a_change_becomes_a_run_also_when_the_operator_is_killed(
         api.create(retraining("broken", store=s3_uri, recipe={"configMap": "broken"}))
         api.create(retraining("nano", store=s3_uri))
         with running_operator(api, kfp, log) as operator:
-            run = wait("a run", lambda: status("nano").get("attempt", {}).get("kfpRun") and status("nano")["runId"])
-            assert wait("a condition", lambda: status("broken").get("phase")) == "Invalid"
+            run = wait_until(
+                "a run", lambda: status("nano").get("attempt", {}).get("kfpRun") and status("nano")["runId"]
+            )
+            assert wait_until("a condition", lambda: status("broken").get("phase")) == "Invalid"
             operator.send_signal(signal.SIGKILL)
         kfp.runs[0]["state"] = "SUCCEEDED"
         end_run(open_store(s3_uri), run, "succeeded")
         with running_operator(api, kfp, log) as operator:
-            wait("the end", lambda: status("nano").get("phase") == "Ready")
+            wait_until("the end", lambda: status("nano").get("phase") == "Ready")
             assert run_command(["retrain", "nano", "-n", NAMESPACE, "--now"]) == 0
-            wait("another run", lambda: len(kfp.runs) == 2)
+            wait_until("another run", lambda: len(kfp.runs) == 2)
             assert run_command(["retrain", "nano", "-n", NAMESPACE, "--suspend"]) == 0
-            events = wait("events", lambda: [e for e in api.events() if e.startswith("nano Normal RunSucceeded")])
+            events = wait_until("events", lambda: [e for e in api.events() if e.startswith("nano Normal RunSucceeded")])
             assert events
             operator.terminate()
             assert operator.wait(PATIENCE_S) == 0

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,8 +20,8 @@ from pipelines.recipe.schema import Recipe, load_recipe
 from pipelines.records.runs import artifacts, run_record, run_records, stage_documents
 from pipelines.run.local_runner import log_path, run_recipe
 from tests.chaos.processes import living_with
+from tests.waiting import PATIENCE_S, wait_until
 
-PATIENCE_S = 60.0
 TINY = "data.arithmetic={num_train: 60, num_chats: 20, num_validation: 10, num_test: 10}"
 
 
@@ -81,11 +80,11 @@ def slow_run(only_data: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]
     environment = {**os.environ, "MARKER": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     events = tmp_path / "store" / "local" / "runs" / "only-data-1" / "data.jsonl"
-    _wait(events.exists)
+    wait_until("events", events.exists)
     yield process
     process.kill()
     process.communicate()
-    _wait(lambda: not living_with("MARKER", str(tmp_path)))
+    wait_until("no process is left", lambda: not living_with("MARKER", str(tmp_path)))
 
 
 def test_sigterm_ends_every_process_and_says_how_to_go_on(slow_run: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_sigterm_ends_every_process_and_says_how_to_go_on(slow_run: subprocess.P
 def test_nothing_outlives_a_command_that_is_killed(slow_run: subprocess.Popen[str], tmp_path: Path) -> None:
     assert len(living_with("MARKER", str(tmp_path))) >= 2
     slow_run.kill()
-    _wait(lambda: not living_with("MARKER", str(tmp_path)))
+    wait_until("no process is left", lambda: not living_with("MARKER", str(tmp_path)))
     assert list((tmp_path / "store" / "local" / "tmp").glob("*/*")) == []
 
 
@@ -123,11 +122,3 @@ def test_a_command_that_is_killed_at_either_end_is_given_again(only_data: Path, 
     done, _ = run(load_recipe(only_data, [TINY]), store, "one")
     assert run_record(open_store(store), done)["status"] == "succeeded"
     assert stage_documents(open_store(store), done)["data"]["cached"] is (point == "run.ending")
-
-
-def _wait(until: Callable[[], bool]) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -4,8 +4,7 @@ import pytest
 
 from components.core.base.background import repeated
 from components.core.base.errors import StoreError
-
-PATIENCE_S = 60
+from tests.waiting import PATIENCE_S
 
 
 def test_calls_go_on_after_one_that_failed_and_end_with_the_block() -> None:

@@ -6,8 +6,7 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ from tests.components.core.lineage.paced_run import ERROR, LABEL, loss, run_pace
 from tests.components.core.lineage.test_mlflow_run import recorded_run
 from tests.faulty_proxy import Fault, faulty_proxy
 from tests.mlflow_server import MlflowServer, running_mlflow
+from tests.waiting import PATIENCE_S, wait_until
 
-PATIENCE_S = 100.0
 """Ends a test that hangs; nothing is measured."""
 
 
@@ -89,13 +88,6 @@ class PacedRun:
         return run.info.status if run else None
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def paced(server: MlflowServer, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: Any) -> Iterator[PacedRun]:
     """A run that has not begun; it is ended with the test."""
@@ -114,14 +106,14 @@ def test_the_loss_moves_while_the_stage_works_and_a_server_that_was_killed_gets_
 ) -> None:
     say(paced.words, 1, 2)
     paced.begin()
-    wait_until(lambda: paced.steps() == [1, 2])
+    wait_until("metrics in MLflow", lambda: paced.steps() == [1, 2])
     assert {run.info.status for run in paced.runs().values()} == {"RUNNING"}
 
     server.kill()
     say(paced.words, 3, 4)
-    wait_until(lambda: paced.reported() == [1, 2, 3, 4])
+    wait_until("metrics in MLflow", lambda: paced.reported() == [1, 2, 3, 4])
     server.start()
-    wait_until(lambda: paced.steps() == [1, 2, 3, 4])
+    wait_until("metrics in MLflow", lambda: paced.steps() == [1, 2, 3, 4])
     assert paced.process.is_alive()
 
     say(paced.words, 5)
@@ -159,7 +151,7 @@ def test_a_failed_stage_says_why_and_continues_its_own_run(paced: PacedRun, serv
 
     say(paced.words, 2, 3)
     paced.begin()
-    wait_until(lambda: paced.steps() == [1, 2, 3])
+    wait_until("metrics in MLflow", lambda: paced.steps() == [1, 2, 3])
     assert {run.info.status for run in paced.runs().values()} == {"RUNNING"}
     assert "tessera.dev/error" not in paced.runs()[LABEL].data.tags
     say(paced.words, 4, 5)
@@ -172,7 +164,7 @@ def test_a_failed_stage_says_why_and_continues_its_own_run(paced: PacedRun, serv
 def test_a_stage_that_is_stopped_or_killed_is_marked_with_its_run(paced: PacedRun, server: MlflowServer) -> None:
     say(paced.words, 1)
     paced.begin()
-    wait_until(lambda: paced.steps() == [1])
+    wait_until("metrics in MLflow", lambda: paced.steps() == [1])
     paced.process.terminate()
     paced.end()
     assert sync_pending_runs(paced.store, server.uri) == [paced.name]
@@ -180,7 +172,7 @@ def test_a_stage_that_is_stopped_or_killed_is_marked_with_its_run(paced: PacedRu
 
     say(paced.words, 2)
     paced.begin()
-    wait_until(lambda: paced.steps() == [1, 2])
+    wait_until("metrics in MLflow", lambda: paced.steps() == [1, 2])
     assert paced.status() == "RUNNING"
     paced.stage_process().kill()
     paced.end()
@@ -195,7 +187,7 @@ def test_a_run_whose_command_was_killed_is_marked_as_killed_with_its_stage(
 ) -> None:
     say(paced.words, 1)
     paced.begin()
-    wait_until(lambda: paced.steps() == [1])
+    wait_until("metrics in MLflow", lambda: paced.steps() == [1])
     stage = paced.stage_process()
     assert paced.process.pid is not None
     stage.suspend()  # so that it cannot report its end
@@ -258,7 +250,7 @@ def test_the_sender_marks_how_the_stage_ended_and_the_next_attempt_as_running(
     live = LiveMetrics(run.store, run.name, LABEL, offset, server.uri)
     sender = threading.Thread(target=live.send_until_end)
     sender.start()
-    wait_until(lambda: run.steps() == [1, 2])
+    wait_until("metrics in MLflow", lambda: run.steps() == [1, 2])
     stage = run.runs()[LABEL]
     assert (stage.info.status, stage.data.tags.get("tessera.dev/error")) == ("RUNNING", None)
     assert run.runs()[run.name].info.status == "RUNNING"
@@ -279,9 +271,9 @@ def test_a_batch_whose_answer_was_lost_is_there_once(
         sender = threading.Thread(target=live.send_until_end)
         sender.start()
         emit(events, 1, 2, 3)
-        wait_until(lambda: run.steps() == [1, 2, 3])
+        wait_until("metrics in MLflow", lambda: run.steps() == [1, 2, 3])
         emit(events, 4)
-        wait_until(lambda: run.steps() == [1, 2, 3, 4])
+        wait_until("metrics in MLflow", lambda: run.steps() == [1, 2, 3, 4])
         live.end()
         sender.join()
     assert [fault.times for fault in proxy.faults] == [0, 0, 0]

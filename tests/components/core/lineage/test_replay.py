@@ -22,6 +22,7 @@ from tests.components.core.mlflow_records import mlflow_records
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.mlflow_server import MlflowServer, running_mlflow
 from tests.pipelines import made_up_run
+from tests.waiting import wait_until
 
 STAGES = ("data", "parent", "sft", "eval", "deploy")
 
@@ -239,7 +240,4 @@ def test_artifacts_that_are_damaged_or_gone_keep_their_place(tmp_path: Path, nam
 
 def wait_for_hang(proxy: FaultyProxy) -> None:
     """Wait until a request hangs in the proxy."""
-    deadline = time.monotonic() + 60
-    while proxy.faults[0].times:
-        assert time.monotonic() < deadline, "nothing hangs"
-        time.sleep(0.02)
+    wait_until("a request hangs", lambda: not proxy.faults[0].times, interval_s=0.02)

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from functools import partial
 from pathlib import Path
@@ -28,9 +27,9 @@ from components.core.store.store import open_store
 from tests.chaos.processes import living_with
 from tests.components.conftest import Recorder
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder, save
+from tests.waiting import PATIENCE_S, wait_until
 
 TWO = Placement(processes=2, threads=1)
-PATIENCE_S = 60.0
 
 
 def test_an_error_of_ours_keeps_kind_hint_and_exit_code_and_is_not_restarted(tmp_path: Path) -> None:
@@ -155,10 +154,10 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
     at_point = {faults.VARIABLE: f"{victim}=kill"} if "." in victim else {}
     stage, events = _slow_stage(tmp_path, MARKER=marker, **at_point)
     if not at_point:
-        _wait(lambda: events.exists() and '"done": 2' in events.read_text())
+        wait_until("two steps", lambda: events.exists() and '"done": 2' in events.read_text())
         os.kill({"stage": stage.pid, "torchrun": _children(stage.pid)[0]}[victim], signal.SIGKILL)
-    stage.wait(2 * PATIENCE_S)
-    _wait(lambda: not living_with("MARKER", marker))
+    stage.wait(PATIENCE_S)
+    wait_until("no process is left", lambda: not living_with("MARKER", marker))
 
     assert stage.returncode == (-signal.SIGKILL if victim == "stage" else 1)
     outputs = _run(tmp_path, FakeConfig())
@@ -179,9 +178,9 @@ def test_ranks_restart_from_the_last_checkpoint_when_one_crashes(
     tmp_path: Path, crash: signal.Signals, how: str
 ) -> None:
     stage, events = _slow_stage(tmp_path)
-    _wait(lambda: events.exists() and '"done": 2' in events.read_text())
+    wait_until("two steps", lambda: events.exists() and '"done": 2' in events.read_text())
     os.kill(_children(_children(stage.pid)[0])[1], crash)
-    assert stage.wait(2 * PATIENCE_S) == 0
+    assert stage.wait(PATIENCE_S) == 0
     reported = [json.loads(line) for line in events.read_text().splitlines()]
     (note,) = [event["text"] for event in reported if event["type"] == "note"]
     assert re.fullmatch(f"{how}; all processes start again from the last checkpoint", note)
@@ -194,10 +193,10 @@ def test_ranks_restart_from_the_last_checkpoint_when_one_crashes(
 def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
     marker = uuid.uuid4().hex
     stage, events = _slow_stage(tmp_path, MARKER=marker)
-    _wait(lambda: events.exists() and '"done": 2' in events.read_text())
+    wait_until("two steps", lambda: events.exists() and '"done": 2' in events.read_text())
     stage.send_signal(signal.SIGINT)
     assert stage.wait(PATIENCE_S) == INTERRUPTED_EXIT_CODE
-    _wait(lambda: not living_with("MARKER", marker))
+    wait_until("no process is left", lambda: not living_with("MARKER", marker))
     reported = [json.loads(line) for line in events.read_text().splitlines()]
     assert reported[-1]["type"] == "interrupted"
     assert "note" not in {event["type"] for event in reported}
@@ -238,15 +237,6 @@ def _run(folder: Path, config: FakeConfig, **options: object) -> dict[str, str]:
 
 def _children(parent: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
-def _wait(until: object) -> None:
-    """Wait for something to become true."""
-    assert callable(until)
-    deadline = time.monotonic() + PATIENCE_S
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 if __name__ == "__main__":

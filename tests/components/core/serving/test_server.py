@@ -3,7 +3,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from components.core.serving.server import Server
 from components.core.serving.serving_config import ServingConfig
 from tests.chaos.processes import group_pids
 from tests.components.core import tiny_models
+from tests.waiting import wait_until
 
 ON, OFF = "detailed thinking on", "detailed thinking off"
-GONE_WITHIN_S = 90.0
-"""An orphan that is still importing vLLM notices after that."""
 
 
 @pytest.fixture(scope="module")
@@ -241,15 +239,9 @@ def test_a_killed_parent_leaves_no_process(folders: dict[str, Path], tmp_path: P
 
 def wait_until_free(port: int) -> None:
     """Fail if a port is still taken after a while; the threads of a killed process can hold it a moment longer."""
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while not is_free(port):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until("the port is free", lambda: is_free(port), interval_s=0.1)
 
 
 def wait_until_gone(group: int) -> None:
     """Fail if a process group is still there after a while."""
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while group_pids(group):
-        assert time.monotonic() < deadline, f"left behind: {group_pids(group)}"
-        time.sleep(0.1)
+    wait_until("the group is gone", lambda: not group_pids(group), details=lambda: group_pids(group))

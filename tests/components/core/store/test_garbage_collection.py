@@ -27,6 +27,7 @@ from components.core.store.verification import find_faults
 from pipelines.records.runs import list_artifacts
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 from tests.components.core.runtime.test_runner import Events
+from tests.waiting import PATIENCE_S
 
 NO_GRACE_S = -5.0
 """Everything counts as old; servers tell time in whole seconds."""
@@ -123,7 +124,7 @@ def test_a_writer_waits_for_a_clean_up(open_here: Callable[[], Store], tmp_path:
         with collecting(open_here().backend, 0):
             writer = pool.submit(write)
             assert not done.wait(0.5)
-        writer.result(timeout=20)
+        writer.result(timeout=PATIENCE_S)
     assert done.is_set()
 
 
@@ -152,7 +153,7 @@ def test_a_writer_waits_for_a_clean_up_that_lists_for_longer_than_a_marker_is_va
     with ThreadPoolExecutor(1) as pool:
         writer = pool.submit(write)
         collect_garbage(store, grace_s=NO_GRACE_S)
-        writer.result(timeout=30)
+        writer.result(timeout=PATIENCE_S)
     assert events == ["listed", "written"]
 
 

@@ -21,6 +21,7 @@ from components.core.store.store import Store, open_store
 from components.core.store.verification import find_faults
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.s3_server import BUCKET, S3Server, fresh_prefix, running_server
+from tests.waiting import wait_until
 
 SMALL = b'{"question": "1+1", "answer": "2"}\n' * 100
 PART_BYTES = 5 << 20
@@ -441,7 +442,4 @@ def test_keys_that_are_withdrawn_while_a_run_goes_on_are_named_as_the_cause(
 
 def _wait_for(proxy: FaultyProxy, request: str) -> None:
     """Wait until a request has reached the proxy."""
-    deadline = time.monotonic() + 20
-    while not any(request in seen for seen in proxy.seen):
-        assert time.monotonic() < deadline, f"no {request}"
-        time.sleep(0.01)
+    wait_until(request, lambda: any(request in seen for seen in proxy.seen), interval_s=0.01)

@@ -21,6 +21,7 @@ from components.core.text.packing import IGNORE, PackedStream
 from components.core.training.loop import adamw, pays_to_compile, rank_batch, train
 from components.core.training.losses import counted, cross_entropy_sum
 from components.core.training.train_config import TrainConfig, learning_rate
+from tests.waiting import PATIENCE_S
 
 CONFIG = TrainConfig(num_steps=8, global_batch_size=4, micro_batch_size=1, seq_len=16, learning_rate=3e-3, seed=1)
 BLOCKS = [
@@ -210,7 +211,7 @@ def run_ranks(ranks: int, folder: Path, environment: Mapping[str, str] | None = 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     inherited = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     whole = {**inherited, **(environment or {})}
-    subprocess.run([*command, __file__, str(folder)], check=True, env=whole, capture_output=True, timeout=200)
+    subprocess.run([*command, __file__, str(folder)], check=True, env=whole, capture_output=True, timeout=PATIENCE_S)
 
 
 def main(folder: Path) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -31,8 +30,8 @@ from components.core.runtime.stage_command import command_line
 from components.core.store.store import Store, open_store
 from components.pretrain.config import STAGE, PretrainConfig
 from tests.components.conftest import Recorder
+from tests.waiting import PATIENCE_S, wait_until
 
-PATIENCE_S = 900.0
 TWO_NODES = Placement(nodes=2, processes=1, threads=1)
 CONFIG = PretrainConfig.parse(
     {
@@ -88,13 +87,6 @@ def events(store: Store) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait(until: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def test_two_nodes_that_lost_one_go_on_and_train_to_the_losses_of_one_process(
     s3_uri: str, tmp_path: Path, tokenizer_folder: Path, sums: Path
 ) -> None:
@@ -104,7 +96,7 @@ def test_two_nodes_that_lost_one_go_on_and_train_to_the_losses_of_one_process(
         "corpus": store.put_folder(sums, "data").digest,
     }
     with two_nodes(store, inputs, tmp_path / "first") as (first, second):
-        wait(lambda: any(event.get("done") for event in events(store)))
+        wait_until("a step", lambda: any(event.get("done") for event in events(store)))
         kill(second)
         assert first.wait(PATIENCE_S) == 1  # so that Trainer starts both again
     assert "\nProcessKilled: pretrain: " in f"\n{(tmp_path / 'first' / 'log-0').read_text()}"
@@ -154,7 +146,7 @@ def sigterm(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def work_until_stopped(store: Heartbeats, is_done: Callable[[], bool]) -> None:
     """What the first node does while its watcher writes heartbeats."""
     with stopped_without_watcher(cast("Store", store), "run-1", "sft"):
-        wait(is_done)
+        wait_until("the work is done", is_done)
         raise Interrupted
 
 
