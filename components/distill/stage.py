@@ -6,13 +6,12 @@ import torch
 from pydantic import JsonValue
 
 from components.core.base.errors import InputError
-from components.core.model.checkpoint import load_model, save_model
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
-from components.core.runtime.devices import device_of
 from components.core.text.packing import corpus_stream
-from components.core.training.loop import train, unsharded
+from components.core.training.loop import train
 from components.core.training.losses import distillation_loss, paired_layers
+from components.core.training.sharding import load_student, load_teacher, save_trained
 from components.distill.config import DistillConfig
 
 
@@ -20,9 +19,7 @@ def run(
     config: DistillConfig, *, context: StageContext, out: Path, teacher: Path, student: Path, corpus: Path
 ) -> dict[str, JsonValue]:
     """Minimise cosine distance of hidden states plus KL of the distributions. Source: arXiv 2411.19146, section 4.3."""
-    device = device_of(context.placement)
-    parent = load_model(teacher, dtype=None, computes_in=torch.float32, device=device).requires_grad_(False)
-    child = load_model(student)
+    parent, child = load_teacher(teacher, context), load_student(student, config, context)
     if parent.config.vocab_size != child.config.vocab_size:
         raise InputError(
             f"teacher and student have different vocabularies ({parent.config.vocab_size}, {child.config.vocab_size})",
@@ -33,7 +30,5 @@ def run(
     stored = stored_dtype(student)
     loss = distillation_loss(parent, paired_layers(parent, child))
     losses = train(child, stream, loss, config, context, stored)
-    whole = unsharded(child)
-    if context.rank == 0:
-        save_model(whole, out / "distilled", tokenizer=student, dtype=getattr(torch, stored))
+    save_trained(child, out / "distilled", tokenizer=student, dtype=getattr(torch, stored))
     return {"loss": losses[-1], "num_steps": len(losses)}

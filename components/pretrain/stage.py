@@ -8,15 +8,16 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig
 
 from components.core.base.errors import RecipeError
-from components.core.model.checkpoint import load_model, model_config, save_model
+from components.core.model.checkpoint import model_config
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.text.packing import corpus_stream
 from components.core.text.tokenizer import eos_token_id
 from components.core.text.tokenizer_files import CHAT_TEMPLATE
-from components.core.training.loop import train, unsharded
+from components.core.training.loop import train
 from components.core.training.losses import next_token_loss
+from components.core.training.sharding import load_student, save_trained
 from components.pretrain.config import PretrainConfig, Shape
 
 
@@ -30,7 +31,7 @@ def run(
     model: Path | None = None,
 ) -> dict[str, JsonValue]:
     """Train a new parent, or `model` further, on the corpus. Source: arXiv 2505.00949, section 2.2."""
-    student = load_model(model) if model else new_model(config.shape, tokenizer, config.seed or 0)
+    student = load_student(model, config, context) if model else new_model(config.shape, tokenizer, config.seed or 0)
     tokenizer_folder = model or tokenizer
     rows = context.scratch / "rows"
     stream = corpus_stream(
@@ -38,18 +39,11 @@ def run(
     )
     stored = stored_dtype(model) if model else "float32"
     losses = train(student, stream, next_token_loss, config, context, stored)
-    whole = unsharded(student)
-    if context.rank == 0:
-        # A new parent has a file for each sub-block, so that its children share those that do not change.
-        save_model(
-            whole,
-            out / "trained",
-            tokenizer=tokenizer_folder,
-            dtype=getattr(torch, stored),
-            by_block=model is None,
-        )
-        if model is None:  # it was trained on documents, and knows no chat
-            (out / "trained" / CHAT_TEMPLATE).unlink(missing_ok=True)
+    # A new parent has a file for each sub-block, so that its children share those that do not change.
+    dtype = getattr(torch, stored)
+    save_trained(student, out / "trained", tokenizer=tokenizer_folder, dtype=dtype, by_block=model is None)
+    if model is None and context.rank == 0:  # it was trained on documents, and knows no chat
+        (out / "trained" / CHAT_TEMPLATE).unlink(missing_ok=True)
     return {"loss": losses[-1], "num_steps": len(losses)}
 
 

@@ -7,9 +7,8 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from components.core.base.errors import CheckpointError, DataError
-from components.core.model.checkpoint import grow_vocabulary, load_model, save_model
-from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.inspection import stored_dtype
+from components.core.model.inspection import read_config, stored_dtype
+from components.core.model.vocabulary import NewTokens
 from components.core.runtime.context import StageContext
 from components.core.text.chat import encode_chats
 from components.core.text.example import DocumentList
@@ -17,8 +16,9 @@ from components.core.text.packing import PackedStream, read_rows
 from components.core.text.toggle import END_THINK, THINK
 from components.core.text.toggle_template import ROLE_TOKENS
 from components.core.text.tokenizer import eos_token_id
-from components.core.training.loop import train, unsharded
+from components.core.training.loop import train
 from components.core.training.losses import next_token_loss
+from components.core.training.sharding import load_student, save_trained
 from components.sft.config import SftConfig
 
 
@@ -26,8 +26,9 @@ def run(
     config: SftConfig, *, context: StageContext, out: Path, model: Path, tokenizer: Path, chats: Path
 ) -> dict[str, JsonValue]:
     """Tune `model` on chats that think and on chats that do not; only answers count in the loss."""
-    student = load_model(model)
-    fit_vocabulary(student, tokenizer, known=model / "tokenizer.json")
+    tokens = added_tokens(read_config(model)["vocab_size"], tokenizer, known=model / "tokenizer.json")
+    student = load_student(model, config, context, tokens)
+    student.config.eos_token_id = eos_token_id(tokenizer)
     examples = encode_chats(read_rows(chats / "train.jsonl"), tokenizer)
     fitting = [example for example in examples if len(example.token_ids) <= config.seq_len]
     if len(fitting) < len(examples):
@@ -37,9 +38,7 @@ def run(
     stored = stored_dtype(model)
     stream = PackedStream(DocumentList(fitting), config.seq_len, config.seed or 0)
     losses = train(student, stream, next_token_loss, config, context, stored)
-    whole = unsharded(student)
-    if context.rank == 0:
-        save_model(whole, out / "tuned", tokenizer=tokenizer, dtype=getattr(torch, stored))
+    save_trained(student, out / "tuned", tokenizer=tokenizer, dtype=getattr(torch, stored))
     return {"loss": losses[-1], "num_steps": len(losses), "chats": len(fitting)}
 
 
@@ -51,11 +50,11 @@ MEANINGS = {
 """For each token that the toggle may add, words that say what it stands for."""
 
 
-def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path, known: Path) -> None:
-    """Give the tokens that the toggle has added their rows, and set the model's end token to the tokenizer's.
+def added_tokens(num_rows: int, tokenizer: Path, known: Path) -> NewTokens:
+    """The tokens that the toggle has added, and words that say what each stands for.
 
     Args:
-        model: changed in place.
+        num_rows: rows of the model's embedding.
         tokenizer: folder of the tokenizer with the toggle.
         known: the model's own tokenizer, whose tokens it was trained with.
 
@@ -69,7 +68,7 @@ def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path, known: Path) -> N
             hint="use the tokenizer from the data stage",
         )
     old = set((Tokenizer.from_file(str(known)) if known.is_file() else vocabulary).get_vocab().values())
-    trained = {number for number in old if number < model.config.vocab_size}
+    trained = {number for number in old if number < num_rows}
     related = {
         number: words
         for token, meaning in MEANINGS.items()
@@ -77,5 +76,4 @@ def fit_vocabulary(model: TesseraForCausalLM, tokenizer: Path, known: Path) -> N
         and number not in trained
         and (words := [word for word in vocabulary.encode(meaning, add_special_tokens=False).ids if word in trained])
     }
-    grow_vocabulary(model, vocabulary.get_vocab_size(), related)
-    model.config.eos_token_id = eos_token_id(tokenizer)
+    return NewTokens(vocabulary.get_vocab_size(), related)

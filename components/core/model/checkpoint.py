@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from components.core.base.errors import CheckpointError
@@ -20,6 +20,7 @@ from components.core.model.families import HETEROGENEOUS_FAMILY, refuse_unsuppor
 from components.core.model.inspection import check_weights, read_architecture, read_config
 from components.core.model.layer_files import LayerFiles, page_layers, state_in_pieces, write_blocks
 from components.core.model.layer_numbering import LAYERS, name_in_model, with_gaps
+from components.core.model.stored_weights import FetchWeight, write_weights
 from components.core.model.weight_index import INDEX, PICKLED_SUFFIXES, weight_files, weight_names
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
@@ -106,12 +107,7 @@ def load_model(
     Raises:
         CheckpointError: an unsupported family, or weights that are pickled, damaged, missing or misshapen.
     """
-    values = read_config(folder)
-    config = model_config(values)
-    architecture = Architecture.from_config(values)
-    check_weights(folder, architecture)
-    with torch.device("meta"):
-        model = TesseraForCausalLM(config)
+    model, numbers = model_on_meta(folder)
     wanted = {name for name in model.state_dict() if not (paged and name.startswith(LAYERS))}
     state = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in read_weights(folder) if name in wanted}
     assign_weights(model, state, strict=not paged)
@@ -119,8 +115,22 @@ def load_model(
     model.requires_grad_(not paged)
     model.train(False)
     if paged:
-        page_layers(model.model.layers, LayerFiles(folder, dtype, architecture.layer_numbers, device).read)
+        page_layers(model.model.layers, LayerFiles(folder, dtype, numbers, device).read)
     return model
+
+
+def model_on_meta(folder: Path) -> tuple[TesseraForCausalLM, Sequence[int]]:
+    """A model of a folder's shape on the meta device, and the number of each layer in the files, which are checked.
+
+    Raises:
+        CheckpointError: an unsupported family, or weights that are pickled, damaged, missing or misshapen.
+    """
+    values = read_config(folder)
+    config = model_config(values)
+    architecture = Architecture.from_config(values)
+    check_weights(folder, architecture)
+    with torch.device("meta"):
+        return TesseraForCausalLM(config), architecture.layer_numbers
 
 
 def assign_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, strict: bool = True) -> None:
@@ -137,9 +147,12 @@ def assign_weights(model: TesseraForCausalLM, state: dict[str, Tensor], *, stric
         state = {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
     model.load_state_dict(state, assign=True, strict=strict)
     model.tie_weights()
-    # The frequencies of RoPE are computed, not stored; those on the meta device have no values.
-    rotary_emb = type(model.model.rotary_emb)(model.config)
-    model.model.rotary_emb = rotary_emb.to(model.model.embed_tokens.weight.device)
+    compute_rotary(model, model.model.embed_tokens.weight.device)
+
+
+def compute_rotary(model: TesseraForCausalLM, device: torch.device) -> None:
+    """Compute the frequencies of RoPE, which are not stored; those on the meta device have no values."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -163,6 +176,7 @@ def save_model(
     dtype: torch.dtype | None = None,
     by_block: bool = False,
     numbers: Sequence[int] | None = None,
+    fetch: FetchWeight | None = None,
 ) -> None:
     """Write a model folder, complete or not at all.
 
@@ -175,6 +189,8 @@ def save_model(
         dtype: dtype of the written weights; None: their own.
         by_block: write one file for each sub-block, for models that share sub-blocks; a paged model stays paged.
         numbers: with `by_block`, number of each layer in the files, ascending, see `layer_numbering`; None: 0, 1, 2, ….
+        fetch: reads a weight of a model that is not whole in this process, in the dtype of the written weights, which
+            has to be given; one weight is in memory at a time, or those of a layer with `by_block`.
 
     Raises:
         CheckpointError: the folder is not empty.
@@ -184,7 +200,7 @@ def save_model(
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        _write(model, partial, tokenizer, dtype=dtype, by_block=by_block, numbers=numbers)
+        _write(model, partial, tokenizer, dtype=dtype, by_block=by_block, numbers=numbers, fetch=fetch)
         partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -199,6 +215,7 @@ def _write(
     dtype: torch.dtype | None,
     by_block: bool,
     numbers: Sequence[int] | None,
+    fetch: FetchWeight | None,
 ) -> None:
     """Fill a folder: tokenizer, configurations, weights."""
     if tokenizer is not None:
@@ -213,12 +230,25 @@ def _write(
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     _write_json(folder / "generation_config.json", {name: getattr(model.config, name, None) for name in ids})
     if by_block:
-        write_blocks(state_in_pieces(model, model.model.layers, numbers), folder, dtype)
+        pieces = state_in_pieces(model, model.model.layers, numbers)
+        write_blocks(pieces if fetch is None else _fetched(pieces, fetch), folder, dtype)
+        return
+    if fetch is not None:
+        shapes = {
+            name: torch.empty(weight.shape, dtype=dtype, device="meta") for name, weight in model.named_parameters()
+        }
+        write_weights(folder, shapes, fetch, MAX_SHARD_SIZE)
         return
     state = {name: tensor.detach().to("cpu", dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
     save_torch_state_dict(state, folder, max_shard_size=MAX_SHARD_SIZE)
+
+
+def _fetched(pieces: Iterator[Mapping[str, Tensor]], fetch: FetchWeight) -> Iterator[dict[str, Tensor]]:
+    """Pieces of a model's state with the values of its weights."""
+    for piece in pieces:
+        yield {name: fetch(name) for name in piece}
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:
@@ -265,39 +295,3 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if file.is_file() and file.name not in NOT_TOKENIZER and file.suffix not in (".safetensors", *PICKLED_SUFFIXES):
             shutil.copy(file, target / file.name)
-
-
-ROWS_MULTIPLE = 64
-"""Rows that are added to a vocabulary make its size a multiple of this: matrix products of such sizes are faster."""
-
-
-def grow_vocabulary(model: TesseraForCausalLM, num_tokens: int, related: Mapping[int, Sequence[int]]) -> None:
-    """Give embedding and head rows for at least `num_tokens` tokens, and start the rows of new tokens.
-
-    The row of a new token is the mean of those of related tokens, at the median norm of the old rows: so the model can
-    tell new tokens apart from the first step on, which equal rows of a tied embedding prevent. Other rows that are
-    added, such as those that fill up the multiple of `ROWS_MULTIPLE`, are the mean of all.
-
-    Args:
-        model: changed in place.
-        num_tokens: tokens of the new vocabulary; a larger one of the model stays.
-        related: for the id of a new token, ids of old tokens whose words say what it stands for. The model may have a
-            row for it already, which was never trained.
-    """
-    embedding, head = model.model.embed_tokens, model.lm_head
-    size = model.config.vocab_size
-    if num_tokens > size:
-        size = -(-num_tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    embedding.weight = _grown(embedding.weight, size, related)
-    head.weight = embedding.weight if model.config.tie_word_embeddings else _grown(head.weight, size, related)
-    embedding.num_embeddings = head.out_features = model.config.vocab_size = size
-
-
-def _grown(weight: nn.Parameter, size: int, related: Mapping[int, Sequence[int]]) -> nn.Parameter:
-    old_VD = weight.data
-    rows_VD = torch.cat([old_VD, old_VD.mean(dim=0, keepdim=True).expand(size - len(old_VD), -1)])
-    usual_norm = old_VD.norm(dim=1).median()
-    for token, words in related.items():
-        mean_D = old_VD[list(words)].mean(dim=0)
-        rows_VD[token] = mean_D * (usual_norm / mean_D.norm())
-    return nn.Parameter(rows_VD)

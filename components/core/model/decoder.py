@@ -3,8 +3,9 @@
 Shape letters: B sequences, T tokens, D hidden size, H query heads, K key and value heads, E head size, V vocabulary.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from components.core.model.layers import Embedding, Linear, RMSNorm, rotate
+
+InputT, OutputT = TypeVar("InputT"), TypeVar("OutputT")
 
 
 def _attribute_access(value: Any) -> Any:
@@ -293,6 +296,10 @@ class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
         self.model = TesseraModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward_with(self, function: Callable[[Self, InputT], OutputT], inputs: InputT) -> OutputT:
+        """`function(self, inputs)` as a forward pass, for which the weights of a sharded model are gathered."""
+        return function(self, inputs)
 
     def forward(
         self, input_ids: Tensor, *, labels: Tensor | None = None, logits_to_keep: int = 0, **inputs: Any

@@ -56,6 +56,13 @@ def mesh_of(device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=(DATA_PARALLEL,))
 
 
+def memory_bytes(device: torch.device, placement: Placement) -> int:
+    """Memory that a rank may take: that of its GPU, or its share of what the placement asks for."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(placement.memory_gib * 2**30 / placement.processes)
+
+
 def free_memory(device: torch.device) -> None:
     """Give the memory of models that are gone back to a GPU, so that another process can have it."""
     if device.type == "cuda" and torch.cuda.is_initialized():

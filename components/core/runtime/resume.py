@@ -22,8 +22,8 @@ class Resume:
 
     `save` fills a folder under a temporary name and renames it to `<step>`; it counts once the list of its files, with
     their digests, is written. `mirror` copies a complete checkpoint to a remote store. `notice` is called with a
-    message about a damaged checkpoint. `memory` lets the writer of checkpoints reuse its buffers.
-    `saved_at` is when this process last completed a checkpoint, Unix time.
+    message about a damaged checkpoint. `memory` is what the writer of checkpoints keeps from one to the next, such
+    as its buffers. `saved_at` is when this process last completed a checkpoint, Unix time.
     """
 
     folder: Path
@@ -39,12 +39,22 @@ class Resume:
         """Whether the last checkpoint is older than the interval."""
         return time.monotonic() - self._last >= self.interval_s
 
-    def save_in_background(self, step: int, write: Callable[[Path], None]) -> None:
-        """Save one checkpoint while the caller goes on; `write` must not read what the caller changes. See `wait`."""
+    def save_in_background(self, step: int, write: Callable[[Path], None], *, completes: bool = True) -> None:
+        """Save one checkpoint while the caller goes on. See `wait`.
+
+        Args:
+            step: after which the checkpoint is saved.
+            write: fills a folder; it must not read what the caller changes.
+            completes: whether this process completes the checkpoint. Other ranks write their parts into its folder,
+                and `write` makes the processes wait for each other.
+        """
         self.wait()
         self._last = time.monotonic()
         pool = ThreadPoolExecutor(1, "resume-point")
-        self._background = pool.submit(self.save, step, write)
+        if completes:
+            self._background = pool.submit(self.save, step, write)
+        else:
+            self._background = pool.submit(write, self._partial(step))
         pool.shutdown(wait=False)
 
     def wait(self) -> None:
@@ -58,7 +68,7 @@ class Resume:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(".*"):  # from attempts that were killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        partial = self.folder / f".{step}.partial"
+        partial = self._partial(step)
         partial.mkdir()
         fault_point("point.begun")
         write(partial)
@@ -80,6 +90,10 @@ class Resume:
                 shutil.rmtree(old, ignore_errors=True)
         fault_point("point.trimmed")
         self._last, self.saved_at = time.monotonic(), time.time()
+
+    def _partial(self, step: int) -> Path:
+        """The folder in which a checkpoint is written."""
+        return self.folder / f".{step}.partial"
 
     def points(self) -> list[Path]:
         """Folders of the saved checkpoints, oldest first."""

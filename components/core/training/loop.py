@@ -9,28 +9,28 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, cast
+from typing import Generic
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule
 
-from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
+from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext
-from components.core.runtime.devices import device_of, mesh_of
+from components.core.runtime.devices import device_of, memory_bytes, mesh_of
+from components.core.runtime.placement import Placement
 from components.core.text.packing import IGNORE, Batch, RowStream
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.losses import BatchT, LossFunction
+from components.core.training.sharding import shard
 from components.core.training.train_config import TrainConfig, compute_dtype, learning_rate
 
 MAX_GRAD_NORM = 1.0
 """Gradients are scaled down to this global norm. Source: arXiv 2307.09288, section 2.2."""
 
-OWN_GROUP_PARAMETERS = 1 << 20
-"""Decoder layers with at least this many parameters are sharded and gathered one at a time."""
+UNREDUCED_FRACTION = 0.25
+"""Share of a rank's memory that unsharded gradients may take."""
 COMPILED_RUN_FLOPS = 1e14
 """Work from which on a run on a CPU is compiled: it saves an eighth of the time, and compiling takes 5 to 15 s a shape
 of layer."""
@@ -39,7 +39,7 @@ ADAM_BETAS = (0.9, 0.95)
 
 
 class Objective(nn.Module, Generic[BatchT]):
-    """Model and loss as one module, so that FSDP has gathered the parameters while the loss is computed."""
+    """Model and loss as one module; the weights of a sharded model are gathered while the loss is computed."""
 
     def __init__(self, model: TesseraForCausalLM, loss_function: LossFunction[BatchT]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Objective(nn.Module, Generic[BatchT]):
 
     def forward(self, batch: BatchT) -> dict[str, Tensor]:
         """The loss of one micro batch."""
-        return self._loss_function(self.model, batch)
+        return self.model.forward_with(self._loss_function, batch)
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,15 @@ class OptimizerStep(Generic[BatchT]):
         optimizer: of the model's parameters.
         compute_dtype: type of matrix products; weights and optimizer state stay float32.
         num_ranks: processes that take this step together.
+        reduces_once: whether gradients are added up over the ranks once a step, after the last micro batch. Until then
+            a rank has the gradients of the whole model, four bytes a parameter.
     """
 
     objective: Objective[BatchT]
     optimizer: torch.optim.Optimizer
     compute_dtype: torch.dtype = torch.float32
     num_ranks: int = 1
+    reduces_once: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +95,9 @@ class OptimizerStep(Generic[BatchT]):
         """
         device = self.device
         sums: dict[str, Tensor] = {}
-        for batch in micro_batches:
+        for batch, is_last in _with_last(micro_batches):
+            if isinstance(self.objective.model, FSDPModule):
+                self.objective.model.set_requires_gradient_sync(is_last or not self.reduces_once)
             with self.precision():
                 terms: dict[str, Tensor] = self.objective(batch)
             (terms["loss"] * (self.num_ranks / num_targets)).backward()
@@ -122,7 +127,7 @@ def train(
     """Train `model` in place.
 
     Args:
-        model: float32; sharded in place where there is more than one process.
+        model: float32; one that is whole is sharded in place where there is more than one process.
         stream: packed rows.
         loss_function: sums a loss over one micro batch.
         config: optimizer, schedule, batch.
@@ -140,7 +145,7 @@ def train(
     device = device_of(context.placement)
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     products = compute_dtype(config.dtype, stored)
-    optimizer_step = prepare(model, loss_function, config.model_copy(update={"dtype": products}), device, ranks)
+    optimizer_step = prepare(model, loss_function, config.model_copy(update={"dtype": products}), context.placement)
     optimizer = optimizer_step.optimizer
     resumed = load_point(context, model, optimizer)
     losses: list[float] = resumed[1]["losses"] if resumed else []
@@ -166,6 +171,9 @@ def train(
             save_point(context, step + 1, model, optimizer, {"losses": losses})
         if stopping and step + 1 < config.num_steps:
             raise Interrupted
+    if ranks > 1:
+        context.resume.wait()  # its collective operations end before others begin to end
+    context.resume.memory.clear()
     model.train(False)
     return losses
 
@@ -174,21 +182,33 @@ def prepare(
     model: TesseraForCausalLM,
     loss_function: LossFunction[Batch],
     config: TrainConfig,
-    device: torch.device,
-    num_ranks: int,
+    placement: Placement,
 ) -> OptimizerStep[Batch]:
-    """Model on its device, its layers compiled where that pays, sharded over the ranks, and with an optimizer."""
-    nn.Module.to(model, device).train()
+    """Model on its device, sharded over the ranks, its layers compiled where that pays, and with an optimizer."""
+    device = device_of(placement)
+    num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+    products: torch.dtype = getattr(torch, config.dtype or "float32")
+    if not isinstance(model, FSDPModule):
+        nn.Module.to(model, device)
+    model.train()
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     objective = Objective(model, loss_function)
     if pays_to_compile(model, config, device, num_ranks) if config.compile is None else config.compile:
         for layer in model.model.layers:  # one at a time: layers of one shape share the compiled code
             layer.compile()
-    if num_ranks > 1:
-        shard(objective, mesh_of(device))
+    if num_ranks > 1 and not isinstance(model, FSDPModule):
+        shard(model, mesh_of(device), products)
     optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay)
-    return OptimizerStep(objective, optimizer, getattr(torch, config.dtype or "float32"), num_ranks)
+    return OptimizerStep(objective, optimizer, products, num_ranks, _reduces_once(model, placement, num_ranks))
+
+
+def _reduces_once(model: TesseraForCausalLM, placement: Placement, num_ranks: int) -> bool:
+    """Whether a rank has the memory to add up the gradients of the whole model over its micro batches."""
+    if num_ranks == 1:
+        return False
+    gradient_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return gradient_bytes <= UNREDUCED_FRACTION * memory_bytes(device_of(placement), placement)
 
 
 def pays_to_compile(model: TesseraForCausalLM, config: TrainConfig, device: torch.device, num_ranks: int = 1) -> bool:
@@ -213,30 +233,6 @@ def adamw(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) 
     return torch.optim.AdamW(groups, lr=learning_rate, betas=ADAM_BETAS, fused=True)
 
 
-def shard(objective: Objective[Batch], mesh: DeviceMesh) -> None:
-    """Shard parameters, gradients and optimizer state over the ranks of a mesh with FSDP2.
-
-    Large decoder layers are gathered one at a time. Small ones are gathered with the rest of the model, because a
-    collective operation for each would cost more than it saves.
-    """
-    for layer in objective.model.model.layers:
-        if sum(parameter.numel() for parameter in layer.parameters()) >= OWN_GROUP_PARAMETERS:
-            fully_shard(layer, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
-
-
-def unsharded(model: TesseraForCausalLM) -> TesseraForCausalLM:
-    """The unsharded model on the CPU, with its weights on rank 0 only; the model itself if it is not sharded."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return model
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    whole = TesseraForCausalLM(cast("TesseraConfig", model.config))
-    if dist.get_rank() == 0:
-        whole.load_state_dict(state)
-    whole.train(False)
-    return whole
-
-
 def rank_batch(stream: RowStream, first: int, num_rows: int, rank: int, num_ranks: int) -> Batch:
     """Every `num_ranks`-th of the rows from `first` on, for each rank as many; only these rows are read.
 
@@ -249,6 +245,16 @@ def rank_batch(stream: RowStream, first: int, num_rows: int, rank: int, num_rank
     batch = stream.rows([*own, first])
     batch.labels_BT[-1], batch.segment_ids_BT[-1] = IGNORE, 0
     return batch
+
+
+def _with_last(batches: Iterable[BatchT]) -> Iterator[tuple[BatchT, bool]]:
+    """Each batch, and whether it is the last one."""
+    iterator = iter(batches)
+    for batch in iterator:
+        for following in iterator:
+            yield batch, False
+            batch = following
+        yield batch, True
 
 
 def _micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:

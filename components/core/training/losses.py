@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import LinearCrossEntropyOptions
 
 from components.core.model.decoder import TesseraForCausalLM
@@ -120,11 +121,13 @@ def distillation_loss(parent: TesseraForCausalLM, pairs: list[tuple[int, int]]) 
 
     def loss(child: TesseraForCausalLM, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
-            teacher = hidden_states(parent, batch)
+            teacher = parent.forward_with(hidden_states, batch)
         student = hidden_states(child, batch)
         student_ND, _ = counted(student[-1], batch.labels_BT)
         teacher_ND, _ = counted(teacher[-1], batch.labels_BT)
         kl = kl_sum(student_ND, teacher_ND, child.lm_head, parent.lm_head)
+        if isinstance(parent, FSDPModule):
+            parent.reshard()  # its embedding and head stay gathered after a forward pass
         mask_BT = batch.labels_BT != IGNORE
         cosines = [cosine_sum(student[c][mask_BT], teacher[p][mask_BT]) for p, c in pairs]
         cosine = torch.stack(cosines).sum()

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from components.core.base.errors import CheckpointError, DataError
 from components.core.model.checkpoint import load_model
+from components.core.model.vocabulary import grow_vocabulary
 from components.core.text.chat import prompt_ids
 from components.core.text.toggle import END_THINK, THINK, system_message
 from components.sft.config import SftConfig
-from components.sft.stage import fit_vocabulary, run
+from components.sft.stage import added_tokens, run
 from tests.components.conftest import write_rows
 
 CONFIG = SftConfig(num_steps=60, global_batch_size=4, micro_batch_size=4, seq_len=64, learning_rate=1e-2, seed=1)
@@ -109,11 +110,11 @@ def test_the_tags_start_as_different_words_of_the_usual_norm(tmp_path, tokenizer
     """Also where the model has rows for them, which were never trained."""
     model = load_model(llama(tmp_path / "model", vocab_size + spare_rows))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fit_vocabulary(model, tokenizer_folder, known=without_tags(tokenizer_folder, tmp_path / "known"))
+    known = without_tags(tokenizer_folder, tmp_path / "known")
+    grow_vocabulary(model, added_tokens(model.config.vocab_size, tokenizer_folder, known))
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
 
     assert model.config.vocab_size == (vocab_size + 5 if spare_rows == 5 else -(-vocab_size // 64) * 64)
-    assert model.config.eos_token_id == tokenizer.token_to_id("<|end|>")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         old, rows = before[name], model.state_dict()[name]
         assert torch.equal(rows[: vocab_size - 2], old[: vocab_size - 2])
@@ -129,7 +130,8 @@ def test_the_tags_start_as_different_words_of_the_usual_norm(tmp_path, tokenizer
 
 def test_a_larger_vocabulary_of_the_model_stays(tmp_path, tokenizer_folder, vocab_size):
     model = load_model(llama(tmp_path / "model", vocab_size + 7))
-    fit_vocabulary(model, tokenizer_folder, known=tokenizer_folder / "tokenizer.json")
+    known = tokenizer_folder / "tokenizer.json"
+    grow_vocabulary(model, added_tokens(model.config.vocab_size, tokenizer_folder, known))
 
     assert model.lm_head.weight.shape[0] == model.config.vocab_size == vocab_size + 7
 
@@ -139,4 +141,4 @@ def test_a_tokenizer_without_the_tags_is_refused(tmp_path, tokenizer_folder, voc
     (tmp_path / "tokenizer.json").write_text(text)
 
     with pytest.raises(CheckpointError, match=f"no {THINK} and {END_THINK}"):
-        fit_vocabulary(load_model(llama(tmp_path / "model", vocab_size)), tmp_path, known=tmp_path / "none")
+        added_tokens(vocab_size, tmp_path, known=tmp_path / "none")

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from components.core.base.errors import CheckpointError
 from components.core.model import checkpoint
 from components.core.model.architecture import Architecture, BlockConfig
-from components.core.model.checkpoint import grow_vocabulary, load_model, model_config, read_weights, save_model
+from components.core.model.checkpoint import load_model, model_config, read_weights, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.inspection import check_checkpoint, read_config
-from tests.components.core.dense_models import ROPES, VARIETIES, VOCAB_SIZE, dense_model, rope_model, twin, variety
+from tests.components.core.dense_models import ROPES, VARIETIES, dense_model, rope_model, twin, variety
 
 CHILD = ((4, 80), (None, 96), (1, None), (None, None), (2, 17))
 
@@ -256,37 +256,6 @@ def test_a_folder_with_files_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not empty"):
         save_model(twin(variety("llama")), tmp_path, tokenizer=None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-@pytest.mark.parametrize("name", ["llama", "llama, tied"])
-def test_new_tokens_start_near_related_ones_and_old_ones_stay(name: str, tmp_path: Path) -> None:
-    model = twin(variety(name))
-    before, old = logits(model), model.model.embed_tokens.weight.detach().clone()
-    new, other = VOCAB_SIZE, VOCAB_SIZE + 1
-    grow_vocabulary(model, VOCAB_SIZE + 2, {new: [3, 4], other: [5]})
-    rows = model.model.embed_tokens.weight.detach()
-    assert len(rows) == model.config.vocab_size == 64 * (VOCAB_SIZE // 64 + 1)
-    torch.testing.assert_close(logits(model)[..., :VOCAB_SIZE], before)
-    for row, words in ((rows[new], old[3] + old[4]), (rows[other], old[5])):
-        torch.testing.assert_close(row / row.norm(), words / words.norm())
-        assert row.norm().item() == pytest.approx(old.norm(dim=1).median().item(), rel=1e-5)
-    torch.testing.assert_close(rows[-1], old.mean(dim=0))
-    save_model(model, tmp_path / "out", tokenizer=None)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert again.config.vocab_size == len(rows)
-    torch.testing.assert_close(logits(again), logits(model))
-
-
-def test_a_vocabulary_with_rows_to_spare_keeps_its_size_and_starts_those_of_new_tokens() -> None:
-    model = twin(variety("llama"))
-    old = model.lm_head.weight.detach().clone()
-    grow_vocabulary(model, VOCAB_SIZE - 5, {VOCAB_SIZE - 6: [1]})
-    assert model.lm_head.weight.shape == old.shape
-    torch.testing.assert_close(
-        model.lm_head.weight[VOCAB_SIZE - 6] / old[1],
-        torch.ones_like(old[1]) * (old.norm(dim=1).median() / old[1].norm()),
-    )
-    assert torch.equal(model.lm_head.weight[: VOCAB_SIZE - 6], old[: VOCAB_SIZE - 6])
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,199 @@
+"""Models of which each rank has a part: built on the meta device, sharded, filled from safetensors, and written again.
+
+A single process has the whole model, and the same functions read and write it as it is.
+
+No rank ever holds a whole model. Each parameter is cut by rows (its first dimension) into a part for each rank, as
+FSDP2 does it: all parts have equally many rows, the last ones fewer or none.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from components.core.model.checkpoint import compute_rotary, load_model, model_on_meta, save_model
+from components.core.model.decoder import TesseraForCausalLM
+from components.core.model.inspection import stored_dtype
+from components.core.model.stored_weights import StoredWeights
+from components.core.model.vocabulary import NewRows, NewTokens, grow_on_meta, grow_vocabulary
+from components.core.model.weight_index import EMBEDDING, HEAD
+from components.core.runtime.context import StageContext
+from components.core.runtime.devices import device_of, mesh_of
+from components.core.training.train_config import TrainConfig, compute_dtype
+
+OWN_GROUP_PARAMETERS = 1 << 20
+"""Decoder layers with at least this many parameters are sharded and gathered one at a time."""
+
+
+def load_student(
+    folder: Path, config: TrainConfig, context: StageContext, tokens: NewTokens | None = None
+) -> TesseraForCausalLM:
+    """A model to train, in float32: whole and on the CPU in a single process, else this rank's part on its device.
+
+    Args:
+        folder: a model folder.
+        config: says in which type matrix products are computed.
+        context: has the placement.
+        tokens: tokens that the model is given rows for.
+
+    Raises:
+        CheckpointError: see `load_model`.
+    """
+    if not is_distributed():
+        model = load_model(folder)
+        if tokens is not None:
+            grow_vocabulary(model, tokens)
+        return model
+    model, _ = model_on_meta(folder)
+    if tokens is not None:
+        grow_on_meta(model, tokens.num_rows(model.config.vocab_size))
+    products = getattr(torch, compute_dtype(config.dtype, stored_dtype(folder)))
+    device = device_of(context.placement)
+    shard(model, mesh_of(device), products)
+    _fill(model, StoredWeights(folder), device, tokens)
+    return model
+
+
+def load_teacher(folder: Path, context: StageContext) -> TesseraForCausalLM:
+    """A model to learn from, in the type that it is stored in, on the device: whole, or this rank's part of it.
+
+    Raises:
+        CheckpointError: see `load_model`.
+    """
+    device = device_of(context.placement)
+    if not is_distributed():
+        model = load_model(folder, dtype=None, computes_in=torch.float32, device=device)
+        return model.requires_grad_(False)
+    model, _ = model_on_meta(folder)
+    stored = StoredWeights(folder)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(stored.dtype(name))
+    model.requires_grad_(False)
+    shard(model, mesh_of(device))
+    _fill(model, stored, device)
+    model.model.embed_tokens.computes_in = torch.float32
+    return model
+
+
+def is_distributed() -> bool:
+    """Whether there are several ranks."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def shard(model: TesseraForCausalLM, mesh: DeviceMesh, products: torch.dtype = torch.float32) -> None:
+    """Shard parameters, gradients and optimizer state over the ranks of a mesh with FSDP2.
+
+    Large decoder layers are gathered one at a time. Small ones are gathered with the rest of the model, because a
+    collective operation for each would cost more than it saves.
+
+    Args:
+        model: on the meta device, or whole.
+        mesh: of all ranks.
+        products: type of matrix products.
+    """
+    policy = layer_policy(mesh.device_type, products)
+    for layer in model.model.layers:
+        if sum(parameter.numel() for parameter in layer.parameters()) >= OWN_GROUP_PARAMETERS:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "forward_with")
+
+
+def layer_policy(device_type: str, products: torch.dtype) -> MixedPrecisionPolicy:
+    """In which types a decoder layer is gathered and its gradients are reduced; the parts of the ranks stay float32.
+
+    On GPUs layers of a bfloat16 training are gathered in bfloat16, half the traffic, and their gradients are added up
+    in float32. The residual stream stays float32, as in a single process, where autocast rounds inputs of products
+    alone. On CPUs all is float32 and autocast rounds, so that the numbers are those of a single process. Embedding,
+    final norm and head are float32 everywhere, because the loss sums their gradients over chunks of positions.
+    """
+    if device_type == "cpu" or products == torch.float32:
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=products, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def rows_of_rank(num_rows: int, rank: int, num_ranks: int) -> tuple[int, int]:
+    """The first of the rows that a rank has of a parameter, and the one after the last."""
+    size = -(-num_rows // num_ranks)
+    return min(rank * size, num_rows), min((rank + 1) * size, num_rows)
+
+
+def _fill(
+    model: TesseraForCausalLM, stored: StoredWeights, device: torch.device, tokens: NewTokens | None = None
+) -> None:
+    """Read this rank's part of each weight; then the model is on the device, in evaluation mode."""
+    model.to_empty(device=device)
+    compute_rotary(model, device)
+    for name, parameter in model.named_parameters():
+        sharded = cast("DTensor", parameter.detach())
+        mesh = sharded.device_mesh
+        first, stop = rows_of_rank(sharded.shape[0], mesh.get_local_rank(), mesh.size())
+        rows = sharded.to_local()
+        assert len(rows) == stop - first, name
+        stored.read_rows(name, first, rows)
+        if tokens is not None and name in (EMBEDDING, HEAD):
+            old = stored.pieces(name, 0, stored.num_rows(name))
+            NewRows.computed(((start, piece.float()) for start, piece in old), tokens).write(rows, first)
+    model.train(False)
+
+
+def save_trained(
+    model: TesseraForCausalLM, folder: Path, *, tokenizer: Path, dtype: torch.dtype, by_block: bool = False
+) -> None:
+    """Write a model folder, as `save_model` does. All ranks call it; rank 0 writes, one weight at a time.
+
+    Args:
+        model: whole, or sharded.
+        folder: created; where it exists, it has to be empty.
+        tokenizer: a folder whose tokenizer files are copied into this one.
+        dtype: dtype of the written weights.
+        by_block: write one file for each sub-block.
+    """
+    if not is_distributed():
+        save_model(model, folder, tokenizer=tokenizer, dtype=dtype, by_block=by_block)
+        return
+    weights = {name: cast("DTensor", weight.detach()) for name, weight in model.named_parameters()}
+    if dist.get_rank() > 0:
+        while (name := _told(None)) is not None:
+            _send_rows(weights[name], dtype)
+        return
+    fetch = partial(_fetch, weights, dtype)
+    try:
+        save_model(model, folder, tokenizer=tokenizer, dtype=dtype, by_block=by_block, fetch=fetch)
+    finally:
+        _told(None)  # the others wait for the next name
+
+
+def _told(name: str | None) -> str | None:
+    """The name that rank 0 tells the others."""
+    told = [name]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def _fetch(weights: dict[str, DTensor], dtype: torch.dtype, name: str) -> Tensor:
+    """On rank 0: a whole weight on the CPU, the other ranks' rows received from them."""
+    _told(name)
+    weight = weights[name]
+    own, num_ranks = weight.to_local(), weight.device_mesh.size()
+    whole = torch.empty(weight.shape, dtype=dtype, device=own.device)
+    for rank in range(num_ranks):
+        first, stop = rows_of_rank(weight.shape[0], rank, num_ranks)
+        if rank == 0:
+            whole[first:stop].copy_(own)
+        elif first < stop:
+            dist.recv(whole[first:stop], src=rank)
+    return whole.cpu()
+
+
+def _send_rows(weight: DTensor, dtype: torch.dtype) -> None:
+    """On another rank: send the rows of this one to rank 0."""
+    rows = weight.to_local().to(dtype)
+    if len(rows):
+        dist.send(rows.contiguous(), dst=0)
