@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.options import DEFAULT_STORE, AsJson, RunName, StoreUri, console, print_json
-from pipelines.promotion.measures import DEFAULT_KEY, MEASURES
+from pipelines.promotion.measures import MEASURES, served_key
 
 
 def promote(
@@ -20,7 +20,13 @@ def promote(
             help="YAML file that names the served bundle, in a working copy; changed if it passes.",
         ),
     ] = None,
-    key: Annotated[str, typer.Option(metavar="KEY", help="Dotted key of the digest in FILE.")] = DEFAULT_KEY,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help=f"Dotted key of the digest in FILE; by default {served_key('NAME')}, NAME being that of the recipe.",
+        ),
+    ] = None,
     when: Annotated[
         list[str],
         typer.Option(metavar="MEASURE", help=f"Measure that decides: {', '.join(MEASURES)}. Repeatable."),
@@ -49,7 +55,7 @@ def promote(
     from pipelines.promotion.evidence import gather_evidence
     from pipelines.promotion.rules import PromotionRules
     from pipelines.promotion.served_file import read_value, replace_value
-    from pipelines.records.runs import find_run
+    from pipelines.records.runs import find_run, run_record
 
     if (to is None) != served:
         raise InputError("name what to do", hint="--to FILE puts the digest into a file, --served moves the alias")
@@ -58,6 +64,7 @@ def promote(
     if to is None:
         _make_champion(store, name)
         return
+    key = key or served_key(str(run_record(opened, name)["recipe_name"]))
     values = {"when": tuple(when), "confidence": confidence, "tolerance": tolerance}
     rules = PromotionRules.parse(values, where="options")
     try:
@@ -76,8 +83,18 @@ def promote(
     if champion == gate.bundle:
         console(stderr=True).print(f"{to} names this bundle already", highlight=False, soft_wrap=True)
         return
-    to.write_text(replace_value(text, key, gate.bundle, str(to)), encoding="utf-8")
+    _replace_text(to, replace_value(text, key, gate.bundle, str(to)))
     console(stderr=True).print(f"{to}: {key} is {gate.bundle} now; commit and push it", highlight=False, soft_wrap=True)
+
+
+def _replace_text(file: Path, text: str) -> None:
+    """Replace the text of a file, whole or not at all; a link stays one, and the file's mode is as before."""
+    from components.core.store.folder_store import FolderStore
+
+    target = file.resolve()
+    mode = target.stat().st_mode
+    FolderStore(target.parent).put(target.name, text.encode())
+    target.chmod(mode)
 
 
 def _make_champion(store_uri: str, run: str) -> None:

@@ -1,4 +1,4 @@
-"""What a promotion may be decided by, for the command line too: it imports nothing."""
+"""What a promotion may be decided by, and the key of what is served, for the command line too: it imports nothing."""
 
 from typing import Literal, get_args
 
@@ -8,5 +8,8 @@ tokens per second."""
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 RELATIVE: tuple[Measure, ...] = ("perplexity", "speed")
 """Measures whose difference is a fraction of the champion's value."""
-DEFAULT_KEY = "serving.model.digest"
-"""Dotted key of the digest in a file of values."""
+
+
+def served_key(model: str) -> str:
+    """Dotted key of the digest of a served model in values of the chart `helm/tessera`."""
+    return f"serving.models.{model}.digest"

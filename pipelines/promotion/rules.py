@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from components.core.base.kubernetes_objects import Section
-from pipelines.promotion.measures import DEFAULT_KEY, Measure
+from pipelines.promotion.measures import Measure, served_key
 
 Mode = Literal["pullRequest", "commit", "none"]
 
@@ -25,19 +25,29 @@ class PromotionRules(Section):
     """Largest loss that is accepted: a difference of fractions for accuracy and format, relative for the others."""
 
 
-class GitTarget(Section):
-    """The file that names the served model."""
+class GitFile(Section):
+    """A file at the head of a branch."""
 
     repository: str = Field(min_length=1)
     """Name of a repository in the settings of the operator."""
     path: str = Field(pattern=r"^[^/\s.][^\s]*\.(yaml|yml|json)$")
     """The file in the repository."""
-    key: str = Field(default=DEFAULT_KEY, pattern=r"^[^.\s]+(\.[^.\s]+)*$")
-    """Dotted key of the digest of the served bundle in the file; it must be there, empty before the first promotion."""
     branch: str = Field(default="main", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
     """Branch that the cluster follows."""
+
+
+class GitTarget(GitFile):
+    """The file that names the served model."""
+
+    key: str = Field(default="", pattern=r"^([^.\s]+(\.[^.\s]+)*)?$")
+    """Dotted key of the digest of the served bundle in the file; it must be there, empty before the first promotion.
+    Where left out, `serving.models.NAME.digest` of the chart's values, NAME being that of the `Retraining`."""
     mode: Mode = "pullRequest"
     """Open a request, commit to the branch, or leave it to a person."""
+
+    def naming(self, model: str) -> "GitTarget":
+        """The same with its key: that of a model in the chart's values, where it has none."""
+        return self.model_copy(update={"key": self.key or served_key(model)})
 
 
 class Promotion(PromotionRules):

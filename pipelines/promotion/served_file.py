@@ -1,6 +1,7 @@
 """The file that names the served model: one value in it is read and replaced; comments and all else stay."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -72,7 +73,18 @@ def _find(text: str, key: str, where: str) -> tuple[int, yaml.ScalarNode]:
     if len(found) == 1 and isinstance(node := found[0][1], yaml.ScalarNode):
         return found[0][0], node
     problem = "has no key" if not found else "has more than once the key" if len(found) > 1 else "has values below"
-    raise InputError(f"{where} {problem} {key}", hint=f"add it once, without a value: {key.rpartition('.')[2]}:")
+    hint = f'write it once, with an empty text: {key.rpartition(".")[2]}: ""'
+    raise InputError(f"{where} {problem} {key}", hint=hint if found else f"{hint}{_others(roots, key.split('.'))}")
+
+
+def _others(roots: Sequence[yaml.Node], parts: Sequence[str]) -> str:
+    """The keys that are there in place of one that is not; empty where there are none."""
+    for end in range(len(parts) - 1, 0, -1):
+        nodes = [node for root in roots for node in _descend(root, list(parts[:end]))]
+        names = [name.value for node in nodes if isinstance(node, yaml.MappingNode) for name, _ in node.value]
+        if names:
+            return f"; below {'.'.join(parts[:end])} there is {', '.join(names)}"
+    return ""
 
 
 def _descend(node: yaml.Node | None, parts: list[str]) -> list[yaml.Node]:

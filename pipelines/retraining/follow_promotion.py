@@ -57,7 +57,7 @@ class PromotionFollower:
         self._status, self._rules, self._store, self._objects = status, rules, store, objects
         self._namespace, self._name = place
         self._settings, self._write, self._now = settings, write, now
-        self._git, self._rules_digest = rules.git, digest_of(rules.model_dump(mode="json"))
+        self._git, self._rules_digest = rules.git.naming(place[1]), digest_of(rules.model_dump(mode="json"))
 
     @property
     def _platform(self) -> PlatformRepository:

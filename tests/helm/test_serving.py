@@ -270,6 +270,15 @@ def measured(asked: dict[str, str], good: str, failed: str, seconds: str, values
     return {"interval": "1m", "input_series": series, "promql_expr_test": checks}
 
 
+def test_a_model_waits_for_its_first_promotion_without_a_server() -> None:
+    waiting = {"digest": ""}
+    kinds = {one["kind"] for one in served(models={"small": waiting})}
+    assert kinds.isdisjoint({"Rollout", "AnalysisTemplate", "HTTPRoute", "Service", "PodDisruptionBudget"})
+    names = [one["metadata"]["name"] for one in served(models={"small": waiting, "nano": NANO})]
+    assert NAME in names
+    assert not [name for name in names if "small" in name]
+
+
 def test_without_rollouts_a_model_is_a_deployment_and_there_is_no_canary() -> None:
     objects = render(CASES["everything"])
     kinds = {one["kind"] for one in objects}

@@ -22,7 +22,17 @@ from tests.json_server import Request, running_json_server
 
 TOKEN = "a-token"
 PATH = "serving/nano.yaml"
-FILE = "# what is served\nserving:\n  model:\n    digest: {digest}  # a bundle\n"
+FILE = f"""# what is served
+serving:
+  gateway:
+    name: public
+  models:
+    nano:
+      canary:
+        problems: {"c" * 64}
+      digest: "{{digest}}"  # a bundle
+"""
+"""Values of the chart, without a digest yet."""
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -21,7 +21,7 @@ from pipelines.promotion.rules import GitTarget
 from tests.pipelines.promotion.git_server import FILE, PATH, git
 
 PATIENCE_S = 120
-TARGET = GitTarget(repository="platform", path=PATH)
+TARGET = GitTarget(repository="platform", path=PATH).naming("nano")
 OLD, NEW = "a" * 64, "b" * 64
 USER = "team"
 

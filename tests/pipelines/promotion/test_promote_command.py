@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.core.lineage.champion import champion
 from components.core.store.store import Store, open_store
+from infra.chart import render
 from pipelines.cli import run_command
 from pipelines.lineage.ancestry import find_artifact
+from pipelines.retraining.cluster import BUNDLE_ANNOTATION
 from tests.pipelines.promotion.evaluated_run import answers, record_run
 from tests.pipelines.promotion.git_server import FILE
 
@@ -29,7 +32,7 @@ def test_the_file_changes_and_the_page_is_printed(store: Store, file: Path, caps
     first = record_run(store, "nano-1", answers(0.8))
     arguments = ["--to", str(file), "--store", store.uri]
     assert run_command(["promote", "nano-1", *arguments]) == 0
-    assert file.read_text() == FILE.format(digest="").replace("digest:", f"digest: {first}")
+    assert file.read_text() == FILE.format(digest=first)
     shown = capsys.readouterr()
     assert f"## Bundle `{first}`" in shown.out
     assert "commit and push it" in shown.err
@@ -40,7 +43,50 @@ def test_the_file_changes_and_the_page_is_printed(store: Store, file: Path, caps
     assert run_command(["promote", "latest", *arguments, "--when", "accuracy_on", "--when", "format", "--json"]) == 0
     gate = json.loads(capsys.readouterr().out)
     assert (gate["bundle"], gate["champion"], gate["passed"]) == (second, first, True)
-    assert file.read_text() == FILE.format(digest="").replace("digest:", f"digest: {second}")
+    assert file.read_text() == FILE.format(digest=second)
+
+
+def served_digests(file: Path) -> list[str]:
+    """Digests of the models that the chart serves with a file as its values."""
+    rollouts = (one for one in render(yaml.safe_load(file.read_text())) if one["kind"] == "Rollout")
+    return [one["metadata"]["annotations"][BUNDLE_ANNOTATION] for one in rollouts]
+
+
+def test_the_chart_serves_what_the_file_names_and_nothing_before(store: Store, file: Path) -> None:
+    assert served_digests(file) == []
+    for run, accuracy in (("nano-1", 0.8), ("nano-2", 0.9)):
+        bundle = record_run(store, run, answers(accuracy))
+        assert run_command(["promote", run, "--to", str(file), "--store", store.uri]) == 0
+        assert served_digests(file) == [bundle]
+
+
+def test_a_reader_of_the_file_sees_all_of_the_old_text_or_all_of_the_new(store: Store, file: Path) -> None:
+    bundle = record_run(store, "nano-1", answers(0.8))
+    (link := file.with_name("link.yaml")).symlink_to(file)
+    file.chmod(0o640)
+    with file.open() as reader:
+        assert run_command(["promote", "nano-1", "--to", str(link), "--store", store.uri]) == 0
+        assert reader.read() == FILE.format(digest="")
+    assert file.read_text() == FILE.format(digest=bundle)
+    assert (link.is_symlink(), file.stat().st_mode & 0o777) == (True, 0o640)
+    assert sorted(path.name for path in file.parent.glob("*.yaml*")) == ["link.yaml", "nano.yaml"]
+
+
+def test_a_key_that_the_file_does_not_have_is_answered_with_those_that_it_has(
+    store: Store, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_run(store, "nano-1", answers(0.8))
+    file.write_text(FILE.format(digest="").replace("nano:", "small:"))
+    assert run_command(["promote", "nano-1", "--to", str(file), "--store", store.uri]) == 2
+    shown = capsys.readouterr().err
+    assert "has no key serving.models.nano.digest" in shown
+    assert "below serving.models there is small" in shown
+    assert (
+        run_command(
+            ["promote", "nano-1", "--to", str(file), "--key", "serving.models.small.digest", "--store", store.uri]
+        )
+        == 0
+    )
 
 
 def test_a_worse_model_leaves_the_file_as_it_is(store: Store, file: Path, capsys: pytest.CaptureFixture[str]) -> None:

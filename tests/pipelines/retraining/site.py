@@ -36,4 +36,4 @@ class Site:
     @property
     def served(self) -> str:
         (line,) = (line for line in self.platform.read().splitlines() if "digest" in line)
-        return line.split("#")[0].partition(":")[2].strip()
+        return line.split("#")[0].partition(":")[2].strip(' "')

@@ -1,10 +1,13 @@
 """From a run that has succeeded to what is served: on real git, with a stand-in for the host and for the Rollout."""
 
 import pytest
+import yaml
 
 from components.core.lineage.champion import champion
+from infra.chart import render
 from pipelines.promotion.repository import Repository
 from pipelines.records.runs import run_names
+from tests.helm.cases import find
 from tests.pipelines.promotion.evaluated_run import answers, record_run
 from tests.pipelines.promotion.git_server import FILE
 from tests.pipelines.retraining.site import Site
@@ -123,6 +126,19 @@ def test_the_alias_waits_for_the_canary(site: Site) -> None:
     set_rollout(site.world, bundle, "Healthy")
     status = site.world.step()
     assert condition(status, "Promoted")[:2] == ("True", "Serving")
+    assert champion(site.world.store, "nano") == bundle
+
+
+def test_the_operator_follows_the_rollout_that_the_chart_makes_of_its_commit(site: Site) -> None:
+    name = "tessera-serving-nano"
+    site.create(rollout=name)
+    bundle = site.run(0.9)
+    site.world.step()
+    assert condition(site.world.step(), "Promoted")[1] == "NoRollout"
+    rollout = find(render(yaml.safe_load(site.platform.read())), "Rollout", name)
+    rollout["metadata"]["generation"] = 1
+    site.world.objects.rollouts[name] = rollout | {"status": {"phase": "Healthy", "observedGeneration": "1"}}
+    assert condition(site.world.step(), "Promoted")[:2] == ("True", "Serving")
     assert champion(site.world.store, "nano") == bundle
 
 

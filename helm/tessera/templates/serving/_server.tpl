@@ -13,6 +13,17 @@
 {{- toJson $model -}}
 {{- end -}}
 
+{{/* Models that are served, as JSON: those with a digest. Before its first promotion a model has an empty one, and no server. */}}
+{{- define "tessera.servedModels" -}}
+{{- $served := dict }}
+{{- range $name, $own := .Values.serving.models }}
+{{- if $own.digest }}
+{{- $_ := set $served $name $own }}
+{{- end }}
+{{- end }}
+{{- toJson $served -}}
+{{- end -}}
+
 {{/* Labels by which servers of a model are selected. Call with (list $ name). */}}
 {{- define "tessera.modelSelector" -}}
 {{ include "tessera.selectorLabels" (list (index . 0) "serving") }}
