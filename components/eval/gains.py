@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.core.base.normal_distribution import quantile
 from components.eval.answer_rows import SPLITS, AnswerRow
 from components.eval.scores import PROMPT_MODES
 
@@ -172,8 +173,3 @@ def _fractions(
 def _standard_error(residuals: Sequence[float]) -> float:
     """Of a mean, from the residuals."""
     return math.sqrt(sum(residual**2 for residual in residuals)) / len(residuals)
-
-
-def quantile(confidence: float) -> float:
-    """Two-sided quantile of the normal distribution."""
-    return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

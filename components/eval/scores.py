@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from components.core.base.normal_distribution import Z_95
 from components.eval.answer_rows import SPLITS, AnswerRow
 
 PROMPT_MODES = {"on": ("on", "chat", "plain"), "off": ("off",)}
@@ -50,10 +51,6 @@ def _format(rows: Sequence[AnswerRow]) -> float | None:
 
 def _count(rows: Sequence[AnswerRow]) -> int | None:
     return sum(len(row.samples) for row in rows) or None
-
-
-Z_95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 
 
 def pass_at_1(correct: Sequence[Sequence[bool]]) -> float:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pydantic import Field
 
 from components.core.base.kubernetes_objects import StatusPart
+from components.core.base.normal_distribution import Z_95, quantile
 from components.deploy.gate import ROUNDING, failed_checks
 from components.eval.answer_rows import AnswerRow
-from components.eval.gains import correctness, paired_gain, quantile
+from components.eval.gains import correctness, paired_gain
 from components.eval.scores import PROMPT_MODES
 from pipelines.promotion.evaluation import SAME_ANSWERS, Evaluation
 from pipelines.promotion.measures import MEASURES, RELATIVE, Measure
@@ -212,7 +213,7 @@ def _log_half_width(key: str, models: Sequence[Evaluation], confidence: float) -
     if None in intervals:
         return None
     halves = [math.log(high / low) / 2 for low, high in filter(None, intervals)]
-    return math.hypot(*halves) * quantile(confidence) / quantile(0.95)
+    return math.hypot(*halves) * quantile(confidence) / Z_95
 
 
 def _format(row: AnswerRow) -> Sequence[bool]:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from components.core.base.normal_distribution import Z_95
 from pipelines.report.search_tables import Row, Table
 
-Z_95 = 1.96
 MODE_NAMES = {"on": "thinking on", "off": "thinking off", "chat": "in a chat", "plain": "plain text"}
 
 RowKey = tuple[str, str, str]

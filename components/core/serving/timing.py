@@ -18,6 +18,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from components.core.base.errors import StageFailed
+from components.core.base.normal_distribution import Z_95
 from components.core.base.processes import end_with_owner
 from components.core.model.architecture import WEIGHT_BYTES
 from components.core.model.inspection import read_architecture, stored_dtype
@@ -33,7 +34,6 @@ OPEN_SHARE = 0.5
 
 MAX_REPEATS = 4
 """How often as many rounds as asked for are measured where the times differ too much."""
-Z_95 = 1.96
 
 Pair = tuple[BatchTime, BatchTime]
 """Time of the first model, and that of another model measured right after it."""

@@ -113,6 +113,6 @@ def test_rounds_are_repeated_until_the_step_times_are_known() -> None:
 
 
 def test_the_error_of_a_speed_is_that_of_a_mean() -> None:
-    assert relative_error([9.0, 11.0, 9.0, 11.0]) == pytest.approx(1.96 * math.sqrt(4 / 3) / 2 / 10)
+    assert relative_error([9.0, 11.0, 9.0, 11.0]) == pytest.approx(1.959963984540054 * math.sqrt(4 / 3) / 2 / 10)
     assert relative_error([3.0]) == math.inf
     assert relative_error([3.0, 3.0]) == 0
