@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from components.core.base.config import Config
 from components.core.base.suggestions import nearest
+from components.core.model.accelerators import DEVICES, Device
 from components.core.serving.load_profile import LoadProfile
-from components.search.devices import DEVICES, Device
 
 TextMeasure = Literal["kl", "lm_loss", "cosine", "top1"]
 """How far predictions have moved, mean over positions: KL(parent || child) and growth of the next-token loss in nats,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from components.core.base.errors import DataError, InfeasibleBudget, InputError, RecipeError
+from components.core.model.accelerators import device_of
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.model.inspection import checkpoint_notes, read_architecture
 from components.core.runtime.hardware import vllm_uses_gpu
@@ -21,7 +22,6 @@ from components.search.config import CostsConfig, Measurement, SearchConfig
 from components.search.costs.resources import model_costs
 from components.search.costs.roofline import require_support
 from components.search.declarations import COSTS, SEARCH
-from components.search.devices import device_of
 from components.search.space.layer_space import LayerSpace, block_of, layer_spaces, left_out, servable_spaces, shape_of
 from components.sft.config import STAGE as SFT
 from pipelines.recipe.graph import Graph, Made, Task

@@ -8,8 +8,8 @@ section 2.1. The layers are those of the released `config.json` files; Nemotron-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from components.core.model.accelerators import Dtype
 from components.core.model.architecture import Architecture, BlockConfig
-from components.core.serving.load_profile import Dtype
 
 Run = tuple[int, int | None, int | None]
 """Equal layers: how many, KV heads, FFN channels."""

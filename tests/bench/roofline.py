@@ -4,9 +4,9 @@ import statistics
 import sys
 from pathlib import Path
 
+from components.core.model.accelerators import DEVICES
 from components.search.config import Measurement
 from components.search.costs.roofline import largest_batch, predicted_model
-from components.search.devices import DEVICES
 from tests.bench.published import MOST, SPEEDUPS, Figure, figures, super_speedups
 from tests.bench.rows import Row, write_rows
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from components.core.model.accelerators import Dtype
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
-from components.core.serving.load_profile import Dtype
 from components.core.serving.serving_config import ServingConfig
 from components.core.serving.settings import (
     BATCHED_TOKENS,

@@ -1,13 +1,12 @@
 """The load that generation speed is measured under. Imports no torch."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field
 
 from components.core.base.config import Config
+from components.core.model.accelerators import Dtype
 from components.core.model.inspection import StoredDtype
-
-Dtype = Literal["float32", "bfloat16", "float16", "float8"]
 
 
 class Workload(Config):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from components.core.base.config import Config
 from components.core.base.ports import HOST
-from components.core.serving.load_profile import Dtype
+from components.core.model.accelerators import Dtype
 
 
 class ServingConfig(Config):

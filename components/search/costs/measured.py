@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from components.core.base.errors import RecipeError
+from components.core.model.accelerators import Device, device_of
 from components.core.model.architecture import LINEAR, Architecture
 from components.core.model.checkpoint import save_model
 from components.core.model.decoder import TesseraForCausalLM
@@ -39,7 +40,6 @@ from components.search.costs.resources import (
 )
 from components.search.costs.roofline import predicted, predicted_fixed
 from components.search.costs.time_split import TimeSplit, contradictions
-from components.search.devices import Device, device_of
 from components.search.space.layer_space import PARTS, LayerSpace, Shape, Variant
 from components.search.space.subblocks import heterogeneous_model, initialise, subblock_weights
 

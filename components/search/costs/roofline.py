@@ -15,11 +15,10 @@ half the prompt on average; a decode step multiplies one token a request, and re
 from dataclasses import dataclass
 
 from components.core.base.errors import RecipeError
+from components.core.model.accelerators import Device, Dtype
 from components.core.model.architecture import KV_BYTES_PER_VALUE, WEIGHT_BYTES, Architecture
-from components.core.serving.load_profile import Dtype
 from components.search.config import Measurement
 from components.search.costs.resources import Costs, kv_heads_of, model_costs
-from components.search.devices import Device
 from components.search.space.layer_space import kv_copies
 
 STREAMED = 0.90

@@ -5,11 +5,11 @@ from typing import Self
 
 from components.core.base.config import Config
 from components.core.base.errors import InputError
+from components.core.model.accelerators import device_named, device_of
 from components.core.model.architecture import Architecture
 from components.search.config import Measurement
 from components.search.costs.resources import Costs, counted, counted_fixed, kv_heads_of
 from components.search.costs.roofline import predicted, predicted_fixed
-from components.search.devices import device_named, device_of
 from components.search.solver.problem import Problem
 from components.search.space.layer_space import PARTS, LayerSpace, Part, Size, Variant
 

@@ -5,6 +5,7 @@ import statistics
 import pytest
 
 from components.core.base.errors import RecipeError
+from components.core.model.accelerators import DEVICES, Device, device_named
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
@@ -12,7 +13,6 @@ from components.search.config import Measurement, SearchConfig, Space
 from components.search.costs.measured import architecture_of, measure_costs
 from components.search.costs.resources import Costs, model_costs
 from components.search.costs.roofline import CACHED, COMPUTED, STREAMED, largest_batch, predicted, predicted_model
-from components.search.devices import DEVICES, Device, device_named
 from components.search.space.layer_space import layer_spaces, servable_spaces
 from tests.bench.published import SUPER_49B, ULTRA_253B
 from tests.bench.roofline import rows

@@ -3,11 +3,11 @@
 import pytest
 
 from components.core.base.errors import InputError
+from components.core.model.accelerators import DEVICES
 from components.core.model.architecture import Architecture
 from components.search.config import Measurement
 from components.search.costs.resources import Machine
 from components.search.costs.roofline import predicted_model
-from components.search.devices import DEVICES
 from components.search.search_table import SearchTable
 from components.search.solver import option_table
 from components.search.solver.option_table import OptionTable

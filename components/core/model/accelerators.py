@@ -1,13 +1,16 @@
-"""Devices that costs can be predicted for, with the figures of their data sheets. Light: no torch."""
+"""Devices that models are computed on, with the figures of their data sheets. Light: no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
 from components.core.base.config import Config
 from components.core.base.yaml_text import read_yaml
-from components.core.serving.load_profile import Dtype
+
+Dtype = Literal["float32", "bfloat16", "float16", "float8"]
+"""Type of matrix products."""
 
 
 class Device(Config):
@@ -36,10 +39,12 @@ class Device(Config):
 DEVICES = {
     device.name: device
     for device in TypeAdapter(tuple[Device, ...]).validate_python(
-        read_yaml(Path(__file__).with_name("devices.yaml").read_text(encoding="utf-8"), "devices.yaml")
+        read_yaml(Path(__file__).with_name("accelerators.yaml").read_text(encoding="utf-8"), "accelerators.yaml")
     )
 }
-"""The devices of devices.yaml, by name."""
+"""The devices of accelerators.yaml, by name."""
+OTHER_FORMS = ("PCIE", "NVL", "MIG")
+"""Words in the name of a GPU that is slower than its data sheet's SXM module: on another board, or a slice."""
 
 
 def device_of(device: str | Device) -> Device:
@@ -50,3 +55,16 @@ def device_of(device: str | Device) -> Device:
 def device_named(name: str) -> Device | None:
     """The device in the name that a machine reports, such as `NVIDIA H100 80GB HBM3`."""
     return next((device for known, device in DEVICES.items() if known in name), None)
+
+
+def peak_flops(name: str, dtype: Dtype) -> float | None:
+    """Peak operations a second of a GPU; None where it is not known.
+
+    Args:
+        name: as its driver has it.
+        dtype: type of the matrix products.
+    """
+    words = name.upper().replace("-", " ").split()
+    if any(word in words for word in OTHER_FORMS):
+        return None
+    return next((device.flops.get(dtype) for known, device in DEVICES.items() if known in words), None)
