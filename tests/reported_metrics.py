@@ -8,6 +8,7 @@ from components.core.base.metric_names import (
     ANSWER_TOKENS,
     CLIPPED,
     COSINE,
+    DATA_STALL,
     ENTROPY,
     ERROR,
     FORMAT,
@@ -19,6 +20,7 @@ from components.core.base.metric_names import (
     LOG_RATIO,
     LOSS,
     MAX_LOG_RATIO,
+    MFU,
     PERPLEXITY,
     PREFIX,
     REWARD,
@@ -27,7 +29,8 @@ from components.core.base.metric_names import (
     Metric,
 )
 
-TRAINING = {LOSS, GRAD_NORM, LEARNING_RATE, TOKENS_PER_S}
+TRAINING = {LOSS, GRAD_NORM, LEARNING_RATE, TOKENS_PER_S, DATA_STALL, MFU}
+"""MFU where the peak of the GPU is known."""
 REPORTED_BY: dict[tuple[str, str], set[Metric]] = {
     ("pretrain", ""): TRAINING,
     ("distill", ""): TRAINING | {KL, COSINE},

@@ -189,4 +189,5 @@ def pretend_gpu() -> Iterator[Operations]:
     labels = Labels()
     with pytest.MonkeyPatch.context() as patch, Operations(labels) as operations, Devices(labels):
         patch.setattr(devices, "_has_gpu", lambda: True)
+        patch.setattr(devices, "_gpu_name", lambda device: "NVIDIA H100 80GB HBM3")
         yield operations

@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import LlamaConfig
 
@@ -10,6 +11,7 @@ from components.core.base.metric_names import REPORTED
 from components.core.model.checkpoint import model_config, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
+from components.core.training import loop
 from components.distill.config import DistillConfig
 from components.distill.stage import run as distill
 from components.eval.config import HeldOutText
@@ -63,9 +65,16 @@ def test_names_in_calls_are_those_of_the_table() -> None:
 
 
 def test_distillation_reports_what_training_does_and_the_terms_of_its_loss(
-    tmp_path: Path, tokenizer_folder: Path, sums: Path, out: Path, recorded_context: StageContext, recorder: Recorder
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    sums: Path,
+    out: Path,
+    recorded_context: StageContext,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     teacher, student = (model_folder(tmp_path / str(seed), tokenizer_folder, seed) for seed in (0, 1))
+    monkeypatch.setattr(loop, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
     config = DistillConfig(num_steps=1, global_batch_size=1, micro_batch_size=1, seq_len=32)
     distill(config, context=recorded_context, out=out, teacher=teacher, student=student, corpus=sums)
     (event,) = (event for event in recorder.events if event["type"] == "progress")

@@ -1,4 +1,4 @@
-"""The metrics that Prometheus has of stages, and those of vLLM and Kueue that dashboards and alerts read.
+"""The metrics that Prometheus has of stages and the operator, and those of others that dashboards and alerts read.
 
 Each is declared once, here. Stages report the metrics of `REPORTED` with their progress, under the name without
 `PREFIX`; MLflow has them under that name too. Names end with the unit.
@@ -10,6 +10,8 @@ from typing import Literal
 PREFIX = "tessera_"
 STAGE, PHASE, GPU = ("run", "stage"), ("run", "stage", "phase"), ("run", "stage", "gpu")
 """Labels: `stage` is the role of the stage in the run, `phase` what it does now; Prometheus adds the namespace."""
+RETRAINING = ("retraining",)
+RETRAINING_RUN = (*RETRAINING, "run")
 MODEL, QUEUE = ("model_name", "engine"), ("cluster_queue", "replica_role")
 
 
@@ -42,6 +44,10 @@ COSINE = Metric("tessera_cosine", "Cosine distance of the hidden states of stude
 GRAD_NORM = Metric("tessera_grad_norm", "Norm of the gradient before clipping", PHASE)
 LEARNING_RATE = Metric("tessera_learning_rate", "Learning rate of the step", PHASE)
 TOKENS_PER_S = Metric("tessera_tokens_per_s", "Tokens trained on a second, mean since the start of this attempt", PHASE)
+MFU = Metric(
+    "tessera_mfu", "Model FLOPs utilization of the step: those that the model needs, of the peak of its GPUs", PHASE
+)
+DATA_STALL = Metric("tessera_data_stall", "Fraction of the step's time in which it waited for its rows", PHASE)
 ERROR = Metric("tessera_error", "Blockwise local distillation: mean normalised error of the blocks", PHASE)
 PERPLEXITY = Metric("tessera_perplexity", "Perplexity on held-out text of the model that the phase names", PHASE)
 REWARD = Metric("tessera_reward", "Mean reward of the answers of a step", PHASE)
@@ -61,7 +67,7 @@ MAX_LOG_RATIO = Metric(
 )
 
 REPORTED = (
-    *(LOSS, KL, COSINE, GRAD_NORM, LEARNING_RATE, TOKENS_PER_S, ERROR, PERPLEXITY),
+    *(LOSS, KL, COSINE, GRAD_NORM, LEARNING_RATE, TOKENS_PER_S, MFU, DATA_STALL, ERROR, PERPLEXITY),
     *(REWARD, ACCURACY, FORMAT, ANSWER_TOKENS, TRUNCATED, GROUPS_WITH_SPREAD, GROUPS_SAMPLED, ENTROPY),
     *(CLIPPED, LOG_RATIO, MAX_LOG_RATIO),
 )
@@ -81,6 +87,45 @@ RUNTIME = (
     *(STORE_TIME, GPU_UTILIZATION, GPU_MEMORY),
 )
 """What the runtime adds."""
+
+RETRAINING_PHASE = Metric(
+    "tessera_retraining_phase", "1 for the `phase` of a Retraining, 0 for others", (*RETRAINING, "phase")
+)
+RETRAINING_STEP_TIME = Metric(
+    "tessera_retraining_step_time_seconds", "When the operator last took a step of a Retraining, Unix time", RETRAINING
+)
+RETRAINING_SUCCESS_TIME = Metric(
+    "tessera_retraining_success_time_seconds", "When a run of a Retraining last succeeded, Unix time", RETRAINING
+)
+RETRAINING_WANTED_TIME = Metric(
+    "tessera_retraining_wanted_time_seconds",
+    "Since when a Retraining has wanted a run and none has succeeded, Unix time",
+    RETRAINING,
+)
+RETRAINING_DATASET_TIME = Metric(
+    "tessera_retraining_dataset_time_seconds", "Since when the data set's folder is as it is, Unix time", RETRAINING
+)
+RETRAINING_RUN_TIME = Metric(
+    "tessera_retraining_run_time_seconds",
+    "When the run of a Retraining that is active began, Unix time",
+    RETRAINING_RUN,
+)
+RETRAINING_WALL_BUDGET = Metric(
+    "tessera_retraining_wall_budget_seconds", "Duration after which that run is ended", RETRAINING_RUN
+)
+RETRAINING_GPU_BUDGET = Metric(
+    "tessera_retraining_gpu_budget_hours", "GPU hours of the budget of that run", RETRAINING_RUN
+)
+OPERATOR_ERRORS = Metric(
+    "tessera_operator_errors_total", "Steps of the operator that ended with an error of the cluster", (), "counter"
+)
+STORE_BYTES = Metric("tessera_store_bytes", "Size of all objects of a store, measured once an hour", ("store",))
+
+OPERATOR = (
+    *(RETRAINING_PHASE, RETRAINING_STEP_TIME, RETRAINING_SUCCESS_TIME, RETRAINING_WANTED_TIME, RETRAINING_DATASET_TIME),
+    *(RETRAINING_RUN_TIME, RETRAINING_WALL_BUDGET, RETRAINING_GPU_BUDGET, OPERATOR_ERRORS, STORE_BYTES),
+)
+"""What the operator of retrainings exports."""
 
 VLLM_RUNNING = Metric("vllm:num_requests_running", "Requests that are computed", MODEL)
 VLLM_WAITING = Metric("vllm:num_requests_waiting", "Requests that wait", MODEL)

@@ -35,6 +35,11 @@ def device_of(placement: Placement) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def device_name(device: torch.device) -> str:
+    """Name of a device as its driver has it; empty for the CPU."""
+    return _gpu_name(device) if device.type == "cuda" else ""
+
+
 def join_process_group(placement: Placement, store: Store, rank: int, world_size: int) -> None:
     """Select the device of this rank, then join the process group.
 
@@ -72,3 +77,7 @@ def free_memory(device: torch.device) -> None:
 
 def _has_gpu() -> bool:
     return torch.cuda.is_available()
+
+
+def _gpu_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)

@@ -48,6 +48,16 @@ class Batch:
         """Positions that count in the loss."""
         return int((self.labels_BT != IGNORE).sum())
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, without padding."""
+        return int((self.segment_ids_BT > 0).sum())
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a token and one of its document that it attends to, itself included."""
+        return int((self.position_ids_BT + 1)[self.segment_ids_BT > 0].sum())
+
     def rows(self, start: int, stop: int, step: int = 1) -> "Batch":
         """The batch of some of the rows."""
         part = slice(start, stop, step)

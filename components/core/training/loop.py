@@ -6,7 +6,6 @@ another number of processes. FSDP2 shards the model where there is more than one
 
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic
@@ -16,15 +15,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from components.core.model.accelerators import peak_flops
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext
-from components.core.runtime.devices import device_of, memory_bytes, mesh_of
+from components.core.runtime.devices import device_name, device_of, memory_bytes, mesh_of
 from components.core.runtime.placement import Placement
 from components.core.text.packing import IGNORE, Batch, RowStream
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.losses import BatchT, LossFunction
 from components.core.training.sharding import shard
 from components.core.training.train_config import TrainConfig, compute_dtype, learning_rate
+from components.core.training.utilization import ModelFlops, StepMeter
 
 MAX_GRAD_NORM = 1.0
 """Gradients are scaled down to this global norm. Source: arXiv 2307.09288, section 2.2."""
@@ -150,22 +151,23 @@ def train(
     resumed = load_point(context, model, optimizer)
     losses: list[float] = resumed[1]["losses"] if resumed else []
     context.resume.interval_s = config.resume_interval_s
-    started, tokens = time.monotonic(), 0
+    peak = peak_flops(device_name(device), products)
+    meter = StepMeter(ModelFlops.of(model), None if peak is None else ranks * peak)
     while len(losses) < config.num_steps:
         step = len(losses)
         rate = learning_rate(config, step)
         size = config.global_batch_size
-        batch = rank_batch(stream, step * size, size, context.rank, ranks)
-        num_targets, num_tokens = _sum_over_ranks(
-            [batch.num_targets, int((batch.segment_ids_BT > 0).sum())], ranks, device
+        with meter.waiting():
+            batch = rank_batch(stream, step * size, size, context.rank, ranks)
+        num_targets, num_tokens, num_pairs = _sum_over_ranks(
+            [batch.num_targets, batch.num_tokens, batch.num_pairs], ranks, device
         )
         metrics = optimizer_step.run(
             _micro_batches(batch, config.micro_batch_size, device), num_targets, learning_rate=rate
         )
         losses.append(metrics["loss"])
-        tokens += num_tokens
-        per_s = tokens / (time.monotonic() - started)
-        context.progress(step + 1, config.num_steps, "", **metrics, learning_rate=rate, tokens_per_s=per_s)
+        speeds = meter.end_step(num_tokens, num_targets, num_pairs)
+        context.progress(step + 1, config.num_steps, "", **metrics, learning_rate=rate, **speeds)
         stopping = _any_rank(context.stopping(), ranks, device)
         if stopping or (_any_rank(context.resume.due(), ranks, device) and step + 1 < config.num_steps):
             save_point(context, step + 1, model, optimizer, {"losses": losses})

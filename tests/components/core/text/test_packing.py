@@ -39,6 +39,7 @@ def test_packed_row_keeps_documents_apart_and_shifts_labels_within_each():
     assert batch.labels_BT.tolist() == [[6, 7, IGNORE, 9, IGNORE, IGNORE, IGNORE]]
     assert batch.position_ids_BT.tolist() == [[0, 1, 2, 0, 1, 0, 0]]
     assert batch.segment_ids_BT.tolist() == [[1, 1, 1, 2, 2, 0, 0]]
+    assert (batch.num_targets, batch.num_tokens, batch.num_pairs) == (3, 5, 1 + 2 + 3 + 1 + 2)
 
 
 def test_a_row_is_the_same_wherever_it_is_asked_for():
