@@ -1,6 +1,6 @@
-"""A platform repository, through the `git` command: one file is read and changed by one commit on top of a branch.
+"""A platform repository, through the `git` command: a file is read, or changed by one commit on top of a branch.
 
-The clone is bare and without file contents, of which only those that are read are fetched. Nothing is ever forced.
+A clone is bare and without file contents, of which only those that are read are fetched. Nothing is ever forced.
 Credentials are files of a mounted secret, `token` and optionally `username`: git asks a script for them that reads the
 files, so that they are in no argument, no URL, no configuration and no log.
 """
@@ -10,11 +10,15 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple, Self
 
 from components.core.base.errors import TesseraError
 from pipelines.promotion.platform_settings import PlatformRepository
+from pipelines.promotion.rules import GitFile
 
 TIMEOUT_S = 300.0
+MAX_FILE_BYTES = 1 << 20
+"""Largest file that is read, bytes; a config map cannot be larger either."""
 BASE = "refs/heads/base"
 """Where the clone has the branch that the cluster follows."""
 SETTINGS = {
@@ -43,27 +47,25 @@ class GitConflict(GitError):
     """Somebody else has changed the branch, or the value, meanwhile."""
 
 
-class Repository:
-    """A clone of one branch, in a folder that goes with it.
+class Clone:
+    """An empty clone, in a folder that goes with it.
 
     Args:
         platform: where the repository is, and who commits.
-        branch: the branch that the cluster follows.
     """
 
-    def __init__(self, platform: PlatformRepository, branch: str) -> None:
-        self._platform, self._branch = platform, branch
+    def __init__(self, platform: PlatformRepository) -> None:
+        self._platform = platform
         self._scratch = tempfile.TemporaryDirectory(prefix="tessera-git-", ignore_cleanup_errors=True)
         self._folder = Path(self._scratch.name)
         askpass = self._folder / "askpass"
         askpass.write_text(ASKPASS, encoding="utf-8")
         askpass.chmod(0o700)
 
-    def __enter__(self) -> "Repository":
+    def __enter__(self) -> Self:
         try:
             self._git("init", "--quiet", "--bare", ".")
             self._git("remote", "add", "origin", self._platform.url)
-            self.fetch()
         except BaseException:
             self._scratch.cleanup()
             raise
@@ -72,22 +74,108 @@ class Repository:
     def __exit__(self, *_: object) -> None:
         self._scratch.cleanup()
 
+    def branch_head(self, branch: str) -> str | None:
+        """The commit that a branch of the server points at; None where it has no such branch."""
+        found = self._git("ls-remote", "origin", f"refs/heads/{branch}").split()
+        return found[0] if found else None
+
+    def fetch_branch(self, branch: str, *options: str) -> str:
+        """Bring a branch up to date, without contents of files; returns its newest commit.
+
+        Raises:
+            GitError: the repository cannot be read, or has no such branch.
+        """
+        refs = f"+refs/heads/{branch}:{BASE}"
+        self._git("fetch", "--quiet", "--no-tags", "--filter=blob:none", *options, "origin", refs)
+        return self._git("rev-parse", BASE)
+
+    def read(self, path: str) -> str:
+        """A file of the branch.
+
+        Raises:
+            GitError: the branch has no such file, or it is too large.
+        """
+        size = int(self._git("cat-file", "-s", f"{BASE}:{path}"))
+        if size > MAX_FILE_BYTES:
+            raise GitError(f"{self._platform.url}: {path} has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        return self._git("cat-file", "blob", f"{BASE}:{path}")
+
+    def _git(self, *arguments: str, stdin: str | None = None, environment: Mapping[str, str] | None = None) -> str:
+        """Run git in the clone; returns what it prints."""
+        settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        try:
+            done = subprocess.run(
+                ["git", *settings, *arguments],
+                cwd=self._folder,
+                env=self._environment() | dict(environment or {}),
+                input=stdin,
+                stdin=subprocess.DEVNULL if stdin is None else None,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=TIMEOUT_S,
+            )
+        except FileNotFoundError:
+            raise GitError("there is no command git", hint="install git") from None
+        except subprocess.TimeoutExpired:
+            raise GitError(f"{self._platform.url}: git {arguments[0]} took longer than {TIMEOUT_S:g} s") from None
+        except UnicodeDecodeError:
+            raise GitError(f"{self._platform.url}: git {arguments[0]} has printed what is no UTF-8 text") from None
+        if done.returncode:
+            lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+            said = "; ".join(line.strip() for line in lines if line.strip())[:500]
+            raise GitError(f"{self._platform.url}: git {arguments[0]} failed: {said}", hint=_hint(said))
+        return done.stdout if arguments[0] == "cat-file" else done.stdout.strip()
+
+    def _environment(self) -> dict[str, str]:
+        own = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        platform = self._platform
+        own |= {
+            "HOME": str(self._folder),
+            "LC_ALL": "C.UTF-8",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_ASKPASS": str(self._folder / "askpass"),
+            "GIT_ALLOW_PROTOCOL": "https:http:file",
+            "TESSERA_USERNAME": platform.default_username,
+            **{f"GIT_{who}_NAME": platform.author_name for who in ("AUTHOR", "COMMITTER")},
+            **{f"GIT_{who}_EMAIL": platform.author_email for who in ("AUTHOR", "COMMITTER")},
+        }
+        if platform.credentials is not None:
+            own["TESSERA_CREDENTIALS"] = str(platform.credentials)
+        if platform.authority is not None:
+            own["GIT_SSL_CAINFO"] = str(platform.authority)
+        return own
+
+
+class Repository(Clone):
+    """A clone of one branch with its history.
+
+    Args:
+        platform: where the repository is, and who commits.
+        branch: the branch that the cluster follows.
+    """
+
+    def __init__(self, platform: PlatformRepository, branch: str) -> None:
+        super().__init__(platform)
+        self._branch = branch
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self.fetch()
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+        return self
+
     def fetch(self) -> None:
         """Bring the branch up to date.
 
         Raises:
             GitError: the repository cannot be read, or has no such branch.
         """
-        refs = f"+refs/heads/{self._branch}:{BASE}"
-        self._git("fetch", "--quiet", "--no-tags", "--filter=blob:none", "origin", refs)
-
-    def read(self, path: str) -> str:
-        """A file of the branch.
-
-        Raises:
-            GitError: the branch has no such file.
-        """
-        return self._git("cat-file", "blob", f"{BASE}:{path}")
+        self.fetch_branch(self._branch)
 
     def find_commit(self, line: str) -> str | None:
         """The newest commit of the branch whose message has a line; None without one."""
@@ -97,11 +185,6 @@ class Repository:
             if line in message:
                 return commit
         return None
-
-    def branch_head(self, branch: str) -> str | None:
-        """The commit that a branch of the server points at; None where it has no such branch."""
-        found = self._git("ls-remote", "origin", f"refs/heads/{branch}").split()
-        return found[0] if found else None
 
     def commit(self, path: str, text: str, message: str) -> str:
         """Write a commit on top of the branch that changes one file; returns its id. Nothing is pushed yet."""
@@ -131,50 +214,42 @@ class Repository:
                 ) from None
             raise
 
-    def _git(self, *arguments: str, stdin: str | None = None, environment: Mapping[str, str] | None = None) -> str:
-        """Run git in the clone; returns what it prints."""
-        settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
-        try:
-            done = subprocess.run(
-                ["git", *settings, *arguments],
-                cwd=self._folder,
-                env=self._environment() | dict(environment or {}),
-                input=stdin,
-                stdin=subprocess.DEVNULL if stdin is None else None,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-            )
-        except FileNotFoundError:
-            raise GitError("there is no command git", hint="install git") from None
-        except subprocess.TimeoutExpired:
-            raise GitError(f"{self._platform.url}: git {arguments[0]} took longer than {TIMEOUT_S:g} s") from None
-        if done.returncode:
-            lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-            said = "; ".join(line.strip() for line in lines if line.strip())[:500]
-            raise GitError(f"{self._platform.url}: git {arguments[0]} failed: {said}", hint=_hint(said))
-        return done.stdout if arguments[0] == "cat-file" else done.stdout.strip()
 
-    def _environment(self) -> dict[str, str]:
-        own = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        platform = self._platform
-        own |= {
-            "HOME": str(self._folder),
-            "LC_ALL": "C.UTF-8",
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_GLOBAL": "/dev/null",
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": str(self._folder / "askpass"),
-            "GIT_ALLOW_PROTOCOL": "https:http:file",
-            "TESSERA_USERNAME": platform.default_username,
-            **{f"GIT_{who}_NAME": platform.author_name for who in ("AUTHOR", "COMMITTER")},
-            **{f"GIT_{who}_EMAIL": platform.author_email for who in ("AUTHOR", "COMMITTER")},
-        }
-        if platform.credentials is not None:
-            own["TESSERA_CREDENTIALS"] = str(platform.credentials)
-        if platform.authority is not None:
-            own["GIT_SSL_CAINFO"] = str(platform.authority)
-        return own
+class FileVersion(NamedTuple):
+    """A file at the head of a branch.
+
+    Attributes:
+        commit: the head.
+        text: what the file has there.
+    """
+
+    commit: str
+    text: str
+
+
+class BranchFiles:
+    """Files at the heads of branches.
+
+    Each reading asks the server for the head; contents are fetched where it has moved, by one commit without history.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[str, str, str], FileVersion] = {}
+        """By the address of the repository, branch and path."""
+
+    def read(self, platform: PlatformRepository, file: GitFile) -> FileVersion:
+        """A file as it is now.
+
+        Raises:
+            GitError: the repository cannot be read, or has no such branch or file.
+        """
+        key = platform.url, file.branch, file.path
+        with Clone(platform) as clone:
+            known = self._read.get(key)
+            if known is None or known.commit != clone.branch_head(file.branch):
+                commit = clone.fetch_branch(file.branch, "--depth=1")
+                known = self._read[key] = FileVersion(commit, clone.read(file.path))
+        return known
 
 
 def _hint(said: str) -> str | None:
@@ -182,7 +257,7 @@ def _hint(said: str) -> str | None:
     if "Authentication failed" in said or "could not read" in said or "403" in said:
         return "check the token of the repository's secret: it must be allowed to read and to push"
     if "couldn't find remote ref" in said:
-        return "check git.branch"
+        return "check the branch"
     if "does not exist in" in said or "path '" in said:
-        return "check git.path"
+        return "check the path"
     return None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, JsonValue
 
 from components.core.base.kubernetes_objects import Section
-from pipelines.promotion.rules import Promotion
+from pipelines.promotion.rules import GitFile, Promotion
 
 GROUP, VERSION, KIND, PLURAL = "tessera.dev", "v1alpha1", "Retraining", "retrainings"
 APPROVED = f"{GROUP}/approved"
@@ -28,11 +28,14 @@ def _rules(*rules: tuple[str, str]) -> dict[str, Any]:
 
 
 class RecipeSource(Section):
-    """Where the recipe is: in a config map of the same namespace, or in the object itself."""
+    """Where the recipe is: in a config map of the same namespace, in the object itself, or in a Git repository."""
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
-            ("has(self.configMap) != has(self.inline)", "give the recipe either as configMap or inline")
+            (
+                "[has(self.configMap), has(self.inline), has(self.git)].filter(given, given).size() == 1",
+                "give the recipe as exactly one of configMap, inline and git",
+            )
         )
     )
 
@@ -42,6 +45,8 @@ class RecipeSource(Section):
     """Key of the recipe in the config map."""
     inline: dict[str, JsonValue] | None = None
     """The recipe itself."""
+    git: GitFile | None = None
+    """The file with the recipe, as it is at the head of its branch."""
 
 
 class DatasetTrigger(Section):

@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,13 @@ import pytest
 from components.core.base.errors import InputError, RecipeError
 from pipelines.promotion.platform_settings import OperatorSettings, PlatformRepository, read_settings
 from pipelines.promotion.publish import Change, commit_to_branch, served_bundle
-from pipelines.promotion.repository import GitConflict, GitError, Repository
-from pipelines.promotion.rules import GitTarget
+from pipelines.promotion.repository import MAX_FILE_BYTES, BranchFiles, Clone, GitConflict, GitError, Repository
+from pipelines.promotion.rules import GitFile, GitTarget
 from tests.pipelines.promotion.git_http import git_over_http
-from tests.pipelines.promotion.git_server import PATH, TOKEN, Platform, git
+from tests.pipelines.promotion.git_server import FILE, PATH, TOKEN, Platform, git
 
-TARGET = GitTarget(repository="platform", path=PATH)
+TARGET = GitTarget(repository="platform", path=PATH).naming("nano")
+FILE_IN_GIT = GitFile(repository="platform", path=PATH)
 OLD, NEW = "a" * 64, "b" * 64
 CHANGE = Change(OLD, NEW, f"Tessera-Bundle: {NEW}", "Serve nano", "page")
 
@@ -89,7 +92,7 @@ def test_a_hook_of_the_server_that_refuses_is_an_error_and_no_conflict(platform:
 
 @pytest.mark.parametrize(
     ("branch", "path", "words"),
-    [("absent", PATH, "couldn't find remote ref"), ("main", "absent.yaml", "check git.path")],
+    [("absent", PATH, "couldn't find remote ref"), ("main", "absent.yaml", "check the path")],
 )
 def test_a_wrong_branch_or_path_is_named(platform: Platform, branch: str, path: str, words: str) -> None:
     with pytest.raises(GitError, match=words), Repository(platform.settings, branch) as repository:
@@ -147,3 +150,74 @@ def test_settings_are_read_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     file.write_text("repositories: {platform: {url: 'https://user:word@example.com/a/b'}}\n")
     with pytest.raises(RecipeError, match=r"repositories\.platform\.url"):
         read_settings(file)
+
+
+@pytest.fixture(params=["file", "http"])
+def settings(request: pytest.FixtureRequest, platform: Platform, tmp_path: Path) -> Iterator[PlatformRepository]:
+    """The repository by its path, and over HTTP with a token."""
+    if request.param == "file":
+        yield platform.settings
+        return
+    with git_over_http(tmp_path, "oauth2", TOKEN) as url:
+        values = {"url": f"{url}/team/platform.git", "host": "gitlab", "credentials": platform.credentials}
+        yield PlatformRepository.parse(values)
+
+
+def test_a_file_is_read_at_the_head_and_fetched_again_only_where_that_has_moved(
+    settings: PlatformRepository, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[str] = []
+    run = subprocess.run
+
+    def watched(command: list[str], **options: object) -> object:
+        commands.extend({"fetch", "ls-remote"} & set(command))
+        return run(command, **options)  # type: ignore[call-overload]
+
+    files, head = BranchFiles(), git(platform.bare, "rev-parse", "main")
+    monkeypatch.setattr(subprocess, "run", watched)
+    first = files.read(settings, FILE_IN_GIT)
+    assert (first.commit, first.text) == (head, FILE.format(digest=OLD))
+    assert files.read(settings, FILE_IN_GIT) == first
+    assert commands == ["fetch", "ls-remote"]
+    head = platform.change(NEW)
+    commands.clear()
+    assert files.read(settings, FILE_IN_GIT) == (head, FILE.format(digest=NEW))
+    assert commands == ["ls-remote", "fetch"]
+    git(platform.bare, "update-ref", "refs/heads/main", first.commit)  # a person takes a commit back by force
+    assert files.read(settings, FILE_IN_GIT) == first
+
+
+def test_one_commit_is_fetched_and_no_other_file(
+    settings: PlatformRepository, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    platform.change("", name="weights.bin", text="x" * 1000)
+    with Clone(settings) as clone:
+        clone.fetch_branch("main", "--depth=1")
+        clone.read(PATH)
+        (folder,) = scratch.glob("tessera-git-*")
+        kinds = git(folder, "cat-file", "--batch-check", "--batch-all-objects").split()[1::3]
+    assert kinds.count("commit") == 1
+    assert kinds.count("blob") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"x" * (MAX_FILE_BYTES + 1), "has 1,048,577 bytes, more than 1,048,576"), (b"\xff\xfe", "no UTF-8 text")],
+)
+def test_a_file_that_is_no_text_or_too_large_is_named(platform: Platform, content: bytes, words: str) -> None:
+    (platform.copy / PATH).write_bytes(content)
+    git(platform.copy, "commit", "--quiet", "-am", "no recipe")
+    git(platform.copy, "push", "--quiet", "origin", "main")
+    with pytest.raises(GitError, match=words):
+        BranchFiles().read(platform.settings, FILE_IN_GIT)
+
+
+def test_a_link_is_not_followed(platform: Platform, tmp_path: Path) -> None:
+    (secret := tmp_path / "token").write_text("secret")
+    (platform.copy / PATH).unlink()
+    (platform.copy / PATH).symlink_to(secret)
+    git(platform.copy, "commit", "--quiet", "-am", "a link")
+    git(platform.copy, "push", "--quiet", "origin", "main")
+    assert BranchFiles().read(platform.settings, FILE_IN_GIT).text == str(secret)

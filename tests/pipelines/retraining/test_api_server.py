@@ -93,8 +93,10 @@ def api() -> Iterator[Api]:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"recipe": {}}, "give the recipe either as configMap or inline"),
-        ({"recipe": {"configMap": "a", "inline": {"seed": 1}}}, "give the recipe either as configMap or inline"),
+        ({"recipe": {}}, "give the recipe as exactly one of configMap, inline and git"),
+        ({"recipe": {"configMap": "a", "inline": {"seed": 1}}}, "exactly one of configMap, inline and git"),
+        ({"recipe": {"configMap": "a", "git": GIT}}, "exactly one of configMap, inline and git"),
+        ({"recipe": {"git": GIT | {"path": "/etc/passwd"}}}, "spec.recipe.git.path"),
         ({"store": "/tmp/store"}, "spec.store"),
         ({"budget": {"gpuHours": 10, "approveAboveGpuHours": 20}}, "must not be above gpuHours"),
         ({"budget": {"gpuHours": 0}}, "greater than 0"),
@@ -129,7 +131,7 @@ def test_the_api_server_fills_in_the_defaults_and_refuses_a_long_name(api: Api) 
             "against": "champion",
             "confidence": 0.95,
             "tolerance": 0.03,
-            "git": {**GIT, "key": "serving.model.digest", "branch": "main", "mode": "pullRequest"},
+            "git": {**GIT, "branch": "main", "mode": "pullRequest"},
         },
     }
     with pytest.raises(ApiException) as refused:
