@@ -14,6 +14,8 @@ from components.core.base.metric_names import (
     LOSS,
     PERPLEXITY,
     PROGRESS_TIME,
+    RETRAINING_STEP_TIME,
+    RETRAINING_WANTED_TIME,
     REWARD,
     ROLLOUT_INFO,
     START_TIME,
@@ -21,6 +23,7 @@ from components.core.base.metric_names import (
     VLLM_FIRST_TOKEN,
     VLLM_HTTP,
 )
+from dashboards.budgets import spent_gpu_budget, spent_wall_budget
 
 STAGE = "stage {{ $labels.stage }} of run {{ $labels.run }} in {{ $labels.namespace }}"
 HTTP = f'{VLLM_HTTP}{{handler=~"/v1/.*"'
@@ -29,6 +32,8 @@ PARENT, TRAINED = 'phase="held-out text of parent"', 'phase=~"held-out text of (
 """The perplexity of the parent, and of models after the search; baselines of the search may be bad."""
 ERROR_BUDGET, SLOW_BUDGET, SLOW_S = 0.001, 0.01, "2.5"
 """Fraction of requests that may fail; that may wait longer than `SLOW_S`, a bucket of vLLM, for the first token."""
+NEARLY, STALE_DAYS = 0.8, 7
+"""Fraction of a budget that is used, and days without a success, from which an alert is on."""
 
 
 @dataclass(frozen=True)
@@ -264,5 +269,40 @@ ALERTS = (
         "users saw: dashboard Serving, row Canary.",
         "Revert the commit that changed the digest; then Git and cluster agree again. A chance result: the same digest "
         "again, by `kubectl argo rollouts retry rollout NAME`.",
+    ),
+    Alert(
+        "BudgetNearlySpent",
+        f"{spent_gpu_budget()} > {NEARLY} or {spent_wall_budget()} > {NEARLY}",
+        "0m",
+        "ticket",
+        "Run {{ $labels.run }} of {{ $labels.retraining }} has used {{ $value | humanizePercentage }} of its budget",
+        f"Of the GPU hours or the duration in the budget of a Retraining, {NEARLY:.0%} are used, and its run is still "
+        "active. At the end of `wallHours` the operator ends the run; at the end of `gpuHours` nobody does.",
+        "Dashboard Run: how much is left of the stage, and does it progress? `tessera retrain NAME` has the stages.",
+        "Worth more: raise `budget` in Git; it counts for the active run. Not worth it: end the run in Kubeflow "
+        "Pipelines; its stages save checkpoints, and the next run of the recipe resumes there.",
+    ),
+    Alert(
+        "NoSuccessfulRetraining",
+        f"time() - {RETRAINING_WANTED_TIME} > {STALE_DAYS} * 86400",
+        "15m",
+        "ticket",
+        "{{ $labels.retraining }} has wanted a run for {{ $value | humanizeDuration }}, and none has succeeded",
+        f"Something asked for a run {STALE_DAYS} days ago or more, and none has succeeded since: the model gets old.",
+        "`kubectl describe retraining NAME`: does it wait for approval or data, is its recipe wrong, or do its runs "
+        "fail?",
+        "Approve the plan, correct the recipe, or mend what the condition `Succeeded` says. Not wanted any more: "
+        "`suspend: true`.",
+    ),
+    Alert(
+        "OperatorStalled",
+        f"time() - {RETRAINING_STEP_TIME} > 1800",
+        "5m",
+        "ticket",
+        "The operator has taken no step of {{ $labels.retraining }} for {{ $value | humanizeDuration }}",
+        "The operator runs, and has not come to the end of a step of this Retraining for half an hour; it should every "
+        "30 s. Its trigger, its run and its promotion wait.",
+        "Log of the pod `tessera-operator`: does the API server refuse its writes, or does a server not answer?",
+        "A large data set may take that long to be copied: wait. Else delete the pod: it goes on where it was.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Fleet: who has the GPUs, who waits for them, what was taken away."""
+"""Fleet: who has the GPUs, who waits for them, what was taken away, and what retrainings do."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
@@ -11,15 +11,25 @@ from components.core.base.metric_names import (
     KUEUE_QUOTA,
     KUEUE_USAGE,
     KUEUE_WAIT,
+    OPERATOR_ERRORS,
     PROGRESS_TIME,
+    RETRAINING_DATASET_TIME,
+    RETRAINING_PHASE,
+    RETRAINING_STEP_TIME,
+    RETRAINING_SUCCESS_TIME,
+    RETRAINING_WANTED_TIME,
     START_TIME,
+    STORE_BYTES,
     STORE_TIME,
     Metric,
 )
+from dashboards.budgets import spent_gpu_budget, spent_wall_budget
 from dashboards.layout import Panel, dashboard
 
 LEADER = 'replica_role!="follower"'
 """Each replica of Kueue exports the metrics; those of the leader, or of the only one, count."""
+CHOSEN = 'namespace=~"$namespace"'
+PHASE_WAITS = 'phase="WaitingForApproval"'
 
 
 def build() -> Dashboard:
@@ -126,7 +136,76 @@ def build() -> Dashboard:
             "`Preempted`: a workload of higher priority came.",
         ),
     ]
+    retrainings = [
+        Panel(
+            "Waiting for approval",
+            "none",
+            {"waiting": f"sum({here(RETRAINING_PHASE, PHASE_WAITS)})"},
+            "Their plans are above the budget, or have no price: `tessera retrain NAME` shows the numbers.",
+            "number",
+            (1, 5),
+        ),
+        Panel(
+            "Longest wish without success",
+            "s",
+            {"longest": f"max(time() - {here(RETRAINING_WANTED_TIME)})"},
+            "Since a run was wanted and none has succeeded; alert NoSuccessfulRetraining. No data: all is up to date.",
+            "number",
+            (86400, 7 * 86400),
+        ),
+        Panel(
+            "Longest time without a step of the operator",
+            "s",
+            {"longest": f"max(time() - {here(RETRAINING_STEP_TIME)})"},
+            "It takes a step of each Retraining every 30 s; alert OperatorStalled.",
+            "number",
+            (300, 1800),
+        ),
+        Panel(
+            "Steps that failed in an hour",
+            "none",
+            {"failed": f"sum(increase({here(OPERATOR_ERRORS)}[1h]))"},
+            "Steps of the operator that the API server did not let end. A few: somebody changed the object meanwhile.",
+            "number",
+            (10, 60),
+        ),
+        Panel(
+            "Phases of Retrainings",
+            "none",
+            {"{{namespace}} {{phase}}": f"sum by (namespace, phase) ({here(RETRAINING_PHASE)})"},
+            "`kubectl get retrainings` says which, and why.",
+        ),
+        Panel(
+            "Time since the last success",
+            "s",
+            {"{{namespace}} {{retraining}}": f"time() - {here(RETRAINING_SUCCESS_TIME)}"},
+            "Long is good where nothing has changed.",
+            "bars",
+        ),
+        Panel(
+            "Budget that is spent",
+            "percentunit",
+            {
+                "{{namespace}} {{run}} GPU hours": spent_gpu_budget(CHOSEN),
+                "{{namespace}} {{run}} duration": spent_wall_budget(CHOSEN),
+            },
+            "Of active runs whose Retraining has a budget; alert BudgetNearlySpent.",
+        ),
+    ]
     store = [
+        Panel(
+            "Size of stores",
+            "bytes",
+            {"{{store}}": f"max by (store) ({here(STORE_BYTES)})"},
+            "Measured by the operator once an hour. `tessera store gc` removes what no run refers to.",
+        ),
+        Panel(
+            "Age of data sets",
+            "s",
+            {"{{namespace}} {{retraining}}": f"time() - {here(RETRAINING_DATASET_TIME)}"},
+            "Since the folder of `trigger.dataset` has changed. Longer than usual: its source may deliver no more.",
+            "bars",
+        ),
         Panel(
             "Events that are not in the store",
             "s",
@@ -140,13 +219,14 @@ def build() -> Dashboard:
             "Of stages that have saved one.",
         ),
     ]
-    about = "Who has the GPUs, who waits for them, and what was taken away?"
-    return dashboard("Fleet", about, ["namespace"], first, {"GPUs": gpus, "Queues": queues, "Store": store})
+    about = "Who has the GPUs, who waits for them, what was taken away, and what do retrainings do?"
+    rows = {"GPUs": gpus, "Queues": queues, "Retrainings": retrainings, "Store": store}
+    return dashboard("Fleet", about, ["namespace"], first, rows)
 
 
-def here(metric: Metric) -> str:
-    """The series of a metric of stages in the namespaces of the variable."""
-    return f'{metric}{{namespace=~"$namespace"}}'
+def here(metric: Metric, matchers: str = "") -> str:
+    """The series of a metric of stages or the operator in the namespaces of the variable."""
+    return f"{metric}{{{CHOSEN}{', ' * bool(matchers)}{matchers}}}"
 
 
 def kueue(metric: Metric, suffix: str = "") -> str:

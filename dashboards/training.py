@@ -4,12 +4,14 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from components.core.base.metric_names import (
     COSINE,
+    DATA_STALL,
     GPU_MEMORY,
     GPU_UTILIZATION,
     GRAD_NORM,
     KL,
     LEARNING_RATE,
     LOSS,
+    MFU,
     PERPLEXITY,
     STEPS_DONE,
     TOKENS_PER_S,
@@ -71,6 +73,18 @@ def build() -> Dashboard:
             "none",
             {stage: f"deriv({of_stage(STEPS_DONE)}[5m]) * 60"},
             "Falls where data or a rank stalls.",
+        ),
+        Panel(
+            "Model FLOPs utilization",
+            "percentunit",
+            {stage: of_stage(MFU)},
+            "What the model needs, of what its GPUs could do. No data: on CPUs, or the GPU's peak is not known.",
+        ),
+        Panel(
+            "Data stall",
+            "percentunit",
+            {stage: of_stage(DATA_STALL)},
+            "Share of a step that waits for its rows. Over a few percent: a faster disk, or more threads.",
         ),
         Panel(
             "GPU use",

@@ -86,8 +86,7 @@ def diff(
     from components.core.store.store import open_store
     from pipelines.recipe.checks import check
     from pipelines.recipe.schema import load_recipe
-    from pipelines.retraining.price import earlier_runs, price_run
-    from pipelines.retraining.price_page import price_page
+    from pipelines.retraining.price import earlier_runs, price_page, price_run
     from pipelines.run.plan import source_digests
 
     loaded, opened = load_recipe(recipe, overrides), open_store(store)

@@ -1,6 +1,6 @@
 """The run of a `Retraining` in Kubeflow Pipelines: named, submitted, followed to its end, forgotten when it is old."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from components.core.store.store import Store, record_path
 from pipelines.recipe.schema import Recipe
@@ -91,6 +91,7 @@ class RunFollower:
             stage.model_copy(update={"finished": stage.label in finished}) for stage in self._status.stages
         ]
         record = run_record(self._store, attempt.run)
+        attempt.started = datetime.fromtimestamp(record["started"], UTC).replace(microsecond=0)
         is_late = wall_hours is not None and self._now.timestamp() - record["started"] > wall_hours * 3600
         if not run.is_active:
             self._end(run, is_late)

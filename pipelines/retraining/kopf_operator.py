@@ -13,16 +13,21 @@ import os
 import socket
 import threading
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import kopf
 from rich.console import Console
 
+from components.core.base.background import repeated
 from components.core.base.errors import StageFailed, TesseraError
 from components.core.base.kubernetes_api import load_cluster
+from components.core.runtime.monitoring.exposition import served_page
+from components.core.runtime.stage_command import METRICS_PORT
 from pipelines.promotion.platform_settings import OperatorSettings
 from pipelines.retraining.cluster import ClusterObjects
 from pipelines.retraining.lease import Lease
+from pipelines.retraining.metrics import OperatorMetrics
 from pipelines.retraining.reconcile import Connections, Outcome, reconcile
 from pipelines.retraining.spec import GROUP, PLURAL, VERSION
 from pipelines.run.kfp_server import KfpServer
@@ -33,6 +38,8 @@ RESYNC_S = 30
 MAX_STEPS = 32
 """Objects whose steps are taken at the same time; one that waits for a server stops no other."""
 LEASE = "tessera-operator"
+LOOK_INTERVAL_S = 60.0
+"""Time between two looks whether a store is to be measured."""
 log = logging.getLogger(__name__)
 
 
@@ -61,15 +68,28 @@ def run_operator(
     """
     load_cluster()
     lease = Lease(namespace, LEASE, f"{socket.gethostname()}_{os.getpid()}_{uuid.uuid4().hex[:8]}")
+    metrics = OperatorMetrics()
     log.info("waiting for the lease %s/%s", namespace, LEASE)
     lease.wait()
     try:
         connections = connect(kfp, service_account, settings, queues=queues)
-        was_lost = asyncio.run(_operate(lease, _handlers(connections), namespace, liveness_url))
+        with _served(metrics):
+            was_lost = asyncio.run(_operate(lease, _handlers(connections, metrics), namespace, liveness_url))
     finally:
         lease.release()
     if was_lost:
         raise StageFailed("another operator has the lease now, or it could not be renewed")
+
+
+@contextlib.contextmanager
+def _served(metrics: OperatorMetrics) -> Iterator[None]:
+    """Let Prometheus read the metrics during the block, where the environment names a port."""
+    port = os.environ.get(METRICS_PORT)
+    if not port:
+        yield
+        return
+    with served_page(int(port), metrics, "the operator"), repeated(metrics.measure_stores, LOOK_INTERVAL_S):
+        yield
 
 
 async def _operate(lease: Lease, registry: kopf.OperatorRegistry, namespace: str, liveness_url: str | None) -> bool:
@@ -114,7 +134,7 @@ def connect(kfp: str | None, service_account: str | None, settings: OperatorSett
     return Connections(ClusterObjects(), server, submitter, settings=settings)
 
 
-def _handlers(connections: Connections) -> kopf.OperatorRegistry:
+def _handlers(connections: Connections, metrics: OperatorMetrics) -> kopf.OperatorRegistry:
     """What kopf calls."""
     registry = kopf.OperatorRegistry()
 
@@ -131,18 +151,32 @@ def _handlers(connections: Connections) -> kopf.OperatorRegistry:
 
     @kopf.on.event(GROUP, VERSION, PLURAL, id="reconcile", registry=registry)
     def step(event: kopf.RawEvent, body: kopf.Body, namespace: str | None, name: str, **_: Any) -> None:
-        if namespace is None or event["type"] == "DELETED":
+        if namespace is None:
             return
-        try:
-            outcome = reconcile(connections, namespace, name)
-        except TesseraError as error:
-            log.warning("%s/%s: %s", namespace, name, error)
+        if event["type"] == "DELETED":
+            metrics.forget(name)
             return
+        outcome = take_step(connections, metrics, namespace, name)
         if outcome is not None:
             for kind, reason, message in changed_judgements(outcome):
                 kopf.event(body, type=kind, reason=reason, message=message)
 
     return registry
+
+
+def take_step(connections: Connections, metrics: OperatorMetrics, namespace: str, name: str) -> Outcome | None:
+    """Take the step that an object needs now; None where there is no object, or the API server does not let it."""
+    try:
+        outcome = reconcile(connections, namespace, name)
+    except TesseraError as error:
+        log.warning("%s/%s: %s", namespace, name, error)
+        metrics.record_error()
+        return None
+    if outcome is None:
+        metrics.forget(name)
+    else:
+        metrics.record_step(name, outcome)
+    return outcome
 
 
 def changed_judgements(outcome: Outcome) -> list[tuple[str, str, str]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from components.core.base.errors import ClusterError, TesseraError
 from components.core.store.store import Store
 from pipelines.promotion.platform_settings import OperatorSettings
+from pipelines.promotion.repository import BranchFiles
 from pipelines.promotion.rules import Promotion
 from pipelines.recipe.checks import check
 from pipelines.retraining.cluster import Objects, Retraining
@@ -21,7 +22,7 @@ from pipelines.retraining.decision import judge_plan
 from pipelines.retraining.follow_promotion import PromotionFollower
 from pipelines.retraining.follow_run import RunFollower
 from pipelines.retraining.price import price_run
-from pipelines.retraining.spec import APPROVED, RetrainingSpec
+from pipelines.retraining.spec import APPROVED, RecipeSource, RetrainingSpec
 from pipelines.retraining.status import Attempt, Phase, Plan, RetrainingStatus, StageStatus
 from pipelines.retraining.triggers import Due, find_due, firing_since, newest_triggers
 from pipelines.retraining.wanted_run import WantedRun, inline_text, read_wanted_run
@@ -38,7 +39,8 @@ class Connections:
         server: Kubeflow Pipelines, by the namespace of the runs.
         submitter: submits to a server, by the store's address and the namespace.
         clock: the present time.
-        settings: repositories of promotions, and the Alertmanager.
+        settings: repositories of recipes and promotions, and the Alertmanager.
+        files: recipes in Git.
     """
 
     objects: Objects
@@ -46,13 +48,15 @@ class Connections:
     submitter: Callable[[str, KfpServer, str], Submitter]
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     settings: OperatorSettings = field(default_factory=OperatorSettings)
+    files: BranchFiles = field(default_factory=BranchFiles)
 
 
 class Outcome(NamedTuple):
-    """The status of an object before and after a step."""
+    """A step of an object: its status before and after, and its specification, None where that is wrong."""
 
     before: RetrainingStatus
     after: RetrainingStatus
+    spec: RetrainingSpec | None
 
 
 def reconcile(connections: Connections, namespace: str, name: str) -> Outcome | None:
@@ -65,7 +69,8 @@ def reconcile(connections: Connections, namespace: str, name: str) -> Outcome | 
     if found is None:
         return None
     before = found.status.model_copy(deep=True)
-    return Outcome(before, _Step(connections, found).take())
+    step = _Step(connections, found)
+    return Outcome(before, step.take(), step.spec)
 
 
 class _Step:
@@ -76,11 +81,12 @@ class _Step:
         self._status = found.status.model_copy(deep=True)
         self._now = connections.clock().replace(microsecond=0)
         self._warning = ""
+        self.spec: RetrainingSpec | None = None
 
     def take(self) -> RetrainingStatus:
         """Take the step. An error of the user's is a condition; the next step tries again."""
         try:
-            spec = RetrainingSpec.parse(self._found.body["spec"], where="spec")
+            spec = self.spec = RetrainingSpec.parse(self._found.body["spec"], where="spec")
             self._advance(spec)
         except TesseraError as error:
             self._status.judge("Ready", False, type(error).__name__, str(error), self._now)
@@ -89,6 +95,8 @@ class _Step:
         else:
             reason = "AlertsUnknown" if self._warning else "Reconciled"
             self._status.judge("Ready", True, reason, self._warning, self._now)
+        is_settled = self._status.phase in ("Ready", "Suspended")
+        self._status.wanted_since = None if is_settled else self._status.wanted_since or self._now
         self._status.observed_generation = self._found.body["metadata"].get("generation", 0)
         self._write()
         return self._status
@@ -203,14 +211,22 @@ class _Step:
 
     def _wanted(self, spec: RetrainingSpec, store: Store) -> WantedRun:
         """The run that the recipe asks for now."""
-        source, values = spec.recipe, dict(spec.set)
-        if source.config_map is not None:
-            text = self._connections.objects.config_map(self._found.namespace, source.config_map, source.key)
-        else:
-            text = inline_text(source.inline or {})
+        text, values = self._recipe_text(spec.recipe), dict(spec.set)
         if spec.trigger.dataset is not None and self._status.dataset is not None and self._status.dataset.artifact:
             values[spec.trigger.dataset.input] = self._status.dataset.artifact
         return read_wanted_run(self._found.name, text, values, store)
+
+    def _recipe_text(self, source: RecipeSource) -> str:
+        """The recipe as its source has it now."""
+        connections = self._connections
+        if source.git is not None:
+            found = connections.files.read(connections.settings.repository(source.git.repository), source.git)
+            self._status.recipe_commit = found.commit
+            return found.text
+        self._status.recipe_commit = ""
+        if source.config_map is not None:
+            return connections.objects.config_map(self._found.namespace, source.config_map, source.key)
+        return inline_text(source.inline or {})
 
     def _rest(self, has_data: bool) -> None:
         """Show that there is nothing to do."""

@@ -91,6 +91,8 @@ class Attempt(StatusPart):
     """Id of an earlier run of this name in Kubeflow Pipelines, which is not this attempt."""
     kfp_run: str = ""
     """Id of the run in Kubeflow Pipelines once it is known there."""
+    started: datetime | None = None
+    """When the run began, once it is known there."""
 
 
 class PastRun(StatusPart):
@@ -167,6 +169,8 @@ class RetrainingStatus(StatusPart):
     """Name of the run that is planned or active, or of the last one."""
     recipe_digest: str = ""
     """Digest of the recipe of that run."""
+    recipe_commit: str = ""
+    """Commit that the recipe was last read at; empty where it is not in Git."""
     plan: Plan | None = None
     """The run that waits to be started."""
     attempt: Attempt | None = None
@@ -183,6 +187,8 @@ class RetrainingStatus(StatusPart):
     """Triggers that runs have answered."""
     last_succeeded: datetime | None = None
     """When a run last succeeded."""
+    wanted_since: datetime | None = None
+    """Since when a run has been wanted and none has succeeded; absent where there is nothing to do."""
     gate: GateResult | None = None
     """Comparison of the newest run that has succeeded with the champion."""
     gate_rules: str = ""

@@ -1,9 +1,10 @@
-"""Pages that Prometheus reads: of stages, by the code of the runtime, and of vLLM and Kueue, by their declaration."""
+"""Pages that Prometheus reads: of stages and the operator, by their own code; of vLLM and Kueue, by declaration."""
 
 import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from components.core.base.ports import usable_port
 from components.core.runtime.context import StageContext, quiet_context
 from components.core.runtime.event_mirror import EventMirror
 from components.core.runtime.events import Events
-from components.core.runtime.monitoring.exposition import served_metrics
-from components.core.store.store import open_store
+from components.core.runtime.monitoring.exposition import served_metrics, served_page
+from components.core.store.store import Store, open_object_store, open_store
+from pipelines.retraining.kopf_operator import take_step
+from pipelines.retraining.metrics import OperatorMetrics
+from tests.pipelines.retraining.world import NAME, NAMESPACE, World
+from tests.pipelines.run.fake_kfp import running_kfp
 from tests.reported_metrics import REPORTED_BY
 
 PACE_S = 0.5
@@ -29,8 +34,8 @@ LABEL_VALUES = {
 
 
 @contextlib.contextmanager
-def stage_pages(folder: Path) -> Iterator[list[int]]:
-    """Pages of every stage, at work: a step, and sometimes a checkpoint, again and again. Yields the ports."""
+def stage_pages(folder: Path, run: str) -> Iterator[list[int]]:
+    """Pages of every stage of a run, at work: a step, sometimes a checkpoint, again and again. Yields the ports."""
     with contextlib.ExitStack() as stack:
         contexts: dict[tuple[str, str], StageContext] = {}
         ports: list[int] = []
@@ -39,9 +44,9 @@ def stage_pages(folder: Path) -> Iterator[list[int]]:
             path = place / "events.jsonl"
             contexts[label, phase] = context = quiet_context(place)
             context.reporter = Events(path)
-            mirror = EventMirror(open_store(folder / "store"), path, "runs/nano/events/x")
+            mirror = EventMirror(open_store(folder / "store"), path, f"runs/{run}/events/x")
             ports.append(usable_port(None))
-            stack.enter_context(served_metrics(ports[-1], path, "nano", label, mirror))
+            stack.enter_context(served_metrics(ports[-1], path, run, label, mirror))
             stack.enter_context(repeated(mirror.copy, PACE_S))
             context.reporter.emit({"type": "start", "time": mirror.synced_at})
         steps = itertools.count(1)
@@ -58,6 +63,33 @@ def _report(contexts: dict[tuple[str, str], StageContext], step: int) -> None:
         context.progress(step, 1_000_000, phase, **dict.fromkeys(names, 0.05))
         if PERPLEXITY in REPORTED_BY[label, phase]:
             context.progress(step, 1_000_000, phase.replace("sft", "parent"), perplexity=1.0)
+
+
+@contextlib.contextmanager
+def operator_page(store: Store) -> Iterator[tuple[int, str]]:
+    """The page of an operator, whose `Retraining` has succeeded once and runs again. Yields the port and the run.
+
+    Args:
+        store: takes its runs and its data set; an object store.
+    """
+    open_object_store(f"{store.uri}/corpora").put("a.jsonl", b'{"text": "one"}\n')
+    with running_kfp() as kfp:
+        world = World(kfp, store, now=datetime.now(UTC))
+        dataset = {"prefix": f"{store.uri}/corpora", "quiet": "1s"}
+        world.create(budget={"gpuHours": 1000, "wallHours": 1000}, trigger={"dataset": dataset})
+        world.step(seconds=5)
+        world.end()
+        world.step()
+        world.change_recipe(seed=2)
+        run = world.step().run_id
+        metrics, port = OperatorMetrics(), usable_port(None)
+
+        def step() -> None:
+            take_step(world.connections, metrics, NAMESPACE, NAME)
+            metrics.measure_stores()
+
+        with served_page(port, metrics, "the operator"), repeated(step, PACE_S):
+            yield port, run
 
 
 @contextlib.contextmanager

@@ -4,14 +4,17 @@ import json
 import re
 from typing import NamedTuple
 
-from components.core.base.metric_names import KUEUE, REPORTED, ROLLOUTS, RUNTIME, VLLM
+from components.core.base.metric_names import KUEUE, OPERATOR, REPORTED, ROLLOUTS, RUNTIME, VLLM
+from dashboards.budgets import SINCE, STEP
 from infra.chart import CHART
 
 FILES = sorted((CHART / "dashboards").glob("*.json"))
-DECLARED = {metric.name for metric in (*REPORTED, *RUNTIME, *VLLM, *KUEUE, *ROLLOUTS)}
+METRICS = (*REPORTED, *RUNTIME, *OPERATOR, *VLLM, *KUEUE, *ROLLOUTS)
+DECLARED = {metric.name for metric in METRICS}
 NAME = re.compile(r"\b(?:tessera_|vllm:|kueue_|http_requests|rollout_)\w+")
 VARIABLES = {"$__rate_interval": "1m", "$__range:1m": "1h:1s", "$namespace": ".+", "$run": ".+", "$model": ".+"}
-"""What Grafana would put in; the range in steps of a second, since a test takes no minute."""
+VARIABLES |= {f"{SINCE}:{STEP}": "1h:1s"}
+"""What Grafana would put in; ranges in steps of a second, since a test takes no minute."""
 
 
 class Query(NamedTuple):

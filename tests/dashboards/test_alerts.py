@@ -19,6 +19,8 @@ HTTP = {"namespace": "models", "handler": "/v1/chat/completions", "method": "POS
 SERVED = {"namespace": "models", "model_name": "nano"}
 ROLLOUT = {"namespace": "models", "name": "tessera-serving-nano"}
 QUEUE = {"cluster_queue": "gpu", "replica_role": "leader"}
+RETRAINED = {"namespace": "models", "retraining": "nano"}
+RETRAINED_RUN = {**RETRAINED, "run": "nano-1"}
 
 
 class Series(NamedTuple):
@@ -75,6 +77,17 @@ def perplexities(**values: str) -> list[Series]:
         for role, value in values.items()
         for series in stage("perplexity", f"{value}+0x5", stage="eval", phase=f"held-out text of {role}")
     ]
+
+
+def gpus(number: int) -> list[Series]:
+    """So many GPUs of a run, which is active for ten hours."""
+    used = {**STAGE, "run": "nano-1"}
+    return [Series("tessera_gpu_utilization_ratio", {**used, "gpu": str(gpu)}, "0.9+0x600") for gpu in range(number)]
+
+
+def wall_budget(seconds: str) -> list[Series]:
+    began = Series("tessera_retraining_run_time_seconds", RETRAINED_RUN, "0+0x600")
+    return [began, Series("tessera_retraining_wall_budget_seconds", RETRAINED_RUN, seconds)]
 
 
 CASES = [
@@ -191,6 +204,41 @@ CASES = [
     ),
     Case("CanaryFailed", [Series("rollout_info", {**ROLLOUT, "phase": "Progressing"}, "1+0x9")], 5),
     Case("CanaryFailed", [Series("rollout_info", {"name": "other", "phase": "Abort"}, "1+0x9")], 5),
+    Case(
+        "BudgetNearlySpent",
+        [*gpus(2), Series("tessera_retraining_gpu_budget_hours", RETRAINED_RUN, "20+0x600")],
+        540,
+        "Run nano-1 of nano has used 90.83% of its budget",
+        RETRAINED_RUN,
+    ),
+    Case(
+        "BudgetNearlySpent", [*gpus(2), Series("tessera_retraining_gpu_budget_hours", RETRAINED_RUN, "20+0x600")], 450
+    ),
+    Case("BudgetNearlySpent", gpus(2), 540),
+    Case(
+        "BudgetNearlySpent",
+        wall_budget("36000+0x600"),
+        500,
+        "Run nano-1 of nano has used 83.33% of its budget",
+        RETRAINED_RUN,
+    ),
+    Case("BudgetNearlySpent", wall_budget("36000+0x600"), 450),
+    Case(
+        "NoSuccessfulRetraining",
+        [Series("tessera_retraining_wanted_time_seconds", RETRAINED, "60+0x10200")],
+        10_140,
+        "nano has wanted a run for 7d 0h 59m 0s, and none has succeeded",
+        RETRAINED,
+    ),
+    Case("NoSuccessfulRetraining", [Series("tessera_retraining_wanted_time_seconds", RETRAINED, "60+0x10200")], 10_080),
+    Case(
+        "OperatorStalled",
+        [Series("tessera_retraining_step_time_seconds", RETRAINED, "60+0x60")],
+        40,
+        "The operator has taken no step of nano for 39m 0s",
+        RETRAINED,
+    ),
+    Case("OperatorStalled", [Series("tessera_retraining_step_time_seconds", RETRAINED, "0+60x60")], 40),
 ]
 
 

@@ -148,6 +148,23 @@ def test_a_monitor_of_stages_reads_the_port_that_the_settings_and_the_network_po
     assert METRICS_PORT not in find(render(), "ConfigMap", "tessera-settings")["data"]
 
 
+def test_a_monitor_of_the_operator_reads_the_port_that_its_settings_and_its_network_policy_have() -> None:
+    objects = render(CASES["everything"], namespace=NAMESPACE)
+    spec = find(objects, "PodMonitor", "tessera-operator")["spec"]
+    template = find(objects, "Deployment", "tessera-operator")["spec"]["template"]
+    assert template["metadata"]["labels"].items() >= spec["selector"]["matchLabels"].items()
+    port = int(find(objects, "ConfigMap", "tessera-settings")["data"][METRICS_PORT])
+    assert spec["podMetricsEndpoints"] == [{"portNumber": port, "path": "/metrics", "interval": "30s"}]
+    (container,) = template["spec"]["containers"]
+    assert {"name": "metrics", "containerPort": port} in container["ports"]
+    assert {"configMapRef": {"name": "tessera-settings"}} in container["envFrom"]
+    (rule,) = find(objects, "NetworkPolicy", "tessera-operator")["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": port}]
+    unmonitored = render({"operator": {"enabled": True}})
+    (container,) = find(unmonitored, "Deployment", "tessera-operator")["spec"]["template"]["spec"]["containers"]
+    assert [each["name"] for each in container["ports"]] == ["health"]
+
+
 def test_alerts_are_installed_with_the_monitors_as_they_are_in_their_file() -> None:
     rules = find(render(CASES["everything"]), "PrometheusRule", "tessera-alerts")
     assert rules["spec"] == yaml.safe_load((CHART / "rules" / "alerts.yaml").read_text())

@@ -145,11 +145,15 @@ class World:
         self.objects.bodies[NAME]["spec"] |= values
         self.objects.touch(NAME)
 
+    @property
+    def connections(self) -> Connections:
+        """How a step reaches all this."""
+        return Connections(self.objects, lambda _: self.server, self._submitter, lambda: self.now, self.settings)
+
     def step(self, **passes: float) -> RetrainingStatus:
         """Take one step after some time."""
         self.now += timedelta(**passes)
-        connections = Connections(self.objects, lambda _: self.server, self._submitter, lambda: self.now, self.settings)
-        outcome = reconcile(connections, NAMESPACE, NAME)
+        outcome = reconcile(self.connections, NAMESPACE, NAME)
         assert outcome is not None
         return outcome.after
 

@@ -1,4 +1,4 @@
-"""The metrics of a working stage on a page that Prometheus reads.
+"""The metrics of a working stage, or of the operator, on a page that Prometheus reads.
 
 The stage appends its events to a file. Each request for the page reads what is new there, so the stage does no work for
 it, and the ranks of a training need no connection to it.
@@ -41,7 +41,7 @@ METRIC_OF = {metric.name.removeprefix(PREFIX): metric for metric in REPORTED}
 
 @contextlib.contextmanager
 def served_metrics(port: int, path: Path, run: str, label: str, mirror: EventMirror | None) -> Iterator[None]:
-    """Serve the metrics of this attempt at a stage at a port during the block, outside a pod to this machine alone.
+    """Serve the metrics of this attempt at a stage at a port during the block.
 
     Args:
         port: of the page; where another stage of this machine has it, the stage works without a page.
@@ -50,12 +50,25 @@ def served_metrics(port: int, path: Path, run: str, label: str, mirror: EventMir
         label: the role of the stage in the run.
         mirror: copies the events to the store; None where the store is a folder.
     """
+    with served_page(port, StageMetrics(path, run, label, mirror), label):
+        yield
+
+
+@contextlib.contextmanager
+def served_page(port: int, metrics: Collector, owner: str) -> Iterator[None]:
+    """Serve metrics at a port during the block, outside a pod to this machine alone.
+
+    Args:
+        port: of the page; where it is taken, there is no page.
+        metrics: are collected anew for each request.
+        owner: names in a message what the metrics are of.
+    """
     registry = CollectorRegistry()
-    registry.register(StageMetrics(path, run, label, mirror))
+    registry.register(metrics)
     try:
         server, thread = start_http_server(port, EVERYWHERE if IN_POD in os.environ else LOOPBACK, registry)
     except OSError as error:
-        sys.stderr.write(f"Prometheus cannot read the metrics of {label} at port {port}: {error}\n")
+        sys.stderr.write(f"Prometheus cannot read the metrics of {owner} at port {port}: {error}\n")
         yield
         return
     try:
