@@ -1,7 +1,8 @@
-"""The chart `helm/tessera` without a helm binary: what an install would apply, and what Helm's linter says.
+"""The chart `helm/tessera` without a helm binary: what an install would apply, what Helm's linter says, an install.
 
 python -m infra.chart render [--values FILE]
 python -m infra.chart lint [--values FILE]
+python -m infra.chart upgrade --namespace NAME [--values FILE]
 """
 
 import argparse
@@ -46,15 +47,33 @@ def lint(values: Mapping[str, Any] | None = None, *, chart: Path = CHART) -> lis
     return [f"{found['path']}: {found['error']}" for found in report["messages"] if found["severity"] > 1]
 
 
+def upgrade(values: Mapping[str, Any], namespace: str, *, chart: Path = CHART, release: str = "tessera") -> None:
+    """Install the chart in the cluster that the kubeconfig names, or upgrade it, as `helm upgrade --install` does.
+
+    Raises:
+        helm_python.HelmError: the values or the cluster refuse.
+    """
+    with helm_python.Config(namespace=namespace) as helm:
+        try:
+            helm.upgrade(chart, release, dict(values), namespace=namespace)
+        except helm_python.HelmNotFoundError:
+            helm.install(chart, release, dict(values), namespace=namespace)
+
+
 def main() -> int:
     """Run a command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m infra.chart", description="Render or lint the chart.")
-    parser.add_argument("command", choices=("render", "lint"))
+    parser = argparse.ArgumentParser(prog="python -m infra.chart", description="Render, lint or install the chart.")
+    parser.add_argument("command", choices=("render", "lint", "upgrade"))
     parser.add_argument("--values", type=Path, metavar="FILE", help="YAML with values of your own")
+    parser.add_argument(
+        "--namespace", metavar="NAME", help="namespace of the release, which must be there: for upgrade"
+    )
     options = parser.parse_args()
     try:
         values = yaml.safe_load(options.values.read_text(encoding="utf-8")) if options.values else {}
         findings = lint(values) if options.command == "lint" else []
+        if options.command == "upgrade":
+            upgrade(values, options.namespace or parser.error("upgrade needs --namespace"))
         if options.command == "render":
             yaml.safe_dump_all(render(values), sys.stdout, sort_keys=False)
     except (OSError, yaml.YAMLError, helm_python.HelmError) as error:
