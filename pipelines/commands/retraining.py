@@ -108,7 +108,7 @@ def operator(
     ] = None,
     settings: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML with repositories of promotions, signing key and Alertmanager."),
+        typer.Option(metavar="FILE", help="YAML with Git repositories, signing key and Alertmanager."),
     ] = None,
 ) -> None:
     """Run the Retraining objects of a namespace, until a signal ends this."""

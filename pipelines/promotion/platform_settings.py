@@ -1,4 +1,4 @@
-"""Settings of the operator for promotions: the repositories that name what is served, and the key that signs.
+"""Settings of the operator: the repositories that have recipes or name what is served, and the key that signs.
 
 A `Retraining` names a repository. Its address and its credentials are here, where only who installs the operator
 writes: a user of the cluster cannot send them to another server.
@@ -22,7 +22,7 @@ API_PATHS: dict[HostKind, str] = {"github": "/api/v3", "gitlab": "/api/v4", "git
 
 
 class PlatformRepository(Config):
-    """A repository that names served models."""
+    """A repository that names served models, or has recipes."""
 
     url: str = Field(pattern=r"^(https?://[^/@\s]+|file://)/\S+$")
     """Address, without a user or password in it."""
@@ -82,7 +82,7 @@ class OperatorSettings(Config):
     """What the operator needs besides its options."""
 
     repositories: dict[str, PlatformRepository] = Field(default_factory=dict)
-    """Platform repositories by the name that a `Retraining` uses."""
+    """Repositories by the name that a `Retraining` uses."""
     signing_key: Path | None = None
     """Private key that signs promoted bundles, PEM."""
     alertmanager: str | None = Field(default=None, pattern=r"^https?://[^/@\s]+(/\S*)?$")
