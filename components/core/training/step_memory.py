@@ -1,0 +1,182 @@
+"""Memory that an optimizer step takes in one process, in closed form. Imports no torch.
+
+It follows `loop.py`, `losses.py` and `decoder.py`, and changes with them; a test compares it with the tensors of real
+steps. Not counted: what the allocator keeps, workspaces of libraries, and the process itself (`PROCESS_BYTES`).
+
+Letters: D hidden size, W width of all query heads, K width of all key heads, F channels, V vocabulary.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from components.core.model.architecture import LINEAR, WEIGHT_BYTES, Architecture, BlockConfig
+from components.core.model.flops import block_weights
+from components.core.training.train_config import TrainConfig
+
+PROCESS_BYTES = 600 << 20
+"""Python with torch and transformers loaded, resident."""
+CHUNK_LOGITS = 1 << 25
+"""As in `losses.py`, which imports torch."""
+OWN_GROUP_PARAMETERS = 1 << 20
+"""As in `loop.py`, which imports torch."""
+MASTER = 4
+"""Bytes of a weight, of a gradient and of a moment: float32."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes at the peak of a step, by what takes them.
+
+    Attributes:
+        state: weights and both moments of AdamW, of this rank.
+        gradients: of this rank.
+        activations: what the backward pass of a micro batch needs.
+        loss: logits of one chunk, and gradients of hidden states and head.
+        accumulates: whether gradients are summed over several micro batches: then they are there beside all
+            activations, else they grow as activations are freed.
+        gathered: weights and gradients that are whole while they are used, where the rest is sharded.
+        teacher: weights and hidden states of the teacher.
+        loading: the whole model in float32, before it is sharded; not at the same time as a step.
+    """
+
+    state: int
+    gradients: int
+    activations: int
+    loss: int
+    accumulates: bool
+    gathered: int = 0
+    teacher: int = 0
+    loading: int = 0
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        work = self.activations + self.loss
+        growing = work + self.gradients if self.accumulates else max(work, self.gradients)
+        return max(self.state + growing + self.gathered, self.loading) + self.teacher
+
+
+@dataclass(frozen=True)
+class Step:
+    """What decides the memory of a step.
+
+    Attributes:
+        micro_batch_size: rows that a rank computes at a time.
+        rows: rows of a rank in a step.
+        seq_len: tokens of a row.
+        bfloat16: whether matrix products are in bfloat16, else in float32.
+        num_ranks: ranks that share weights, gradients and moments.
+        checkpointing: whether activations are computed again in the backward pass.
+        teacher: the model that is distilled from, if any.
+        teacher_dtype: precision of its weights.
+    """
+
+    micro_batch_size: int
+    rows: int
+    seq_len: int
+    bfloat16: bool
+    num_ranks: int = 1
+    checkpointing: bool = False
+    teacher: Architecture | None = field(default=None, repr=False)
+    teacher_dtype: str = "float32"
+
+    @classmethod
+    def of(cls, config: TrainConfig, num_ranks: int, stored: str) -> "Step":
+        """The step of a training of a model that is stored in a precision."""
+        rows = -(-config.global_batch_size // num_ranks)
+        bfloat16 = (config.dtype or stored) == "bfloat16"
+        micro = min(config.micro_batch_size, rows)
+        return cls(micro, rows, config.seq_len, bfloat16, num_ranks, config.activation_checkpointing)
+
+    def distilled_from(self, teacher: Architecture, dtype: str) -> "Step":
+        """The same step with a teacher."""
+        return replace(self, teacher=teacher, teacher_dtype=dtype)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro batch."""
+        return self.micro_batch_size * self.seq_len
+
+
+def step_memory(shape: Architecture, step: Step) -> StepMemory:
+    """The peak of the second step or a later one: the first has no moments yet."""
+    shard = MASTER * shape.parameters // step.num_ranks
+    return StepMemory(
+        state=3 * shard,
+        gradients=shard,
+        activations=activation_bytes(shape, step),
+        loss=loss_bytes(shape, step),
+        accumulates=step.rows > step.micro_batch_size,
+        gathered=_gathered_bytes(shape, step),
+        teacher=_teacher_bytes(step),
+        loading=MASTER * shape.parameters,
+    )
+
+
+def activation_bytes(shape: Architecture, step: Step) -> int:
+    """What the forward pass of a micro batch keeps for its backward pass.
+
+    With checkpointing the input of each layer, and all of the one layer that is computed again.
+    """
+    layers = [_block_bytes(shape, block, step) for block in shape.blocks]
+    hidden = MASTER * step.tokens * shape.hidden_size
+    outside = 2 * MASTER * step.tokens * shape.head_dim + step.tokens * step.seq_len + 2 * hidden
+    if step.teacher is not None:  # states of each layer, and pairs of them at the positions that count, and their norms
+        outside += (1 + 3) * hidden * len(shape.blocks)
+    if step.checkpointing:
+        return outside + hidden * len(layers) + max(layers)
+    return outside + sum(layers)
+
+
+def _block_bytes(shape: Architecture, block: BlockConfig, step: Step) -> int:
+    """What one layer keeps, with copies of its weights in bfloat16."""
+    hidden, query = shape.hidden_size, shape.num_attention_heads * shape.head_dim
+    size = 2 if step.bfloat16 else MASTER
+    heads, width = block.num_key_value_heads, block.intermediate_size
+    normed = MASTER * hidden  # norms compute in float32
+
+    def inputs(products: int) -> int:
+        """Input of several products: autocast makes a copy for each of them."""
+        return hidden * (2 * products if step.bfloat16 else MASTER)
+
+    a_token = 0
+    if isinstance(heads, int):
+        key = heads * shape.head_dim
+        a_token += normed + inputs(3) + size * (2 * query + 2 * key) + MASTER * shape.num_attention_heads
+        a_token += size * step.seq_len  # the mask of packed rows as numbers
+    elif heads == LINEAR:
+        a_token += normed + inputs(1)
+    if isinstance(width, int):
+        a_token += normed + inputs(2) + 4 * size * width
+    elif width == LINEAR:
+        a_token += normed + inputs(1)
+    copies = 2 * block_weights(shape, block) if step.bfloat16 else 0
+    return a_token * step.tokens + copies
+
+
+def loss_bytes(shape: Architecture, step: Step) -> int:
+    """The loss of a micro batch: logits of one chunk, and the gradients that are computed with it."""
+    chunks = -(-step.tokens // max(1, CHUNK_LOGITS // shape.vocab_size))
+    logits = MASTER * shape.vocab_size * -(-step.tokens // chunks)
+    # Beside a float32 loss's logits there is nothing; else what logsumexp makes of them, and the teacher's.
+    copies = 1 + step.bfloat16 if step.teacher is None else 3
+    hidden = step.tokens * shape.hidden_size
+    cast = 2 * (hidden + shape.vocab_size * shape.hidden_size) if step.bfloat16 else 0
+    return copies * logits + 2 * MASTER * hidden + MASTER * shape.vocab_size * shape.hidden_size + cast
+
+
+def _gathered_bytes(shape: Architecture, step: Step) -> int:
+    """What FSDP holds whole: the root's weights and gradients, and the two layers that are computed and fetched."""
+    if step.num_ranks == 1:
+        return 0
+    layers = [shape.attention_parameters(block) + shape.ffn_parameters(block) for block in shape.blocks]
+    own = [size for size in layers if size >= OWN_GROUP_PARAMETERS]
+    root = shape.parameters - sum(own)
+    return MASTER * (2 * root + 3 * max(own, default=0))
+
+
+def _teacher_bytes(step: Step) -> int:
+    """The teacher, whole in each process, and its hidden states."""
+    if step.teacher is None:
+        return 0
+    states = MASTER * step.tokens * step.teacher.hidden_size * (1 + len(step.teacher.blocks))
+    return WEIGHT_BYTES[step.teacher_dtype] * step.teacher.parameters + states
