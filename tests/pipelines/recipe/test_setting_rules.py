@@ -1,0 +1,135 @@
+"""The rules give what their sources have, follow the data, and fit the memory."""
+
+from typing import Any
+
+import pytest
+
+from components.core.model.architecture import Architecture
+from components.core.training.step_memory import Step, step_memory
+from components.data.data_facts import ChatFacts, CorpusFacts, DataFacts, ProblemFacts
+from components.search.costs.work_time import Computer
+from components.search.devices import DEVICES
+from pipelines.recipe import setting_rules as rules
+from pipelines.recipe.setting_rules import Facts, all_settings
+
+SIZES: dict[str, Any] = {"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 8}
+LLAMA_8B = Architecture.from_config(
+    {**SIZES, "vocab_size": 128256, "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336}
+)
+SMALL = Architecture.from_config(
+    {
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "intermediate_size": 1536,
+        "tie_word_embeddings": True,
+    }
+)
+CORPUS = CorpusFacts(tokens=900_000, estimated=False, document_tokens=3000)
+CHATS = ChatFacts(
+    num_chats=3000, num_thinking=1500, tokens=600_000, chat_tokens=411, longest_chat=1003, answer_tokens=290
+)
+PROBLEMS = ProblemFacts(num_problems=805, prompt_tokens=90, question="1 + 1 =")
+ALL = DataFacts(corpus=CORPUS, chats=CHATS, problems=PROBLEMS)
+
+
+def facts(parent: Architecture = SMALL, data: DataFacts = ALL, gpus: int = 0) -> Facts:
+    device = DEVICES["H100"] if gpus else DEVICES["CPU"]
+    return Facts(parent, "bfloat16", 8192, data, Computer(device, max(1, gpus)), gpus, 2, 24 << 30)
+
+
+def values(of: Facts, **limits: Any) -> dict[str, Any]:
+    return {setting.key: setting.value for setting in all_settings(of, limits or {"latency_ms": "70%"})}
+
+
+@pytest.mark.parametrize(("parameters", "rate"), rules.PRETRAINING_RATES)
+def test_learning_rates_of_the_table_are_met(parameters: float, rate: float) -> None:
+    assert rules.pretraining_rate(int(parameters)) == pytest.approx(rate)
+
+
+def test_learning_rates_fall_with_size_and_meet_the_papers() -> None:
+    rates = [rules.pretraining_rate(int(10 ** (exponent / 10))) for exponent in range(50, 120)]
+    assert rates == sorted(rates, reverse=True)
+    of_8b = {setting.key: setting.value for setting in rules.learning_rates(8_000_000_000)}
+    assert of_8b["sft.learning_rate"] == 1e-4  # LN-Nano
+    of_7b = {setting.key: setting.value for setting in rules.learning_rates(7_000_000_000)}
+    assert of_7b["rl.learning_rate"] == 1e-6  # DeepSeekMath
+    of_demo = {setting.key: setting.value for setting in rules.learning_rates(720_000)}
+    assert of_demo["rl.learning_rate"] == pytest.approx(1e-4, rel=0.02)  # what the demo's recipe has
+
+
+def test_no_thinking_is_cut_away() -> None:
+    found = values(facts())
+    assert 411 <= found["sft.seq_len"] < 411 + 64
+    assert 290 <= found["rl.max_tokens"] == found["eval.max_tokens"] < 290 + 32
+    short = Facts(SMALL, "bfloat16", 256, ALL, Computer(DEVICES["CPU"]), 0, 2, 24 << 30)
+    assert values(short)["sft.seq_len"] == 256  # more than that the parent cannot take
+    assert values(short)["rl.max_tokens"] == 256 - 90
+
+
+def test_a_training_goes_through_no_more_than_it_has_and_has_time_for() -> None:
+    found = values(facts())
+    assert found["distill.num_steps"] * found["distill.global_batch_size"] * found["distill.seq_len"] <= 4 * 900_000
+    few = values(facts(data=DataFacts(corpus=CorpusFacts(tokens=1000, estimated=False, document_tokens=100))))
+    assert few["distill.num_steps"] * few["distill.global_batch_size"] * few["distill.seq_len"] <= 4 * 1000
+    assert few["distill.global_batch_size"] == rules.MIN_ROWS
+    much = facts(LLAMA_8B, DataFacts(corpus=CorpusFacts(tokens=10**12, estimated=True, document_tokens=3000)), gpus=8)
+    large = values(much)
+    tokens = large["distill.num_steps"] * large["distill.global_batch_size"] * large["distill.seq_len"]
+    assert tokens <= rules.MAX_DISTILLED_TOKENS
+    assert large["distill.num_steps"] >= rules.MIN_STEPS
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_a_step_fits_the_memory(gpus: int) -> None:
+    of = facts(gpus=gpus)
+    found = values(of)
+    ranks = max(1, gpus)
+    for stage in ("distill", "pretrain", "sft"):
+        assert found[f"{stage}.global_batch_size"] >= ranks
+        rows = -(-found[f"{stage}.global_batch_size"] // ranks)
+        step = Step(
+            found[f"{stage}.micro_batch_size"],
+            rows,
+            found[f"{stage}.seq_len"],
+            found[f"{stage}.dtype"] == "bfloat16",
+            ranks,
+            bool(found.get(f"{stage}.activation_checkpointing")),
+        )
+        step = step.distilled_from(SMALL, "bfloat16") if stage == "distill" else step
+        assert step_memory(SMALL, step).total <= of.process_bytes
+
+
+def test_the_faster_precision_is_taken() -> None:
+    assert values(facts())["distill.dtype"] == "float32"  # the processor of the table is slower in bfloat16
+    assert values(facts(gpus=1))["distill.dtype"] == "bfloat16"
+
+
+def test_what_there_is_no_data_for_is_left_out() -> None:
+    text = values(facts(data=DataFacts(corpus=CORPUS)))
+    assert [text[stage] for stage in ("sft", "rl", "deploy")] == [None] * 3
+    chats = values(facts(data=DataFacts(chats=CHATS, problems=PROBLEMS)))
+    assert [chats[stage] for stage in ("search", "distill", "pretrain")] == [None] * 3
+    assert "targets.speed_up" not in chats
+
+
+def test_the_target_follows_from_the_limit() -> None:
+    assert values(facts(), latency_ms="50%")["targets.speed_up"] == 1.9
+    assert "targets.speed_up" not in values(facts(), parameters="50%")
+
+
+def test_widths_are_whole_channels() -> None:
+    odd = SMALL.model_copy(
+        update={"blocks": tuple(block.model_copy(update={"intermediate_size": 1538}) for block in SMALL.blocks)}
+    )
+    assert values(facts(odd))["search.ffn_fractions"] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("gpus", [0, 8])
+def test_each_setting_has_a_reason_and_a_key_of_its_own(gpus: int) -> None:
+    settings = all_settings(facts(gpus=gpus), {"latency_ms": "70%"})
+    assert len({setting.key for setting in settings}) == len(settings)
+    assert all(len(setting.reason) > 10 and not setting.reason.endswith(".") for setting in settings)
