@@ -46,14 +46,23 @@ def plan(
     recipe: RecipeFile,
     overrides: Overrides = [],  # noqa: B006
     store: StoreUri = DEFAULT_STORE,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:COUNT",
+            help="Predict for these devices, such as H100:8, in place of this machine and of each placement.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show, without running anything, the stages of a recipe, what is cached, what each needs, and all errors."""
+    """Show, without running anything, the stages of a recipe, what is cached, what each takes, and all errors."""
     from components.core.store.store import open_store
     from pipelines.recipe.schema import load_recipe
     from pipelines.run.plan import make_plan, plan_as_json, show_plan
+    from pipelines.sizing.machine import named_machine, this_machine
 
-    planned = make_plan(load_recipe(recipe, overrides), open_store(store))
+    named = None if device is None else named_machine(device)
+    planned = make_plan(load_recipe(recipe, overrides), open_store(store), lambda: named or this_machine())
     if as_json:
         print_json(plan_as_json(planned))
     else:

@@ -1,6 +1,9 @@
-"""What a run would do: the graph, what is cached, what each stage will need, what is wrong; without torch or KFP."""
+"""What a run would do, and what it would take: without torch or KFP, and before anything runs."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +16,12 @@ from pipelines.recipe.checks import find_faults, find_notes
 from pipelines.recipe.graph import Binding, Source, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.setting_rules import Setting, learning_rates
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
 from pipelines.run.ingest import source_digest
+from pipelines.sizing.capacity import Misfit, find_misfits, gib
+from pipelines.sizing.machine import Machine
+from pipelines.sizing.stage_work import Models, StageWork, recipe_work
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,25 @@ class PlannedStage:
     needs: str
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a run would take on a machine.
+
+    Attributes:
+        device: what computes.
+        child: what stands for the child, which only the search will know.
+        work: of each stage that would run, by its label.
+        misfits: what does not fit.
+        chosen: settings that are as the rules of `tessera init` choose them for this parent.
+    """
+
+    device: str
+    child: str
+    work: dict[str, StageWork]
+    misfits: list[Misfit]
+    chosen: list[Setting]
+
+
 @dataclass
 class Plan:
     """What a run of a recipe would do in a store."""
@@ -46,10 +72,17 @@ class Plan:
     stages: list[PlannedStage] = field(default_factory=list)
     faults: list[dict[str, str | None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    prediction: Prediction | None = None
 
 
-def make_plan(recipe: Recipe, store: Store) -> Plan:
-    """Look at everything that can be known without work."""
+def make_plan(recipe: Recipe, store: Store, machine: Callable[[], Machine] | None = None) -> Plan:
+    """Look at everything that can be known without work.
+
+    Args:
+        recipe: what would run.
+        store: where results are.
+        machine: gives what it would run on, if it is to be predicted what that takes; asked only if nothing is wrong.
+    """
     plan = Plan(recipe.name)
     plan.faults = [{"message": fault.message, "hint": fault.hint} for fault in find_faults(recipe)]
     plan.notes = [] if plan.faults else list(find_notes(recipe))
@@ -64,13 +97,70 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
         cached = None if key is None else record is not None
         after = list(dict.fromkeys(_name(binding) for binding in task.upstream))
         plan.stages.append(PlannedStage(task.label, task.stage.name, after, key, cached, _needs(task)))
+    if machine is not None and not plan.faults:
+        cached_labels = {stage.label for stage in plan.stages if stage.cached}
+        plan.prediction = predict(recipe, cached_labels, machine(), _free_bytes(store))
+        if plan.prediction is None:
+            plan.notes.append("what the run takes is not predicted: the parent is in a store, or there is none")
     return plan
+
+
+def predict(recipe: Recipe, cached: set[str], machine: Machine, free_bytes: int | None) -> Prediction | None:
+    """What the stages that are not cached would take; None where the parent's shape is not known."""
+    models, work = recipe_work(recipe, machine)
+    if models is None:
+        return None
+    to_run = {label: each for label, each in work.items() if label not in cached}
+    device = machine.gpu or machine.processor
+    return Prediction(
+        device=_device_name(machine)
+        if device
+        else "this machine, whose speed is not known: that needs torch, or --device",
+        child=_child_in_words(models),
+        work=to_run,
+        misfits=list(find_misfits(recipe, models, to_run, machine, free_bytes)),
+        chosen=list(_as_the_rules_choose(recipe, models)),
+    )
 
 
 def source_digests(recipe: Recipe, store: Store) -> dict[str, str]:
     """Digests of the user's own artifacts, where they can be had quickly."""
     found = {name: source_digest(store, name, paths, KINDS[name]) for name, paths in sources_of(recipe).items()}
     return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def _device_name(machine: Machine) -> str:
+    """What computes, in words; a machine with GPUs has both."""
+    names = [machine.processor.name] if machine.processor else []
+    if machine.gpu:
+        names.append(f"{machine.gpus} x {machine.gpu.name}")
+    return ", ".join(names)
+
+
+def _child_in_words(models: Models) -> str:
+    if models.child == models.parent:
+        return ""
+    return (
+        f"the child is counted as {len(models.child.blocks)} of the parent's {len(models.parent.blocks)} layers, "
+        f"{models.child.parameters / 1e6:,.1f} M parameters, as its limits leave; the search will tell"
+    )
+
+
+def _as_the_rules_choose(recipe: Recipe, models: Models) -> Iterator[Setting]:
+    """Learning rates that the rules choose for this parent: they depend on nothing else."""
+    for setting in learning_rates(models.parent.parameters):
+        section, _, key = setting.key.partition(".")
+        found = getattr(recipe, section)
+        if found is not None and getattr(found, key) == setting.value:
+            yield setting
+
+
+def _free_bytes(store: Store) -> int:
+    """Free space where working copies go; in a local store all is there."""
+    folder = Path(store.local).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return disk_usage(folder).free
 
 
 def _name(binding: Binding) -> str:
@@ -94,12 +184,14 @@ def _needs(task: Task) -> str:
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """A line a stage, then what is wrong."""
+    """A line a stage, what the run takes, then what is wrong."""
     table = Table("stage", "after", "result", "needs", title=f"recipe {plan.recipe}", title_justify="left")
     for stage in plan.stages:
         result = {True: "[cyan]cached", False: "to run", None: "to run"}[stage.cached]
         table.add_row(stage.label, ", ".join(stage.after), result, stage.needs)
     console.print(table)
+    if plan.prediction is not None:
+        _show_prediction(plan.prediction, console)
     for note in plan.notes:
         console.print(note, markup=False, soft_wrap=True)
     for fault in plan.faults:
@@ -110,6 +202,54 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print("nothing is wrong", style="green")
 
 
+def _show_prediction(prediction: Prediction, console: Console) -> None:
+    """A line a stage, the sum, what does not fit, and the reasons of settings."""
+    columns = ("stage", "tokens", "FLOPs", "time", "memory a device", "disk")
+    table = Table(*columns, title=f"predicted for {prediction.device}", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, work in prediction.work.items():
+        disk = gib(work.disk_bytes) if work.disk_bytes else ""
+        if work.scratch_bytes:
+            disk = f"{disk} + {gib(work.scratch_bytes)} while it works".removeprefix(" + ")
+        table.add_row(
+            label, _short(work.tokens), _short(work.flops), in_words(work.seconds), gib(work.memory_bytes), disk
+        )
+    times = [work.seconds for work in prediction.work.values() if work.seconds is not None]
+    unknown = len(times) < len(prediction.work)
+    total = ("at least " if unknown and times else "") + in_words(sum(times) if times else None)
+    flops, disk_bytes = (sum(getattr(w, name) for w in prediction.work.values()) for name in ("flops", "disk_bytes"))
+    table.add_section()
+    table.add_row("one after the other", "", _short(flops), total, "", gib(disk_bytes))
+    console.print(table)
+    if prediction.child:
+        console.print(prediction.child, markup=False, soft_wrap=True)
+    for setting in prediction.chosen:
+        console.print(
+            f"{setting.key} is {setting.value:g}: {setting.reason}", markup=False, highlight=False, soft_wrap=True
+        )
+    for misfit in prediction.misfits:
+        console.print(f"does not fit: {misfit.message}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"  hint: {misfit.hint}", markup=False, soft_wrap=True)
+
+
+def _short(count: float) -> str:
+    """A count with a unit; empty for none."""
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return str(int(count)) if count else ""
+
+
+def in_words(seconds: float | None) -> str:
+    """A time; `unknown` where there is none."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain values."""
     return {
@@ -117,4 +257,5 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "stages": [vars(stage) for stage in plan.stages],
         "faults": plan.faults,
         "notes": plan.notes,
+        "prediction": None if plan.prediction is None else asdict(plan.prediction),
     }

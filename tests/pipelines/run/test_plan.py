@@ -12,9 +12,11 @@ from components.core.runtime.code_digest import code_digest
 from components.core.runtime.runner import stage_key
 from components.core.store.manifest import Manifest
 from components.core.store.store import StageRecord, Store, open_store
+from pipelines.cli import run_command
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.schema import load_recipe
 from pipelines.run.plan import make_plan
+from pipelines.sizing.machine import Machine, named_machine
 from tests.components.core import tiny_models
 from tests.pipelines.made_up_run import make_run
 
@@ -174,3 +176,47 @@ def test_without_the_data_stage_nobody_needs_a_tokenizer(own_model: Path) -> Non
     (own_model.parent / "model" / SETTINGS).unlink()
     alone = load_recipe(own_model, ["data=null", "corpus=[]", "pretrain=null", "deploy=null"])
     assert make_plan(alone, open_store(str(own_model.parent / "store"))).faults == []
+
+
+def test_a_plan_predicts_what_a_run_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", str(RECIPES / "demo.yaml"), "--store", str(tmp_path / "store"), "--device", "CPU:2"]
+    assert run_command([*arguments, "--json"]) == 0
+    prediction = json.loads(capsys.readouterr().out)["prediction"]
+    assert prediction["device"] == "CPU"
+    assert prediction["work"]["distill"]["tokens"] == 400 * 8 * 128
+    assert prediction["misfits"] == []
+    assert run_command(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "predicted for CPU" in shown
+    assert "the child is counted as 6 of the parent's 12 layers" in shown
+
+
+def test_what_is_cached_takes_nothing(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\n")
+    store = open_store(str(tmp_path / "store"))
+    finish(store, recipe, tmp_path)
+    plan = make_plan(load_recipe(recipe), store, lambda: named_machine("CPU:2"))
+    assert plan.prediction is not None
+    assert "data" not in plan.prediction.work
+    assert "parent" in plan.prediction.work
+
+
+def test_a_recipe_with_faults_is_not_predicted(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("parent: ./absent\n")
+
+    def machine() -> Machine:
+        raise AssertionError("nobody asks")
+
+    assert make_plan(load_recipe(recipe), open_store(str(tmp_path / "store")), machine).prediction is None
+
+
+def test_what_does_not_fit_is_shown_with_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", str(RECIPES / "demo.yaml"), "--store", str(tmp_path / "store"), "--device", "L40S:1"]
+    large = "parent_pretrain.shape={hidden_size: 4096, num_hidden_layers: 32, num_attention_heads: 32, "
+    large += "num_key_value_heads: 8, intermediate_size: 16384}"
+    assert run_command([*arguments, "--set", large]) == 0
+    shown = capsys.readouterr().out
+    assert "does not fit: parent needs" in shown
+    assert "on each device, and a L40S has 45.60 GiB" in shown

@@ -1,0 +1,130 @@
+"""What does not fit the memory or the disk that there is, and the way out. Imports no torch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from components.core.training.step_memory import Step, step_memory
+from components.core.training.train_config import TrainConfig
+from components.rl.config import RlConfig
+from pipelines.recipe.checks import RUN_AS_RANKS
+from pipelines.recipe.graph import Task
+from pipelines.recipe.llama_nemotron import llama_nemotron
+from pipelines.recipe.schema import Recipe
+from pipelines.sizing.machine import Machine
+from pipelines.sizing.stage_work import Models, StageWork, rl_step, training_step
+
+USABLE = 0.95
+"""Share of a GPU's memory that tensors can have: the rest is its context, and what the allocator cannot use."""
+MAX_RANKS = 64
+"""Most ranks that a way out speaks of."""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Something that does not fit.
+
+    Attributes:
+        message: what, with the numbers.
+        hint: the way out.
+    """
+
+    message: str
+    hint: str
+
+
+def find_misfits(
+    recipe: Recipe, models: Models, work: Mapping[str, StageWork], machine: Machine, free_bytes: int | None
+) -> Iterator[Misfit]:
+    """Stages that take more memory than there is, and results that take more disk.
+
+    Args:
+        recipe: has the placements.
+        models: of the recipe.
+        work: of each stage by its label, without those whose result is there already.
+        machine: what the stages run on.
+        free_bytes: of the store's disk; None where it is not known.
+    """
+    for task in llama_nemotron(recipe).items():
+        if task.label in work:
+            yield from _memory(task, work[task.label].memory_bytes, models, machine)
+    needed = sum(each.disk_bytes for each in work.values()) + max(
+        (each.scratch_bytes for each in work.values()), default=0
+    )
+    if free_bytes is not None and needed > free_bytes:
+        yield Misfit(
+            f"the run writes about {gib(needed)}, and {gib(free_bytes)} are free",
+            "free space, or name a store elsewhere with --store",
+        )
+
+
+def _memory(task: Task, needed: int, models: Models, machine: Machine) -> Iterator[Misfit]:
+    """A stage that takes more memory than its device or its node has."""
+    place, spreads = task.placement, task.stage in RUN_AS_RANKS
+    computer = machine.computer(place, spreads=spreads)
+    if machine.is_named or place.gpus:
+        if computer is None:
+            return
+        have, where = int(USABLE * computer.device.memory_bytes), f"a {computer.device.name}"
+        if needed > have:
+            message = f"{task.label} needs {gib(needed)} on each device, and {where} has {gib(have)}"
+            yield Misfit(
+                message, _way_out(task, models, needed, have, machine.num_ranks(place, spreads=spreads), on_gpu=True)
+            )
+        return
+    have = int(place.memory_gib * 2**30)
+    processes = place.processes if spreads else 1
+    if processes * needed <= have:
+        return
+    message = (
+        f"{task.label} needs {gib(processes * needed)} in {processes} process{'es' if processes > 1 else ''}, and "
+        f"placement.memory_gib is {place.memory_gib:g}"
+    )
+    if machine.memory_bytes is not None and processes * needed <= machine.memory_bytes:
+        yield Misfit(
+            message,
+            f"set memory_gib to {-(-processes * needed // 2**30)}: this machine has {gib(machine.memory_bytes)}",
+        )
+        return
+    ranks = machine.num_ranks(place, spreads=spreads)
+    yield Misfit(message, _way_out(task, models, needed, have // processes, ranks, on_gpu=False))
+
+
+def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int, *, on_gpu: bool) -> str:
+    """The smallest change with which a process that needs so much has enough."""
+    step = _step(task, models, num_ranks)
+    section = task.label.partition("/")[0]
+    if step is None:
+        return f"run it where a device has more memory, or give {section}.placement.memory_gib more"
+    student = models.parent if task.label == "parent" else models.child
+    other = needed - step_memory(student, step).total
+
+    def fits(changed: Step) -> bool:
+        return step_memory(student, changed).total + other <= have
+
+    size = step.micro_batch_size // 2
+    while size:
+        if fits(replace(step, micro_batch_size=size)):
+            return f"set {section}.micro_batch_size to {size}: the result is the same"
+        size //= 2
+    least = replace(step, micro_batch_size=1, checkpointing=True)
+    can_checkpoint = isinstance(task.config, TrainConfig)
+    if can_checkpoint and fits(least):
+        return f"set {section}.activation_checkpointing to true, and {section}.micro_batch_size to 1"
+    if on_gpu and task.stage in RUN_AS_RANKS:
+        for ranks in range(num_ranks + 1, MAX_RANKS + 1):
+            if fits(replace(least, num_ranks=ranks)):
+                return f"share it over {ranks} GPUs, with {section}.activation_checkpointing and a micro batch of 1"
+    return "start from a smaller parent, or run it where there is more memory"
+
+
+def _step(task: Task, models: Models, num_ranks: int) -> Step | None:
+    """The optimizer step of a task; None of one that trains no whole model."""
+    if isinstance(task.config, TrainConfig):
+        teacher = models.parent if task.label == "distill" else None
+        return training_step(task.config, num_ranks, models, teacher)
+    return rl_step(task.config, models.stored) if isinstance(task.config, RlConfig) else None
+
+
+def gib(num_bytes: float) -> str:
+    """Bytes in words."""
+    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes < 100 * 2**30 else f"{num_bytes / 2**30:,.0f} GiB"
