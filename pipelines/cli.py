@@ -15,6 +15,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 RECIPES, RECORDS, MODELS = "Recipes", "Records of runs", "Models and artifacts"
+app.command(rich_help_panel=RECIPES)(recipes.init)
 app.command(rich_help_panel=RECIPES)(recipes.run)
 app.command(rich_help_panel=RECIPES)(recipes.plan)
 app.command("compile", rich_help_panel=RECIPES)(recipes.compile_)

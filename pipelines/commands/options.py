@@ -103,6 +103,12 @@ def parse_limits(pairs: list[str]) -> dict[str, float]:
     return limits
 
 
+def parse_shares(pairs: list[str]) -> dict[str, Any]:
+    """Limits from NAME=VALUE texts; a value that ends with % is a share of the parent's own, and stays a text."""
+    shares = {name: value for name, _, value in (pair.rpartition("=") for pair in pairs) if name and value[-1:] == "%"}
+    return {**shares, **parse_limits([pair for pair in pairs if pair.rpartition("=")[0] not in shares])}
+
+
 def parse_swept_limit(texts: list[str], points: int) -> tuple[str, list[str], dict[str, float]]:
     """Name and values of the swept limit NAME=LOW..HIGH, as texts, and the other limits."""
     from components.core.base.errors import InputError

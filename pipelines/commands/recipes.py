@@ -1,4 +1,4 @@
-"""Commands that run stages: run, plan, compile and schema for a recipe, stage for a single one."""
+"""Commands that write and run recipes: init, run, plan, compile and schema, and stage for a single stage."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,7 @@ from pipelines.commands.options import (
     StoreUri,
     check_run_option,
     console,
+    parse_shares,
     print_json,
 )
 
@@ -69,6 +70,37 @@ def plan(
         show_plan(planned, console())
     if planned.faults:
         raise typer.Exit(2)
+
+
+def init(
+    parent: Annotated[
+        Path, typer.Argument(metavar="PARENT", help="A Hugging Face folder of a Llama, Mistral or Qwen2.")
+    ],
+    corpus: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="Text, or a folder of it, to train and to search on. Repeatable.")
+    ] = [],  # noqa: B006
+    chats: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="Chats, with thinking and without. Repeatable.")
+    ] = [],  # noqa: B006
+    problems: Annotated[list[Path], typer.Option(metavar="PATH", help="Problems with answers. Repeatable.")] = [],  # noqa: B006
+    limits: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=VALUE", help="Budget of the child, such as latency_ms=70%. Repeatable."),
+    ] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The recipe that is written.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a recipe for your model, your data and this machine, in which each value has its reason."""
+    from pipelines.run.init_recipe import init_recipe
+    from pipelines.sizing.machine import this_machine
+
+    sources = {"corpus": corpus, "chats": chats, "problems": problems}
+    settings = init_recipe(parent, sources, parse_shares(limits), this_machine(), out)
+    console().print(
+        f"wrote {out} with {len(settings)} settings\n  tessera plan {out}   # what it will take\n  tessera run {out}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def compile_(

@@ -41,12 +41,12 @@ def ingest(store: Store, name: str, paths: Sequence[str], kind: Kind) -> str:
     if kind == "model":
         for note in checkpoint_notes(Path(paths[0])):
             logger.warning("%s: %s", recipe_key(name), note)
-    with _staged(files, kind, paths) as staging:
+    with staged(files, kind, paths) as staging:
         return store.put_folder(staging, kind).digest
 
 
 @contextmanager
-def _staged(files: Mapping[str, Path], kind: Kind, paths: Sequence[str]) -> Iterator[Path]:
+def staged(files: Mapping[str, Path], kind: Kind, paths: Sequence[str]) -> Iterator[Path]:
     """A folder of links to the files of an artifact. A model says what is meant, so that vLLM reads it alike."""
     with tempfile.TemporaryDirectory(prefix="tessera-") as name:
         staging = Path(name)
@@ -86,7 +86,7 @@ def source_digest(store: Store, name: str, paths: Sequence[str], kind: Kind) -> 
     files = dict(files_of(name, paths, kind))
     if sum(path.stat().st_size for path in files.values()) > QUICK_BYTES:
         return None
-    with _staged(files, kind, paths) as staging:
+    with staged(files, kind, paths) as staging:
         return Manifest(kind=kind, files={target: hash_file(staging / target) for target in files}).digest
 
 

@@ -19,7 +19,7 @@ TINY_DATA = "arithmetic: {num_train: 60, num_chats: 20, num_validation: 10, num_
 def test_help_lists_the_commands_and_loads_no_large_library() -> None:
     result = RUNNER.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("run", "plan", "compile", "stage", "report", "lineage", "chat", "serve", "export", "store"):
+    for command in ("init", "run", "plan", "compile", "stage", "report", "lineage", "chat", "serve", "export", "store"):
         assert command in result.output
     code = "import sys; from pipelines.cli import run_command; run_command(['--help'])"
     code += "; assert not {'torch', 'kfp', 'mlflow', 'pydantic'}.intersection(sys.modules)"
