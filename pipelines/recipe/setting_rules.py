@@ -290,7 +290,9 @@ def micro_batch(
     for checkpointing in (False, True):
         size = 1 << int(math.log2(most))
         while size:
-            step = Step(size, rows, seq_len, dtype == "bfloat16", max(1, facts.gpus), checkpointing)
+            step = Step(
+                size, rows, seq_len, dtype == "bfloat16", max(1, facts.gpus), facts.process_bytes, checkpointing
+            )
             step = step.distilled_from(facts.parent, facts.stored) if taught else step
             if step_memory(shape, step).total <= facts.process_bytes:
                 return size, checkpointing

@@ -91,7 +91,7 @@ def _memory(task: Task, needed: int, models: Models, machine: Machine) -> Iterat
 
 def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int, *, on_gpu: bool) -> str:
     """The smallest change with which a process that needs so much has enough."""
-    step = _step(task, models, num_ranks)
+    step = _step(task, models, num_ranks, have)
     section = task.label.partition("/")[0]
     if step is None:
         return f"run it where a device has more memory, or give {section}.placement.memory_gib more"
@@ -117,11 +117,11 @@ def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int,
     return "start from a smaller parent, or run it where there is more memory"
 
 
-def _step(task: Task, models: Models, num_ranks: int) -> Step | None:
-    """The optimizer step of a task; None of one that trains no whole model."""
+def _step(task: Task, models: Models, num_ranks: int, rank_bytes: int) -> Step | None:
+    """The optimizer step of a task, on ranks with so much memory; None of one that trains no whole model."""
     if isinstance(task.config, TrainConfig):
         teacher = models.parent if task.label == "distill" else None
-        return training_step(task.config, num_ranks, models, teacher)
+        return training_step(task.config, num_ranks, models, teacher, rank_bytes)
     return rl_step(task.config, models.stored) if isinstance(task.config, RlConfig) else None
 
 

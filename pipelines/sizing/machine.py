@@ -10,10 +10,10 @@ import psutil
 
 from components.core.base.errors import InputError
 from components.core.base.suggestions import nearest
+from components.core.model.accelerators import DEVICES, Device
 from components.core.runtime.monitoring.gpus import gpu_use
 from components.core.runtime.placement import Placement
 from components.search.costs.work_time import Computer
-from components.search.devices import DEVICES, Device
 
 MACHINE_SPEED = "components.search.costs.machine_speed"
 """Run as a process of its own: it imports torch."""

@@ -112,6 +112,14 @@ class _Work:
         return 0 if self.task.placement.gpus else PROCESS_BYTES
 
     @property
+    def rank_bytes(self) -> int:
+        """Memory that a rank may take."""
+        place = self.task.placement
+        if place.gpus:
+            return 0 if self.computer is None else self.computer.device.memory_bytes
+        return int(place.memory_gib * 2**30 / place.processes)
+
+    @property
     def served_dtype(self) -> str:
         """Precision that models are served in."""
         return self.recipe.serving.dtype or self.models.stored
@@ -193,7 +201,7 @@ def _training(work: _Work) -> StageWork:
     teacher = models.parent if work.task.label == "distill" else None
     tokens = config.num_steps * config.global_batch_size * config.seq_len
     flops = training_flops(shape, tokens, config.seq_len, checkpointing=config.activation_checkpointing)
-    step = training_step(config, work.num_ranks, models, teacher)
+    step = training_step(config, work.num_ranks, models, teacher, work.rank_bytes)
     if teacher is not None:
         flops += forward_flops(teacher, tokens, config.seq_len)
     seconds = None
@@ -209,9 +217,11 @@ def _training(work: _Work) -> StageWork:
     return StageWork(tokens, flops, seconds, memory, models.size * shape.parameters)
 
 
-def training_step(config: TrainConfig, num_ranks: int, models: Models, teacher: Architecture | None) -> Step:
-    """The optimizer step of a training."""
-    step = Step.of(config, num_ranks, models.stored)
+def training_step(
+    config: TrainConfig, num_ranks: int, models: Models, teacher: Architecture | None, rank_bytes: int
+) -> Step:
+    """The optimizer step of a training, on ranks that may take so much memory."""
+    step = Step.of(config, num_ranks, models.stored, rank_bytes)
     return step if teacher is None else step.distilled_from(teacher, models.stored)
 
 

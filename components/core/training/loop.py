@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from components.core.model.accelerators import peak_flops
+from components.core.model.architecture import Architecture
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.devices import device_name, device_of, memory_bytes, mesh_of
@@ -24,14 +25,13 @@ from components.core.text.packing import IGNORE, Batch, RowStream
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.losses import BatchT, LossFunction
 from components.core.training.sharding import shard
+from components.core.training.step_memory import reduces_once
 from components.core.training.train_config import TrainConfig, compute_dtype, learning_rate
 from components.core.training.utilization import ModelFlops, StepMeter
 
 MAX_GRAD_NORM = 1.0
 """Gradients are scaled down to this global norm. Source: arXiv 2307.09288, section 2.2."""
 
-UNREDUCED_FRACTION = 0.25
-"""Share of a rank's memory that unsharded gradients may take."""
 COMPILED_RUN_FLOPS = 1e14
 """Work from which on a run on a CPU is compiled: it saves an eighth of the time, and compiling takes 5 to 15 s a shape
 of layer."""
@@ -152,7 +152,9 @@ def train(
     losses: list[float] = resumed[1]["losses"] if resumed else []
     context.resume.interval_s = config.resume_interval_s
     peak = peak_flops(device_name(device), products)
-    meter = StepMeter(ModelFlops.of(model), None if peak is None else ranks * peak)
+    meter = StepMeter(
+        ModelFlops.of(Architecture.from_config(model.config.to_dict())), None if peak is None else ranks * peak
+    )
     while len(losses) < config.num_steps:
         step = len(losses)
         rate = learning_rate(config, step)
@@ -202,15 +204,9 @@ def prepare(
     if num_ranks > 1 and not isinstance(model, FSDPModule):
         shard(model, mesh_of(device), products)
     optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay)
-    return OptimizerStep(objective, optimizer, products, num_ranks, _reduces_once(model, placement, num_ranks))
-
-
-def _reduces_once(model: TesseraForCausalLM, placement: Placement, num_ranks: int) -> bool:
-    """Whether a rank has the memory to add up the gradients of the whole model over its micro batches."""
-    if num_ranks == 1:
-        return False
-    gradient_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
-    return gradient_bytes <= UNREDUCED_FRACTION * memory_bytes(device_of(placement), placement)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    once = reduces_once(parameters, memory_bytes(device, placement), num_ranks)
+    return OptimizerStep(objective, optimizer, products, num_ranks, once)
 
 
 def pays_to_compile(model: TesseraForCausalLM, config: TrainConfig, device: torch.device, num_ranks: int = 1) -> bool:

@@ -18,14 +18,12 @@ from torch.nn import LinearCrossEntropyOptions
 
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.text.packing import IGNORE, Batch
+from components.core.training.step_memory import CHUNK_LOGITS
 
 BatchT = TypeVar("BatchT")
 
 LossFunction = Callable[[TesseraForCausalLM, BatchT], dict[str, Tensor]]
 """From model and micro batch to sums over its counted positions: `loss`, with gradient, and terms for the curves."""
-
-CHUNK_LOGITS = 1 << 25
-"""Maximum number of logits in memory: 128 MiB in float32. With smaller chunks the matrix products are slower."""
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 """Function from the logits (n, V) of a slice of positions to their summed loss; it overwrites the logits with the

@@ -25,10 +25,8 @@ from components.core.model.vocabulary import NewRows, NewTokens, grow_on_meta, g
 from components.core.model.weight_index import EMBEDDING, HEAD
 from components.core.runtime.context import StageContext
 from components.core.runtime.devices import device_of, mesh_of
+from components.core.training.step_memory import OWN_GROUP_PARAMETERS
 from components.core.training.train_config import TrainConfig, compute_dtype
-
-OWN_GROUP_PARAMETERS = 1 << 20
-"""Decoder layers with at least this many parameters are sharded and gathered one at a time."""
 
 
 def load_student(

@@ -1,7 +1,8 @@
 """Memory that an optimizer step takes in one process, in closed form. Imports no torch.
 
-It follows `loop.py`, `losses.py` and `decoder.py`, and changes with them; a test compares it with the tensors of real
-steps. Not counted: what the allocator keeps, workspaces of libraries, and the process itself (`PROCESS_BYTES`).
+It follows `loop.py`, `sharding.py`, `losses.py` and `decoder.py`, and changes with them; a test compares it with the
+tensors of real steps. Not counted: what the allocator keeps, workspaces of libraries, and the process itself
+(`PROCESS_BYTES`).
 
 Letters: D hidden size, W width of all query heads, K width of all key heads, F channels, V vocabulary.
 """
@@ -15,9 +16,11 @@ from components.core.training.train_config import TrainConfig
 PROCESS_BYTES = 600 << 20
 """Python with torch and transformers loaded, resident."""
 CHUNK_LOGITS = 1 << 25
-"""As in `losses.py`, which imports torch."""
+"""Maximum number of logits in memory: 128 MiB in float32. With smaller chunks the matrix products are slower."""
 OWN_GROUP_PARAMETERS = 1 << 20
-"""As in `loop.py`, which imports torch."""
+"""Decoder layers with at least this many parameters are sharded and gathered one at a time."""
+UNREDUCED_FRACTION = 0.25
+"""Share of a rank's memory that unsharded gradients may take."""
 MASTER = 4
 """Bytes of a weight, of a gradient and of a moment: float32."""
 
@@ -35,7 +38,6 @@ class StepMemory:
             activations, else they grow as activations are freed.
         gathered: weights and gradients that are whole while they are used, where the rest is sharded.
         teacher: weights and hidden states of the teacher.
-        loading: the whole model in float32, before it is sharded; not at the same time as a step.
     """
 
     state: int
@@ -45,14 +47,13 @@ class StepMemory:
     accumulates: bool
     gathered: int = 0
     teacher: int = 0
-    loading: int = 0
 
     @property
     def total(self) -> int:
         """The peak."""
         work = self.activations + self.loss
         growing = work + self.gradients if self.accumulates else max(work, self.gradients)
-        return max(self.state + growing + self.gathered, self.loading) + self.teacher
+        return self.state + growing + self.gathered + self.teacher
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Step:
         seq_len: tokens of a row.
         bfloat16: whether matrix products are in bfloat16, else in float32.
         num_ranks: ranks that share weights, gradients and moments.
+        rank_bytes: memory that a rank may take, which decides how often gradients are added up over the ranks.
         checkpointing: whether activations are computed again in the backward pass.
         teacher: the model that is distilled from, if any.
         teacher_dtype: precision of its weights.
@@ -75,17 +77,18 @@ class Step:
     seq_len: int
     bfloat16: bool
     num_ranks: int = 1
+    rank_bytes: int = 0
     checkpointing: bool = False
     teacher: Architecture | None = field(default=None, repr=False)
     teacher_dtype: str = "float32"
 
     @classmethod
-    def of(cls, config: TrainConfig, num_ranks: int, stored: str) -> "Step":
+    def of(cls, config: TrainConfig, num_ranks: int, stored: str, rank_bytes: int = 0) -> "Step":
         """The step of a training of a model that is stored in a precision."""
         rows = -(-config.global_batch_size // num_ranks)
         bfloat16 = (config.dtype or stored) == "bfloat16"
         micro = min(config.micro_batch_size, rows)
-        return cls(micro, rows, config.seq_len, bfloat16, num_ranks, config.activation_checkpointing)
+        return cls(micro, rows, config.seq_len, bfloat16, num_ranks, rank_bytes, config.activation_checkpointing)
 
     def distilled_from(self, teacher: Architecture, dtype: str) -> "Step":
         """The same step with a teacher."""
@@ -96,6 +99,16 @@ class Step:
         """Tokens of a micro batch."""
         return self.micro_batch_size * self.seq_len
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether there are several micro batches."""
+        return self.rows > self.micro_batch_size
+
+
+def reduces_once(parameters: int, rank_bytes: int, num_ranks: int) -> bool:
+    """Whether a rank has the memory to add up the gradients of the whole model over its micro batches."""
+    return num_ranks > 1 and MASTER * parameters <= UNREDUCED_FRACTION * rank_bytes
+
 
 def step_memory(shape: Architecture, step: Step) -> StepMemory:
     """The peak of the second step or a later one: the first has no moments yet."""
@@ -105,10 +118,9 @@ def step_memory(shape: Architecture, step: Step) -> StepMemory:
         gradients=shard,
         activations=activation_bytes(shape, step),
         loss=loss_bytes(shape, step),
-        accumulates=step.rows > step.micro_batch_size,
+        accumulates=step.accumulates,
         gathered=_gathered_bytes(shape, step),
         teacher=_teacher_bytes(step),
-        loading=MASTER * shape.parameters,
     )
 
 
@@ -165,18 +177,29 @@ def loss_bytes(shape: Architecture, step: Step) -> int:
 
 
 def _gathered_bytes(shape: Architecture, step: Step) -> int:
-    """What FSDP holds whole: the root's weights and gradients, and the two layers that are computed and fetched."""
+    """What FSDP holds whole: the root, the two layers that are computed and fetched, and their gradients, or all."""
     if step.num_ranks == 1:
         return 0
+    root, layer = _groups(shape)
+    if step.accumulates and reduces_once(shape.parameters, step.rank_bytes, step.num_ranks):
+        return MASTER * (root + 2 * layer + shape.parameters)
+    return MASTER * (2 * root + 3 * layer)
+
+
+def _groups(shape: Architecture) -> tuple[int, int]:
+    """Parameters that are gathered together: the root's, and those of the largest layer with a group of its own."""
     layers = [shape.attention_parameters(block) + shape.ffn_parameters(block) for block in shape.blocks]
     own = [size for size in layers if size >= OWN_GROUP_PARAMETERS]
-    root = shape.parameters - sum(own)
-    return MASTER * (2 * root + 3 * max(own, default=0))
+    return shape.parameters - sum(own), max(own, default=0)
 
 
 def _teacher_bytes(step: Step) -> int:
-    """The teacher, whole in each process, and its hidden states."""
+    """The teacher's weights, sharded as the student's are, and its hidden states."""
     if step.teacher is None:
         return 0
     states = MASTER * step.tokens * step.teacher.hidden_size * (1 + len(step.teacher.blocks))
-    return WEIGHT_BYTES[step.teacher_dtype] * step.teacher.parameters + states
+    weights = step.teacher.parameters // step.num_ranks
+    if step.num_ranks > 1:
+        root, layer = _groups(step.teacher)
+        weights += root + 2 * layer
+    return WEIGHT_BYTES[step.teacher_dtype] * weights + states

@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from components.core.model.decoder import Attention, TesseraForCausalLM
+from components.core.model.architecture import Architecture
+from components.core.model.flops import block_weights
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,11 @@ class ModelFlops:
     of_pair: int
 
     @classmethod
-    def of(cls, model: TesseraForCausalLM) -> "ModelFlops":
+    def of(cls, shape: Architecture) -> "ModelFlops":
         """Count the operations of a model."""
-        matrices = sum(weight.numel() for weight in model.model.layers.parameters() if weight.ndim >= 2)
-        attentions = [layer.self_attn for layer in model.model.layers if isinstance(layer.self_attn, Attention)]
-        width = sum(attention.num_heads * attention.head_dim for attention in attentions)
-        return cls(of_token=6 * matrices, of_target=6 * model.lm_head.weight.numel(), of_pair=12 * width)
+        matrices = sum(block_weights(shape, block) for block in shape.blocks)
+        width = sum(block.attends for block in shape.blocks) * shape.num_attention_heads * shape.head_dim
+        return cls(of_token=6 * matrices, of_target=6 * shape.vocab_size * shape.hidden_size, of_pair=12 * width)
 
     def of_step(self, num_tokens: int, num_targets: int, num_pairs: int) -> int:
         """Operations of a step."""

@@ -17,12 +17,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from components.core.model.accelerators import DEVICES, Device, device_named
 from components.core.runtime.devices import device_of
 from components.core.runtime.hardware import cpu_name, gpu_names
 from components.core.runtime.placement import Placement
 from components.core.serving.load_profile import Dtype
 from components.search.costs.roofline import COMPUTED, STREAMED
-from components.search.devices import DEVICES, Device, device_named
 
 ROUNDS = 5
 """Times that each is measured; the median counts."""

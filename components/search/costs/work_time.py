@@ -6,10 +6,10 @@ and writes its state once a step. Generation is that of the roofline model.
 
 from dataclasses import dataclass
 
+from components.core.model.accelerators import Device
 from components.core.model.architecture import Architecture
 from components.search.config import Measurement
 from components.search.costs.roofline import COMPUTED, STREAMED, predicted_model
-from components.search.devices import Device
 
 TRAINED = 0.6
 """Share of a training step that is products of matrices: half at 2 M parameters, two thirds at 135 M, on a CPU

@@ -26,7 +26,7 @@ from components.core.model.decoder import Attention, TesseraForCausalLM, segment
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import IGNORE, Batch
-from components.core.training.losses import CHUNK_LOGITS
+from components.core.training.step_memory import CHUNK_LOGITS
 from components.search.config import MEASURES
 from components.search.space.layer_space import PARTS, Part
 from components.search.space.subblocks import BlockKey, Subblock, block_name

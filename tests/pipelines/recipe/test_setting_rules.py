@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from components.core.model.accelerators import DEVICES
 from components.core.model.architecture import Architecture
 from components.core.training.step_memory import Step, step_memory
 from components.data.data_facts import ChatFacts, CorpusFacts, DataFacts, ProblemFacts
 from components.search.costs.work_time import Computer
-from components.search.devices import DEVICES
 from pipelines.recipe import setting_rules as rules
 from pipelines.recipe.setting_rules import Facts, all_settings
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from components.core.base.errors import InputError
+from components.core.model.accelerators import DEVICES
 from components.core.store.store import open_store
-from components.search.devices import DEVICES
 from pipelines.cli import run_command
 from pipelines.recipe.checks import find_faults
 from pipelines.recipe.schema import Recipe, load_recipe

@@ -3,8 +3,8 @@
 import pytest
 
 from components.core.base.errors import InputError
+from components.core.model.accelerators import DEVICES
 from components.core.runtime.placement import Placement
-from components.search.devices import DEVICES
 from pipelines.sizing.machine import Machine, named_machine, this_machine
 
 ONE, FOUR = Placement(), Placement(processes=4, gpus=4)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from components.core.model.accelerators import DEVICES
 from components.core.model.architecture import Architecture
 from components.core.model.flops import block_weights, forward_flops, training_flops
 from components.search.config import Limits
-from components.search.devices import DEVICES
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.registry import STAGES
 from pipelines.recipe.schema import Recipe, load_recipe

@@ -12,8 +12,9 @@ import torch
 from components.core.model.architecture import Architecture
 from components.core.model.checkpoint import model_config
 from components.core.model.decoder import TesseraForCausalLM
+from components.core.runtime.placement import Placement
 from components.core.text.packing import Batch
-from components.core.training import loop, losses, step_memory
+from components.core.training import loop, step_memory
 from components.core.training.losses import distillation_loss, next_token_loss, paired_layers
 from components.core.training.step_memory import Step
 from components.core.training.train_config import TrainConfig
@@ -41,7 +42,7 @@ def measured(sizes: dict[str, Any], config: TrainConfig, teacher: TesseraForCaus
     """Bytes of all tensors at the peak of the second step."""
     model = new_model(sizes)
     loss = next_token_loss if teacher is None else distillation_loss(teacher, paired_layers(teacher, model))
-    step = loop.prepare(model, loss, config, torch.device("cpu"), 1)
+    step = loop.prepare(model, loss, config, Placement())
     rows = packed(config.global_batch_size, config.seq_len)
     size = config.micro_batch_size
 
@@ -93,31 +94,35 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from components.core.training import loop
 from components.core.training.losses import next_token_loss
+from components.core.runtime.placement import Placement
 from components.core.training.train_config import TrainConfig
 from tests.components.core.training.test_step_memory import new_model, packed
 sizes, settings, ranks = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
 config, model = TrainConfig(**settings), new_model(sizes)
-step = loop.prepare(model, next_token_loss, config, torch.device("cpu"), ranks)
+placement = Placement(memory_gib=float(sys.argv[4]))
+step = loop.prepare(model, next_token_loss, config, placement)
 rows = packed(config.micro_batch_size, config.seq_len)
+parts = [rows] * (config.global_batch_size // config.micro_batch_size // ranks)
 for _ in range(2):
     tracker = FSDPMemTracker(step.objective, step.optimizer)
     with tracker:
-        step.run([rows], rows.num_targets, 1e-4)
+        step.run(parts, rows.num_targets, 1e-4)
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 print(peak)
 """
 
 
-def test_a_rank_of_four_takes_what_is_predicted() -> None:
+@pytest.mark.parametrize(("rows", "memory_gib"), [(8, 1.0), (16, 0.01), (16, 1.0)])
+def test_a_rank_of_four_takes_what_is_predicted(rows: int, memory_gib: float) -> None:
     """Collective operations of this process group do nothing, so one process shows the tensors of one rank."""
     sizes = {**WIDE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6}
-    settings = {**SHORT, "global_batch_size": 8, "micro_batch_size": 2, "seq_len": 64}
-    command = [sys.executable, "-c", SHARDED, json.dumps(sizes), json.dumps(settings), "4"]
+    settings = {**SHORT, "global_batch_size": rows, "micro_batch_size": 2, "seq_len": 64}
+    command = [sys.executable, "-c", SHARDED, json.dumps(sizes), json.dumps(settings), "4", str(memory_gib)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4])
     assert done.returncode == 0, done.stderr[-2000:]
     shape = Architecture.from_config({**HEADS, **sizes})
-    predicted = step_memory.step_memory(shape, Step.of(TrainConfig(**settings), 4, "float32"))
+    predicted = step_memory.step_memory(shape, Step.of(TrainConfig(**settings), 4, "float32", int(memory_gib * 2**30)))
     assert predicted.total == pytest.approx(int(done.stdout), rel=TOLERANCE)
 
 
@@ -159,8 +164,3 @@ def test_a_loss_over_a_large_vocabulary_takes_a_chunk_of_logits_or_two(dtype: st
     assert step.tokens * VOCABULARY == step_memory.CHUNK_LOGITS
     predicted = step_memory.loss_bytes(Architecture.from_config({**HEADS, **sizes}), step)
     assert int(done.stdout) == pytest.approx(predicted, rel=TOLERANCE)
-
-
-def test_what_is_copied_from_modules_with_torch_is_what_they_have() -> None:
-    assert step_memory.CHUNK_LOGITS == losses.CHUNK_LOGITS
-    assert step_memory.OWN_GROUP_PARAMETERS == loop.OWN_GROUP_PARAMETERS

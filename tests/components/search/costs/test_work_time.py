@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from components.core.model.accelerators import DEVICES, Device
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.runtime.placement import Placement
 from components.search.config import Measurement
 from components.search.costs.machine_speed import measure
 from components.search.costs.roofline import COMPUTED, STREAMED, predicted_model
 from components.search.costs.work_time import OPTIMIZER_BYTES, TRAINED, Computer, subblocks
-from components.search.devices import DEVICES, Device
 
 SHAPE = Architecture(
     family="llama",
