@@ -91,11 +91,11 @@ def test_a_step_with_a_teacher(dtype: str) -> None:
 SHARDED = """
 import json, sys, torch, torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from components.core.training import loop
 from components.core.training.losses import next_token_loss
 from components.core.runtime.placement import Placement
 from components.core.training.train_config import TrainConfig
+from tests.components.core.training.tensor_memory import peak_bytes, state_of
 from tests.components.core.training.test_step_memory import new_model, packed
 sizes, settings, ranks = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
@@ -104,12 +104,9 @@ placement = Placement(memory_gib=float(sys.argv[4]))
 step = loop.prepare(model, next_token_loss, config, placement)
 rows = packed(config.micro_batch_size, config.seq_len)
 parts = [rows] * (config.global_batch_size // config.micro_batch_size // ranks)
-for _ in range(2):
-    tracker = FSDPMemTracker(step.objective, step.optimizer)
-    with tracker:
-        step.run(parts, rows.num_targets, 1e-4)
-    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-print(peak)
+take_step = lambda: step.run(parts, rows.num_targets, 1e-4)
+take_step()
+print(peak_bytes(take_step, [*model.parameters(), *state_of(step.optimizer)]))
 """
 
 
