@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from components.core.text.formulas import JudgeFailed
+from components.core.text.judges.worker_pool import JudgeFailed
 from components.core.text.verifier import verify
 
 RIGHT = [

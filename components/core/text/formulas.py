@@ -1,42 +1,18 @@
 """Compares formulas with math-verify in worker processes that a limit of processor time ends.
 
-math-verify has no time limit outside the main thread, and some formulas keep it busy for hours. So it runs in processes
-of its own. The kernel ends a process that uses more processor time than one comparison may take, even inside native
-code and even after its owner has ended; the next comparison starts a new one. The limit counts processor time, so that
-a busy machine does not change what is right.
+math-verify has no time limit outside the main thread, and some formulas keep it busy for hours.
 """
 
-import contextlib
-import json
-import logging
-import os
-import resource
-import select
-import signal
-import subprocess
 import sys
-import threading
 
-LIMIT_S = 5.0
-"""Processor time of one comparison, seconds."""
-MEMORY_BYTES = 4 << 30
-"""Address space of a worker; a formula that needs more ends with an error instead of filling the machine."""
-WALL_TIME_FACTOR = 60
-"""A worker that does not answer for this many times its limit is ended from outside: it is stopped, not computing."""
-MAX_WORKERS = 2
-
-
-class JudgeFailed(Exception):
-    """Two formulas could not be compared, which says nothing about whether they are equal."""
+from components.core.text.judges.worker_pool import LIMIT_S, WorkerPool, serve
 
 
 class FormulaPool:
     """Worker processes that compare formulas; usable from any thread."""
 
     def __init__(self, limit_s: float = LIMIT_S) -> None:
-        self._limit_s = limit_s
-        self._idle: list[subprocess.Popen[bytes]] = []
-        self._slots = threading.Semaphore(MAX_WORKERS)
+        self._pool = WorkerPool("components.core.text.formulas", "comparing", limit_s)
 
     def equal(self, first: str, second: str) -> bool:
         """Whether two formulas are mathematically equal; the order makes no difference.
@@ -44,94 +20,11 @@ class FormulaPool:
         Raises:
             JudgeFailed: the comparison needs more processor time or memory than it may use.
         """
-        with self._slots:
-            reply = self._ask(first, second) or self._ask(first, second)
-        if reply is None:
-            raise JudgeFailed("the process that compares formulas was ended from outside, twice")
-        if isinstance(reply["result"], bool):
-            return reply["result"]
-        raise JudgeFailed(f"{reply['result']}: {first[:80]!r} against {second[:80]!r}")
+        return bool(self._pool.ask([first, second], f"{first[:80]!r} against {second[:80]!r}"))
 
     def close(self) -> None:
         """End the idle workers."""
-        while self._idle:
-            _end(self._idle.pop())
-
-    def _ask(self, first: str, second: str) -> dict[str, bool | str] | None:
-        """A worker's reply; None where something other than the limit ended the worker."""
-        try:
-            worker = self._idle.pop()
-        except IndexError:
-            worker = _start(self._limit_s)
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        line = b""
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                worker.stdin.write(json.dumps([first, second]).encode() + b"\n")
-                worker.stdin.flush()
-            if select.select([worker.stdout], [], [], WALL_TIME_FACTOR * self._limit_s)[0]:
-                line = worker.stdout.readline()
-        finally:
-            if line:
-                self._idle.append(worker)
-            else:
-                _end(worker)
-        if line:
-            reply: dict[str, bool | str] = json.loads(line)
-            return reply
-        if worker.returncode == -signal.SIGPROF:
-            return {"result": f"comparing takes more than {self._limit_s:g} s of processor time"}
-        if worker.returncode == -signal.SIGKILL:
-            return {"result": "comparing was killed, as the system does where memory is short"}
-        return None
-
-
-def _start(limit_s: float) -> "subprocess.Popen[bytes]":
-    """A new worker, which is ready to compare."""
-    worker = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "components.core.text.formulas", str(limit_s)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONHASHSEED": "0"},  # SymPy orders terms by their hashes
-    )
-    assert worker.stdout is not None
-    if worker.stdout.readline() != b"ready\n":
-        _end(worker)
-        raise RuntimeError(f"the process that compares formulas does not start (exit status {worker.returncode})")
-    return worker
-
-
-def _end(worker: "subprocess.Popen[bytes]") -> None:
-    """Kill a worker, unless it has ended."""
-    for pipe in (worker.stdin, worker.stdout):
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()  # type: ignore[union-attr]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        worker.wait(0.2)
-    worker.kill()
-    worker.wait()
-
-
-def _serve(limit_s: float) -> None:
-    """Answer each line of standard input, a JSON list of two formulas, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to handle
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _compare("x + 1", "1 + x")  # loads the grammar
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    for line in sys.stdin:
-        first, second = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, limit_s)  # SIGPROF ends a process that does not handle it
-        try:
-            result: bool | str = _compare(first, second)
-        except MemoryError:
-            result = f"comparing takes more than {MEMORY_BYTES >> 30} GiB of memory"
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(json.dumps({"result": result}) + "\n")
-        sys.stdout.flush()
+        self._pool.close()
 
 
 def _compare(first: str, second: str) -> bool:
@@ -149,5 +42,8 @@ def _compare(first: str, second: str) -> bool:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.CRITICAL)  # math-verify warns about every comparison without a time limit of its own
-    _serve(float(sys.argv[1]))
+    serve(
+        float(sys.argv[1]),
+        lambda pair: _compare(*pair),
+        prepare=lambda: _compare("x + 1", "1 + x"),  # loads the grammar
+    )

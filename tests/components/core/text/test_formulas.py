@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from components.core.text.formulas import FormulaPool, JudgeFailed
+from components.core.text.formulas import FormulaPool
+from components.core.text.judges.worker_pool import JudgeFailed
 
 ENDLESS = r"\binom{1000000}{500000}"
 
