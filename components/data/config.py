@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from components.core.base.config import Config
 from components.core.runtime.stage import Input, Output, Stage
@@ -39,6 +39,20 @@ class ArithmeticConfig(Config):
         return self
 
 
+class ReasoningTask(Config):
+    """Problems of one task of reasoning-gym; a number stands for `num_train`."""
+
+    num_train: int = Field(gt=0)
+    """Training problems; `validation_fraction` and `test_fraction` of as many are held out besides."""
+    settings: Mapping[str, JsonValue] = Field(default={})
+    """Fields of the task's configuration in reasoning-gym that are not to have their defaults, such as `max_terms`."""
+
+
+def _task(value: object) -> object:
+    """A number stands for a task with its own settings."""
+    return {"num_train": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class DataConfig(Config):
     """Corpus, chats and problems, and their tokenizer."""
 
@@ -48,14 +62,21 @@ class DataConfig(Config):
     }
 
     arithmetic: ArithmeticConfig = ArithmeticConfig()
-    """Problems that are generated where the user gives no files."""
+    """Problems that are generated where the user gives no files, and no `reasoning_gym`."""
+    reasoning_gym: Mapping[
+        str, Annotated[ReasoningTask, BeforeValidator(_task, json_schema_input_type=ReasoningTask | int)]
+    ] = Field(default={})
+    """Problems that reasoning-gym makes, by task: `{chain_sum: 500}`, or `{chain_sum: {num_train: 500, settings:
+    {max_terms: 4}}}`. They are for `rl` and `eval`, with the task's own score of an answer, from 0 to 1, and become
+    chats without thinking for `sft`. They are besides a user's own."""
     vocab_size: int = Field(default=320, ge=280)
     """Size of the vocabulary of a new tokenizer; the tokenizer of a parent keeps its size."""
     corpus_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Weights of the corpora that the recipe names, in the same order: the fraction of the packed rows that each gives,
     exact to one row at any time. None: they are one corpus."""
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Fraction of the distinct questions in a user's rows that is held out for validation, chosen by hash."""
+    """Fraction of the distinct questions in a user's rows that is held out for validation, chosen by hash; for each
+    task of `reasoning_gym`, as many problems besides those for training."""
     test_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Fraction of a user's problems held out for testing, chosen by hash; those of the top third of levels, where rows
     have a `level`, form the hard split."""
@@ -84,7 +105,9 @@ STAGE = Stage(
         ),
         "chats": Output("data", "train.jsonl and validation.jsonl, rows {messages, reasoning}"),
         "problems": Output(
-            "data", "train, validation, test-standard and test-hard .jsonl, rows {id, question, prompt, answer, level}"
+            "data",
+            "train, validation, test-standard and test-hard .jsonl, rows {id, question, prompt, answer, level}, and "
+            "{verifier} where reasoning-gym made them",
         ),
     },
     entry="components.data.stage:run",

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from components.core.base.errors import DataError
 from components.core.text.jsonl import Faults, first_few, parse_user_rows, read_user_rows
+from components.core.text.judges.reasoning_tasks import Verifier
 from components.core.text.problems import with_distinct_ids
 from components.core.text.row_files import (
     NOT_DOWNLOADED,
@@ -181,12 +182,14 @@ def _corpus_row(row: Row) -> Row:
 
 def _problem_row(row: Row) -> Row:
     question, identity = _question(row), row.get("id")
+    verifier = {"verifier": row["verifier"]} if Verifier.of_row(row) is not None else {}
     return {
         "id": str(identity) if identity is not None else hashlib.sha256(question.encode()).hexdigest()[:16],
         "question": question,
         "prompt": f"{question}\nAnswer:",
         "answer": _answer(row),
         "level": _level(row.get("level")),
+        **verifier,
     }
 
 

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from components.data.corpus import write_corpus
 from components.data.nemo_packed import write_packed
 from components.data.overlap import FRACTION, NUM_WORDS, find_overlap
 from components.data.own_files import CorpusReader
+from components.data.reasoning_problems import answer_chat, draw_problems, in_turn
 from components.data.splits import question_digest, split_chats, split_problems
 
 TOKENIZER_SAMPLE = 20000
@@ -41,10 +42,16 @@ def run(
     """Write the four outputs; splits share no question. Source: arXiv 2505.00949, section 3."""
     notes: list[str] = []
     skipped = 0
-    if own_corpus is None and own_chats is None and own_problems is None:
+    if own_corpus is None and own_chats is None and own_problems is None and not config.reasoning_gym:
         tables = demo_tables(config.arithmetic, config.seed or 0)
     else:
-        tables, skipped = own_tables(config, own_chats, own_problems, notes)
+        tables, skipped = own_tables(
+            config,
+            own_chats,
+            own_problems,
+            notes,
+            lambda done, total: context.progress(done, total, "problems of reasoning-gym"),
+        )
     counts: dict[str, JsonValue] = {}
     for (output, split), rows in tables.items():
         counts[f"{output}/{split}"] = write_rows(out / output / f"{split}.jsonl", rows)
@@ -124,11 +131,17 @@ def demo_tables(config: ArithmeticConfig, seed: int) -> Tables:
     }
 
 
-def own_tables(config: DataConfig, chats: Path | None, problems: Path | None, notes: list[str]) -> tuple[Tables, int]:
-    """The user's chats and problems, split by question; tables that the user gives no file for are empty.
+def own_tables(
+    config: DataConfig,
+    chats: Path | None,
+    problems: Path | None,
+    notes: list[str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Tables, int]:
+    """The user's chats and problems, split by question, and problems of reasoning-gym; other tables are empty.
 
     No chat for training has the question of a validation or test problem. `notes` takes one sentence for each reason
-    why something was left out.
+    why something was left out, `progress` how many problems of reasoning-gym are drawn, and how many there will be.
 
     Returns:
         The tables, an empty one for each split of the corpus, and how many malformed lines were skipped.
@@ -143,11 +156,18 @@ def own_tables(config: DataConfig, chats: Path | None, problems: Path | None, no
             found[output], bad = read(folder, skip_bad=config.skip_bad, notes=notes)
             skipped += bad
     splits = split_problems(found["problems"], config.validation_fraction, config.test_fraction)
-    tables: Tables = {("problems", split): rows for split, rows in splits.items()}
+    drawn: list[dict[str, list[Row]]] = []
+    if config.reasoning_gym:
+        taken = {question_digest(str(row["question"])) for row in found["problems"]}
+        drawn = draw_problems(config, taken, notes, progress)
+    tables: Tables = {
+        ("problems", split): in_turn([rows, *(task.get(split, []) for task in drawn)]) for split, rows in splits.items()
+    }
     for split, rows in split_chats(
         found["chats"], own_files.questions, config.validation_fraction, _held_out_digests(tables)
     ).items():
-        tables["chats", split], tables["corpus", split] = rows, []
+        answered = [answer_chat(problem) for problem in in_turn([task[split] for task in drawn])]
+        tables["chats", split], tables["corpus", split] = rows + answered, []
     return tables, skipped
 
 

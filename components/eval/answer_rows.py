@@ -33,6 +33,8 @@ class AnswerRow(Config):
     """The answers, with the reasoning between its tags."""
     correct: tuple[bool, ...]
     """Whether each answer is correct; empty where that cannot be decided."""
+    scores: tuple[float, ...] | None = None
+    """Score of each answer, 0 to 1, where the problem has a verifier; 1 is correct."""
     format_ok: tuple[bool, ...] | None
     """Whether each answer has the format of its mode; None for a model without the switch."""
     judge_error: str | None = None

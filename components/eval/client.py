@@ -9,11 +9,10 @@ from openai import AsyncOpenAI, BadRequestError
 
 from components.core.base.errors import DataError
 from components.core.text.chat import format_ok, parse_answer
-from components.core.text.formulas import JudgeFailed
+from components.core.text.judges.worker_pool import JudgeFailed
 from components.core.text.problems import Problem
 from components.core.text.toggle import END_THINK, THINK, system_message
 from components.core.text.tokenizer import plain_prompt_ids
-from components.core.text.verifier import verify
 from components.eval.answer_rows import AnswerRow, PromptMode
 from components.eval.config import EvalConfig
 
@@ -108,17 +107,17 @@ async def _chat(client: AsyncOpenAI, problem: Problem, mode: PromptMode, samplin
 
 
 def grade(model: str, problem: Problem, mode: PromptMode, samples: Sequence[str]) -> AnswerRow:
-    """The answers, with whether each is correct and has its format, or why that cannot be decided."""
+    """The answers with their scores, and whether each is correct and has its format, or why that cannot be decided."""
     without_switch = mode in ("chat", "plain")
-    correct: tuple[bool, ...] = ()
+    found: tuple[float, ...] = ()
     judge_error = None
 
-    def is_correct(text: str) -> bool:
+    def score(text: str) -> float:
         answer = parse_answer(text)[1]
-        return problem.is_completed_by(answer) if without_switch else verify(answer, problem.answer)
+        return problem.score_completion(answer) if without_switch else problem.score(answer)
 
     try:
-        correct = tuple(map(is_correct, samples))
+        found = tuple(map(score, samples))
     except JudgeFailed as error:
         judge_error = str(error)
     return AnswerRow(
@@ -129,7 +128,8 @@ def grade(model: str, problem: Problem, mode: PromptMode, samples: Sequence[str]
         question=problem.question,
         expected=problem.answer,
         samples=tuple(samples),
-        correct=correct,
+        correct=tuple(value == 1 for value in found),
+        scores=None if problem.verifier is None else found,
         format_ok=None if without_switch else tuple(format_ok(text, mode) for text in samples),
         judge_error=judge_error,
     )

@@ -12,7 +12,9 @@ PROMPT_MODES = {"on": ("on", "chat", "plain"), "off": ("off",)}
 
 
 def scores(rows: Sequence[AnswerRow]) -> dict[str, Any]:
-    """Accuracy, interval and number of answers by split and mode, and format by mode; None without answers.
+    """Accuracy, score, interval and number of answers by split and mode, and format by mode; None without answers.
+
+    The score differs from the accuracy where verifiers give a part of it to answers that are not correct.
 
     Args:
         rows: all answers of one model.
@@ -26,6 +28,7 @@ def scores(rows: Sequence[AnswerRow]) -> dict[str, Any]:
 
     return {
         "accuracy": by_split(_accuracy),
+        "score": by_split(_score),
         "interval": by_split(_interval),
         "format": {mode: _format(_in_mode(rows, mode)) for mode in PROMPT_MODES},
         "answers": by_split(_count),
@@ -38,6 +41,11 @@ def _in_mode(rows: Sequence[AnswerRow], mode: str) -> list[AnswerRow]:
 
 def _accuracy(rows: Sequence[AnswerRow]) -> float | None:
     return pass_at_1([row.correct for row in rows]) if rows else None
+
+
+def _score(rows: Sequence[AnswerRow]) -> float | None:
+    scored = [row.correct if row.scores is None else row.scores for row in rows]
+    return sum(sum(answers) / len(answers) for answers in scored) / len(scored) if scored else None
 
 
 def _interval(rows: Sequence[AnswerRow]) -> list[float] | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from components.core.base.errors import DataError
 from components.core.text.chat import prompt_ids
+from components.core.text.judges.reasoning_tasks import Verifier
 from components.core.text.packing import read_rows
 from components.core.text.problems import with_distinct_ids
 from components.rl.config import RlConfig
@@ -46,7 +47,10 @@ def load_problems(problems: Path, config: RlConfig) -> list[dict[str, object]]:
 def to_problems(rows: Sequence[dict[str, object]], tokenizer: Path, mode: str) -> list[Problem]:
     """Problems with their prompts in one mode."""
     encoded = prompt_ids(tokenizer, [str(row["question"]) for row in rows], mode)
-    return [Problem(str(row["id"]), ids, str(row["answer"]), mode) for row, ids in zip(rows, encoded, strict=True)]
+    return [
+        Problem(str(row["id"]), ids, str(row["answer"]), mode, Verifier.of_row(row))
+        for row, ids in zip(rows, encoded, strict=True)
+    ]
 
 
 def longest_prompt(rows: Sequence[dict[str, object]], tokenizer: Path, config: RlConfig) -> int:

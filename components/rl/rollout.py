@@ -10,14 +10,16 @@ from tokenizers import Tokenizer
 from components.core.base.errors import StageFailed
 from components.core.serving.engine import Engine, Sample
 from components.core.text.chat import format_ok, parse_answer
-from components.core.text.verifier import verify
+from components.core.text.judges.reasoning_tasks import Verifier
+from components.core.text.problems import score_answer
 from components.rl.config import RlConfig
 
 ACCURACY_REWARD, FORMAT_REWARD = 1.0, 0.2
 """Rewards of a right answer and of the format of the mode; the paper adds the two and does not say their weights."""
 
-Judge = Callable[[str, str], bool]
-"""Function from answer and expected answer to whether it is right. If it raises, the answer counts as not judged."""
+Judge = Callable[[str, str, Verifier | None], float]
+"""Function from answer, expected answer and the problem's verifier to a score from 0 to 1, where 1 is right. If it
+raises, the answer counts as not judged."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Reward:
     """The reward of one answer.
 
     Attributes:
-        total: the sum that GRPO uses.
-        correct: whether the answer is right.
+        total: the sum that GRPO uses; a score below 1 earns that part of the reward for accuracy.
+        correct: whether the answer is right, with a score of 1.
         format_ok: whether it has the format of its mode.
     """
 
@@ -38,12 +40,14 @@ class Reward:
 class Environment:
     """Scores answers. A problem whose judge fails is put in quarantine; its answers are not scored as 0."""
 
-    def __init__(self, judge: Judge = verify) -> None:
+    def __init__(self, judge: Judge = score_answer) -> None:
         self._judge = judge
         self.quarantine: dict[str, str] = {}
         """For the id of each problem in quarantine, the error of its judge."""
 
-    def score(self, problem_id: str, text: str, expected: str, mode: str) -> Reward | None:
+    def score(
+        self, problem_id: str, text: str, expected: str, mode: str, verifier: Verifier | None = None
+    ) -> Reward | None:
         """Reward of one answer; None if the judge failed on this problem, now or before.
 
         Only an answer with the right format earns for accuracy.
@@ -53,11 +57,11 @@ class Environment:
         in_format = format_ok(text, mode)
         _, answer = parse_answer(text)
         try:
-            correct = self._judge(answer, expected)
+            score = self._judge(answer, expected, verifier)
         except Exception as error:
             self.quarantine[problem_id] = f"{type(error).__name__}: {error}"
             return None
-        return Reward(ACCURACY_REWARD * (correct and in_format) + FORMAT_REWARD * in_format, correct, in_format)
+        return Reward(ACCURACY_REWARD * score * in_format + FORMAT_REWARD * in_format, score == 1, in_format)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Problem:
     prompt_ids: list[int]
     expected: str
     mode: str
+    verifier: Verifier | None = None
+    """Scores answers; None: an answer is right where it equals `expected`."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Sampler:
         answers = []
         for sample in group:
             text = answer_text(self.tokenizer, sample.token_ids, self.eos)
-            reward = self.environment.score(problem.id, text, problem.expected, problem.mode)
+            reward = self.environment.score(problem.id, text, problem.expected, problem.mode, problem.verifier)
             if reward is None:
                 return None
             penalty = overlong_penalty(len(sample.token_ids), self.config.max_tokens, self.config.overlong_buffer)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from components.core.base.errors import DataError, InfeasibleBudget, InputError, RecipeError
+from components.core.base.errors import DataError, InfeasibleBudget, InputError, MissingPackage, RecipeError
 from components.core.model.accelerators import device_of
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.model.inspection import checkpoint_notes, read_architecture
@@ -11,6 +11,7 @@ from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.settings import refuse_head_sizes
 from components.core.text.corpus.blend import Blend
 from components.core.text.embedding_rows import embedding_rows, tokens_without_row
+from components.core.text.judges.reasoning_tasks import require_tasks
 from components.core.text.tokenizer_files import VOCABULARY, read_settings
 from components.deploy.config import STAGE as DEPLOY
 from components.distill.config import STAGE as DISTILL
@@ -59,6 +60,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
         )
     yield from _missing_files(recipe, graph)
     yield from _blend(recipe)
+    yield from _refused_tasks(recipe)
     yield from _unreadable_files(recipe)
     yield from _unfit_tokenizer(recipe)
     yield from _missing_keys(recipe)
@@ -261,8 +263,10 @@ OWN_FILES = {
 
 
 def _missing_files(recipe: Recipe, graph: Graph) -> Iterator[RecipeError]:
-    """What stages read that a user with own files does not give: the demo's world is never mixed into them."""
-    given = sources_of(recipe).keys()
+    """What stages read that a user with own data does not give: the demo's world is never mixed into it."""
+    given, whose = set(sources_of(recipe)), "files of your own"
+    if recipe.data is not None and recipe.data.reasoning_gym:
+        given, whose = given | {"own_chats", "own_problems"}, "data.reasoning_gym"
     if not any(source in given for source, _ in OWN_FILES.values()):
         return
     for output, (source, key) in OWN_FILES.items():
@@ -270,7 +274,7 @@ def _missing_files(recipe: Recipe, graph: Graph) -> Iterator[RecipeError]:
         needing = [label for label in readers if label != "eval"]
         if source not in given and needing:
             yield RecipeError(
-                f"with files of your own, {', '.join(needing)} need{'' if len(needing) > 1 else 's'} {key} too",
+                f"with {whose}, {', '.join(needing)} need{'' if len(needing) > 1 else 's'} {key} too",
                 hint=f"give {key}, or leave out what reads it (null)",
             )
 
@@ -289,6 +293,18 @@ def _blend(recipe: Recipe) -> Iterator[RecipeError]:
         Blend(weights)
     except DataError as error:
         yield RecipeError(f"data.corpus_weights: {error.message}", hint=error.hint)
+
+
+def _refused_tasks(recipe: Recipe) -> Iterator[InputError]:
+    """Tasks that reasoning-gym does not have, or that refuse their settings, where it is installed."""
+    tasks = recipe.data.reasoning_gym if recipe.data else {}
+    try:
+        if tasks:
+            require_tasks({name: task.settings for name, task in tasks.items()}, "data.reasoning_gym")
+    except MissingPackage:
+        return
+    except InputError as error:
+        yield error
 
 
 def _way_out(missing: list[str]) -> str:

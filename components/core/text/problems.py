@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from components.core.text.jsonl import read_user_rows
+from components.core.text.judges.reasoning_tasks import Verifier
 from components.core.text.row_files import Row
 from components.core.text.toggle_template import ChatTemplate
 from components.core.text.tokenizer import plain_prompt_ids
@@ -31,10 +32,33 @@ class Problem:
     prompt: str
     """Text that a base model completes."""
     answer: str
+    verifier: Verifier | None = None
+    """Scores answers; None: an answer is right where it equals `answer`."""
+
+    def score(self, answer: str) -> float:
+        """Score of an answer, 0 to 1; 1 is right."""
+        return score_answer(answer, self.answer, self.verifier)
+
+    def score_completion(self, text: str) -> float:
+        """Score of the answer in a completion by a base model.
+
+        A verifier also gets the whole text, since an answer may have several lines; the higher score counts.
+        """
+        named = self.score(completed_answer(text))
+        return named if self.verifier is None else max(named, self.verifier.score(text.strip()))
 
     def is_completed_by(self, text: str) -> bool:
         """Whether the completion by a base model has the right answer."""
-        return verify(completed_answer(text), self.answer)
+        return self.score_completion(text) == 1
+
+
+def score_answer(answer: str, expected: str, verifier: Verifier | None) -> float:
+    r"""Score of an answer, 0 to 1: the verifier's, of the content of a `\boxed{…}` where there is one; else 1 or 0.
+
+    Raises:
+        JudgeFailed: the answer cannot be judged, which says nothing about it.
+    """
+    return float(verify(answer, expected)) if verifier is None else verifier.score(boxed(answer).strip())
 
 
 def problem_prompt_ids(folder: Path, problems: Sequence[Problem]) -> list[list[int]]:
@@ -74,7 +98,7 @@ def read_problems(path: Path, split: str, limit: int) -> list[Problem]:
     """The first `limit` problems of a JSONL file; none where there is no such file.
 
     Raises:
-        DataError: a row lacks a field.
+        DataError: a row lacks a field, or has a verifier that is none.
     """
     rows = read_user_rows([path], _whole, skip_bad=False)[0] if path.is_file() else []
     return [Problem(split, number, *_fields(row)) for number, row in enumerate(with_distinct_ids(rows[:limit]))]
@@ -102,5 +126,6 @@ def _whole(row: Row) -> Row:
     return row
 
 
-def _fields(row: Row) -> tuple[str, str, str, str]:
-    return str(row["id"]), str(row["question"]), str(row["prompt"]), str(row["answer"])
+def _fields(row: Row) -> tuple[str, str, str, str, Verifier | None]:
+    texts = str(row["id"]), str(row["question"]), str(row["prompt"]), str(row["answer"])
+    return *texts, Verifier.of_row(row)

@@ -18,7 +18,7 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.embedding_rows import refuse_tokens_without_row
-from components.core.text.formulas import JudgeFailed
+from components.core.text.judges.worker_pool import JudgeFailed
 from components.core.text.problems import Problem, problem_prompt_ids, read_problems
 from components.core.text.tokenizer import eos_token_id
 from components.core.training.greedy_decoding import Tokens, complete, complete_like

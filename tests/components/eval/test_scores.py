@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.core.base.errors import DataError
-from components.core.text.formulas import JudgeFailed
+from components.core.text.judges.reasoning_tasks import Verifier, make_problem
+from components.core.text.judges.worker_pool import JudgeFailed
 from components.core.text.problems import Problem
 from components.eval.answer_rows import AnswerRow, PromptMode, read_answers, ungraded, write_answers
 from components.eval.answers import load_problems
@@ -67,13 +68,31 @@ def test_a_tuned_model_is_right_by_its_answer_and_keeps_the_format_of_its_mode(r
     assert (row.correct, row.format_ok) == ((correct,), (kept,))
 
 
+def test_answers_to_a_problem_with_a_verifier_have_its_scores():
+    gym = pytest.importorskip("reasoning_gym")
+    made = make_problem("spell_backward", {}, seed=1, size=1, index=0)
+    question, answer = str(made["question"]), str(made["answer"])
+    problem = Problem("standard", 0, "p", question, question, answer, Verifier.of_row(made))
+    row = grade("sft", problem, "on", [joined("because", each) for each in (answer, answer[:-1], "!")])
+
+    dataset = gym.create_dataset("spell_backward", seed=1, size=1)
+    expected = tuple(dataset.score_answer(each, dataset[0]) for each in (answer, answer[:-1], "!"))
+    assert 1 == expected[0] > expected[1] > expected[2] == 0
+    assert row.scores == expected
+    assert row.correct == (True, False, False)
+    assert row.format_ok == (True, True, True)
+    found = scores([row, answer_row("standard", "on", True, False)])
+    assert found["accuracy"]["standard"]["on"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert found["score"]["standard"]["on"] == pytest.approx((sum(expected) / 3 + 1 / 2) / 2)
+
+
 def test_an_answer_that_cannot_be_graded_is_neither_right_nor_wrong(monkeypatch):
     def judge(answer: str, expected: str) -> bool:
         raise JudgeFailed("comparing takes more than 5 s of processor time")
 
     problem = Problem("standard", 0, "p", "2+2=", "2+2=", "4")
     graded = grade("sft", problem, "on", ["<think>x</think>4"])
-    monkeypatch.setattr("components.eval.client.verify", judge)
+    monkeypatch.setattr("components.core.text.problems.verify", judge)
     failed = grade("rl", problem, "on", ["<think>x</think>4"])
 
     assert failed.correct == ()

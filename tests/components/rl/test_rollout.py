@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from components.core.base.errors import StageFailed
 from components.core.serving.engine import Engine, Sample
-from components.core.text.formulas import JudgeFailed
+from components.core.text.judges.reasoning_tasks import Verifier, make_problem
+from components.core.text.judges.worker_pool import JudgeFailed
 from components.rl.config import RlConfig
 from components.rl.rollout import (
     Answer,
@@ -79,7 +80,7 @@ def test_requests_have_seeds_of_their_own(tokenizer):
 
 
 def test_a_problem_in_quarantine_is_left_out_as_a_whole(tokenizer):
-    def judge(answer: str, expected: str) -> bool:
+    def judge(answer: str, expected: str, verifier: Verifier | None) -> float:
         if expected == "4":
             raise ZeroDivisionError("judge")
         return True
@@ -94,7 +95,7 @@ def test_a_problem_in_quarantine_is_left_out_as_a_whole(tokenizer):
 def test_answers_are_judged_while_others_are_generated(tokenizer):
     judged, waited = threading.Event(), []
 
-    def judge(answer: str, expected: str) -> bool:
+    def judge(answer: str, expected: str, verifier: Verifier | None) -> float:
         judged.set()
         return answer == expected
 
@@ -156,8 +157,23 @@ def test_an_answer_earns_accuracy_and_format(text, mode, expected):
     assert environment.quarantine == {}
 
 
+def test_a_verifiers_score_is_the_reward_for_accuracy():
+    gym = pytest.importorskip("reasoning_gym")
+    row = make_problem("spell_backward", {}, seed=1, size=1, index=0)
+    answer, verifier = str(row["answer"]), Verifier.of_row(row)
+    dataset = gym.create_dataset("spell_backward", seed=1, size=1)
+    environment = Environment()
+
+    for given in (answer, answer[:-1], "!"):
+        score = dataset.score_answer(given, dataset[0])
+        reward = environment.score("p", f"<think>so</think>{given}", answer, "on", verifier)
+        assert reward == Reward(pytest.approx(score + 0.2), given == answer, True)
+        assert environment.score("p", given, answer, "on", verifier) == Reward(0.0, given == answer, False)
+    assert environment.quarantine == {}
+
+
 def test_a_problem_whose_judge_fails_is_put_in_quarantine_and_scores_nothing():
-    def judge(answer: str, expected: str) -> bool:
+    def judge(answer: str, expected: str, verifier: Verifier | None) -> float:
         if expected == "?":
             raise ValueError("what is asked?")
         return answer == expected
@@ -172,7 +188,7 @@ def test_a_problem_whose_judge_fails_is_put_in_quarantine_and_scores_nothing():
 def test_a_problem_in_quarantine_is_not_judged_again():
     judged = []
 
-    def judge(answer: str, expected: str) -> bool:
+    def judge(answer: str, expected: str, verifier: Verifier | None) -> float:
         judged.append(answer)
         raise JudgeFailed("comparing takes more than 5 s of processor time")
 

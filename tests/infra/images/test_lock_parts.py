@@ -81,6 +81,18 @@ def test_every_lock_pins_what_core_needs() -> None:
         assert core <= {entry.partition("==")[0] for entry in lock_entries(lock)}
 
 
+def test_what_reasoning_gym_needs_besides_is_pinned_apart() -> None:
+    """What it shares with the rest has one version, which fits both."""
+    apart = lock_entries((ROOT / "requirements-reasoning.lock").read_text(encoding="utf-8"))
+    (required,) = PROJECT["optional-dependencies"]["reasoning"]
+    assert [entry.split(" ")[0] for entry in apart if entry.startswith("reasoning-gym")] == [required]
+    assert all("--hash=sha256:" in entry for entry in apart)
+    for device in ("cpu", "gpu"):
+        rest = lock_entries((ROOT / f"requirements-{device}.lock").read_text(encoding="utf-8"))
+        assert not {entry.partition("==")[0] for entry in rest} & {entry.partition("==")[0] for entry in apart}
+        assert any(entry.startswith("tabulate==0.9.0 ") for entry in rest)  # which reasoning-gym asks for
+
+
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
     return grimp.build_graph("components", "pipelines", include_external_packages=True)
