@@ -292,10 +292,25 @@ class TaskSet(Config):
 class Scored(Space, Calibration):
     """How sub-blocks are scored."""
 
+    score: Measure = "kl"
+    """What is measured, and what the solver minimises the sum of: KL(parent || child), growth of the next-token loss,
+    1 - cos of the last hidden states, share of tokens whose likeliest successor changes, or `accuracy`, share of the
+    task set's problems that are lost, with `kl` beside it."""
     scoring_batches: int = Field(default=2, gt=0)
     """Batches of held-out text that replace-one-block scores are averaged over."""
     task: TaskSet = TaskSet()
     """A task set that accuracy is measured on."""
+
+    @property
+    def text_measure(self) -> TextMeasure:
+        """What is measured on text."""
+        return "kl" if self.score == "accuracy" else self.score
+
+    @model_validator(mode="after")
+    def _score_is_measured(self) -> Self:
+        if self.score == "accuracy" and not self.task.num_problems:
+            raise ValueError("score: accuracy needs a task set: set task.num_problems")
+        return self
 
 
 class LibraryConfig(Trained, Sharded):
@@ -316,10 +331,6 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
 
     limits: Limits = Limits(latency_ms="60%")
     """The budget of the child."""
-    score: Measure = "kl"
-    """What the solver minimises the sum of: KL(parent || child), growth of the next-token loss, 1 - cos of the last
-    hidden states, share of tokens whose likeliest successor changes, or `accuracy`, share of the task set's problems
-    that are lost."""
     fusion: Fusion = Fusion()
     """FFN Fusion of the child and of the two baselines."""
     latency_feedback: LatencyFeedback = LatencyFeedback()
@@ -328,12 +339,6 @@ class SearchConfig(ImportanceConfig, CostsConfig, Trained, Scored):
     """Whether several choices are distilled before one is taken."""
     pareto_points: int = Field(default=9, ge=2)
     """Latency limits of the Pareto front, from the least reachable to the parent's."""
-
-    @model_validator(mode="after")
-    def _score_is_measured(self) -> Self:
-        if self.score == "accuracy" and not self.task.num_problems:
-            raise ValueError("score: accuracy needs a task set: set task.num_problems")
-        return self
 
     @model_validator(mode="after")
     def _truth_is_measured(self) -> Self:

@@ -136,11 +136,10 @@ def scores_figure(search: Mapping[str, Any], notes: Mapping[SlotId, SlotNote]) -
         for option in slot["options"][1:]
     }
     errors = {
-        (block["layer"], block["part"], block["size"]): block["errors"]["kl"]
+        (block["layer"], block["part"], block["size"]): error
         for block in search["blocks"]
-        if block["kl"] is not None
-        and block["kl"] == scores.get((block["layer"], block["part"], block["size"]))
-        and block["errors"].get("kl")
+        for measure, error in block["errors"].items()
+        if error and block[measure] == scores.get((block["layer"], block["part"], block["size"]))
     }
     layers = list(dict.fromkeys(slot["layer"] for slot in search["slots"]))
     rows = sorted({(part, size) for _, part, size in scores}, key=lambda row: (row[0], _width(row[1])))

@@ -31,7 +31,6 @@ from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import quiet_context
 from components.core.text.packing import Batch
-from components.search.config import MEASURES
 from components.search.scoring.replace_one_block import Replacements, Scores, score_replacements
 from components.search.space.layer_space import PARTS, Part, Size, Variant
 from components.search.space.subblocks import (
@@ -97,8 +96,7 @@ def beside_puzzletron(folder: Path) -> list[Row]:
         scores = scored(parent, variants, batch)
         ours_s.append((time.process_time() - began) / len(variants))
     assert scores is not None
-    kl = MEASURES.index("kl")
-    ours = [float(scores.sums[key][:, kl].sum() / scores.tokens_R.sum()) for key in variants]
+    ours = [float(scores.sums[key].sum() / scores.tokens_R.sum()) for key in variants]
     apart = max(abs(a - b) for a, b in zip(ours, theirs["kl"], strict=True))
     second = statistics.median(ours_s)
     name = f"score/{len(variants)} variants, 4 layers, hidden 64, {ROWS} x {TOKENS} tokens"
@@ -163,7 +161,7 @@ def time_left() -> Row:
     recorded = Recorded()
     with tempfile.TemporaryDirectory() as folder:
         context = dataclasses.replace(quiet_context(Path(folder)), reporter=recorded)
-        score_replacements(parent, variants, [text], context)
+        score_replacements(parent, variants, [text], ["kl"], context)
     end = recorded.told[-1][0]
     when, left = next((when, left) for when, left in recorded.told if left is not None)
     name = "score/400 rows of text: error of the time left that is told after the first 5 %"
@@ -294,7 +292,7 @@ def variants_of(
 def scored(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> Scores:
     """Our scores."""
     with tempfile.TemporaryDirectory() as folder:
-        return score_replacements(parent, variants, [batch], quiet_context(Path(folder)))
+        return score_replacements(parent, variants, [batch], ["kl"], quiet_context(Path(folder)))
 
 
 def scoring_flops(parent: TesseraForCausalLM, variants: Replacements, batch: Batch) -> int:

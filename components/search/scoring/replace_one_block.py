@@ -5,7 +5,8 @@ branches off the parent's hidden states and continues through the parent's own l
 replaced sub-block is computed once for all variants, a no-op itself costs nothing, what follows runs with all variants
 stacked as rows of one batch, and after the last attention only the positions that count are carried on.
 
-All measures come from one pass over the last hidden states.
+Only the measures that are asked for are computed, in one pass over the last hidden states; the logits, which only some
+of them need, are made for so many positions at a time as fit a fixed amount of memory.
 
 Shape letters: V hidden states in flight (the parent's come first), B rows, T tokens, D hidden size, M measures, R rows
 so far, N positions that count, W vocabulary.
@@ -26,8 +27,7 @@ from components.core.model.decoder import Attention, TesseraForCausalLM, segment
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import IGNORE, Batch
-from components.core.training.step_memory import CHUNK_LOGITS
-from components.search.config import MEASURES
+from components.search.config import TextMeasure
 from components.search.space.layer_space import PARTS, Part
 from components.search.space.subblocks import BlockKey, Subblock, block_name
 
@@ -35,8 +35,13 @@ TOKENS_IN_FLIGHT = 1 << 14
 """Tokens of all variants together in a walk: enough to keep the cores busy, few enough for the caches."""
 CHUNK_TOKENS = 1 << 11
 """Tokens in one call of a sub-block."""
-MAX_VALUES_IN_FLIGHT = 1 << 28
-"""Values of hidden states in a walk at most, 1 GiB in float32. More variants take several walks."""
+MAX_BYTES_IN_FLIGHT = 1 << 30
+"""Hidden states in a walk at most, bytes. More variants take several walks."""
+CHUNK_BYTES = 1 << 29
+"""Memory of the predictions that are compared at a time, bytes."""
+VALUES_A_LOGIT = 6
+"""Float32 values for each logit of a position: log-probability and probability of the parent; logit, log-probability,
+difference and product of a child."""
 
 POINT = "scores.safetensors"
 WHAT = "replace-one-block scores"
@@ -52,10 +57,12 @@ class Scores:
     """Measures of each variant, summed over each row of held-out text.
 
     Attributes:
+        measures: what was measured, in the order of the sums.
         tokens_R: positions of each row that count.
         sums: of each variant (R, M), float64, over those positions.
     """
 
+    measures: tuple[TextMeasure, ...]
     tokens_R: Tensor
     sums: dict[BlockKey, Tensor]
 
@@ -65,6 +72,7 @@ def score_replacements(
     parent: TesseraForCausalLM,
     replacements: Replacements,
     batches: Sequence[Batch],
+    measures: Sequence[TextMeasure],
     context: StageContext,
 ) -> Scores:
     """Measure the parent with one sub-block replaced against the parent, for every variant.
@@ -76,6 +84,7 @@ def score_replacements(
         parent: frozen.
         replacements: all variants.
         batches: held-out text.
+        measures: what is measured.
         context: takes progress, stores resume points, and tells when the stage must stop.
 
     Raises:
@@ -86,7 +95,7 @@ def score_replacements(
     rows = len(batches[0].input_ids_BT) if is_paged(parent.model.layers) else 0
     parts = [part for batch in batches for part in _few_rows(batch, 1 + len(replacements), at_least=rows)]
     own = {(n, part): Subblock.of(layer, part) for n, layer in enumerate(parent.model.layers) for part in PARTS}
-    done, scores = _resumed(context, list(replacements))
+    done, scores = _resumed(context, list(replacements), tuple(measures))
     context.progress(done, len(parts), WHAT)
     while done < len(parts):
         _add_rows(scores, parent, own, replacements, parts[done])
@@ -114,8 +123,8 @@ def _add_rows(
     batch: Batch,
 ) -> None:
     """Score more rows."""
-    walk = _Walk(parent, own, batch.to(parent.device))
-    fit = max(1, MAX_VALUES_IN_FLIGHT // (batch.input_ids_BT.numel() * parent.config.hidden_size) - 1)
+    walk = _Walk(parent, own, batch.to(parent.device), scores.measures)
+    fit = max(1, MAX_BYTES_IN_FLIGHT // walk.hidden_BTD.nbytes - 1)
     order = {slot: number for number, slot in enumerate(own)}
     keys = iter(sorted(replacements, key=lambda key: order[key[0], key[1].part]))
     while group := list(islice(keys, fit)):
@@ -127,8 +136,14 @@ def _add_rows(
 class _Walk:
     """Some rows that go through the parent, once for each group of variants."""
 
-    def __init__(self, parent: TesseraForCausalLM, own: Mapping[Slot, Subblock | None], batch: Batch) -> None:
-        self.norm, self.lm_head = parent.model.norm, parent.lm_head
+    def __init__(
+        self,
+        parent: TesseraForCausalLM,
+        own: Mapping[Slot, Subblock | None],
+        batch: Batch,
+        measures: tuple[TextMeasure, ...],
+    ) -> None:
+        self.norm, self.lm_head, self.measures = parent.model.norm, parent.lm_head, measures
         self.own = dict(own)
         self.counted = Counted.of(batch.labels_BT)
         self.hidden_BTD = parent.model.embed_tokens(batch.input_ids_BT)
@@ -158,7 +173,7 @@ class _Walk:
             if states_VBTD.dim() == 4 and not any(_is_attention(block) for block in left.values()):
                 states_VBTD = states_VBTD[:, self.counted.mask_BT]
         parent_ND, *_ = states_VND = self.norm(states_VBTD)
-        sums_VBM = measure_sums(parent_ND, states_VND[1:], self.lm_head, self.counted).cpu()
+        sums_VBM = measure_sums(parent_ND, states_VND[1:], self.lm_head, self.counted, self.measures).cpu()
         return dict(zip(branched, sums_VBM, strict=True))
 
     def _add_output(self, block: Subblock | None, states_VBTD: Tensor) -> None:
@@ -189,10 +204,10 @@ def _save(folder: Path, scores: Scores) -> None:
     save_file({"tokens": scores.tokens_R, **sums}, folder / POINT)
 
 
-def _resumed(context: StageContext, keys: Sequence[BlockKey]) -> tuple[int, Scores]:
+def _resumed(context: StageContext, keys: Sequence[BlockKey], measures: tuple[TextMeasure, ...]) -> tuple[int, Scores]:
     """Number of parts done, and their scores, from a resume point of the same variants; else nothing."""
-    nothing = torch.zeros(0, len(MEASURES), dtype=torch.float64)
-    scores = Scores(torch.zeros(0, dtype=torch.int64), dict.fromkeys(keys, nothing))
+    nothing = torch.zeros(0, len(measures), dtype=torch.float64)
+    scores = Scores(measures, torch.zeros(0, dtype=torch.int64), dict.fromkeys(keys, nothing))
     point = context.resume.latest()
     if point is None or not (point / POINT).exists():
         return 0, scores
@@ -201,7 +216,7 @@ def _resumed(context: StageContext, keys: Sequence[BlockKey]) -> tuple[int, Scor
         return 0, scores
     sums = {key: saved[block_name(key)] for key in keys}
     context.note(f"goes on with the scores of {len(saved['tokens'])} rows")
-    return int(point.name), Scores(saved["tokens"], sums)
+    return int(point.name), Scores(measures, saved["tokens"], sums)
 
 
 @dataclass(frozen=True)
@@ -231,24 +246,31 @@ class Counted:
         return self.mask_BT.sum(dim=1)
 
 
-def measure_sums(parent_ND: Tensor, children_VND: Tensor, lm_head: nn.Linear, counted: Counted) -> Tensor:
-    """Every measure of every child, summed over the positions of each row.
+def measure_sums(
+    parent_ND: Tensor,
+    children_VND: Tensor,
+    lm_head: nn.Linear,
+    counted: Counted,
+    measures: tuple[TextMeasure, ...],
+) -> Tensor:
+    """Measures of every child, summed over the positions of each row.
 
     Args:
         parent_ND: the parent's hidden states after the final norm, at the positions that count.
         children_VND: those of the children.
         lm_head: of all of them.
         counted: the positions.
+        measures: what is measured.
 
     Returns:
-        (V, B, M), float64, in the order of `MEASURES`; logits are made chunk by chunk.
+        (V, B, M), float64; logits are made chunk by chunk.
     """
-    shape = (len(children_VND), counted.rows_NB.shape[1], len(MEASURES))
+    shape = (len(children_VND), counted.rows_NB.shape[1], len(measures))
     sums_VBM = torch.zeros(shape, dtype=torch.float64, device=parent_ND.device)
-    size = max(1, CHUNK_LOGITS // 8 // lm_head.out_features)
+    size = max(1, CHUNK_BYTES // (VALUES_A_LOGIT * torch.float32.itemsize * lm_head.out_features))
     for start in range(0, len(parent_ND), size):
         here = slice(start, start + size)
-        parent = Predictions.of(parent_ND[here], lm_head, counted.labels_N[here])
+        parent = Predictions.of(parent_ND[here], lm_head, counted.labels_N[here], measures)
         for child, child_ND in enumerate(children_VND):
             sums_VBM[child] += counted.rows_NB[here].T @ parent.distances(child_ND[here], lm_head)
     return sums_VBM
@@ -256,28 +278,39 @@ def measure_sums(parent_ND: Tensor, children_VND: Tensor, lm_head: nn.Linear, co
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the parent predicts at some positions; computed once for all children."""
+    """What the parent predicts at some positions, as far as the measures need it; computed once for all children."""
 
+    measures: tuple[TextMeasure, ...]
     hidden_ND: Tensor
-    logprobs_NW: Tensor
-    probs_NW: Tensor
-    best_N: Tensor
     labels_N: Tensor
+    logprobs_NW: Tensor | None = None
+    probs_NW: Tensor | None = None
+    best_N: Tensor | None = None
 
     @classmethod
-    def of(cls, hidden_ND: Tensor, lm_head: nn.Linear, labels_N: Tensor) -> "Predictions":
+    def of(
+        cls, hidden_ND: Tensor, lm_head: nn.Linear, labels_N: Tensor, measures: tuple[TextMeasure, ...]
+    ) -> "Predictions":
         """Predictions from last hidden states."""
+        if set(measures) == {"cosine"}:
+            return cls(measures, hidden_ND, labels_N)
         logprobs_NW = F.log_softmax(lm_head(hidden_ND).float(), dim=-1)
-        return cls(hidden_ND, logprobs_NW, logprobs_NW.exp(), logprobs_NW.argmax(dim=-1), labels_N)
+        probs_NW = logprobs_NW.exp() if "kl" in measures else None
+        best_N = logprobs_NW.argmax(dim=-1) if "top1" in measures else None
+        return cls(measures, hidden_ND, labels_N, logprobs_NW, probs_NW, best_N)
 
     def distances(self, child_ND: Tensor, lm_head: nn.Linear) -> Tensor:
-        """(N, M), float64, in the order of `MEASURES`: see `Measure`."""
-        logprobs_NW = F.log_softmax(lm_head(child_ND).float(), dim=-1)
-        lost_NW = self.logprobs_NW - logprobs_NW
-        distances = {
-            "kl": torch.linalg.vecdot(self.probs_NW, lost_NW).clamp(min=0),
-            "lm_loss": lost_NW.gather(1, self.labels_N[:, None])[:, 0],
-            "cosine": 1 - F.cosine_similarity(child_ND.float(), self.hidden_ND.float(), dim=-1),
-            "top1": (logprobs_NW.argmax(dim=-1) != self.best_N).float(),
-        }
-        return torch.stack([distances[measure] for measure in MEASURES], dim=1).double()
+        """(N, M), float64: see `Measure`."""
+        distances: dict[TextMeasure, Tensor] = {}
+        if "cosine" in self.measures:
+            distances["cosine"] = 1 - F.cosine_similarity(child_ND.float(), self.hidden_ND.float(), dim=-1)
+        if self.logprobs_NW is not None:
+            logprobs_NW = F.log_softmax(lm_head(child_ND).float(), dim=-1)
+            if self.best_N is not None:
+                distances["top1"] = (logprobs_NW.argmax(dim=-1) != self.best_N).float()
+            lost_NW = torch.sub(self.logprobs_NW, logprobs_NW, out=logprobs_NW)
+            if self.probs_NW is not None:
+                distances["kl"] = torch.linalg.vecdot(self.probs_NW, lost_NW).clamp(min=0)
+            if "lm_loss" in self.measures:
+                distances["lm_loss"] = lost_NW.gather(1, self.labels_N[:, None])[:, 0]
+        return torch.stack([distances[measure] for measure in self.measures], dim=1).double()

@@ -1,4 +1,4 @@
-"""`scores.json` of one shard: every measure of every sub-block, with its standard error. Light: no torch."""
+"""`scores.json` of one shard: what was measured of every sub-block, with its standard error. Light: no torch."""
 
 import math
 
@@ -15,12 +15,12 @@ SCORES_FILE = "scores.json"
 
 
 class BlockScore(TrainedBlock):
-    """One alternative sub-block."""
+    """One alternative sub-block; None for what was not measured."""
 
-    kl: float
+    kl: float | None = None
     """KL(parent || parent with this one sub-block replaced), nats a token."""
     lm_loss: float | None = None
-    """What the next-token loss grows by, nats a token; below 0 where it falls. None where it was not measured."""
+    """What the next-token loss grows by, nats a token; below 0 where it falls."""
     cosine: float | None = None
     """1 - cos of the last hidden states, mean over tokens."""
     top1: float | None = None
@@ -44,7 +44,7 @@ class BlockScore(TrainedBlock):
                 f"scores.json has no {measure} of layer {self.layer}'s {self.part}-{self.size}",
                 hint="score again with search.task.num_problems"
                 if measure == "accuracy"
-                else "score again, or set search.score to kl",
+                else f"score again with search.score={measure}",
             )
         return value
 

@@ -12,7 +12,7 @@ from components.core.base.errors import InputError
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.runtime.resume import Resume
-from components.search.config import MEASURES, ScoresConfig, TextMeasure
+from components.search.config import ScoresConfig
 from components.search.library.calibration import calibration_batches, load_parent
 from components.search.library.local_distillation import shard_layers
 from components.search.scoring.replace_one_block import Scores, score_replacements
@@ -53,14 +53,16 @@ def score_blocks(
     spaces = layer_spaces(config, shape_of(model.config))
     replacements = _replacements(model, spaces, shard_layers(len(spaces), *config.shard_index), libraries)
     held_out = calibration_batches(config, corpus, parent, "validation", config.scoring_batches, context)
-    measured = score_replacements(model, replacements, held_out, context)
+    measure = config.text_measure
+    measured = score_replacements(model, replacements, held_out, [measure], context)
     solved = None
     if tasks is not None:
         points = Resume(context.resume.folder / "accuracy", context.resume.interval_s)
         solved = solve_replaced(model, replacements, tasks, dataclasses.replace(context, resume=points))
     table = shard_scores(measured, solved)
     write_record(out / "scores" / SCORES_FILE, table)
-    return {"scored": len(table.blocks), "mean_kl": statistics.fmean(block.kl for block in table.blocks)}
+    mean = statistics.fmean(block.of(measure) for block in table.blocks)
+    return {"scored": len(table.blocks), f"mean_{measure}": mean}
 
 
 def _replacements(
@@ -116,17 +118,16 @@ def _block_score(scores: Scores, key: BlockKey) -> BlockScore:
     sums_RM = scores.sums[key].numpy()
     tokens_R = scores.tokens_R.numpy().astype(np.float64)
     means_M = sums_RM.sum(axis=0) / tokens_R.sum()
-    means: dict[TextMeasure, float] = dict(zip(MEASURES, means_M.tolist(), strict=True))
-    errors = {measure: standard_error(sums_RM[:, index], tokens_R) for index, measure in enumerate(MEASURES)}
+    columns = list(enumerate(scores.measures))
+    errors = {measure: standard_error(sums_RM[:, index], tokens_R) for index, measure in columns}
     return BlockScore(
         layer=layer,
         part=variant.part,
         size=variant.size,
-        **means,
+        **dict(zip(scores.measures, means_M.tolist(), strict=True)),
         errors={measure: error for measure, error in errors.items() if error is not None},
         row_sums={
-            measure: tuple(round(value, DIGITS) for value in sums_RM[:, index].tolist())
-            for index, measure in enumerate(MEASURES)
+            measure: tuple(round(value, DIGITS) for value in sums_RM[:, index].tolist()) for index, measure in columns
         },
     )
 

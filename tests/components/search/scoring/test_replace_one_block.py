@@ -15,7 +15,7 @@ from components.core.runtime.context import Interrupted, StageContext, quiet_con
 from components.core.text.packing import IGNORE, Batch
 from components.search.child.child_model import assemble
 from components.search.child.ffn_fusion import ChildLayer
-from components.search.config import MEASURES
+from components.search.config import MEASURES, TextMeasure
 from components.search.scoring import replace_one_block as scoring
 from components.search.scoring.replace_one_block import Replacements, Scores, score_replacements
 from components.search.space.layer_space import Part, Size, Variant
@@ -82,14 +82,14 @@ def means(scores: Scores, key: BlockKey) -> dict[str, float]:
 def test_scores_are_those_of_whole_models(
     parent: TesseraForCausalLM, replacements: Replacements, batches: list[Batch], context: StageContext
 ) -> None:
-    scores = score_replacements(parent, replacements, batches, context)
+    scores = score_replacements(parent, replacements, batches, MEASURES, context)
     for key, replacement in replacements.items():
         expected = plainly(parent, whole_child(parent, key, replacement), batches)
         assert expected["kl"] > 1e-3
         assert means(scores, key) == pytest.approx(expected, abs=1e-5), key
 
 
-@pytest.mark.parametrize("setting", ["TOKENS_IN_FLIGHT", "CHUNK_TOKENS", "MAX_VALUES_IN_FLIGHT"])
+@pytest.mark.parametrize("setting", ["TOKENS_IN_FLIGHT", "CHUNK_TOKENS", "MAX_BYTES_IN_FLIGHT", "CHUNK_BYTES"])
 def test_work_in_small_pieces_gives_the_same(
     parent: TesseraForCausalLM,
     replacements: Replacements,
@@ -98,19 +98,45 @@ def test_work_in_small_pieces_gives_the_same(
     monkeypatch: pytest.MonkeyPatch,
     setting: str,
 ) -> None:
-    whole = score_replacements(parent, replacements, batches, context)
-    monkeypatch.setattr(scoring, setting, 4 * 128 * 32 * 6 if setting == "MAX_VALUES_IN_FLIGHT" else 1)
-    pieces = score_replacements(parent, replacements, batches, context)
+    whole = score_replacements(parent, replacements, batches, MEASURES, context)
+    monkeypatch.setattr(scoring, setting, 4 * 128 * 32 * 6 * 4 if setting == "MAX_BYTES_IN_FLIGHT" else 1)
+    pieces = score_replacements(parent, replacements, batches, MEASURES, context)
     assert torch.equal(pieces.tokens_R, whole.tokens_R)
     for key in replacements:
         torch.testing.assert_close(pieces.sums[key], whole.sums[key], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_measure_alone_has_the_bits_that_it_has_beside_the_others(
+    parent: TesseraForCausalLM,
+    replacements: Replacements,
+    batches: list[Batch],
+    context: StageContext,
+    measure: TextMeasure,
+) -> None:
+    every = score_replacements(parent, replacements, batches, MEASURES, context)
+    alone = score_replacements(parent, replacements, batches, [measure], context)
+    assert alone.measures == (measure,)
+    for key in replacements:
+        assert torch.equal(alone.sums[key][:, 0], every.sums[key][:, MEASURES.index(measure)])
+
+
+def test_a_cosine_needs_no_logits(
+    parent: TesseraForCausalLM, replacements: Replacements, batches: list[Batch], context: StageContext
+) -> None:
+    heads = []
+    with parent.lm_head.register_forward_hook(lambda *_: heads.append(1)):
+        score_replacements(parent, replacements, batches, ["cosine"], context)
+        assert heads == []
+        score_replacements(parent, replacements, batches, ["kl"], context)
+        assert len(heads) > len(replacements)
 
 
 def test_the_parents_own_block_scores_zero(
     parent: TesseraForCausalLM, batches: list[Batch], context: StageContext
 ) -> None:
     key = 1, Variant("ffn", 64)
-    scores = score_replacements(parent, {key: Subblock.of(parent.model.layers[1], "ffn")}, batches, context)
+    scores = score_replacements(parent, {key: Subblock.of(parent.model.layers[1], "ffn")}, batches, MEASURES, context)
     assert means(scores, key) == pytest.approx(dict.fromkeys(MEASURES, 0), abs=1e-6)
 
 
@@ -119,7 +145,7 @@ def test_scoring_takes_less_than_a_forward_pass_a_variant(
 ) -> None:
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as spent:
-            score_replacements(parent, replacements, batches[:1], context)
+            score_replacements(parent, replacements, batches[:1], MEASURES, context)
         with FlopCounterMode(display=False) as naive, torch.no_grad():
             for key, replacement in replacements.items():
                 child = whole_child(parent, key, replacement)
@@ -135,14 +161,14 @@ def test_an_interrupted_scoring_goes_on_to_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scoring, "TOKENS_IN_FLIGHT", 1)
-    whole = score_replacements(parent, replacements, batches, quiet_context(tmp_path / "a"))
+    whole = score_replacements(parent, replacements, batches, MEASURES, quiet_context(tmp_path / "a"))
     context = quiet_context(tmp_path / "b")
     asked = iter([False, False, True])
     context.stopping = lambda: next(asked, True)
     with pytest.raises(Interrupted):
-        score_replacements(parent, replacements, batches, context)
+        score_replacements(parent, replacements, batches, MEASURES, context)
     context.stopping = lambda: False
-    resumed = score_replacements(parent, replacements, batches, context)
+    resumed = score_replacements(parent, replacements, batches, MEASURES, context)
     assert torch.equal(resumed.tokens_R, whole.tokens_R)
     assert all(torch.equal(resumed.sums[key], whole.sums[key]) for key in replacements)
 
@@ -155,7 +181,7 @@ def test_a_parent_read_layer_by_layer_scores_the_same(
     context: StageContext,
 ) -> None:
     paged = load_model(parent_folder, paged=True)
-    whole = score_replacements(parent, replacements, batches, context)
-    pieces = score_replacements(paged, replacements, batches, context)
+    whole = score_replacements(parent, replacements, batches, MEASURES, context)
+    pieces = score_replacements(paged, replacements, batches, MEASURES, context)
     for key in replacements:
         torch.testing.assert_close(pieces.sums[key], whole.sums[key], atol=1e-4, rtol=1e-4)

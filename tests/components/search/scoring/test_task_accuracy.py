@@ -12,10 +12,10 @@ from components.core.base.errors import DataError, InputError
 from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
-from components.core.text.formulas import JudgeFailed
+from components.core.text.judges.worker_pool import JudgeFailed
 from components.core.text.problems import completed_answer
 from components.core.text.verifier import verify
-from components.search.config import TaskSet
+from components.search.config import MEASURES, TaskSet
 from components.search.scoring.replace_one_block import Replacements, Scores
 from components.search.scoring.task_accuracy import Tasks, load_tasks, solve_replaced
 from components.search.space.subblocks import BlockKey, Subblock
@@ -87,7 +87,7 @@ def test_what_is_lost_has_its_mean_and_standard_error(
     parent: TesseraForCausalLM, replacements: Replacements, tasks: Tasks, context: StageContext
 ) -> None:
     solved = solve_replaced(parent, replacements, tasks, context)
-    text = Scores(torch.tensor([3, 4]), {key: torch.rand(2, 4, dtype=torch.float64) for key in replacements})
+    text = Scores(MEASURES, torch.tensor([3, 4]), {key: torch.rand(2, 4, dtype=torch.float64) for key in replacements})
     table = shard_scores(text, solved)
     assert table.parent_accuracy == 0.75
     for block, right in zip(table.blocks, solved.variants.values(), strict=True):
