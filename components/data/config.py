@@ -68,7 +68,7 @@ class DataConfig(Config):
     ] = Field(default={})
     """Problems that reasoning-gym makes, by task: `{chain_sum: 500}`, or `{chain_sum: {num_train: 500, settings:
     {max_terms: 4}}}`. They are for `rl` and `eval`, with the task's own score of an answer, from 0 to 1, and become
-    chats without thinking for `sft`. They are besides a user's own."""
+    chats without thinking for `sft`. They are added to a user's own."""
     vocab_size: int = Field(default=320, ge=280)
     """Size of the vocabulary of a new tokenizer; the tokenizer of a parent keeps its size."""
     corpus_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
