@@ -13,6 +13,8 @@ from components.core.text.judges.reasoning_tasks import Verifier, make_problem
 from components.core.text.judges.worker_pool import JudgeFailed
 from components.rl.config import RlConfig
 from components.rl.rollout import (
+    ACCURACY_REWARD,
+    FORMAT_REWARD,
     Answer,
     Environment,
     Problem,
@@ -167,7 +169,7 @@ def test_a_verifiers_score_is_the_reward_for_accuracy():
     for given in (answer, answer[:-1], "!"):
         score = dataset.score_answer(given, dataset[0])
         reward = environment.score("p", f"<think>so</think>{given}", answer, "on", verifier)
-        assert reward == Reward(pytest.approx(score + 0.2), given == answer, True)
+        assert reward == Reward(ACCURACY_REWARD * score + FORMAT_REWARD, given == answer, True)
         assert environment.score("p", given, answer, "on", verifier) == Reward(0.0, given == answer, False)
     assert environment.quarantine == {}
 
