@@ -4,6 +4,7 @@ Each phase is measured by the highest resident memory of a rank above what it ha
 share the machine's processors, so nothing is timed.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ from components.core.runtime.context import StageContext
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
-from components.core.runtime.stage_command import ALLOCATOR
+from components.core.runtime.torchrun import RANK_ALLOCATOR
 from components.core.text.example import DocumentList, Example
 from components.core.text.packing import PackedStream
 from components.core.training.loop import train
@@ -33,7 +34,7 @@ from components.core.training.train_config import TrainConfig
 from tests.bench.rows import Row, write_rows
 
 GIB = 2**30
-RANKS = (1, 2, 3)
+RANKS = (2, 3)
 LOADING_LIMIT, TRAINING_LIMIT = 1.3, 1.3
 SEQ_LEN = 64
 
@@ -90,7 +91,7 @@ def main() -> None:
             del model
             for ranks in RANKS:
                 rows += measure(size.name, parameters, layer_bytes, ranks, Path(folder))
-    write_rows(rows, Path(sys.argv[1]))
+                write_rows(rows, Path(sys.argv[1]))
 
 
 def measure(name: str, parameters: int, layer_bytes: int, ranks: int, folder: Path) -> list[Row]:
@@ -98,7 +99,7 @@ def measure(name: str, parameters: int, layer_bytes: int, ranks: int, folder: Pa
     out = folder / f"ranks-{ranks}"
     out.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    environment = {**os.environ, **RANK_ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     subprocess.run([*command, "-m", "tests.bench.sharding", str(folder), str(out)], env=environment, check=True)
     found = [json.loads(file.read_text()) for file in out.glob("rank-*.json")]
     part = 4 * parameters / ranks
@@ -132,7 +133,7 @@ def measure_rank(folder: Path, out: Path) -> None:
     dist.barrier()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     config = TrainConfig(
-        num_steps=3,
+        num_steps=2,
         global_batch_size=ranks,
         micro_batch_size=1,
         seq_len=SEQ_LEN,
@@ -155,9 +156,10 @@ def measure_rank(folder: Path, out: Path) -> None:
 
     teacher = highest("loading a teacher", lambda: load_teacher(folder / "model", context("teacher")))
     del teacher
+    gc.collect()
     model = highest("loading", lambda: load_student(folder / "model", config, context("student")))
     vocabulary = model.config.vocab_size
-    ids = torch.randint(1, vocabulary, (ranks * 3, SEQ_LEN), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(1, vocabulary, (ranks * 2, SEQ_LEN), generator=torch.Generator().manual_seed(0)).tolist()
     stream = PackedStream(DocumentList([Example(row, [True] * SEQ_LEN) for row in ids]), SEQ_LEN, seed=0)
     highest("training", lambda: train(model, stream, next_token_loss, config, context("training")))
     often = config.model_copy(update={"resume_interval_s": 1e-9})

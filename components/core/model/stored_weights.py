@@ -110,4 +110,4 @@ def _write_file(path: Path, weights: Mapping[str, Tensor], fetch: FetchWeight) -
     with path.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            out.write(fetch(name).contiguous().view(torch.uint8).numpy())
+            out.write(fetch(name).contiguous().view(torch.uint8).numpy().data)

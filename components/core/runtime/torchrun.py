@@ -29,6 +29,9 @@ MAX_RESTARTS = 2
 
 On several nodes never: the agents of other nodes do not notice such a restart, so Trainer starts all pods again.
 """
+RANK_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(256 << 10)}
+"""Environment variables of the ranks. With the threshold of other stages (`stage_command`), gathered weights and what
+is computed with them cut up each other's memory, and a rank grows to twice the size or more."""
 NODE_RANK = "PET_NODE_RANK"
 """Environment variable of a pod of a `TrainJob` with the number of its node. Trainer sets it, and torchrun reads it and
 PET_NNODES, PET_MASTER_ADDR and PET_MASTER_PORT."""
@@ -106,7 +109,12 @@ def _torchrun(context: StageContext) -> int:
     with (
         # In its own session, so that Ctrl-C does not reach it: it cannot handle a second signal during its shutdown.
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            env={**os.environ, **RANK_ALLOCATOR},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         ) as process,
         _ended_early(context, process),
     ):
