@@ -46,7 +46,7 @@ def run_stages(inputs: Path, folder: Path, rank: int = 0) -> dict[str, Any]:
         return {"context": context, "out": folder / name / "out"}
 
     corpus, tokenizer, model = inputs / "corpus", inputs / "tokenizer", inputs / "model"
-    base = {"corpus": corpus, "tokenizer": tokenizer}
+    base: dict[str, Any] = {"corpus": corpus, "tokenizer": tokenizer}
     results["new"] = pretrain(PretrainConfig(**STEPS, shape=SHAPE), **base, **arguments("new"))
     results["trained"] = pretrain(PretrainConfig(**STEPS), **base, model=model, **arguments("trained"))
     results["distilled"] = distil(

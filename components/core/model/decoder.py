@@ -17,7 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from components.core.model.layers import Embedding, Linear, RMSNorm, rotate
 
-InputT, OutputT = TypeVar("InputT"), TypeVar("OutputT")
+InputT = TypeVar("InputT")
+OutputT = TypeVar("OutputT")
 
 
 def _attribute_access(value: Any) -> Any:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from components.core.runtime.context import StageContext
@@ -78,7 +79,7 @@ def load_point(
     saved = json.loads((point / STATE).read_text())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in a single process
-        dcp.load(_tensors(model, optimizer), storage_reader=HuggingFaceStorageReader(str(point)))
+        load(_tensors(model, optimizer), storage_reader=HuggingFaceStorageReader(str(point)))
     torch.set_rng_state(torch.tensor(list(bytes.fromhex(saved["random"])), dtype=torch.uint8))
     context.note(f"goes on from step {int(point.name)}")
     return int(point.name), saved["state"]
@@ -124,7 +125,7 @@ def _write_part(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGro
         numbers[name] = 1 + size // file_size
         size += tensor.numel() * tensor.element_size()
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=numbers, save_distributed=True)
-    dcp.save(tensors, storage_writer=writer, process_group=group)
+    save(tensors, storage_writer=writer, process_group=group)
     _send_missing(folder, group)
 
 
@@ -163,4 +164,4 @@ def _receive(file: Path, size: int, sender: int, group: dist.ProcessGroup) -> No
         for start in range(0, size, SENT_BYTES):
             data = torch.empty(min(SENT_BYTES, size - start), dtype=torch.uint8)
             dist.recv(data, src=sender, group=group)
-            stream.write(data.numpy())
+            stream.write(data.numpy().data)
