@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from components.core.model.architecture import Architecture
 from components.core.training.step_memory import PROCESS_BYTES, Step, step_memory
+from components.data.config import DataConfig
 from components.data.data_facts import ChatFacts, CorpusFacts, DataFacts, ProblemFacts
 from components.search.costs.work_time import TRAINED, Computer
 
@@ -46,7 +47,7 @@ MAX_BATCH_TOKENS = 500_000
 """Tokens of a step. Source: arXiv 2005.14165, table 2.1, for up to 760 M parameters."""
 MAX_SFT_ROWS = 256
 """Rows of a step of SFT. Source: Llama-Nemotron, section 4."""
-CPU_STAGE_S, GPU_STAGE_S = 600, 4 * 3600
+CPU_STAGE_S, GPU_STAGE_S = 480, 4 * 3600
 """Time that a training may take at most."""
 CPU_SEQ_LEN, GPU_SEQ_LEN = 512, 4096
 """Longest row of text: attention over packed rows is computed with a mask of all pairs. The paper has up to 8192."""
@@ -63,6 +64,8 @@ BLD_FLOPS = 14
 """Operations for a weight of the parent and a token in the block library: 2 for the parent, and 6 for variants that
 have twice its weights together."""
 MIN_BLD_STEPS, MAX_BLD_STEPS = 10, 1000
+LEARNER_SHARE = 0.5
+"""Share of the memory of a process that RL's learner may take; the rest is for the engine that generates."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +123,19 @@ class Facts:
 def all_settings(facts: Facts, limits: Mapping[str, JsonValue]) -> list[Setting]:
     """The settings of every stage that the data is enough for; `null` leaves a stage out."""
     dtype = product_dtype(facts.computer, facts.stored)
-    chats, corpus = facts.data.chats, facts.data.corpus
-    problems = facts.data.problems if chats is not None else None
+    chats, corpus, problems = facts.data.chats, facts.data.corpus, facts.data.problems
+    rl = left_out(("rl",), "no chats and problems")
+    if chats and problems:
+        rl = rl_settings(facts, chats, problems, dtype)
+    if rl[0].key == "rl":  # problems are of a recipe's section `rl`, and go with it
+        problems = None
     return [
         *placement(facts),
         *targets(limits if corpus else {}, has_chats=chats is not None, has_problems=problems is not None),
         *(_text_settings(facts, corpus, dtype, limits, problems) if corpus else left_out(TEXT_STAGES, "no corpus")),
         *(sft_settings(facts, chats, dtype) if chats else left_out(("sft",), "no chats")),
-        *(
-            rl_settings(facts, chats, problems, dtype)
-            if chats and problems
-            else left_out(("rl",), "no chats and problems")
-        ),
-        *eval_settings(facts, chats, corpus),
+        *rl,
+        *eval_settings(facts, chats, corpus, problems),
         *deploy_settings(chats, problems),
     ]
 
@@ -454,7 +457,11 @@ def rl_settings(facts: Facts, chats: ChatFacts, problems: ProblemFacts, dtype: S
     paper = "arXiv 2505.00949, section 5.1"
     fewer = "as the paper" if facts.gpus else "the paper has {}; fewer on a CPU"
     row = problems.prompt_tokens + length
-    micro = max(1, CPU_MICRO_TOKENS * (8 if facts.gpus else 1) // row)
+    most = max(1, min(prompts * samples, CPU_MICRO_TOKENS * (8 if facts.gpus else 1) // row))
+    micro = _learner_batch(facts, row, most, str(dtype.value))
+    if micro is None:
+        size = f"{facts.parent.parameters / 1e9:,.1f} B parameters"
+        return left_out(("rl",), f"its learner is one process, and the state of {size} does not fit beside an engine")
     drawn = min(problems.num_problems, steps * prompts)
     return [
         Setting("rl.max_tokens", length, why),
@@ -465,24 +472,35 @@ def rl_settings(facts: Facts, chats: ChatFacts, problems: ProblemFacts, dtype: S
         Setting("rl.samples_per_prompt", samples, f"{fewer.format(16)} ({paper})"),
         Setting("rl.max_problems", drawn, f"of your {problems.num_problems:,}; a step takes {prompts}"),
         Setting("rl.pass_rate_samples", rates, f"{fewer.format(8)} ({paper})"),
-        Setting("rl.micro_batch_size", min(micro, prompts * samples), f"answers and prompts of up to {row:,} tokens"),
+        Setting("rl.micro_batch_size", micro, f"answers and prompts of up to {row:,} tokens"),
         learning_rate_of("rl", facts.parent.parameters),
         Setting("rl.dtype", dtype.value, dtype.reason),
     ]
 
 
-def eval_settings(facts: Facts, chats: ChatFacts | None, corpus: CorpusFacts | None) -> list[Setting]:
+def _learner_batch(facts: Facts, row: int, most: int, dtype: str) -> int | None:
+    """Answers that RL's learner computes at a time; None where one does not fit."""
+    for size in range(most, 0, -1):
+        step = Step(size, 2 * most, row, dtype == "bfloat16")
+        if step_memory(facts.parent, step).total <= LEARNER_SHARE * facts.process_bytes:
+            return size
+    return None
+
+
+def eval_settings(
+    facts: Facts, chats: ChatFacts | None, corpus: CorpusFacts | None, problems: ProblemFacts | None
+) -> list[Setting]:
     """How every model is asked, and the text for perplexity."""
-    problems = facts.data.problems if chats is not None else None
     if corpus is None and problems is None:
         return left_out(("eval",), "neither a corpus nor problems")
     found = []
     if chats is not None and problems is not None:
         length, why = answer_length(chats, problems.prompt_tokens, facts.context)
         number, samples = (250, 4) if facts.gpus else (100, 2)
+        number = min(number, max(1, round(DataConfig().test_fraction * problems.num_problems)))
         found += [
             Setting("eval.max_tokens", length, why),
-            Setting("eval.num_problems", number, f"a pass rate is then known to ±{98 / math.sqrt(number):.0f} points"),
+            Setting("eval.num_problems", number, f"of each split; ±{98 / math.sqrt(number):.0f} points at the most"),
             Setting(
                 "eval.num_samples", samples, "answers that differ; the paper has up to 16 (arXiv 2505.00949, section 7)"
             ),

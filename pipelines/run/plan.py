@@ -19,7 +19,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.setting_rules import Setting, learning_rates
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
 from pipelines.run.ingest import source_digest
-from pipelines.sizing.capacity import Misfit, find_misfits, gib
+from pipelines.sizing.capacity import Misfit, find_misfits, size_in_words
 from pipelines.sizing.machine import Machine
 from pipelines.sizing.stage_work import Models, StageWork, recipe_work
 
@@ -209,18 +209,23 @@ def _show_prediction(prediction: Prediction, console: Console) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for label, work in prediction.work.items():
-        disk = gib(work.disk_bytes) if work.disk_bytes else ""
+        disk = size_in_words(work.disk_bytes) if work.disk_bytes else ""
         if work.scratch_bytes:
-            disk = f"{disk} + {gib(work.scratch_bytes)} while it works".removeprefix(" + ")
+            disk = f"{disk} + {size_in_words(work.scratch_bytes)} while it works".removeprefix(" + ")
         table.add_row(
-            label, _short(work.tokens), _short(work.flops), in_words(work.seconds), gib(work.memory_bytes), disk
+            label,
+            _short(work.tokens),
+            _short(work.flops),
+            in_words(work.seconds),
+            size_in_words(work.memory_bytes),
+            disk,
         )
     times = [work.seconds for work in prediction.work.values() if work.seconds is not None]
     unknown = len(times) < len(prediction.work)
     total = ("at least " if unknown and times else "") + in_words(sum(times) if times else None)
     flops, disk_bytes = (sum(getattr(w, name) for w in prediction.work.values()) for name in ("flops", "disk_bytes"))
     table.add_section()
-    table.add_row("one after the other", "", _short(flops), total, "", gib(disk_bytes))
+    table.add_row("one after the other", "", _short(flops), total, "", size_in_words(disk_bytes))
     console.print(table)
     if prediction.child:
         console.print(prediction.child, markup=False, soft_wrap=True)

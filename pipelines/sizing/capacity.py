@@ -1,5 +1,6 @@
 """What does not fit the memory or the disk that there is, and the way out. Imports no torch."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from pipelines.sizing.stage_work import Models, StageWork, rl_step, training_ste
 
 USABLE = 0.95
 """Share of a GPU's memory that tensors can have: the rest is its context, and what the allocator cannot use."""
+SMALL_BYTES, LARGE_BYTES = 100 << 20, 100 << 30
 MAX_RANKS = 64
 """Most ranks that a way out speaks of."""
 
@@ -52,7 +54,7 @@ def find_misfits(
     )
     if free_bytes is not None and needed > free_bytes:
         yield Misfit(
-            f"the run writes about {gib(needed)}, and {gib(free_bytes)} are free",
+            f"the run writes about {size_in_words(needed)}, and {size_in_words(free_bytes)} are free",
             "free space, or name a store elsewhere with --store",
         )
 
@@ -61,32 +63,25 @@ def _memory(task: Task, needed: int, models: Models, machine: Machine) -> Iterat
     """A stage that takes more memory than its device or its node has."""
     place, spreads = task.placement, task.stage in RUN_AS_RANKS
     computer = machine.computer(place, spreads=spreads)
-    if machine.is_named or place.gpus:
-        if computer is None:
-            return
-        have, where = int(USABLE * computer.device.memory_bytes), f"a {computer.device.name}"
-        if needed > have:
-            message = f"{task.label} needs {gib(needed)} on each device, and {where} has {gib(have)}"
-            yield Misfit(
-                message, _way_out(task, models, needed, have, machine.num_ranks(place, spreads=spreads), on_gpu=True)
-            )
-        return
-    have = int(place.memory_gib * 2**30)
-    processes = place.processes if spreads else 1
-    if processes * needed <= have:
-        return
-    message = (
-        f"{task.label} needs {gib(processes * needed)} in {processes} process{'es' if processes > 1 else ''}, and "
-        f"placement.memory_gib is {place.memory_gib:g}"
-    )
-    if machine.memory_bytes is not None and processes * needed <= machine.memory_bytes:
-        yield Misfit(
-            message,
-            f"set memory_gib to {-(-processes * needed // 2**30)}: this machine has {gib(machine.memory_bytes)}",
-        )
-        return
     ranks = machine.num_ranks(place, spreads=spreads)
-    yield Misfit(message, _way_out(task, models, needed, have // processes, ranks, on_gpu=False))
+    if machine.is_named or place.gpus:
+        have = int(USABLE * computer.device.memory_bytes) if computer is not None else needed
+        if computer is not None and needed > have:
+            told = f"{task.label} needs {size_in_words(needed)} on each device"
+            told = f"{told}, and {computer.device.name} has {size_in_words(have)}"
+            yield Misfit(told, _way_out(task, models, needed, have, ranks, on_gpu=True))
+        return
+    processes = place.processes if spreads else 1
+    together, have = processes * needed, int(place.memory_gib * 2**30)
+    if together <= have:
+        return
+    told = f"{task.label} needs {size_in_words(together)} in all its processes ({processes})"
+    told = f"{told}, and placement.memory_gib is {place.memory_gib:g}"
+    if machine.memory_bytes is not None and together <= machine.memory_bytes:
+        here = f"this machine has {size_in_words(machine.memory_bytes)}"
+        yield Misfit(told, f"set memory_gib to {math.ceil(together / 2**30)}: {here}")
+    else:
+        yield Misfit(told, _way_out(task, models, needed, have // processes, ranks, on_gpu=False))
 
 
 def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int, *, on_gpu: bool) -> str:
@@ -125,6 +120,8 @@ def _step(task: Task, models: Models, num_ranks: int, rank_bytes: int) -> Step |
     return rl_step(task.config, models.stored) if isinstance(task.config, RlConfig) else None
 
 
-def gib(num_bytes: float) -> str:
-    """Bytes in words."""
-    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes < 100 * 2**30 else f"{num_bytes / 2**30:,.0f} GiB"
+def size_in_words(num_bytes: float) -> str:
+    """Bytes in MiB or GiB."""
+    if num_bytes < SMALL_BYTES:
+        return f"{num_bytes / 2**20:,.1f} MiB"
+    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes < LARGE_BYTES else f"{num_bytes / 2**30:,.0f} GiB"

@@ -29,7 +29,7 @@ from components.search.config import (
     Space,
 )
 from components.search.costs.resources import model_costs
-from components.search.costs.work_time import START_S, Computer
+from components.search.costs.work_time import OPEN_S, START_S, Computer
 from components.search.space.layer_space import PARTS, LayerSpace, Variant, block_of, layer_spaces, shape_of
 from pipelines.recipe.checks import RUN_AS_RANKS
 from pipelines.recipe.graph import Task
@@ -281,7 +281,9 @@ def _costs(work: _Work) -> StageWork:
     spaces = layer_spaces(config, shape_of(models.parent))
     number = len({variant for space in spaces for part in PARTS for variant in space.of(part)})
     batches = 2 * number * (1 + load.rounds)
-    seconds = _generated_s(work, models.parent, load, batches * load.batch_size, starts=number)
+    seconds = _generated_s(work, models.parent, load, batches * load.batch_size, starts=1)
+    if seconds is not None:
+        seconds += (number - 1) * OPEN_S
     tokens = batches * load.batch_size * (load.prompt_tokens + load.new_tokens)
     layers = load.num_layers or len(models.parent.blocks)
     scratch = number * models.size * _first(models.parent, min(layers, len(models.parent.blocks))).parameters

@@ -22,6 +22,8 @@ PASSES = 3
 """Forward, and backward as two passes: times that the kernels of a sub-block are started."""
 START_S = 20.0
 """Start of a process with vLLM until it generates."""
+OPEN_S = 3.0
+"""Opening of another engine in a process that has one."""
 
 
 @dataclass(frozen=True)

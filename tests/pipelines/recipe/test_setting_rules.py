@@ -116,6 +116,15 @@ def test_what_there_is_no_data_for_is_left_out() -> None:
     assert "targets.speed_up" not in chats
 
 
+def test_reinforcement_learning_is_left_out_where_its_learner_does_not_fit() -> None:
+    large = values(facts(LLAMA_8B, gpus=8))
+    assert large["rl"] is None
+    assert not {"targets.rl_gain", "eval.num_problems"} & large.keys()  # its problems go with it
+    small = facts(gpus=1)
+    step = Step(values(small)["rl.micro_batch_size"], 1152, 90 + values(small)["rl.max_tokens"], True)
+    assert step_memory(SMALL, step).total < small.process_bytes
+
+
 def test_the_target_follows_from_the_limit() -> None:
     assert values(facts(), latency_ms="50%")["targets.speed_up"] == 1.9
     assert "targets.speed_up" not in values(facts(), parameters="50%")

@@ -219,4 +219,4 @@ def test_what_does_not_fit_is_shown_with_the_way_out(tmp_path: Path, capsys: pyt
     assert run_command([*arguments, "--set", large]) == 0
     shown = capsys.readouterr().out
     assert "does not fit: parent needs" in shown
-    assert "on each device, and a L40S has 45.60 GiB" in shown
+    assert "on each device, and L40S has 45.60 GiB" in shown

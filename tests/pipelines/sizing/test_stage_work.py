@@ -111,7 +111,7 @@ def test_an_8b_does_not_train_on_one_gpu_and_the_plan_says_on_how_many(tmp_path:
     recipe = recipe_of_8b(tmp_path, pretrain=training)
     (told,) = [hint for hint in hints(recipe, named_machine("H100:1")) if hint.startswith("pretrain")]
     assert "pretrain needs" in told
-    assert "on each device, and a H100 has 76.00 GiB" in told
+    assert "on each device, and H100 has 76.00 GiB" in told
     assert "GPUs, with pretrain.activation_checkpointing" in told
 
 
