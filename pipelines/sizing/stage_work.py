@@ -319,13 +319,8 @@ def _rl(work: _Work) -> StageWork:
     flops: float = training_flops(shape, learned, length)
     flops += forward_flops(shape, learned, length) * (config.updates_per_step > 1) * (1 - 1 / config.updates_per_step)
     flops += forward_flops(shape, learned, length) * bool(config.kl_coef)
-    seconds = _generated_s(
-        work,
-        shape,
-        Measurement(batch_size=rollout, prompt_tokens=PROMPT_TOKENS, new_tokens=max(2, config.max_tokens)),
-        rollouts + measured,
-        starts=1,
-    )
+    load = Measurement(batch_size=rollout, prompt_tokens=PROMPT_TOKENS, new_tokens=max(2, config.max_tokens))
+    seconds = _generated_s(work, shape, load, rollouts + measured, starts=1)
     step = rl_step(config, work.models.stored)
     if seconds is not None and work.computer is not None:
         seconds += work.computer.training_s(
@@ -335,8 +330,7 @@ def _rl(work: _Work) -> StageWork:
             micro_batches=-(-step.rows // step.micro_batch_size),
             shape=shape,
         )
-    load = Measurement(batch_size=rollout, prompt_tokens=PROMPT_TOKENS, new_tokens=max(2, config.max_tokens))
-    memory = step_memory(shape, step).total + _served_bytes(work, shape, load) + work.process_bytes
+    memory = step_memory(shape, step).total + _served_bytes(work, shape, load)  # in one process
     memory += MASTER * shape.parameters * bool(config.kl_coef)
     generated = (rollouts + measured) * length
     flops += forward_flops(shape, generated, length)
