@@ -99,7 +99,7 @@ def measure(name: str, parameters: int, layer_bytes: int, ranks: int, folder: Pa
     out = folder / f"ranks-{ranks}"
     out.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, **RANK_ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    environment = {**RANK_ALLOCATOR, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     subprocess.run([*command, "-m", "tests.bench.sharding", str(folder), str(out)], env=environment, check=True)
     found = [json.loads(file.read_text()) for file in out.glob("rank-*.json")]
     part = 4 * parameters / ranks

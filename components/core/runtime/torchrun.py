@@ -31,7 +31,7 @@ On several nodes never: the agents of other nodes do not notice such a restart, 
 """
 RANK_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(256 << 10)}
 """Environment variables of the ranks. With the threshold of other stages (`stage_command`), gathered weights and what
-is computed with them cut up each other's memory, and a rank grows to twice the size or more."""
+is computed with them cut up each other's memory, and a rank grows to twice the size."""
 NODE_RANK = "PET_NODE_RANK"
 """Environment variable of a pod of a `TrainJob` with the number of its node. Trainer sets it, and torchrun reads it and
 PET_NNODES, PET_MASTER_ADDR and PET_MASTER_PORT."""
