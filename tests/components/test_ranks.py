@@ -20,7 +20,7 @@ from components.core.runtime.context import StageContext
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.text.toggle import END_THINK, THINK, system_message
-from components.core.training import sharding
+from components.core.training import step_memory
 from components.distill.config import DistillConfig
 from components.distill.stage import run as distil
 from components.pretrain.config import PretrainConfig, Shape
@@ -110,7 +110,7 @@ def test_two_ranks_make_the_models_of_one_process(tmp_path: Path, inputs: Path) 
 
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
-    sharding.OWN_GROUP_PARAMETERS = 1  # each layer is gathered by itself
+    step_memory.OWN_GROUP_PARAMETERS = 1  # each layer is gathered by itself
     results = run_stages(folder / "inputs", folder / "two", dist.get_rank())
     if dist.get_rank() == 0:
         (folder / "two.json").write_text(json.dumps(results))

@@ -25,7 +25,7 @@ from components.core.model.vocabulary import NewRows, NewTokens, grow_on_meta, g
 from components.core.model.weight_index import EMBEDDING, HEAD
 from components.core.runtime.context import StageContext
 from components.core.runtime.devices import device_of, mesh_of
-from components.core.training.step_memory import OWN_GROUP_PARAMETERS
+from components.core.training import step_memory
 from components.core.training.train_config import TrainConfig, compute_dtype
 
 
@@ -97,7 +97,7 @@ def shard(model: TesseraForCausalLM, mesh: DeviceMesh, products: torch.dtype = t
     """
     policy = layer_policy(mesh.device_type, products)
     for layer in model.model.layers:
-        if sum(parameter.numel() for parameter in layer.parameters()) >= OWN_GROUP_PARAMETERS:
+        if sum(parameter.numel() for parameter in layer.parameters()) >= step_memory.OWN_GROUP_PARAMETERS:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "forward_with")

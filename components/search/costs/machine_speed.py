@@ -17,11 +17,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from components.core.model.accelerators import DEVICES, Device, device_named
+from components.core.model.accelerators import DEVICES, Device, Dtype, device_named
 from components.core.runtime.devices import device_of
 from components.core.runtime.hardware import cpu_name, gpu_names
 from components.core.runtime.placement import Placement
-from components.core.serving.load_profile import Dtype
 from components.search.costs.roofline import COMPUTED, STREAMED
 
 ROUNDS = 5

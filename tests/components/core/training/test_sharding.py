@@ -26,7 +26,7 @@ from components.core.runtime.context import Interrupted, StageContext, quiet_con
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
-from components.core.training import sharding
+from components.core.training import sharding, step_memory
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.loop import prepare, train
 from components.core.training.losses import hidden_states
@@ -97,7 +97,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def in_small_pieces() -> None:
-    sharding.OWN_GROUP_PARAMETERS = 1  # each layer is gathered by itself
+    step_memory.OWN_GROUP_PARAMETERS = 1  # each layer is gathered by itself
     stored_weights.PIECE_VALUES = 100
     checkpoint.MAX_SHARD_SIZE = SMALL_FILES
 
