@@ -205,7 +205,7 @@ def prepare(
         shard(model, mesh_of(device), products)
     optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    once = reduces_once(parameters, memory_bytes(device, placement), num_ranks)
+    once = num_ranks > 1 and reduces_once(parameters, memory_bytes(device, placement), num_ranks)
     return OptimizerStep(objective, optimizer, products, num_ranks, once)
 
 
