@@ -370,10 +370,10 @@ def search_settings(
     widths = {b.intermediate_size for b in facts.parent.blocks if isinstance(b.intermediate_size, int)}
     fractions: list[JsonValue] = [f for f in FFN_FRACTIONS if all((f * width).is_integer() for width in widths)]
     load: dict[str, JsonValue] = {"batch_size": 64 if facts.gpus else 8}
-    told = "users at the same time, a guess"
+    load_reason = "users at the same time, a guess"
     if problems is not None:
         load["prompt_tokens"] = problems.prompt_tokens
-        told += "; prompts as long as 99 % of your problems"
+        load_reason += "; prompts as long as 99 % of your problems"
     load["new_tokens"] = 64 if facts.gpus else 16
     return [
         Setting("search.limits", dict(limits), "the budget of the child, shares of the parent's own cost"),
@@ -392,7 +392,7 @@ def search_settings(
             f"{steps * tokens:,} tokens, about {facts.stage_s / 60:.0f} minutes at most; the paper's quality saturates "
             "after 0.5 B (arXiv 2411.19146, table 10)",
         ),
-        Setting("search.measurement", load, told),
+        Setting("search.measurement", load, load_reason),
     ]
 
 

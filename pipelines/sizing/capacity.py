@@ -67,21 +67,21 @@ def _memory(task: Task, needed: int, models: Models, machine: Machine) -> Iterat
     if machine.is_named or place.gpus:
         have = int(USABLE * computer.device.memory_bytes) if computer is not None else needed
         if computer is not None and needed > have:
-            told = f"{task.label} needs {size_in_words(needed)} on each device"
-            told = f"{told}, and {computer.device.name} has {size_in_words(have)}"
-            yield Misfit(told, _way_out(task, models, needed, have, ranks, on_gpu=True))
+            message = f"{task.label} needs {size_in_words(needed)} on each device"
+            message = f"{message}, and {computer.device.name} has {size_in_words(have)}"
+            yield Misfit(message, _way_out(task, models, needed, have, ranks, on_gpu=True))
         return
     processes = place.processes if spreads else 1
     together, have = processes * needed, int(place.memory_gib * 2**30)
     if together <= have:
         return
-    told = f"{task.label} needs {size_in_words(together)} in all its processes ({processes})"
-    told = f"{told}, and placement.memory_gib is {place.memory_gib:g}"
+    message = f"{task.label} needs {size_in_words(together)} in all its processes ({processes})"
+    message = f"{message}, and placement.memory_gib is {place.memory_gib:g}"
     if machine.memory_bytes is not None and together <= machine.memory_bytes:
         here = f"this machine has {size_in_words(machine.memory_bytes)}"
-        yield Misfit(told, f"set memory_gib to {math.ceil(together / 2**30)}: {here}")
+        yield Misfit(message, f"set memory_gib to {math.ceil(together / 2**30)}: {here}")
     else:
-        yield Misfit(told, _way_out(task, models, needed, have // processes, ranks, on_gpu=False))
+        yield Misfit(message, _way_out(task, models, needed, have // processes, ranks, on_gpu=False))
 
 
 def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int, *, on_gpu: bool) -> str:

@@ -12,7 +12,7 @@ from components.core.base.errors import InputError
 from components.core.model.architecture import WEIGHT_BYTES, Architecture, BlockConfig
 from components.core.model.flops import block_flops, block_weights, forward_flops, training_flops
 from components.core.model.inspection import read_architecture, stored_dtype
-from components.core.training.step_memory import CHUNK_LOGITS, MASTER, PROCESS_BYTES, Step, step_memory
+from components.core.training.step_memory import MASTER, PROCESS_BYTES, Step, step_memory
 from components.core.training.train_config import TrainConfig
 from components.deploy.config import DeployConfig
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
@@ -30,6 +30,7 @@ from components.search.config import (
 )
 from components.search.costs.resources import model_costs
 from components.search.costs.work_time import OPEN_S, START_S, Computer
+from components.search.memory_limits import CHUNK_BYTES, MAX_BYTES_IN_FLIGHT, PAGED_SHARE, VALUES_A_LOGIT
 from components.search.space.layer_space import PARTS, LayerSpace, Variant, block_of, layer_spaces, shape_of
 from pipelines.recipe.checks import RUN_AS_RANKS
 from pipelines.recipe.graph import Task
@@ -38,16 +39,12 @@ from pipelines.recipe.schema import Recipe, is_address
 from pipelines.recipe.source_files import KINDS, files_of
 from pipelines.sizing.machine import Machine
 
-PAGED_SHARE = 0.5
-"""As in `components/search/library/calibration.py`, which imports torch."""
 PROMPT_TOKENS = 128
 """Length that a prompt is taken to have where no setting tells it."""
 BYTES_A_TOKEN = 4
 """Of text; and of a token in a token file, at most."""
 ENCODED_PER_S = 2_000_000
 """Bytes of text that a thread reads, splits and encodes in a second."""
-SCORING_BYTES = 1 << 30
-"""Hidden states of the variants that are scored together, at most."""
 
 
 @dataclass(frozen=True)
@@ -266,8 +263,10 @@ def _scores(work: _Work) -> StageWork:
         weights += sum(block_weights(parent, block_of_variant(v)) for v in variants)
         number += len(variants)
         after += block_flops(parent, parent.blocks[layer], tokens, config.seq_len)
-    in_flight = min(SCORING_BYTES, (1 + number) * MASTER * config.seq_len * parent.hidden_size)
-    memory = _parent_bytes(work) + work.models.size * weights + in_flight + 3 * MASTER * CHUNK_LOGITS // 8
+    in_flight = min(MAX_BYTES_IN_FLIGHT, (1 + number) * MASTER * config.seq_len * parent.hidden_size)
+    batch = config.batch_size * config.seq_len
+    predictions = min(CHUNK_BYTES, VALUES_A_LOGIT * MASTER * parent.vocab_size * batch)
+    memory = _parent_bytes(work) + work.models.size * weights + in_flight + predictions
     return StageWork(tokens * (1 + number), flops, _read_s(work, flops, config), memory)
 
 

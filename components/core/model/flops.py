@@ -1,8 +1,8 @@
 """Floating-point operations of a decoder in closed form. Imports no torch.
 
 A product of matrices m x k and k x n counts as 2 m k n. Norms, rotary positions, activation functions and softmax are
-left out. Attention counts all pairs of a row, although a causal kernel can leave half of them out: this is how
-utilisation is told in the field.
+left out. Attention counts all pairs of a row, although a causal kernel can leave half of them out: utilisation is
+reported so in the field.
 
 Source: arXiv 2001.08361, section 2.1, for 2 and 6 operations a weight and token; arXiv 2204.02311, appendix B, for
 attention.

@@ -135,7 +135,7 @@ def _send_missing(folder: Path, group: dist.ProcessGroup) -> None:
     own = {path.name: path.stat().st_size for path in folder.glob(f"shard-{rank + 1:05d}-*")}
     written: list[dict[str, int]] = [{}] * num_ranks
     dist.all_gather_object(written, own, group)
-    told = [
+    missing = [
         [
             (sender, name, size)
             for sender, files in enumerate(written)
@@ -143,8 +143,8 @@ def _send_missing(folder: Path, group: dist.ProcessGroup) -> None:
             if not (folder / name).exists()
         ]
     ]
-    dist.broadcast_object_list(told, src=0, group=group)
-    for sender, name, size in told[0]:
+    dist.broadcast_object_list(missing, src=0, group=group)
+    for sender, name, size in missing[0]:
         if rank == 0:
             _receive(folder / name, size, sender, group)
         elif rank == sender:

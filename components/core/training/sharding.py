@@ -158,26 +158,26 @@ def save_trained(
         return
     weights = {name: cast("DTensor", weight.detach()) for name, weight in model.named_parameters()}
     if dist.get_rank() > 0:
-        while (name := _told(None)) is not None:
+        while (name := _broadcast_name(None)) is not None:
             _send_rows(weights[name], dtype)
         return
     fetch = partial(_fetch, weights, dtype)
     try:
         save_model(model, folder, tokenizer=tokenizer, dtype=dtype, by_block=by_block, fetch=fetch)
     finally:
-        _told(None)  # the others wait for the next name
+        _broadcast_name(None)  # the others wait for the next name
 
 
-def _told(name: str | None) -> str | None:
-    """The name that rank 0 tells the others."""
-    told = [name]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+def _broadcast_name(name: str | None) -> str | None:
+    """The name that rank 0 sends to the others."""
+    names = [name]
+    dist.broadcast_object_list(names, src=0)
+    return names[0]
 
 
 def _fetch(weights: dict[str, DTensor], dtype: torch.dtype, name: str) -> Tensor:
     """On rank 0: a whole weight on the CPU, the other ranks' rows received from them."""
-    _told(name)
+    _broadcast_name(name)
     weight = weights[name]
     own, num_ranks = weight.to_local(), weight.device_mesh.size()
     whole = torch.empty(weight.shape, dtype=dtype, device=own.device)

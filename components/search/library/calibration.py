@@ -20,11 +20,9 @@ from components.core.runtime.context import StageContext
 from components.core.runtime.devices import device_of
 from components.core.text.packing import Batch, load_batches
 from components.search.config import Calibration
+from components.search.memory_limits import PAGED_SHARE
 from components.search.space.layer_space import PARTS, Part
 from components.search.space.subblocks import Subblock
-
-PAGED_SHARE = 0.5
-"""Share of a stage's memory that the parent may take; the layers of a larger one are read one at a time."""
 
 
 def load_parent(

@@ -28,6 +28,7 @@ from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import IGNORE, Batch
 from components.search.config import TextMeasure
+from components.search.memory_limits import CHUNK_BYTES, MAX_BYTES_IN_FLIGHT, VALUES_A_LOGIT
 from components.search.space.layer_space import PARTS, Part
 from components.search.space.subblocks import BlockKey, Subblock, block_name
 
@@ -35,13 +36,6 @@ TOKENS_IN_FLIGHT = 1 << 14
 """Tokens of all variants together in a walk: enough to keep the cores busy, few enough for the caches."""
 CHUNK_TOKENS = 1 << 11
 """Tokens in one call of a sub-block."""
-MAX_BYTES_IN_FLIGHT = 1 << 30
-"""Hidden states in a walk at most, bytes. More variants take several walks."""
-CHUNK_BYTES = 1 << 29
-"""Memory of the predictions that are compared at a time, bytes."""
-VALUES_A_LOGIT = 6
-"""Float32 values for each logit of a position: log-probability and probability of the parent; logit, log-probability,
-difference and product of a child."""
 
 POINT = "scores.safetensors"
 WHAT = "replace-one-block scores"

@@ -111,22 +111,22 @@ def test_the_plan_of_it_tells_its_learning_rates_and_what_it_takes(
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ((), "there is no data to train on"),
         (("problems",), "problems are for a model that has learned to think from chats"),
     ],
 )
 def test_data_that_no_recipe_can_be_made_of(
-    given: tuple[str, ...], told: str, parent: Path, sources: dict[str, list[Path]], tmp_path: Path
+    given: tuple[str, ...], message: str, parent: Path, sources: dict[str, list[Path]], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         init_recipe(parent, {name: sources[name] for name in given}, {}, HERE, tmp_path / "mine.yaml")
     assert not (tmp_path / "mine.yaml").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--limits", "latency=70%"], "did you mean 'latency_ms'"),
         (["--limits", "latency_ms"], "is not of the form NAME=VALUE"),
@@ -136,7 +136,7 @@ def test_data_that_no_recipe_can_be_made_of(
 )
 def test_wrong_use_writes_nothing(
     arguments: list[str],
-    told: str,
+    message: str,
     parent: Path,
     sources: dict[str, list[Path]],
     tmp_path: Path,
@@ -147,7 +147,7 @@ def test_wrong_use_writes_nothing(
     monkeypatch.setattr("pipelines.sizing.machine.this_machine", lambda: HERE)
     (tmp_path / "there.yaml").write_text("mine\n")
     assert run_command(["init", str(parent), "--corpus", str(sources["corpus"][0]), *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "recipe.yaml").exists()
     assert (tmp_path / "there.yaml").read_text() == "mine\n"
 

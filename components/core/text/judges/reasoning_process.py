@@ -49,7 +49,7 @@ def _dataset(task: str, settings: str, *, seed: int, size: int) -> Any:
     try:
         return reasoning_gym.create_dataset(task, seed=seed, size=size, **json.loads(settings))
     except Exception as error:
-        raise RequestFailed(_told(error)) from None
+        raise RequestFailed(_described(error)) from None
 
 
 def _entry(dataset: Any, seed: int, index: int) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _entry(dataset: Any, seed: int, index: int) -> dict[str, Any]:
         stored = json.loads(canonical_json(made))
         own = [float(dataset.score_answer(made["answer"], entry)) for entry in (made, stored)]
     except Exception as error:
-        raise RequestFailed(f"its problems cannot be made, stored as JSON and scored: {_told(error)}") from None
+        raise RequestFailed(f"its problems cannot be made, stored as JSON and scored: {_described(error)}") from None
     if not isinstance(made["answer"], str) or not made["answer"].strip() or own[0] != own[1]:
         raise RequestFailed("its problems have no answer as text, or are scored otherwise once stored as JSON")
     return dict(stored)
@@ -85,11 +85,11 @@ def _score_of_task(dataset: Any, answer: str, entry: Mapping[str, Any]) -> float
         try:
             dataset.score_answer(entry["answer"], entry)
         except Exception as error:
-            raise RequestFailed(f"the task cannot score its own answer: {_told(error)}") from None
+            raise RequestFailed(f"the task cannot score its own answer: {_described(error)}") from None
         return 0.0
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
