@@ -2,16 +2,16 @@
 
 import sys
 
-from components.core.base.errors import RunStopped
-
 
 def main() -> None:
-    """Load and run the command."""
+    """Load and run the command; whatever takes time to load is loaded here, where Ctrl-C is caught."""
     try:
         from pipelines.cli import main as run
 
         run()
     except KeyboardInterrupt:
+        from components.core.base.errors import RunStopped
+
         sys.exit(RunStopped.exit_code)
 
 
