@@ -23,6 +23,7 @@ from pipelines.records.runs import read_table, run_record, stage_documents
 from pipelines.report import figures, search_figures, search_tables
 from pipelines.report.compare_runs import RunComparison
 from pipelines.report.diagrams import ArchitectureMap, lineage_diagram, model_map, search_maps
+from pipelines.report.prediction_table import prediction_section
 from pipelines.report.summary import MODES, ROW_ORDER, SPLITS, TARGETS, build_summary, format_duration
 from pipelines.report.task_table import task_table
 
@@ -57,6 +58,7 @@ def write_report(store: Store, run: str, out: Path, *, comparison: RunComparison
         "curves": {label: figures.curve_figure(curves) for label, curves in _curves(store, run)},
         "lineage": lineage_diagram(store, run, record["sources"]),
         "stages": list(_stage_rows(store, run)),
+        "predicted": prediction_section(store, run),
         "settings": _settings(record["recipe"]),
         "splits": SPLITS,
         "modes": MODES,

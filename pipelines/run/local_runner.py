@@ -39,6 +39,7 @@ from pipelines.run.finish_run import tracking_uri
 from pipelines.run.ingest import ingest_sources
 from pipelines.run.progress import Follower, StageState
 from pipelines.run.terminal_view import View, open_view
+from pipelines.sizing.predictions import record_run_prediction
 
 POLL_S = 0.2
 MAX_PARALLEL_ITEMS = 2
@@ -61,6 +62,7 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
     run = begin_run(store, recipe, sources, name)
     fault_point("run.begun")
     console.print(f"run {run}", style="bold", highlight=False)
+    record_run_prediction(store, run, recipe)
     run_graph(store, run, llama_nemotron(recipe), sources, console)
     return run
 

@@ -18,9 +18,11 @@ from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.setting_rules import Setting, learning_rates
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
+from pipelines.records.predictions import keep_prediction
 from pipelines.run.ingest import source_digest
 from pipelines.sizing.capacity import Misfit, find_misfits, size_in_words
 from pipelines.sizing.machine import Machine
+from pipelines.sizing.predictions import prediction_of
 from pipelines.sizing.stage_work import Models, StageWork, recipe_work
 
 
@@ -99,26 +101,35 @@ def make_plan(recipe: Recipe, store: Store, machine: Callable[[], Machine] | Non
         plan.stages.append(PlannedStage(task.label, task.stage.name, after, key, cached, _needs(task)))
     if machine is not None and not plan.faults:
         cached_labels = {stage.label for stage in plan.stages if stage.cached}
-        plan.prediction = predict(recipe, cached_labels, machine(), _free_bytes(store))
-        if plan.prediction is None:
+        here = machine()
+        models, work = recipe_work(recipe, here)
+        if models is None:
             plan.notes.append("what the run takes is not predicted: the parent is in a store, or there is none")
+        else:
+            to_run = {label: each for label, each in work.items() if label not in cached_labels}
+            plan.prediction = predict(recipe, models, to_run, here, _free_bytes(store))
+            # The report of a run of this recipe tells it again, beside what was measured.
+            keep_prediction(store, recipe.digest, prediction_of(work, _device_name(here) or None))
     return plan
 
 
-def predict(recipe: Recipe, cached: set[str], machine: Machine, free_bytes: int | None) -> Prediction | None:
-    """What the stages that are not cached would take; None where the parent's shape is not known."""
-    models, work = recipe_work(recipe, machine)
-    if models is None:
-        return None
-    to_run = {label: each for label, each in work.items() if label not in cached}
-    device = machine.gpu or machine.processor
+def predict(
+    recipe: Recipe, models: Models, work: dict[str, StageWork], machine: Machine, free_bytes: int | None
+) -> Prediction:
+    """What a run would take.
+
+    Args:
+        recipe: what would run.
+        models: of the recipe.
+        work: of the stages that are not cached.
+        machine: what they run on.
+        free_bytes: of the store's disk; None where it is not known.
+    """
     return Prediction(
-        device=_device_name(machine)
-        if device
-        else "this machine, whose speed is not known: that needs torch, or --device",
+        device=_device_name(machine) or "this machine, whose speed is not known: that needs torch, or --device",
         child=_child_in_words(models),
-        work=to_run,
-        misfits=list(find_misfits(recipe, models, to_run, machine, free_bytes)),
+        work=work,
+        misfits=list(find_misfits(recipe, models, work, machine, free_bytes)),
         chosen=list(_as_the_rules_choose(recipe, models)),
     )
 
@@ -230,9 +241,8 @@ def _show_prediction(prediction: Prediction, console: Console) -> None:
     if prediction.child:
         console.print(prediction.child, markup=False, soft_wrap=True)
     for setting in prediction.chosen:
-        console.print(
-            f"{setting.key} is {setting.value:g}: {setting.reason}", markup=False, highlight=False, soft_wrap=True
-        )
+        value = f"{setting.value:g}" if isinstance(setting.value, float) else str(setting.value)
+        console.print(f"{setting.key} is {value}: {setting.reason}", markup=False, highlight=False, soft_wrap=True)
     for misfit in prediction.misfits:
         console.print(f"does not fit: {misfit.message}", style="yellow", markup=False, soft_wrap=True)
         console.print(f"  hint: {misfit.hint}", markup=False, soft_wrap=True)

@@ -34,6 +34,7 @@ from pipelines.run.kfp_server import KfpRun, KfpServer
 from pipelines.run.progress import Follower, StageState
 from pipelines.run.terminal_view import open_view
 from pipelines.run.waiting_pods import WaitingPods
+from pipelines.sizing.predictions import record_run_prediction
 
 POLL_S = 2.0
 PATIENCE_S = 300.0
@@ -102,6 +103,7 @@ class Submitter:
             description = f"Recipe {recipe.name}, {recipe.digest[:12]}"
             pipeline = self._server.upload(file, recipe.name, version, description)
         begin_run(self._store, recipe, sources, name)
+        record_run_prediction(self._store, name, recipe)
         self._forget_earlier_attempt(name)
         try:
             started = self._server.start(name, recipe.name, pipeline, {"store": self._store.uri, "run": name})

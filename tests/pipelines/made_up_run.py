@@ -37,6 +37,7 @@ from pipelines.recipe.graph import Task
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.targets import Targets
+from pipelines.records.predictions import RunPrediction, StagePrediction, record_prediction
 from pipelines.records.runs import begin_run, end_run, run_record
 
 START = 1_790_000_000.0
@@ -68,6 +69,7 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
     recipe = Recipe(name="demo", seed=7, targets=TARGETS)
     graph = llama_nemotron(recipe)
     begin_run(store, recipe, {}, name)
+    record_prediction(store, name, PREDICTION)
     made: dict[str, dict[str, str]] = {}
     now = started
     for task in graph.items():
@@ -86,6 +88,7 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
             outputs=outputs,
             result=RESULTS.get(task.label, {}),
             seconds=SECONDS.get(task.label, 20.0),
+            peak_memory_bytes=PEAKS.get(task.label),
         )
         record = store.put_stage_record(record)
         made[task.label] = record.outputs
@@ -102,6 +105,15 @@ def make_run(store: Store, name: str = "demo-1", *, cached: bool = False, starte
 
 
 SECONDS = {"data": 4.1, "parent": 148.0, "search/costs": 41.0, "search": 9.0, "distill": 66.0, "rl": 97.0}
+PEAKS = {"parent": 3 << 29, "distill": 1 << 30, "rl": 2 << 30}
+PREDICTION = RunPrediction(
+    device="a made-up processor",
+    stages={
+        "parent": StagePrediction(seconds=100.0, memory_bytes=1 << 30),
+        "distill": StagePrediction(seconds=None, memory_bytes=2 << 30),
+        "deploy": StagePrediction(seconds=25.0, memory_bytes=1 << 30),
+    },
+)
 RESULTS: dict[str, dict[str, Any]] = {
     "deploy": {"gate": {"passed": True, "min_format": 0.996}, "alias": "candidate", "registered_model": "tessera"},
     "rl": {"pass_rate_before": 0.57, "quarantine": {}},

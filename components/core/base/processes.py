@@ -1,17 +1,21 @@
-"""No process outlives the one that it works for, however that one ends."""
+"""No process outlives the one that it works for, however that one ends; and how much memory processes took."""
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
 WATCH_INTERVAL_S = 0.5
+STATUS = Path("/proc/self/status")
+"""What the kernel says of this process."""
 
 
 def on_exit_of(pid: int, act: Callable[[], None]) -> None:
@@ -87,3 +91,16 @@ def _descendants(pid: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return list(psutil.Process(pid).children(recursive=True))
     return []
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident set that this process, or one that it started and that has ended, has had.
+
+    The kernel's file says it of this program alone. `getrusage` begins with what the process had that started it, so it
+    is asked of the others, for which that is this one.
+    """
+    lines = STATUS.read_text(encoding="utf-8").splitlines() if STATUS.is_file() else []
+    own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    if own is None:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)

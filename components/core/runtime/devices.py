@@ -75,6 +75,13 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def peak_gpu_bytes() -> int:
+    """The most that tensors of this process took of one GPU; 0 where it used none."""
+    if not torch.cuda.is_initialized():
+        return 0
+    return max(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+
+
 def _has_gpu() -> bool:
     return torch.cuda.is_available()
 

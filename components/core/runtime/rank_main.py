@@ -21,11 +21,11 @@ from components.core.base.config import Config
 from components.core.base.fault_injection import fault_point
 from components.core.base.processes import end_with_owner
 from components.core.runtime.context import Interrupted, StageContext
-from components.core.runtime.devices import join_process_group
+from components.core.runtime.devices import join_process_group, peak_gpu_bytes
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, load_entry
-from components.core.runtime.torchrun import ORDER, RESULT, describe_failure
+from components.core.runtime.torchrun import GPU_PEAK, ORDER, RESULT, describe_failure
 from components.core.store.store import open_store
 
 
@@ -76,6 +76,8 @@ def main(scratch: Path) -> None:
     fault_point("rank.computed")
     if rank == 0:
         (scratch / RESULT).write_text(json.dumps(result))
+    if placement.gpus:
+        (scratch / f"{GPU_PEAK}-{rank}").write_text(str(peak_gpu_bytes()))
     dist.destroy_process_group()
 
 

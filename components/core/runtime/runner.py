@@ -5,6 +5,7 @@ import functools
 import importlib
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -17,6 +18,7 @@ from pydantic import JsonValue
 from components.core.base.config import Config
 from components.core.base.errors import CorruptArtifact, InputError, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
+from components.core.base.processes import peak_resident_bytes
 from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.code_digest import code_digest
@@ -26,7 +28,7 @@ from components.core.runtime.hardware import timing_device
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.runtime.stage import Stage
-from components.core.runtime.torchrun import run_ranks
+from components.core.runtime.torchrun import GPU_PEAK, run_ranks
 from components.core.store.store import StageRecord, Store, key_of
 
 Digests = Mapping[str, str | list[str]]
@@ -264,12 +266,23 @@ def _compute(
         outputs = _store_outputs(stage, out, store)
         fault_point("stage.stored")
         record = _record(stage, config, inputs, key, outputs, result)
-        record = record.model_copy(update={"seconds": time.monotonic() - started, "work_seconds": work_seconds})
+        taken = {"seconds": time.monotonic() - started, "work_seconds": work_seconds}
+        record = record.model_copy(update={**taken, "peak_memory_bytes": _peak_memory_bytes(context)})
         record = store.put_stage_record(record)
         fault_point("stage.recorded")
     store.drop_resume(key)
     fault_point("stage.rested")
     return record
+
+
+def _peak_memory_bytes(context: StageContext) -> int | None:
+    """Peak memory of the stage's largest process; of tensors on its fullest GPU, where it has GPUs and used one."""
+    if not context.placement.gpus:
+        return peak_resident_bytes()
+    peaks = [int(file.read_text(encoding="utf-8")) for file in context.scratch.glob(f"{GPU_PEAK}-*")]
+    if "torch" in sys.modules:  # this module is imported without it
+        peaks.append(importlib.import_module("components.core.runtime.devices").peak_gpu_bytes())
+    return max(peaks, default=0) or None
 
 
 def fetch_and_work(

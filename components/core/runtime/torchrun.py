@@ -24,6 +24,8 @@ from components.core.store.store import Store
 POLL_S = 0.1
 ORDER, RESULT, LOGS = "order.json", "result.json", "torchrun"
 """In the scratch folder: the arguments of the ranks, what rank 0 returned, and torchrun's log folder."""
+GPU_PEAK = "gpu-peak"
+"""There too, with a rank's number after it: what its tensors took of its GPU at most, bytes."""
 MAX_RESTARTS = 2
 """How often torchrun starts the ranks again after one of them crashed, was killed or raised an exception.
 

@@ -80,6 +80,9 @@ class StageRecord(Config):
     """Duration with fetching of inputs and storing of outputs, s."""
     work_seconds: float = 0.0
     """Part of `seconds` in the stage's own code, s."""
+    peak_memory_bytes: int | None = None
+    """Peak of the largest of its processes, resident; where it ran on GPUs, of its tensors on one of them. None where
+    it was not measured."""
 
     @property
     def derived_key(self) -> str:

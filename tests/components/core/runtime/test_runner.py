@@ -83,6 +83,14 @@ def test_the_record_says_what_was_made_of_what(store, numbers):
     assert store.documents(f"resume/{record.key}/") == []
 
 
+def test_memory_is_measured_where_the_stage_computes(store, numbers):
+    record, _ = run(store, {"numbers": numbers})
+    on_gpu, _ = run(store, {"numbers": numbers}, FakeConfig(factor=2), placement=Placement(gpus=1))
+
+    assert record.peak_memory_bytes > 1 << 20
+    assert on_gpu.peak_memory_bytes is None  # it used no GPU
+
+
 def test_an_input_that_takes_many_gets_them_in_order(store, numbers, tmp_path):
     other = store.put_folder(numbers_folder(tmp_path / "other", 100), "data").digest
     record, events = run(store, {"numbers": numbers, "more": [other, numbers]})
