@@ -27,7 +27,7 @@ from components.search.space.layer_space import LayerSpace, block_of, layer_spac
 from components.sft.config import STAGE as SFT
 from pipelines.recipe.graph import Graph, Made, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
-from pipelines.recipe.schema import Recipe, is_address
+from pipelines.recipe.schema import Recipe, is_address, own_parent
 from pipelines.recipe.source_files import KINDS, files_of
 
 RUN_AS_RANKS = (PRETRAIN, DISTILL, SFT, EVAL)
@@ -208,10 +208,40 @@ def find_notes(recipe: Recipe) -> Iterator[str]:
         yield from (f"parent: {note}" for note in checkpoint_notes(Path(recipe.parent)))
         if recipe.data is not None:  # its tokenizer was checked for that stage
             yield from _tokens_without_row(Path(recipe.parent))
+        yield from _defaults_of_a_small_world(recipe)
     if recipe.search is not None and parent is not None:
         note = left_out(recipe.search, shape_of(parent))
         if note is not None:
             yield f"search: {note}"
+
+
+NOT_FILLED = {
+    "distill": ("seq_len", "num_steps"),
+    "pretrain": ("seq_len", "num_steps"),
+    "sft": ("seq_len", "num_steps"),
+    "rl": ("max_tokens",),
+    "eval": ("max_tokens",),
+}
+"""Keys, by section, whose values follow from data that has to be read, and from how long a machine may take."""
+
+
+def _defaults_of_a_small_world(recipe: Recipe) -> Iterator[str]:
+    """What a recipe with a parent of the user's own leaves to defaults that were not made for it."""
+    if own_parent(recipe) is None:
+        return
+    names = [name for name in NOT_FILLED if recipe.rl or name != "eval"]  # problems are of the section `rl`
+    sections = {name: section for name in names if (section := getattr(recipe, name)) is not None}
+    keys = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key in NOT_FILLED[name]
+        if key not in section.model_fields_set
+    ]
+    if keys:
+        yield (
+            f"{', '.join(keys)}: not set, so that the defaults hold, which are for small models and short texts; "
+            "tessera init chooses them by your data and this machine"
+        )
 
 
 def _tokens_without_row(parent: Path) -> Iterator[str]:

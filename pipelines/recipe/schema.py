@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, JsonValue, field_serializer
 
 from components.core.base.config import Config, digest_of
-from components.core.base.errors import RecipeError
+from components.core.base.errors import CheckpointError, RecipeError
 from components.core.base.yaml_text import read_yaml
+from components.core.model.architecture import Architecture
+from components.core.model.inspection import read_architecture, read_config
 from components.core.runtime.placement import Placement
 from components.core.serving.serving_config import ServingConfig
 from components.data.config import DataConfig
@@ -21,6 +23,8 @@ from components.pretrain.config import PretrainConfig
 from components.rl.config import RlConfig
 from components.search.config import SearchConfig
 from components.sft.config import SftConfig
+from pipelines.recipe.setting_rules import DEFAULT_CONTEXT, ParentFacts, parent_settings
+from pipelines.recipe.source_files import usual_row_bytes
 from pipelines.recipe.targets import Targets
 
 StageConfig = TypeVar("StageConfig", bound=Config)
@@ -188,6 +192,11 @@ class Recipe(Config):
         """Names the recipe by what it says."""
         return digest_of(self.canonical())
 
+    @property
+    def ruled_sections(self) -> dict[str, Config | None]:
+        """Sections for which there are rules of what a parent of the user's own needs, by name."""
+        return {name: getattr(self, name) for name in ("search", "distill", "pretrain", "sft", "rl")}
+
     def config(self, section: Config, kind: type[StageConfig]) -> StageConfig:
         """The configuration of a stage as its section has it, with the recipe's seed and serving where it sets none."""
         values = section.model_dump(include=set(kind.model_fields))
@@ -208,6 +217,15 @@ class Recipe(Config):
         return place
 
 
+def without_placements(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The canonical values of a recipe, without where its stages run: what decides its results."""
+    return {
+        name: {key: inner for key, inner in value.items() if key != "placement"} if isinstance(value, dict) else value
+        for name, value in recipe.items()
+        if name != "placement"
+    }
+
+
 SCHEMA_FILE = Path(__file__).parents[1] / "recipes" / "schema.json"
 """JSON Schema of recipes, for editors; `make golden` renews it."""
 
@@ -218,7 +236,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
+    """Read a recipe, check it, and fill what it leaves out: see `fill_left_out`.
 
     Args:
         path: the YAML file; paths in it are relative to its folder.
@@ -230,7 +248,50 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     values = _absolute(_read(path), path.resolve().parent)
     for override in overrides:
         values = _merge(values, _absolute(_parse_override(override), Path.cwd()))
-    return Recipe.parse({"name": path.stem, **values})
+    return fill_left_out(Recipe.parse({"name": path.stem, **values}))
+
+
+def fill_left_out(recipe: Recipe) -> Recipe:
+    """The same recipe, with keys that it leaves out as the rules choose them, where its parent is a folder.
+
+    A new parent is described by the recipe itself; a parent in a store is known only there; of one that cannot be read
+    the check of the recipe tells. These are not filled. To fill twice is to fill once.
+    """
+    facts = parent_facts(recipe)
+    if facts is None:
+        return recipe
+    filled: dict[str, Config] = {}
+    for setting in parent_settings(recipe.ruled_sections, facts):
+        name, _, key = setting.key.partition(".")
+        section = filled.get(name) or recipe.ruled_sections[name]
+        if section is not None and key not in section.model_fields_set:
+            value = tuple(setting.value) if isinstance(setting.value, list) else setting.value
+            filled[name] = section.model_copy(update={key: value})
+    return recipe.model_copy(update=filled)
+
+
+def parent_facts(recipe: Recipe) -> ParentFacts | None:
+    """What the rules look at of a parent that is a folder; None of any other."""
+    shape = own_parent(recipe)
+    if recipe.parent is None or shape is None:
+        return None
+    context = read_config(Path(recipe.parent)).get("max_position_embeddings")
+    chats = [str(path) for path in recipe.sft.data] if recipe.sft else []
+    return ParentFacts(
+        shape,
+        context=context if isinstance(context, int) and context > 1 else DEFAULT_CONTEXT,
+        chat_bytes=None if not chats or any(map(is_address, chats)) else usual_row_bytes("own_chats", chats),
+    )
+
+
+def own_parent(recipe: Recipe) -> Architecture | None:
+    """The shape of a parent that is a folder; None of any other."""
+    if recipe.parent is None or is_address(recipe.parent):
+        return None
+    try:
+        return read_architecture(Path(recipe.parent))
+    except CheckpointError:
+        return None
 
 
 def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -8,15 +8,18 @@ Papers: Puzzle is arXiv 2411.19146, Llama-Nemotron arXiv 2505.00949.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from components.core.base.config import Config
 from components.core.model.architecture import Architecture
 from components.core.training.step_memory import PROCESS_BYTES, Step, step_memory
+from components.core.training.train_config import TrainConfig
 from components.data.config import DataConfig
 from components.data.data_facts import ChatFacts, CorpusFacts, DataFacts, ProblemFacts
+from components.search.config import Space
 from components.search.costs.work_time import TRAINED, Computer
 
 PRETRAINING_RATES = (
@@ -51,6 +54,10 @@ CPU_STAGE_S, GPU_STAGE_S = 480, 4 * 3600
 """Time that a training may take at most."""
 CPU_SEQ_LEN, GPU_SEQ_LEN = 512, 4096
 """Longest row of text: attention over packed rows is computed with a mask of all pairs. The paper has up to 8192."""
+CHAT_BYTES_A_TOKEN = 3
+"""Of a row of chats in JSON: English texts have more than four in a token of usual vocabularies."""
+STEP_TOKENS = 4096
+"""Tokens of a step where neither machine nor data are looked at."""
 CPU_MICRO_TOKENS = 2048
 """Tokens of a micro batch on a CPU: enough for large matrices, few enough for memory."""
 MEMORY_SHARE = 0.8
@@ -58,6 +65,8 @@ MEMORY_SHARE = 0.8
 EMPTY_SHARE = 0.95
 """Speed-up that is aimed at, as a share of what the limit promises: measured speeds differ by 9 % within one table."""
 LENGTH_MULTIPLE, ANSWER_MULTIPLE = 64, 32
+DEFAULT_CONTEXT = 2048
+"""Tokens of a text where a configuration does not tell for how long ones a model was made."""
 DEFAULT_LIMITS: Mapping[str, JsonValue] = {"latency_ms": "70%"}
 FFN_FRACTIONS = (1.0, 0.5, 0.25)
 BLD_FLOPS = 14
@@ -138,6 +147,83 @@ def all_settings(facts: Facts, limits: Mapping[str, JsonValue]) -> list[Setting]
         *eval_settings(facts, chats, corpus, problems),
         *deploy_settings(chats, problems),
     ]
+
+
+@dataclass(frozen=True)
+class ParentFacts:
+    """What the rules look at where a recipe leaves keys out: it is read in a moment, and is the same on every machine.
+
+    Attributes:
+        shape: of the parent.
+        context: the longest text that it was made for, tokens.
+        chat_bytes: that 99 % of the rows of the user's chats have at most; None where that is not known.
+    """
+
+    shape: Architecture
+    context: int
+    chat_bytes: int | None = None
+
+
+def parent_settings(sections: Mapping[str, Config | None], facts: ParentFacts) -> list[Setting]:
+    """What follows from the parent and from what a recipe sets itself.
+
+    A recipe that leaves such a key out has this value, see `schema.load_recipe`. It is the same on every machine,
+    because stages with other settings are other computations: so precision and steps, for which `tessera init`
+    measures the machine and reads all data, keep the defaults of their stages.
+
+    Args:
+        sections: of the recipe by name; None where the stage is left out.
+        facts: of the user's own parent.
+    """
+    rates = {rate.key.partition(".")[0]: rate for rate in learning_rates(facts.shape.parameters)}
+    found = [rate for stage, rate in rates.items() if sections.get(stage) is not None]
+    for stage in ("distill", "pretrain", "sft"):
+        section = sections.get(stage)
+        if isinstance(section, TrainConfig):
+            found += _row_settings(stage, section, facts)
+    search = sections.get("search")
+    if isinstance(search, Space) and not search.intermediate_sizes:
+        found.append(ffn_fractions(facts.shape))
+    return found
+
+
+def _row_settings(stage: str, section: TrainConfig, facts: ParentFacts) -> Iterator[Setting]:
+    """Length of a row of chats; then rows of a step, and those that a process computes at a time, by their length."""
+    seq_len = section.seq_len
+    if stage == "sft" and facts.chat_bytes is not None:
+        setting = _estimated_chat_length(facts.chat_bytes, facts.context)
+        seq_len = seq_len if "seq_len" in section.model_fields_set else int(str(setting.value))
+        yield setting
+    rows = max(MIN_ROWS, power_of_two(STEP_TOKENS // seq_len))
+    length = f"rows of {seq_len:,} tokens"
+    reason = f"{length}: {STEP_TOKENS:,} tokens a step, and {MIN_ROWS} rows at least"
+    yield Setting(f"{stage}.global_batch_size", rows, reason)
+    chosen = section.global_batch_size if "global_batch_size" in section.model_fields_set else rows
+    reason = f"{length}: {CPU_MICRO_TOKENS:,} tokens at most, which fit most devices; the result is the same"
+    yield Setting(f"{stage}.micro_batch_size", power_of_two(min(chosen, CPU_MICRO_TOKENS // seq_len)), reason)
+
+
+def _estimated_chat_length(chat_bytes: int, context: int) -> Setting:
+    """Tokens of a packed row of chats, so that nearly all of them are whole."""
+    tokens = -(-chat_bytes // CHAT_BYTES_A_TOKEN)
+    reason = (
+        f"99 % of the rows of your chats have at most {chat_bytes:,} bytes, taken as {tokens:,} tokens, so that no "
+        "thinking is cut away (arXiv 2505.00949, section 4); tessera init counts them"
+    )
+    return Setting("sft.seq_len", min(context, rounded_up(tokens, LENGTH_MULTIPLE)), reason)
+
+
+def ffn_fractions(parent: Architecture) -> Setting:
+    """Widths of FFNs that the search offers."""
+    widths = {block.intermediate_size for block in parent.blocks if isinstance(block.intermediate_size, int)}
+    fractions: list[JsonValue] = [f for f in FFN_FRACTIONS if all((f * width).is_integer() for width in widths)]
+    reason = "widths that the parent divides into; the paper has 9 (Puzzle, section 2)"
+    return Setting("search.ffn_fractions", fractions, reason)
+
+
+def power_of_two(value: int) -> int:
+    """The largest power of two that is no larger, at least 1."""
+    return 1 << (max(1, value).bit_length() - 1)
 
 
 TEXT_STAGES = ("search", "distill", "pretrain")
@@ -291,7 +377,7 @@ def micro_batch(
     """
     most = rows if facts.gpus else max(1, min(rows, CPU_MICRO_TOKENS // seq_len))
     for checkpointing in (False, True):
-        size = 1 << int(math.log2(most))
+        size = power_of_two(most)
         while size:
             step = Step(
                 size, rows, seq_len, dtype == "bfloat16", max(1, facts.gpus), facts.process_bytes, checkpointing
@@ -313,7 +399,7 @@ def batch_and_steps(tokens: int, seq_len: int, ranks: int, max_rows: int) -> tup
         max_rows: of a step.
     """
     wanted = max(1, min(max_rows, tokens // MIN_STEPS // seq_len))
-    rows = max(MIN_ROWS, ranks, 1 << int(math.log2(wanted)))
+    rows = max(MIN_ROWS, ranks, power_of_two(wanted))
     steps = max(1, tokens // (rows * seq_len))
     reason = f"rows; {rows * seq_len:,} tokens a step: at least {MIN_STEPS} steps, where that leaves {MIN_ROWS} rows"
     return rows, steps, reason
@@ -367,8 +453,6 @@ def search_settings(
     step_flops = BLD_FLOPS * facts.parent.parameters * tokens
     steps = int(facts.stage_s * TRAINED * facts.computer.flops(dtype) / max(1, facts.gpus) / step_flops)
     steps = max(MIN_BLD_STEPS, min(MAX_BLD_STEPS, steps))
-    widths = {b.intermediate_size for b in facts.parent.blocks if isinstance(b.intermediate_size, int)}
-    fractions: list[JsonValue] = [f for f in FFN_FRACTIONS if all((f * width).is_integer() for width in widths)]
     load: dict[str, JsonValue] = {"batch_size": 64 if facts.gpus else 8}
     load_reason = "users at the same time, a guess"
     if problems is not None:
@@ -377,11 +461,7 @@ def search_settings(
     load["new_tokens"] = 64 if facts.gpus else 16
     return [
         Setting("search.limits", dict(limits), "the budget of the child, shares of the parent's own cost"),
-        Setting(
-            "search.ffn_fractions",
-            fractions,
-            "widths that the parent divides into; the paper has 9 (Puzzle, section 2)",
-        ),
+        ffn_fractions(facts.parent),
         Setting("search.shards", max(1, facts.gpus), "one for each device that can build a part of the library"),
         Setting("search.dtype", dtype, "the faster one, as in training"),
         Setting("search.seq_len", seq_len, why),

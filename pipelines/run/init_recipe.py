@@ -17,7 +17,7 @@ from components.search.config import Limits
 from components.search.costs.work_time import Computer
 from pipelines.recipe.checks import check
 from pipelines.recipe.schema import load_recipe
-from pipelines.recipe.setting_rules import DEFAULT_LIMITS, Facts, Setting, all_settings
+from pipelines.recipe.setting_rules import DEFAULT_CONTEXT, DEFAULT_LIMITS, Facts, Setting, all_settings
 from pipelines.recipe.source_files import KINDS, files_of
 from pipelines.run.ingest import staged
 from pipelines.sizing.machine import Machine
@@ -30,7 +30,6 @@ SECTIONS = (
 )
 """Keys of a recipe in the order in which they are written."""
 WIDTH = 118
-DEFAULT_CONTEXT = 2048
 
 
 def init_recipe(

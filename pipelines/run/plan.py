@@ -15,8 +15,8 @@ from components.core.training.train_config import TrainConfig
 from pipelines.recipe.checks import find_faults, find_notes
 from pipelines.recipe.graph import Binding, Source, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
-from pipelines.recipe.schema import Recipe
-from pipelines.recipe.setting_rules import Setting, learning_rates
+from pipelines.recipe.schema import Recipe, parent_facts
+from pipelines.recipe.setting_rules import Setting, parent_settings
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
 from pipelines.records.predictions import keep_prediction
 from pipelines.run.ingest import source_digest
@@ -56,7 +56,7 @@ class Prediction:
         child: what stands for the child, which only the search will know.
         work: of each stage that would run, by its label.
         misfits: what does not fit.
-        chosen: settings that are as the rules of `tessera init` choose them for this parent.
+        chosen: settings that are as the rules choose them for this parent, whether filled in or written.
     """
 
     device: str
@@ -130,7 +130,7 @@ def predict(
         child=_child_in_words(models),
         work=work,
         misfits=list(find_misfits(recipe, models, work, machine, free_bytes)),
-        chosen=list(_as_the_rules_choose(recipe, models)),
+        chosen=list(_as_the_rules_choose(recipe)),
     )
 
 
@@ -157,12 +157,13 @@ def _child_in_words(models: Models) -> str:
     )
 
 
-def _as_the_rules_choose(recipe: Recipe, models: Models) -> Iterator[Setting]:
-    """Learning rates that the rules choose for this parent: they depend on nothing else."""
-    for setting in learning_rates(models.parent.parameters):
-        section, _, key = setting.key.partition(".")
-        found = getattr(recipe, section)
-        if found is not None and getattr(found, key) == setting.value:
+def _as_the_rules_choose(recipe: Recipe) -> Iterator[Setting]:
+    """Settings that are as the rules choose them for this parent, filled in or written, with the reason."""
+    facts = parent_facts(recipe)
+    for setting in parent_settings(recipe.ruled_sections, facts) if facts else ():
+        name, _, key = setting.key.partition(".")
+        found = getattr(getattr(recipe, name), key)
+        if (list(found) if isinstance(found, tuple) else found) == setting.value:
             yield setting
 
 

@@ -9,7 +9,8 @@ import yaml
 from components.core.base.errors import RecipeError
 from components.distill.config import DistillConfig
 from components.search.config import SearchConfig
-from pipelines.recipe.schema import SCHEMA_FILE, Recipe, load_recipe, recipe_schema
+from pipelines.recipe.llama_nemotron import llama_nemotron
+from pipelines.recipe.schema import SCHEMA_FILE, Recipe, fill_left_out, load_recipe, recipe_schema
 
 RECIPES = sorted(SCHEMA_FILE.parent.glob("*.yaml"))
 
@@ -167,3 +168,67 @@ def test_the_schema_documents_every_field_and_allows_the_short_forms() -> None:
     assert {"type": "boolean"} in schema["properties"]["search"]["anyOf"]
     assert {"type": "string"} in schema["properties"]["sft"]["anyOf"]
     json.dumps(yaml.safe_load(RECIPES[0].read_text()))
+
+
+PARENT = {
+    "model_type": "llama",
+    "torch_dtype": "bfloat16",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1538,
+    "tie_word_embeddings": True,
+}
+"""A model of 135 M parameters, whose FFNs have no quarter."""
+
+
+@pytest.fixture
+def with_parent(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(PARENT))
+    text = "parent: ./model\ndistill: {learning_rate: 7.0e-4, seq_len: 512}\nsft: a.jsonl\npretrain: null"
+    return write(tmp_path, text)
+
+
+def test_keys_that_are_left_out_follow_from_the_parent_and_those_that_are_set_stay(with_parent: Path) -> None:
+    recipe = load_recipe(with_parent)
+    assert recipe.search is not None
+    assert recipe.distill is not None
+    assert recipe.sft is not None
+    assert recipe.pretrain is None
+    assert recipe.search.ffn_fractions == (1.0, 0.5)
+    assert (recipe.distill.learning_rate, recipe.distill.global_batch_size) == (7e-4, 8)
+    assert recipe.sft.learning_rate == pytest.approx(5e-4, rel=0.1)  # 1e-4 for 8 B
+    assert [path.name for path in recipe.sft.data] == ["a.jsonl"]
+    assert recipe.sft.num_steps == 200  # which data and machine decide
+    assert llama_nemotron(recipe)["sft"].config.canonical()["learning_rate"] == recipe.sft.learning_rate
+    overridden = load_recipe(with_parent, ["sft.learning_rate=1.0e-5"]).sft
+    assert overridden is not None
+    assert overridden.learning_rate == 1e-5
+
+
+def test_to_fill_twice_is_to_fill_once_and_the_place_changes_nothing(with_parent: Path) -> None:
+    recipe = load_recipe(with_parent)
+    assert fill_left_out(recipe) == recipe
+    assert fill_left_out(Recipe.parse(recipe.canonical())) == recipe  # as a run has recorded it
+    placed = load_recipe(with_parent, ["placement={gpus: 8, processes: 8, threads: 64}"])
+    assert placed.model_copy(update={"placement": recipe.placement}) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_nothing_is_filled_where_the_parent_is_new_or_in_a_store_or_not_there(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.digest == Recipe.parse(recipe.model_dump(exclude_unset=True)).digest
+
+
+def test_the_length_of_chats_follows_from_their_rows(with_parent: Path) -> None:
+    rows = [json.dumps({"input": "x" * 1000, "output": ""}), *[json.dumps({"input": "", "output": ""})] * 9]
+    (with_parent.parent / "a.jsonl").write_text("\n".join(rows))
+    sft = load_recipe(with_parent).sft
+    assert sft is not None
+    assert sft.seq_len == 384  # a thousand bytes and the names of the keys, a third of that, in 64s
+    overridden = load_recipe(with_parent, ["sft.seq_len=96"]).sft
+    assert overridden is not None
+    assert overridden.seq_len == 96

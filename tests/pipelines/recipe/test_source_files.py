@@ -6,7 +6,7 @@ import pytest
 
 from components.core.base.errors import InputError
 from components.core.store.store import Store, open_store
-from pipelines.recipe.source_files import files_of
+from pipelines.recipe.source_files import files_of, usual_row_bytes
 from pipelines.records.runs import artifact
 from pipelines.run.ingest import ingest, source_digest
 from tests.pipelines.made_up_run import make_run
@@ -86,3 +86,11 @@ def test_an_artifact_of_another_store_is_copied_over(store: Store, tmp_path: Pat
     digest = ingest(other, "own_corpus", [write(tmp_path / "a.txt")], "data")
     assert ingest(store, "corpus", [f"{other.uri}#{digest}"], "data") == digest
     store.verify(digest)
+
+
+def test_the_bytes_of_usual_rows_are_those_of_99_in_a_hundred(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join("x" * n + "\n" for n in range(1, 101)))
+    (tmp_path / "b.jsonl.gz").write_bytes(b"")
+    assert usual_row_bytes("own_chats", [str(tmp_path / "a.jsonl")]) == 99
+    assert usual_row_bytes("own_chats", [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz")]) is None
+    assert usual_row_bytes("own_chats", [str(tmp_path / "absent.jsonl")]) is None

@@ -142,6 +142,15 @@ def own_model(tmp_path: Path) -> Path:
     return recipe
 
 
+def test_a_plan_tells_what_was_filled_in_and_what_was_not(own_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", str(own_model), "--store", str(own_model.parent / "store"), "--device", "CPU:2"]
+    assert run_command([*arguments, "--set", "deploy=null"]) == 0
+    shown = capsys.readouterr().out
+    assert "pretrain.learning_rate is 0.00033: a sixth of the 2.0e-03" in shown
+    assert "pretrain.global_batch_size is 32: rows of 128 tokens" in shown
+    assert "pretrain.seq_len, pretrain.num_steps: not set" in shown
+
+
 SETTINGS, VOCABULARY = "tokenizer_config.json", "tokenizer.json"
 
 
