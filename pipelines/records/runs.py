@@ -3,6 +3,7 @@
 import json
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from components.core.lineage.mlflow_entities import git_commit
 from components.core.store.store import Store
 from pipelines.recipe.graph import Graph
 from pipelines.recipe.llama_nemotron import llama_nemotron
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.schema import Recipe, without_placements
 
 Outcome = Literal["succeeded", "failed", "interrupted", "killed"]
 
@@ -27,8 +28,8 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
         store: where the record goes.
         recipe: what is run.
         sources: digests of the user's own artifacts.
-        name: chosen by the user; a run of the same recipe with this name is continued. By default, the recipe's name
-            with a number.
+        name: chosen by the user; a run of this name and recipe is continued, in other places if those have changed. By
+            default, the recipe's name with a number.
 
     Raises:
         InputError: the name belongs to a run of another recipe, or no run can have it.
@@ -38,10 +39,16 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
         return _claim_number(store, recipe.name, record)
     if not store.claim(_record_path(name), {"run": name, **record}):
         found = store.read_document_or_none(_record_path(name))  # a damaged one is written anew
-        if found is not None and found.get("recipe_digest") != recipe.digest:
+        if found is not None and not has_results_of(found, recipe):
             raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
         store.put_document(_record_path(name), {"run": name, **record})
     return name
+
+
+def has_results_of(record: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether the run of a record is of this recipe, wherever its stages run."""
+    recorded = record.get("recipe")
+    return isinstance(recorded, dict) and without_placements(recorded) == without_placements(recipe.canonical())
 
 
 def begin_stage(store: Store, graph: Graph, settings: dict[str, JsonValue], sources: dict[str, str]) -> str:

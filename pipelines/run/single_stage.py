@@ -15,9 +15,13 @@ from components.core.runtime.runner import Digests, stage_key
 from components.core.runtime.stage import Input, Stage
 from components.core.store.store import StageRecord, Store, digests_by_name, open_store
 from pipelines.recipe.graph import Graph, Made, Source, Task
+from pipelines.recipe.schema import Recipe
 from pipelines.records.runs import begin_stage
 from pipelines.run.ingest import ingest
 from pipelines.run.local_runner import run_graph
+
+ALONE = "alone"
+"""Name of the recipe that has nothing but the settings of one stage."""
 
 
 def run_single(
@@ -44,7 +48,8 @@ def run_single(
     placement = Placement.parse(settings.pop("placement", None) or {}, where="placement")
     if "skip_bad" in settings and "skip_bad" not in stage.config.model_fields:
         raise InputError(f"stage {stage.name} reads no rows of yours to skip", hint="leave --skip-bad out")
-    config = stage.config.parse(settings)
+    # As a recipe gives it to the stage, so that a run of a recipe finds the result.
+    config = Recipe(name=ALONE).config(stage.config.parse(settings), stage.config)
     for name in outputs:
         if name not in stage.outputs:
             raise InputError(f"stage {stage.name} has no output {name!r}", hint=nearest(name, list(stage.outputs)))

@@ -26,7 +26,7 @@ from pipelines.recipe.checks import check
 from pipelines.recipe.graph import Graph
 from pipelines.recipe.kfp_pipeline import compile_pipeline
 from pipelines.recipe.schema import Recipe
-from pipelines.records.runs import Outcome, begin_run, end_run, run_names, run_record
+from pipelines.records.runs import Outcome, begin_run, end_run, has_results_of, run_names, run_record
 from pipelines.run.cluster_queues import read_pools, refuse_large_stages
 from pipelines.run.finish_run import fetch_results, show_results
 from pipelines.run.ingest import ingest_sources
@@ -93,7 +93,7 @@ class Submitter:
             file = Path(folder) / "pipeline.yaml"
             name = name or self._name(recipe, graph, sources, file)
             found, record = self._server.find_run(check_run_name(name)), self._record(name)
-            if record is not None and record["recipe_digest"] != recipe.digest:
+            if record is not None and not has_results_of(record, recipe):
                 raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
             has_succeeded = record is not None and record["status"] == "succeeded"
             if found is not None and (found.is_active or (found.state == "SUCCEEDED" and has_succeeded)):

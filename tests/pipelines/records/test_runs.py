@@ -37,6 +37,13 @@ def test_a_chosen_name_is_taken_up_again_by_the_same_recipe_alone(store: Store) 
         begin_run(store, Recipe(name="small", seed=1), {}, "mine")
 
 
+def test_a_run_goes_on_where_its_stages_run_elsewhere(store: Store) -> None:
+    begin_run(store, RECIPE, {}, "mine")
+    placed = {"name": "small", "placement": {"processes": 2}, "sft": {"placement": {"gpus": 4}}}
+    assert begin_run(store, Recipe.parse(placed), {}, "mine") == "mine"
+    assert run_record(store, "mine")["recipe_digest"] == Recipe.parse(placed).digest
+
+
 @pytest.mark.parametrize("name", ["../../x", "a/b", "", "latest", "x" * 300, "My run ü 1"])
 def test_a_name_that_no_run_can_have_is_refused_before_anything_is_written_or_read(store: Store, name: str) -> None:
     with pytest.raises(InputError, match="no run can be called"):

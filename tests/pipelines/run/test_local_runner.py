@@ -16,9 +16,11 @@ from rich.console import Console
 from components.core.base import fault_injection as faults
 from components.core.base.errors import InputError
 from components.core.store.store import open_store
+from pipelines.recipe.registry import find_stage
 from pipelines.recipe.schema import Recipe, load_recipe
 from pipelines.records.runs import artifacts, run_record, run_records, stage_documents
 from pipelines.run.local_runner import log_path, run_recipe
+from pipelines.run.single_stage import run_single
 from tests.chaos.processes import living_with
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -48,6 +50,29 @@ def test_a_run_is_recorded_and_a_second_one_is_cached(only_data: Path, tmp_path:
     assert stage_documents(store, second)["data"]["cached"] is True
     assert artifacts(store, first) == artifacts(store, second)
     assert not log_path(store, second, "data").exists()  # no process was started
+
+
+def test_a_run_may_go_on_in_another_place(only_data: Path, tmp_path: Path) -> None:
+    where = ["placement={threads: 1}", "data.placement={memory_gib: 2, priority: high}"]
+    first, _ = run(load_recipe(only_data, [TINY]), tmp_path / "store", "one")
+    again, shown = run(load_recipe(only_data, [TINY, *where]), tmp_path / "store", "one")
+    assert first == again
+    assert "data: cached" in shown
+    record = run_record(open_store(str(tmp_path / "store")), again)
+    assert record["recipe"]["placement"]["threads"] == 1
+    with pytest.raises(InputError, match="there is a run 'one' of another recipe"):
+        run(load_recipe(only_data, [TINY, "seed=1"]), tmp_path / "store", "one")
+
+
+def test_a_run_takes_what_a_stage_alone_has_made(only_data: Path, tmp_path: Path) -> None:
+    store, text = open_store(tmp_path / "store"), tmp_path / "text.txt"
+    text.write_text("a text\n\nand another\n" * 20)
+    settings = {"arithmetic": {"num_train": 60, "num_chats": 20, "num_validation": 10, "num_test": 10}}
+    console = Console(file=io.StringIO())
+    record = run_single(find_stage("data"), settings, {"own_corpus": [str(text)]}, {}, store, console)
+    done, shown = run(load_recipe(only_data, [TINY, f"corpus={text}"]), tmp_path / "store")
+    assert "data: cached" in shown
+    assert stage_documents(store, done)["data"]["key"] == record.key
 
 
 def test_a_stage_that_refuses_its_data_is_named_with_its_hint_and_log(only_data: Path, tmp_path: Path) -> None:
