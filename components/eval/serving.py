@@ -33,7 +33,10 @@ CPU_SERVERS = 2
 device."""
 CHAT_TEMPLATE_TOKENS = 256
 """Upper limit of what a chat template adds to a prompt, whose own length is at most one token per byte."""
-PROGRESS_EVERY = 20
+PROGRESS_REPORTS = 50
+"""Most reports of progress while models answer."""
+ANSWERS, TASKS = "answers", "tasks of lm-eval"
+"""What progress calls them, for all models together: two servers may be asked at the same time."""
 
 Found = TypeVar("Found")
 """What a part of the checkpoint holds for a model."""
@@ -185,7 +188,9 @@ class EvalRunner:
 
     def _ask_model(self, server: Server, role: str, folder: Path) -> list[AnswerRow]:
         """Ask a model this replica's share of the problems in its modes."""
-        requests, count = self._requests(role, folder), partial(self._count, role)
+        requests, count = self._requests(role, folder), partial(self._count, ANSWERS)
+        with self._lock:  # the server has started: time counts from here
+            self._context.progress(self._done, self._total, what=ANSWERS)
         try:
             return asyncio.run(ask(server.url, role, requests, self._config, count, folder))
         except APIError as error:
@@ -195,20 +200,20 @@ class EvalRunner:
         """Run this replica's share of the tasks on a model."""
         if not self._tasks:
             return TaskResults()
-        self._context.progress(self._done, self._total, what=f"{role}, tasks of lm-eval")
+        self._context.progress(self._done, self._total, what=TASKS)
         log, modes = self._context.scratch / f"lm-eval-{role}-{self._replicas.index}.log", prompt_modes(role, folder)
         found = run_tasks(server, folder, self._tasks, modes, self._config, self._task_files, log, self._stop_if_asked)
         for _ in self._tasks:
-            self._count(role)
+            self._count(TASKS)
         return found
 
-    def _count(self, role: str) -> None:
+    def _count(self, what: str) -> None:
         """Count a problem or task that is done, and report progress now and then."""
         self._stop_if_asked()
         with self._lock:
             self._done += 1
-            if self._done % PROGRESS_EVERY == 0 or self._done == self._total:
-                self._context.progress(self._done, self._total, what=role)
+            if self._done % max(1, self._total // PROGRESS_REPORTS) == 0 or self._done == self._total:
+                self._context.progress(self._done, self._total, what=what)
 
     def _stop_if_asked(self) -> None:
         """Raise Interrupted if the stage was asked to stop, or if another server has failed."""

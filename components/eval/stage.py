@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from components.eval.scores import scores
 from components.eval.serving import EvalRunner
 from components.eval.tasks import require_lm_eval
 
+SPEEDS = "tokens per second"
+"""What progress calls the measurement of speed."""
 MAX_SPEED_ERROR = 0.015
 """Half the width of the interval of a speed, as a fraction of it, up to which rounds are repeated: 3 % in all."""
 
@@ -169,9 +172,10 @@ def measure_speeds(
     first: dict[tuple[Architecture, StoredDtype], Path] = {}
     for role, folder in models.items():
         first.setdefault(kinds[role], folder)
-    context.progress(0, len(first), "architectures, tokens per second")
+    context.progress(0, len(first), SPEEDS)
     memory_gib = context.placement.memory_gib
-    steps_ms = measure_step_ms(list(first.values()), load, serving.threads, memory_gib, MAX_SPEED_ERROR)
+    report = partial(context.progress, what=SPEEDS)
+    steps_ms = measure_step_ms(list(first.values()), load, serving.threads, memory_gib, MAX_SPEED_ERROR, report)
     worst = max(map(relative_error, steps_ms))
     if MAX_SPEED_ERROR < worst < math.inf:
         context.note(

@@ -192,6 +192,7 @@ class Rollouts:
             if what and (number % interval == 0 or number == len(problems)):
                 self._context.progress(number, len(problems), what)
 
+        report(0)
         groups = self._sampler.sample(problems, seed=seed, samples=samples, on_finished=report)
         if len(self.environment.quarantine) > before:
             problem, reason = next(reversed(self.environment.quarantine.items()))

@@ -6,15 +6,19 @@ vLLM takes longer than everything else, and because vLLM's settings are those of
 they fit into memory together, else the first one and one other, else one engine at a time.
 """
 
+import contextlib
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 from components.core.base.errors import StageFailed
@@ -35,23 +39,42 @@ OPEN_SHARE = 0.5
 MAX_REPEATS = 4
 """How often as many rounds as asked for are measured where the times differ too much."""
 
+Report = Callable[[int, int], None]
+"""Takes how much of a measurement is done, and of how much: engines opened and batches generated."""
+PROGRESS = re.compile(r"measured (\d+) (\d+)\n")
+"""A line of standard output that tells progress."""
+
 Pair = tuple[BatchTime, BatchTime]
 """Time of the first model, and that of another model measured right after it."""
 
 
+def no_report(done: int, total: int) -> None:
+    """Report to nobody."""
+
+
 def measure_step_ms(
-    folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float, max_error: float = math.inf
+    folders: list[Path],
+    profile: LoadProfile,
+    threads: int,
+    memory_gib: float,
+    max_error: float = math.inf,
+    report: Report = no_report,
 ) -> list[list[float]]:
     """Mean time of a decode step of a batch in each round, the prefill spread over the steps, milliseconds."""
     new = profile.new_tokens
     return [
         [(time.first_token_ms + (new - 1) * time.step_ms) / new for time in times]
-        for times in measure_times(folders, profile, threads, memory_gib, max_error)
+        for times in measure_times(folders, profile, threads, memory_gib, max_error, report)
     ]
 
 
 def measure_times(
-    folders: list[Path], profile: LoadProfile, threads: int, memory_gib: float, max_error: float = math.inf
+    folders: list[Path],
+    profile: LoadProfile,
+    threads: int,
+    memory_gib: float,
+    max_error: float = math.inf,
+    report: Report = no_report,
 ) -> list[list[BatchTime]]:
     """Measure the prefill of a batch and the decode steps after it, for each model folder.
 
@@ -61,6 +84,7 @@ def measure_times(
         threads: CPU threads of the engines.
         memory_gib: memory of the stage; engines that do not fit into half of it are not open at the same time.
         max_error: rounds are repeated, up to four times, until `relative_error` of each model's step time is no larger.
+        report: takes progress.
 
     Returns:
         The time of each model in each round. The first model's is raw; the others are divided by the first model's
@@ -73,18 +97,27 @@ def measure_times(
     require_vllm()
     first, *others = folders
     if not others:
-        return [[time for (time,) in _measure_in_process([first], profile, threads, max_error)]]
+        return [[time for (time,) in _measure_in_process([first], profile, threads, max_error, report)]]
     groups = [folders] if _fit(folders, profile, memory_gib) else [[first, other] for other in others]
     by_group = [
-        [_pairs(readings) for readings in _measure_in_process(group, profile, threads, max_error)]
+        [_pairs(readings) for readings in _measure_in_process(group, profile, threads, max_error, part)]
         if _fit(group, profile, memory_gib)
-        else _measure_apart(group, profile, threads)
-        for group in groups
+        else _measure_apart(group, profile, threads, part)
+        for group, part in zip(groups, _parts(report, len(groups)), strict=True)
     ]
     # One group may have needed more rounds than another.
     return without_drift(
         [[pair for pairs in same_round for pair in pairs] for same_round in zip(*by_group, strict=False)]
     )
+
+
+def _parts(report: Report, count: int) -> list[Report]:
+    """Reports of equal parts of a measurement, one after the other."""
+
+    def tell(number: int, done: int, total: int) -> None:
+        report(number * total + done, count * total)
+
+    return [partial(tell, number) for number in range(count)]
 
 
 def _fit(folders: Sequence[Path], profile: LoadProfile, memory_gib: float) -> bool:
@@ -100,11 +133,13 @@ def _fit(folders: Sequence[Path], profile: LoadProfile, memory_gib: float) -> bo
     return needed <= OPEN_SHARE * memory_gib * 2**30
 
 
-def _measure_apart(folders: Sequence[Path], profile: LoadProfile, threads: int) -> list[list[Pair]]:
+def _measure_apart(folders: Sequence[Path], profile: LoadProfile, threads: int, report: Report) -> list[list[Pair]]:
     """Measure the first model and another one, with one engine open at a time: both are opened in every round."""
     once = profile.model_copy(update={"rounds": 1})
+    parts = iter(_parts(report, profile.rounds * len(folders)))
     readings = [
-        [_measure_in_process([folder], once, threads)[0][0] for folder in folders] for _ in range(profile.rounds)
+        [_measure_in_process([folder], once, threads, math.inf, next(parts))[0][0] for folder in folders]
+        for _ in range(profile.rounds)
     ]
     return [_pairs(row) for row in readings]
 
@@ -144,7 +179,11 @@ def _median(times: Sequence[BatchTime]) -> BatchTime:
 
 
 def _measure_in_process(
-    folders: Sequence[Path], profile: LoadProfile, threads: int, max_error: float = math.inf
+    folders: Sequence[Path],
+    profile: LoadProfile,
+    threads: int,
+    max_error: float = math.inf,
+    report: Report = no_report,
 ) -> list[list[BatchTime]]:
     """Run this module as a program: the request goes to its standard input, the times come from its standard output.
 
@@ -156,30 +195,62 @@ def _measure_in_process(
         "profile": profile.model_dump(include=set(LoadProfile.model_fields)),
         "max_error": max_error,
     }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "components.core.serving.timing"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=process_environment(threads, profile.tensor_parallel),
-        start_new_session=True,  # `end_with_owner` kills the process group
-        check=False,
-    )
-    if done.returncode:
-        raise StageFailed(f"vLLM could not run the models to be measured:\n{describe_lines(done.stderr.splitlines())}")
-    return [[BatchTime(*time) for time in readings] for readings in json.loads(done.stdout.splitlines()[-1])]
+    line = ""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "components.core.serving.timing"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=process_environment(threads, profile.tensor_parallel),
+            start_new_session=True,  # `end_with_owner` kills the process group
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and its status tells more
+                process.stdin.write(json.dumps(request))
+                process.stdin.close()
+            for line in process.stdout:
+                if told := PROGRESS.fullmatch(line):
+                    report(int(told[1]), int(told[2]))
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait():
+            errors.seek(0)
+            reason = describe_lines(errors.read().splitlines())
+            raise StageFailed(f"vLLM could not run the models to be measured:\n{reason}")
+    return [[BatchTime(*time) for time in readings] for readings in json.loads(line)]
 
 
 def main() -> None:
-    """Read a request from standard input, and write the times to standard output."""
+    """Read a request from standard input, and write progress and the times to standard output."""
     end_with_owner(os.getppid())
     request = json.loads(sys.stdin.read())
-    profile = LoadProfile.parse(request["profile"])
+    profile, folders = LoadProfile.parse(request["profile"]), request["folders"]
+    turns = max(1, 2 * (len(folders) - 1))
+    done = 0
+
+    def tell(rounds: int) -> None:
+        """Count one engine or batch, of those of so many rounds at least."""
+        nonlocal done
+        done += 1
+        total = len(folders) + turns * max(profile.rounds, rounds)
+        sys.stdout.write(f"measured {done} {total}\n")
+        sys.stdout.flush()
+
     with ExitStack() as open_engines:
-        engines = [open_engines.enter_context(_engine(folder, profile)) for folder in request["folders"]]
+        engines = []
+        for folder in folders:
+            engines.append(open_engines.enter_context(_engine(folder, profile)))
+            tell(0)
         rounds: list[list[BatchTime]] = []
         while needs_round(rounds, profile.rounds, request["max_error"]):
-            rounds.append(_measure_round(engines, profile))
+            rounds.append(_measure_round(engines, profile, partial(tell, len(rounds) + 1)))
     sys.stdout.write(json.dumps([[astuple(time) for time in readings] for readings in rounds]) + "\n")
 
 
@@ -215,11 +286,15 @@ def _engine(folder: str, profile: LoadProfile) -> Engine:
     )
 
 
-def _measure_round(engines: Sequence[Engine], profile: LoadProfile) -> list[BatchTime]:
+def _measure_round(engines: Sequence[Engine], profile: LoadProfile, tell: Callable[[], None]) -> list[BatchTime]:
     """Measure each engine once, the first one before every other."""
     first, *others = engines
     turns = [engine for other in others for engine in (first, other)] or [first]
-    return [engine.batch_time(profile.batch_size, profile.prompt_tokens, profile.new_tokens) for engine in turns]
+    times = []
+    for engine in turns:
+        times.append(engine.batch_time(profile.batch_size, profile.prompt_tokens, profile.new_tokens))
+        tell()
+    return times
 
 
 if __name__ == "__main__":

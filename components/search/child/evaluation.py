@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -177,4 +178,5 @@ def _vllm_steps_ms(
         folders.append(context.scratch / name)
         save_model(model, folders[-1], tokenizer=None, by_block=True)
     load = LoadProfile(**workload.model_dump(include=set(Workload.model_fields)))
-    return measure_step_ms(folders, load, context.placement.engine_threads, context.placement.memory_gib)
+    place, report = context.placement, partial(context.progress, what="times before and after fusion")
+    return measure_step_ms(folders, load, place.engine_threads, place.memory_gib, report=report)

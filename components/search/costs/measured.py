@@ -10,9 +10,11 @@ Source: arXiv 2411.19146, section 4.1.
 """
 
 import json
+import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,6 +45,8 @@ from components.search.costs.time_split import TimeSplit, contradictions
 from components.search.space.layer_space import PARTS, LayerSpace, Shape, Variant
 from components.search.space.subblocks import heterogeneous_model, initialise, subblock_weights
 
+MEASURED = "costs of sub-blocks"
+"""What progress calls the measurement."""
 DEFAULT_MEASUREMENT = Measurement()
 NOISY = 1.5
 """The user is warned of a round that is this many times slower than the median."""
@@ -144,7 +148,8 @@ def _measure_models(
 
     def measure(models: Sequence[int], rounds: int) -> list[list[BatchTime]]:
         chosen, load = [folders[number] for number in models], measurement.model_copy(update={"rounds": rounds})
-        return measure_times(chosen, load, context.placement.engine_threads, context.placement.memory_gib)
+        place, report = context.placement, partial(context.progress, what=MEASURED)
+        return measure_times(chosen, load, place.engine_threads, place.memory_gib, math.inf, report)
 
     times = measure(range(len(folders)), measurement.rounds)
     if not (found := _contradictions(shapes, times)):

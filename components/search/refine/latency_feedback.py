@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from components.core.runtime.placement import Placement
 from components.core.serving.engine import BatchTime
 from components.core.serving.load_profile import LoadProfile
-from components.core.serving.timing import measure_times
+from components.core.serving.timing import Report, measure_times, no_report
 from components.search.config import LatencyFeedback
 from components.search.costs.resources import TIMES, Costs
 from components.search.search_table import FeedbackRound
@@ -114,7 +114,9 @@ def calibrate_latency(
     return FeedbackResult(corrected, solution, tuple(rounds))
 
 
-def measure_child(parent: Path, child: Path, deployment: LoadProfile, placement: Placement) -> MeasuredChild:
+def measure_child(
+    parent: Path, child: Path, deployment: LoadProfile, placement: Placement, report: Report = no_report
+) -> MeasuredChild:
     """Measure a child and its parent in vLLM, in turns.
 
     Raises:
@@ -122,7 +124,8 @@ def measure_child(parent: Path, child: Path, deployment: LoadProfile, placement:
         StageFailed: vLLM could not run one of the two.
     """
     new_tokens = deployment.new_tokens
-    both = measure_times([parent, child], deployment, placement.engine_threads, placement.memory_gib)
+    threads, memory_gib = placement.engine_threads, placement.memory_gib
+    both = measure_times([parent, child], deployment, threads, memory_gib, report=report)
     steps = [time.step_ms for time in both[1]]
     spread = (max(steps) - min(steps)) / statistics.median(steps)
     return MeasuredChild(_medians(both[0], new_tokens), _medians(both[1], new_tokens), spread)

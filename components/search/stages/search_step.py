@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Unpack
@@ -146,7 +147,8 @@ def _child_timer(
         with TemporaryDirectory(dir=context.scratch) as folder:
             child = children.child(table.variants(choice)).model
             save_model(child, Path(folder), tokenizer=None, by_block=True)
-            return measure_child(parent, Path(folder), load, context.placement)
+            report = partial(context.progress, what="times of a child and its parent")
+            return measure_child(parent, Path(folder), load, context.placement, report)
 
     return measure
 

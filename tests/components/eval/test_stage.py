@@ -25,9 +25,9 @@ from components.eval.answers import EvalCheckpoint
 from components.eval.client import num_samples
 from components.eval.config import STAGE, EvalConfig, HeldOutText
 from components.eval.scores import interval
-from components.eval.serving import group_by_architecture
-from components.eval.stage import run
-from tests.components.conftest import write_rows
+from components.eval.serving import ANSWERS, group_by_architecture
+from components.eval.stage import SPEEDS, run
+from tests.components.conftest import Recorder, write_rows
 from tests.components.core import tiny_models
 
 CONFIG = EvalConfig(
@@ -101,11 +101,13 @@ def evaluation(
     folder = tmp_path_factory.mktemp("eval")
     (folder / "out" / "metrics").mkdir(parents=True)
     calls: list[str] = []
+    context, recorder = quiet_context(folder / "job"), Recorder()
+    context.reporter = recorder
     with pytest.MonkeyPatch.context() as patch:
         record_calls(patch, calls)
         result = run(
             CONFIG,
-            context=quiet_context(folder / "job"),
+            context=context,
             out=folder / "out",
             problems=problems,
             corpus=corpus,
@@ -117,7 +119,21 @@ def evaluation(
         "metrics": json.loads((folder / "out" / "metrics" / "metrics.json").read_text()),
         "answers": [json.loads(line) for line in lines],
         "calls": calls,
+        "progress": [event for event in recorder.events if event["type"] == "progress"],
     }
+
+
+def test_each_phase_reports_progress_from_which_time_left_follows(evaluation):
+    phases: dict[str, list[tuple[int, int]]] = {}
+    for event in evaluation["progress"]:
+        phases.setdefault(event["what"], []).append((event["done"], event["total"]))
+
+    held_out = [f"held-out text of {role}" for role in ("parent", "sft", "rl")]
+    assert list(phases) == [SPEEDS, *held_out, ANSWERS]
+    assert phases[ANSWERS][0] == (0, 25)  # five problems; two of the three models are asked in two modes
+    for reports in phases.values():
+        assert sorted(reports) == reports
+        assert reports[-1][0] == reports[-1][1]
 
 
 def test_two_replicas_answer_to_the_scores_of_one(evaluation, folders, problems, corpus, tmp_path):

@@ -47,9 +47,17 @@ def test_one_disturbed_round_does_not_count() -> None:
 def test_models_of_any_architecture_are_measured_once_a_round(tmp_path: Path) -> None:
     tiny_models.llama(0).save_pretrained(tmp_path / "dense")
     save_model(tiny_models.heterogeneous(0), tmp_path / "heterogeneous", tokenizer=None)
-    measured = measure_times([tmp_path / "dense", tmp_path / "heterogeneous"], SMALL_LOAD, threads=1, memory_gib=8.0)
+    reports: list[tuple[int, int]] = []
+    measured = measure_times(
+        [tmp_path / "dense", tmp_path / "heterogeneous"],
+        SMALL_LOAD,
+        threads=1,
+        memory_gib=8.0,
+        report=lambda done, total: reports.append((done, total)),
+    )
     assert [len(times) for times in measured] == [3, 3]
     assert all(time.first_token_ms > 0 and time.step_ms > 0 for times in measured for time in times)
+    assert reports == [(done, 8) for done in range(1, 9)]  # two engines, and two batches in each of three rounds
 
 
 @pytest.mark.parametrize(
@@ -88,8 +96,16 @@ def test_every_model_is_measured_right_after_the_first_in_every_round_whatever_t
 def test_engines_are_opened_one_at_a_time_where_memory_is_short(tmp_path: Path) -> None:
     tiny_models.llama(0).save_pretrained(tmp_path / "model")
     once = SMALL_LOAD.model_copy(update={"rounds": 1})
-    measured = measure_times([tmp_path / "model"] * 2, once, threads=1, memory_gib=0.0)
+    reports: list[tuple[int, int]] = []
+    measured = measure_times(
+        [tmp_path / "model"] * 2,
+        once,
+        threads=1,
+        memory_gib=0.0,
+        report=lambda done, total: reports.append((done, total)),
+    )
     assert [len(times) for times in measured] == [1, 1]
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]  # an engine and a batch, twice
 
 
 def test_a_model_that_vllm_cannot_run_fails_with_its_reason(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def true_ms(shape: Iterable[tuple[Size, Size]]) -> float:
     return 1.0 + sum(TRUE_MS[int(heads)] + int(width) / 32 for heads, width in shape)
 
 
-def made_up_times(parent: Path, child: Path, load: LoadProfile, threads: int) -> MeasuredChild:
+def made_up_times(parent: Path, child: Path, load: LoadProfile, *_: object) -> MeasuredChild:
     """Times of the models in two folders on a machine that has become slower by a quarter."""
 
     def times(folder: Path) -> Costs:
