@@ -380,7 +380,14 @@ def micro_batch(
         size = power_of_two(most)
         while size:
             step = Step(
-                size, rows, seq_len, dtype == "bfloat16", max(1, facts.gpus), facts.process_bytes, checkpointing
+                size,
+                rows,
+                seq_len,
+                dtype == "bfloat16",
+                max(1, facts.gpus),
+                facts.process_bytes,
+                checkpointing,
+                on_gpu=facts.gpus > 0,
             )
             step = step.distilled_from(facts.parent, facts.stored) if taught else step
             if step_memory(shape, step).total <= facts.process_bytes:
@@ -561,7 +568,7 @@ def rl_settings(facts: Facts, chats: ChatFacts, problems: ProblemFacts, dtype: S
 def _learner_batch(facts: Facts, row: int, most: int, dtype: str) -> int | None:
     """Answers that RL's learner computes at a time; None where one does not fit."""
     for size in range(most, 0, -1):
-        step = Step(size, 2 * most, row, dtype == "bfloat16")
+        step = Step(size, 2 * most, row, dtype == "bfloat16", on_gpu=facts.gpus > 0)
         if step_memory(facts.parent, step).total <= LEARNER_SHARE * facts.process_bytes:
             return size
     return None

@@ -114,10 +114,11 @@ def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int,
 
 def _step(task: Task, models: Models, num_ranks: int, rank_bytes: int) -> Step | None:
     """The optimizer step of a task, on ranks with so much memory; None of one that trains no whole model."""
+    on_gpu = task.placement.gpus > 0
     if isinstance(task.config, TrainConfig):
         teacher = models.parent if task.label == "distill" else None
-        return training_step(task.config, num_ranks, models, teacher, rank_bytes)
-    return rl_step(task.config, models.stored) if isinstance(task.config, RlConfig) else None
+        return training_step(task.config, num_ranks, models, teacher, rank_bytes, on_gpu=on_gpu)
+    return rl_step(task.config, models.stored, on_gpu=on_gpu) if isinstance(task.config, RlConfig) else None
 
 
 def size_in_words(num_bytes: float) -> str:

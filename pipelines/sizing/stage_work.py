@@ -104,9 +104,14 @@ class _Work:
         return self.models.parent if self.task.label == "parent" else self.models.child
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU."""
+        return self.task.placement.gpus > 0
+
+    @property
     def process_bytes(self) -> int:
         """Memory that the process itself takes of what computes."""
-        return 0 if self.task.placement.gpus else PROCESS_BYTES
+        return 0 if self.on_gpu else PROCESS_BYTES
 
     @property
     def rank_bytes(self) -> int:
@@ -198,7 +203,7 @@ def _training(work: _Work) -> StageWork:
     teacher = models.parent if work.task.label == "distill" else None
     tokens = config.num_steps * config.global_batch_size * config.seq_len
     flops = training_flops(shape, tokens, config.seq_len, checkpointing=config.activation_checkpointing)
-    step = training_step(config, work.num_ranks, models, teacher, work.rank_bytes)
+    step = training_step(config, work.num_ranks, models, teacher, work.rank_bytes, on_gpu=work.on_gpu)
     if teacher is not None:
         flops += forward_flops(teacher, tokens, config.seq_len)
     seconds = None
@@ -215,10 +220,16 @@ def _training(work: _Work) -> StageWork:
 
 
 def training_step(
-    config: TrainConfig, num_ranks: int, models: Models, teacher: Architecture | None, rank_bytes: int
+    config: TrainConfig,
+    num_ranks: int,
+    models: Models,
+    teacher: Architecture | None,
+    rank_bytes: int,
+    *,
+    on_gpu: bool,
 ) -> Step:
     """The optimizer step of a training, on ranks that may take so much memory."""
-    step = Step.of(config, num_ranks, models.stored, rank_bytes)
+    step = Step.of(config, num_ranks, models.stored, rank_bytes, on_gpu=on_gpu)
     return step if teacher is None else step.distilled_from(teacher, models.stored)
 
 
@@ -320,7 +331,7 @@ def _rl(work: _Work) -> StageWork:
     flops += forward_flops(shape, learned, length) * bool(config.kl_coef)
     load = Measurement(batch_size=rollout, prompt_tokens=PROMPT_TOKENS, new_tokens=max(2, config.max_tokens))
     seconds = _generated_s(work, shape, load, rollouts + measured, starts=1)
-    step = rl_step(config, work.models.stored)
+    step = rl_step(config, work.models.stored, on_gpu=work.on_gpu)
     if seconds is not None and work.computer is not None:
         seconds += work.computer.training_s(
             flops,
@@ -336,11 +347,12 @@ def _rl(work: _Work) -> StageWork:
     return StageWork(generated + learned, flops, seconds, memory, work.models.size * shape.parameters)
 
 
-def rl_step(config: RlConfig, stored: str) -> Step:
+def rl_step(config: RlConfig, stored: str, *, on_gpu: bool) -> Step:
     """The optimizer step of reinforcement learning, on answers of full length."""
     rows = -(-config.prompts_per_step * config.samples_per_prompt // config.updates_per_step)
     bfloat16 = (config.dtype or stored) == "bfloat16"
-    return Step(min(rows, config.micro_batch_size), rows, PROMPT_TOKENS + config.max_tokens, bfloat16)
+    size = min(rows, config.micro_batch_size)
+    return Step(size, rows, PROMPT_TOKENS + config.max_tokens, bfloat16, on_gpu=on_gpu)
 
 
 def _eval(work: _Work) -> StageWork:

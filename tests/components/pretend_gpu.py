@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention.flex_attention import BlockMask
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from components.core.model import attention
 from components.core.runtime import devices
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -183,6 +185,13 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], pre
             torch.testing.assert_close(found[name], value, atol=1e-2, rtol=1e-2)
 
 
+def _attend_by_pairs(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, grouped: bool) -> Tensor:
+    """What FlexAttention computes, with the kernel of the CPU: its own is for a real GPU."""
+    batch, position = (torch.arange(query.shape[axis], device=query.device) for axis in (0, 2))
+    pairs = mask.mask_mod(batch[:, None, None, None], position[0], position[:, None], position)
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=pairs, enable_gqa=grouped)
+
+
 @contextmanager
 def pretend_gpu() -> Iterator[Operations]:
     """A process that has a GPU; yields the count of matrix products on each device."""
@@ -190,4 +199,5 @@ def pretend_gpu() -> Iterator[Operations]:
     with pytest.MonkeyPatch.context() as patch, Operations(labels) as operations, Devices(labels):
         patch.setattr(devices, "_has_gpu", lambda: True)
         patch.setattr(devices, "_gpu_name", lambda device: "NVIDIA H100 80GB HBM3")
+        patch.setattr(attention, "attend_by_blocks", _attend_by_pairs)
         yield operations

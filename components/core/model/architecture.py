@@ -17,6 +17,10 @@ KV_BYTES_PER_VALUE = 2
 UNSUPPORTED_KEYS = {"attention": ("window_length", "num_sink_tokens", "mamba"), "ffn": ("moe",)}
 """Keys of NVIDIA's block configurations for kinds of blocks that the decoder does not have."""
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
+MASK_BLOCK = 128
+"""Queries, and keys, of a block of the mask of packed rows on a GPU."""
+MIN_BLOCK_HEAD = 16
+"""Smallest head that FlexAttention computes on a GPU."""
 
 
 MAX_LAYERS, MAX_SIZE = 10_000, 1 << 32
@@ -251,6 +255,17 @@ def _ffn_config(block: BlockConfig) -> dict[str, Any]:
 def _linear_key(size: int | Linear | None) -> dict[str, bool]:
     """NVIDIA's key for a linear part; other parts do not have it."""
     return {"replace_with_linear": True} if size == LINEAR else {}
+
+
+def masks_by_blocks(seq_len: int, head_dim: int, *, on_gpu: bool) -> bool:
+    """Whether the attention over packed rows has a mask of blocks, and not one of all pairs of a row.
+
+    Args:
+        seq_len: tokens of a row; in one shorter than a block there is nothing to leave out.
+        head_dim: size of a head.
+        on_gpu: where it is computed; on a CPU FlexAttention has no backward pass.
+    """
+    return on_gpu and seq_len >= MASK_BLOCK and head_dim >= MIN_BLOCK_HEAD
 
 
 def ffn_mult_width(ffn_mult: float, hidden_size: int) -> int:

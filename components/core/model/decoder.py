@@ -15,6 +15,7 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from components.core.model.attention import Mask, attend, packed_mask
 from components.core.model.layers import Embedding, Linear, RMSNorm, rotate
 
 InputT = TypeVar("InputT")
@@ -119,9 +120,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(size, narrow, bias=config.qkv_bias)
         self.o_proj = Linear(width, size, bias=config.attention_bias)
 
-    def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: DynamicCache | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask, cache: DynamicCache | None) -> Tensor:
         """Attend within the mask, causally if there is none; cached keys and values precede those of `x`."""
         B, T, _ = x_BTD.shape
         q_BHTE = self.q_proj(x_BTD).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
@@ -130,14 +129,7 @@ class Attention(nn.Module):
         q_BHTE, k_BKTE = rotate(q_BHTE, rotary), rotate(k_BKTE, rotary)
         if cache is not None:
             k_BKTE, v_BKTE = cache.update(k_BKTE, v_BKTE, self.cache_index)
-        mixed_BHTE = F.scaled_dot_product_attention(
-            q_BHTE,
-            k_BKTE,
-            v_BKTE,
-            attn_mask=mask_B1TS,
-            is_causal=mask_B1TS is None and T > 1,
-            enable_gqa=self.num_key_value_heads != self.num_heads,
-        )
+        mixed_BHTE = attend(q_BHTE, k_BKTE, v_BKTE, mask)
         output: Tensor = self.o_proj(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
         return output
 
@@ -196,12 +188,10 @@ class DecoderLayer(nn.Module):
         self.mlp = None if block.ffn.no_op else _mlp(config, layer)
         self.post_attention_layernorm = None if block.ffn.no_op else RMSNorm(*norm)
 
-    def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: DynamicCache | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask, cache: DynamicCache | None) -> Tensor:
         """The residual stream after this layer."""
         if self.self_attn is not None and self.input_layernorm is not None:
-            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, cache)
+            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask, cache)
         if self.mlp is not None and self.post_attention_layernorm is not None:
             x_BTD = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
         return x_BTD
@@ -268,7 +258,7 @@ class TesseraModel(TesseraPreTrainedModel):
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         if position_ids is None:
             position_ids = _positions(input_ids, segment_ids, past)
-        mask_B1TS = _mask(input_ids, segment_ids, attention_mask, past)
+        mask = _mask(input_ids, segment_ids, attention_mask, past, self.config.head_dim)
         x_BTD = self.embed_tokens(input_ids)
         rotary = self.rotary_emb(x_BTD, position_ids)
         states = []
@@ -276,9 +266,9 @@ class TesseraModel(TesseraPreTrainedModel):
             if output_hidden_states:
                 states.append(x_BTD)
             if self.gradient_checkpointing and self.training:
-                x_BTD = checkpoint(layer, x_BTD, rotary, mask_B1TS, None, use_reentrant=False)
+                x_BTD = checkpoint(layer, x_BTD, rotary, mask, None, use_reentrant=False)
             else:
-                x_BTD = layer(x_BTD, rotary, mask_B1TS, past_key_values)
+                x_BTD = layer(x_BTD, rotary, mask, past_key_values)
         x_BTD = self.norm(x_BTD)
         return BaseModelOutputWithPast(
             last_hidden_state=x_BTD,
@@ -329,12 +319,12 @@ def _positions(input_ids_BT: Tensor, segment_ids_BT: Tensor | None, past: int) -
 
 
 def _mask(
-    input_ids_BT: Tensor, segment_ids_BT: Tensor | None, attention_mask_BS: Tensor | None, past: int
-) -> Tensor | None:
-    """Boolean mask of the keys that each query attends to, (B, 1, T, S); None for causal attention without a cache."""
+    input_ids_BT: Tensor, segment_ids_BT: Tensor | None, attention_mask_BS: Tensor | None, past: int, head_dim: int
+) -> Mask:
+    """Which keys each query attends to; None for causal attention without a cache."""
     T = input_ids_BT.shape[1]
     if segment_ids_BT is not None:
-        return segment_mask(segment_ids_BT)
+        return packed_mask(segment_ids_BT, head_dim)
     if attention_mask_BS is not None and bool((attention_mask_BS == 0).any()):
         causal_TS = torch.ones(T, past + T, dtype=torch.bool, device=input_ids_BT.device).tril(past)
         allowed_BTS = causal_TS[None] & attention_mask_BS[:, None, :].bool()
@@ -343,14 +333,3 @@ def _mask(
     if past and T > 1:
         return torch.ones(T, past + T, dtype=torch.bool, device=input_ids_BT.device).tril(past)[None, None]
     return None
-
-
-def segment_mask(segment_ids_BT: Tensor) -> Tensor | None:
-    """Boolean mask of packed rows, (B, 1, T, T): a query attends to earlier keys of its own document, and to itself.
-
-    None, for causal attention without a mask, which is faster, where each row is one document.
-    """
-    if bool((segment_ids_BT == segment_ids_BT[:, :1]).all()):
-        return None
-    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    return same_BTT.tril()[:, None]

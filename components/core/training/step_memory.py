@@ -1,15 +1,15 @@
 """Memory that an optimizer step takes in one process, in closed form. Imports no torch.
 
-It follows `loop.py`, `sharding.py`, `losses.py` and `decoder.py`, and changes with them; a test compares it with the
-tensors of real steps. Not counted: what the allocator keeps, workspaces of libraries, and the process itself
-(`PROCESS_BYTES`).
+It follows `loop.py`, `sharding.py`, `losses.py`, `attention.py` and `decoder.py`, and changes with them; a test
+compares it with the tensors of real steps. Not counted: what the allocator keeps, workspaces of libraries, and the
+process itself (`PROCESS_BYTES`).
 
 Letters: D hidden size, W width of all query heads, K width of all key heads, F channels, V vocabulary.
 """
 
 from dataclasses import dataclass, field, replace
 
-from components.core.model.architecture import LINEAR, WEIGHT_BYTES, Architecture, BlockConfig
+from components.core.model.architecture import LINEAR, WEIGHT_BYTES, Architecture, BlockConfig, masks_by_blocks
 from components.core.model.flops import block_weights
 from components.core.training.train_config import TrainConfig
 
@@ -70,6 +70,7 @@ class Step:
         checkpointing: whether activations are computed again in the backward pass.
         teacher: the model that is distilled from, if any.
         teacher_dtype: precision of its weights.
+        on_gpu: where it is computed, which decides about the mask of packed rows.
     """
 
     micro_batch_size: int
@@ -81,14 +82,26 @@ class Step:
     checkpointing: bool = False
     teacher: Architecture | None = field(default=None, repr=False)
     teacher_dtype: str = "float32"
+    on_gpu: bool = False
 
     @classmethod
-    def of(cls, config: TrainConfig, num_ranks: int, stored: str, rank_bytes: int = 0) -> "Step":
+    def of(
+        cls, config: TrainConfig, num_ranks: int, stored: str, rank_bytes: int = 0, *, on_gpu: bool = False
+    ) -> "Step":
         """The step of a training of a model that is stored in a precision."""
         rows = -(-config.global_batch_size // num_ranks)
         bfloat16 = (config.dtype or stored) == "bfloat16"
         micro = min(config.micro_batch_size, rows)
-        return cls(micro, rows, config.seq_len, bfloat16, num_ranks, rank_bytes, config.activation_checkpointing)
+        return cls(
+            micro,
+            rows,
+            config.seq_len,
+            bfloat16,
+            num_ranks,
+            rank_bytes,
+            config.activation_checkpointing,
+            on_gpu=on_gpu,
+        )
 
     def distilled_from(self, teacher: Architecture, dtype: str) -> "Step":
         """The same step with a teacher."""
@@ -103,6 +116,10 @@ class Step:
     def accumulates(self) -> bool:
         """Whether there are several micro batches."""
         return self.rows > self.micro_batch_size
+
+    def mask_tokens(self, shape: Architecture) -> int:
+        """Keys that the mask has for each token: all of its row, or none where the mask is of blocks."""
+        return 0 if masks_by_blocks(self.seq_len, shape.head_dim, on_gpu=self.on_gpu) else self.seq_len
 
 
 def reduces_once(parameters: int, rank_bytes: int, num_ranks: int) -> bool:
@@ -131,7 +148,7 @@ def activation_bytes(shape: Architecture, step: Step) -> int:
     """
     layers = [_block_bytes(shape, block, step) for block in shape.blocks]
     hidden = MASTER * step.tokens * shape.hidden_size
-    outside = 2 * MASTER * step.tokens * shape.head_dim + step.tokens * step.seq_len + 2 * hidden
+    outside = 2 * MASTER * step.tokens * shape.head_dim + step.tokens * step.mask_tokens(shape) + 2 * hidden
     if step.teacher is not None:  # states of each layer, and pairs of them at the positions that count, and their norms
         outside += (1 + 3) * hidden * len(shape.blocks)
     if step.checkpointing:
@@ -154,7 +171,7 @@ def _block_bytes(shape: Architecture, block: BlockConfig, step: Step) -> int:
     if isinstance(heads, int):
         key = heads * shape.head_dim
         a_token += normed + inputs(3) + size * (2 * query + 2 * key) + MASTER * shape.num_attention_heads
-        a_token += size * step.seq_len  # the mask of packed rows as numbers
+        a_token += size * step.mask_tokens(shape)  # the mask of packed rows as numbers
     elif heads == LINEAR:
         a_token += normed + inputs(1)
     if isinstance(width, int):

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.core.model.attention import packed_mask
 from components.core.model.checkpoint import load_model
-from components.core.model.decoder import TesseraForCausalLM, segment_mask
+from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.weight_index import weight_files
 from components.core.runtime.context import StageContext
 from components.core.runtime.devices import device_of
@@ -129,7 +130,8 @@ def iterate_layers(
 
 def attention_context(parent: TesseraForCausalLM, hidden_BTD: Tensor, batch: Batch) -> tuple[Any, ...]:
     """Arguments of an attention after the hidden states: rotary positions, mask, no cache."""
-    return parent.model.rotary_emb(hidden_BTD, batch.position_ids_BT), segment_mask(batch.segment_ids_BT), None
+    rotary = parent.model.rotary_emb(hidden_BTD, batch.position_ids_BT)
+    return rotary, packed_mask(batch.segment_ids_BT, parent.config.head_dim), None
 
 
 def _storage(count: int, like: Tensor, context: StageContext) -> Tensor:

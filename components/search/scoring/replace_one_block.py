@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from components.core.model.decoder import Attention, TesseraForCausalLM, segment_mask
+from components.core.model.attention import segment_mask
+from components.core.model.decoder import Attention, TesseraForCausalLM
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.text.packing import IGNORE, Batch

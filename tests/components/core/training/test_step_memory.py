@@ -88,6 +88,17 @@ def test_a_step_with_a_teacher(dtype: str) -> None:
     assert predicted.total == pytest.approx(measured(student, config, teacher), rel=TOLERANCE)
 
 
+def test_on_a_gpu_there_is_no_mask_of_all_pairs() -> None:
+    shape = Architecture.from_config({**HEADS, **DEEP, "hidden_size": 128})
+    config = TrainConfig(num_steps=1, seq_len=4096, global_batch_size=2, micro_batch_size=2)
+    for stored, size in (("float32", 4), ("bfloat16", 2)):
+        cpu, gpu = (
+            step_memory.step_memory(shape, Step.of(config, 1, stored, on_gpu=on_gpu)) for on_gpu in (False, True)
+        )
+        of_the_mask = 2 * 4096 * 4096 * (1 + size * len(shape.blocks))  # once as truth values, in each layer as numbers
+        assert cpu.total - gpu.total == of_the_mask
+
+
 SHARDED = """
 import json, sys, torch, torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
