@@ -18,7 +18,7 @@ from components.distill.config import DistillConfig
 def run(
     config: DistillConfig, *, context: StageContext, out: Path, teacher: Path, student: Path, corpus: Path
 ) -> dict[str, JsonValue]:
-    """Minimise cosine distance of hidden states plus KL of the distributions. Source: arXiv 2411.19146, section 4.3."""
+    """Minimise the KL of the distributions plus the distance of the states. Source: arXiv 2411.19146, section 4.3."""
     parent, child = load_teacher(teacher, context), load_student(student, config, context)
     if parent.config.vocab_size != child.config.vocab_size:
         raise InputError(
@@ -28,7 +28,8 @@ def run(
     rows = context.scratch / "rows"
     stream = corpus_stream(corpus, student, "train", seq_len=config.seq_len, seed=config.seed or 0, folder=rows)
     stored = stored_dtype(student)
-    loss = distillation_loss(parent, paired_layers(parent, child))
+    pairs = paired_layers(parent, child)
+    loss = distillation_loss(parent, pairs, config.hidden_state_loss, config.top_k_logits)
     losses = train(child, stream, loss, config, context, stored)
     save_trained(child, out / "distilled", tokenizer=student, dtype=getattr(torch, stored))
     return {"loss": losses[-1], "num_steps": len(losses)}

@@ -15,6 +15,7 @@ from components.core.model.inspection import read_architecture, stored_dtype
 from components.core.training.step_memory import MASTER, PROCESS_BYTES, Step, step_memory
 from components.core.training.train_config import TrainConfig
 from components.deploy.config import DeployConfig
+from components.distill.config import DistillConfig
 from components.eval.config import ROLES, WITH_TOGGLE, EvalConfig
 from components.rl.config import RlConfig
 from components.search.config import (
@@ -230,7 +231,10 @@ def training_step(
 ) -> Step:
     """The optimizer step of a training, on ranks that may take so much memory."""
     step = Step.of(config, num_ranks, models.stored, rank_bytes, on_gpu=on_gpu)
-    return step if teacher is None else step.distilled_from(teacher, models.stored)
+    if teacher is None:
+        return step
+    matches_states = not (isinstance(config, DistillConfig) and config.hidden_state_loss is None)
+    return step.distilled_from(teacher, models.stored, matches_states=matches_states)
 
 
 def _importance(work: _Work) -> StageWork:

@@ -71,6 +71,7 @@ class Step:
         teacher: the model that is distilled from, if any.
         teacher_dtype: precision of its weights.
         on_gpu: where it is computed, which decides about the mask of packed rows.
+        matches_states: whether the hidden states after each layer are compared with those of the teacher.
     """
 
     micro_batch_size: int
@@ -83,6 +84,7 @@ class Step:
     teacher: Architecture | None = field(default=None, repr=False)
     teacher_dtype: str = "float32"
     on_gpu: bool = False
+    matches_states: bool = True
 
     @classmethod
     def of(
@@ -103,9 +105,9 @@ class Step:
             on_gpu=on_gpu,
         )
 
-    def distilled_from(self, teacher: Architecture, dtype: str) -> "Step":
+    def distilled_from(self, teacher: Architecture, dtype: str, *, matches_states: bool = True) -> "Step":
         """The same step with a teacher."""
-        return replace(self, teacher=teacher, teacher_dtype=dtype)
+        return replace(self, teacher=teacher, teacher_dtype=dtype, matches_states=matches_states)
 
     @property
     def tokens(self) -> int:
@@ -149,8 +151,9 @@ def activation_bytes(shape: Architecture, step: Step) -> int:
     layers = [_block_bytes(shape, block, step) for block in shape.blocks]
     hidden = MASTER * step.tokens * shape.hidden_size
     outside = 2 * MASTER * step.tokens * shape.head_dim + step.tokens * step.mask_tokens(shape) + 2 * hidden
-    if step.teacher is not None:  # states of each layer, and pairs of them at the positions that count, and their norms
-        outside += (1 + 3) * hidden * len(shape.blocks)
+    if step.teacher is not None:  # pairs of states at the positions that count, and their norms
+        outside += 3 * hidden * (len(shape.blocks) if step.matches_states else 1)
+        outside += hidden * len(shape.blocks) * step.matches_states  # the states themselves
     if step.checkpointing:
         return outside + hidden * len(layers) + max(layers)
     return outside + sum(layers)
@@ -214,7 +217,8 @@ def _teacher_bytes(step: Step) -> int:
     """The teacher's weights, sharded as the student's are, and its hidden states."""
     if step.teacher is None:
         return 0
-    states = MASTER * step.tokens * step.teacher.hidden_size * (1 + len(step.teacher.blocks))
+    kept = 1 + len(step.teacher.blocks) * step.matches_states
+    states = MASTER * step.tokens * step.teacher.hidden_size * kept
     weights = step.teacher.parameters // step.num_ranks
     if step.num_ranks > 1:
         root, layer = _groups(step.teacher)

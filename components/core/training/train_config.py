@@ -10,6 +10,9 @@ from components.core.base.config import Config
 ComputeDtype = Literal["float32", "bfloat16"]
 """Type of matrix products."""
 
+HiddenStateLoss = Literal["cosine", "mse"]
+"""Distance of the hidden states of student and teacher: of their angle, or squared and after the norm."""
+
 
 def compute_dtype(wanted: ComputeDtype | None, stored: str) -> ComputeDtype:
     """Type of the matrix products of a training.

@@ -13,7 +13,7 @@ from components.core.base.errors import InputError
 from components.core.model.checkpoint import load_model, model_config, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.text.packing import IGNORE, Batch, load_batches
-from components.core.training.losses import distillation_loss, hidden_states, paired_layers
+from components.core.training.losses import distillation_loss, hidden_states, kl_sum, next_norms, paired_layers
 from components.distill.config import DistillConfig
 from components.distill.stage import run
 
@@ -106,6 +106,82 @@ def test_the_loss_is_cosine_distance_and_kl_over_the_counted_positions(batch):
     assert terms["kl"].item() == pytest.approx(kl, rel=1e-4)
     assert terms["cosine"].item() == pytest.approx(cosine, rel=1e-4)
     assert terms["loss"].item() == pytest.approx(cosine + kl, rel=1e-4)
+
+
+def with_uneven_norms(model: TesseraForCausalLM) -> TesseraForCausalLM:
+    """The model, with norms that are not all ones."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 2.0)
+    return model
+
+
+def test_the_squared_difference_is_after_the_norm_that_the_parent_has_next_and_as_large_as_the_kl(batch):
+    parent, child = with_uneven_norms(parent_model()), with_uneven_norms(child_model())
+    terms = distillation_loss(parent, [(1, 1), (-1, -1)], "mse")(child, batch)
+
+    mask = batch.labels_BT != IGNORE
+    with torch.no_grad():
+        deep, shallow = hidden_states(parent, batch), hidden_states(child, batch)
+        norm = parent.model.layers[1].input_layernorm
+        between = (norm(deep[1]) - norm(shallow[1]))[mask].square().mean(dim=-1).sum()
+        last = (deep[-1] - shallow[-1])[mask].square().mean(dim=-1).sum()
+    assert terms["mse"].item() == pytest.approx(float(between + last), rel=1e-4)
+    assert terms["loss"].item() == pytest.approx(2 * terms["kl"].item(), rel=1e-4)
+    parameters = list(child.parameters())
+    both = torch.autograd.grad(terms["loss"], parameters, retain_graph=True, allow_unused=True)
+    mse = torch.autograd.grad(terms["mse"], parameters, allow_unused=True)
+    kl = torch.autograd.grad(distillation_loss(parent, [], None)(child, batch)["kl"], parameters, allow_unused=True)
+    weight = terms["kl"].item() / terms["mse"].item()
+    for found, of_mse, of_kl in zip(both, mse, kl, strict=True):
+        parts = [weight * of_mse if of_mse is not None else None, of_kl]
+        torch.testing.assert_close(found, sum(part for part in parts if part is not None), atol=1e-3, rtol=1e-3)
+
+
+def test_the_norm_of_a_parent_without_attention_in_its_next_layer_is_that_of_its_ffn():
+    parent = with_uneven_norms(child_model())  # its second layer has no attention
+    states = torch.randn(3, 32)
+
+    norms = next_norms(parent, [(1, 1), (2, 2), (-1, -1)])
+    assert norms[0] is not None
+    assert norms[1] is not None
+    assert torch.equal(norms[0](states), parent.model.layers[1].post_attention_layernorm(states))
+    assert torch.equal(norms[1](states), parent.model.norm(states))
+    assert norms[2] is None
+
+
+def test_without_hidden_states_the_loss_is_the_kl_alone(batch):
+    parent, child = parent_model(), child_model()
+    alone = distillation_loss(parent, paired_layers(parent, child), None)(child, batch)
+    default = distillation_loss(parent, paired_layers(parent, child))(child, batch)
+
+    assert alone.keys() == {"loss", "kl"}
+    assert torch.equal(alone["loss"], alone["kl"])
+    torch.testing.assert_close(alone["kl"], default["kl"])
+
+
+def test_the_kl_of_the_top_logits_is_over_them_and_the_rest(batch):
+    parent, child = parent_model(), child_model()
+    pairs = paired_layers(parent, child)
+    terms = {k: distillation_loss(parent, pairs, None, k)(child, batch)["kl"] for k in (4, 300, None)}
+
+    mask = batch.labels_BT != IGNORE
+    student, teacher = (hidden_states(model, batch)[-1][mask] for model in (child, parent))
+    torch.testing.assert_close(terms[4], kl_sum(student, teacher, child.lm_head, parent.lm_head, 4))
+    assert torch.equal(terms[300], terms[None])
+    assert terms[4] < terms[None]
+
+
+@pytest.mark.parametrize(
+    "options", [{"hidden_state_loss": None}, {"hidden_state_loss": "mse"}, {"top_k_logits": 8}], ids=str
+)
+def test_the_child_learns_with_each_option(folders, recorded_context, recorder, out, sums, options):
+    config = DistillConfig.model_validate(CONFIG.model_dump() | options)
+    run(config, context=recorded_context, out=out, corpus=sums, **folders)
+
+    curve = recorder.curve("kl")
+    assert curve[-1] < 0.6 * curve[0]
 
 
 def test_the_child_comes_closer_to_its_parent(folders, recorded_context, recorder, out, sums):

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from components.core.model.layers import rms_norm
 from components.core.training import losses
-from components.core.training.losses import cosine_sum, counted, cross_entropy_sum, kl_sum, token_logprobs
+from components.core.training.losses import cosine_sum, counted, cross_entropy_sum, kl_sum, mse_sum, token_logprobs
 
 
 def head(rows: list[list[float]]) -> nn.Linear:
@@ -117,6 +118,90 @@ def test_kl_and_its_gradients_are_those_of_plain_pytorch(dtype, rows, vocabulary
     assert_alike(found, expected, dtype)
     assert states[1].grad is None
     assert heads[1].weight.grad is None
+
+
+TWO_HEADS = CASES | {"rows": st.integers(1, 40), "top_k": st.integers(1, 70)}
+
+
+def coarse(logits: Tensor, top: Tensor) -> Tensor:
+    """Probabilities of the top tokens, and of all others together."""
+    probs = logits.softmax(dim=-1)
+    return torch.cat([probs.gather(1, top), probs.scatter(1, top, 0.0).sum(dim=-1, keepdim=True)], dim=1)
+
+
+def plain_top_k_kl(
+    student: Tensor, teacher: Tensor, student_head: nn.Linear, teacher_head: nn.Linear, k: int
+) -> Tensor:
+    """KL of the distributions over the teacher's k most likely tokens and the rest; the rest may be empty."""
+    teacher_logits = teacher_head(teacher).detach()
+    top = teacher_logits.topk(min(k, teacher_logits.shape[1])).indices
+    teacher_probs, student_probs = coarse(teacher_logits, top), coarse(student_head(student), top)
+    kl: Tensor = torch.special.xlogy(teacher_probs, teacher_probs / student_probs.clamp_min(1e-300)).sum()
+    return kl
+
+
+@settings(max_examples=60)
+@given(**TWO_HEADS)
+def test_the_kl_of_the_top_tokens_and_its_gradients_are_those_of_plain_pytorch(
+    rows, vocabulary, chunk_rows, scale, seed, top_k
+):
+    torch.manual_seed(seed)
+    heads = nn.Linear(8, vocabulary, bias=False).double(), nn.Linear(5, vocabulary, bias=False).double()
+    states = torch.randn(rows, 8).double(), torch.randn(rows, 5).double()
+    with computed_in(torch.float32, chunk_rows * vocabulary):
+        arguments: dict[str, Any] = {"lm_head": heads[0], "scale": scale}
+        found = value_and_gradients(kl_sum, *states, *heads, top_k, **arguments)
+        expected = value_and_gradients(plain_top_k_kl, *states, *heads, top_k, **arguments)
+        with torch.no_grad():
+            torch.testing.assert_close(kl_sum(*states, *heads, top_k), found[0])
+    for value, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60)
+@given(**TWO_HEADS)
+def test_more_top_tokens_bring_the_kl_closer_to_that_of_all(rows, vocabulary, chunk_rows, scale, seed, top_k):
+    """Tokens that are counted as one hide differences, and never make one."""
+    torch.manual_seed(seed)
+    heads = nn.Linear(8, vocabulary, bias=False), nn.Linear(5, vocabulary, bias=False)
+    states = torch.randn(rows, 8) * scale, torch.randn(rows, 5) * scale
+    with computed_in(torch.float32, chunk_rows * vocabulary), torch.no_grad():
+        kls = [float(kl_sum(*states, *heads, k)) for k in (top_k, top_k + 1)]
+        whole = float(kl_sum(*states, *heads))
+    assert -1e-4 <= kls[0] <= kls[1] + 1e-4 <= whole + 2e-4
+    if top_k >= vocabulary:
+        assert kls[0] == whole
+
+
+def test_the_kl_of_the_top_tokens_stays_finite_where_the_rest_is_all_but_impossible():
+    student = torch.tensor([[60.0, -60.0, -60.0]], requires_grad=True)
+    teacher = torch.tensor([[math.log(2), 0.0, 0.0]])
+    identity = head(torch.eye(3).tolist())
+    kl_sum(student, teacher, identity, identity, 1).backward()
+
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, torch.tensor([[0.5, -0.25, -0.25]]))
+
+
+@settings(max_examples=30)
+@given(rows=st.integers(0, 20), size=st.integers(1, 24), seed=st.integers(0, 1000), has_norm=st.booleans())
+def test_the_squared_difference_and_its_gradient_are_those_of_plain_pytorch(rows, size, seed, has_norm):
+    torch.manual_seed(seed)
+    student, teacher, weight = (
+        torch.randn(rows, size).double(),
+        torch.randn(rows, size).double(),
+        torch.rand(size).double(),
+    )
+    student.requires_grad_()
+
+    def plain_norm(states: Tensor) -> Tensor:
+        return F.rms_norm(states, (size,), weight, 1e-5) if has_norm else states
+
+    found = mse_sum(student, teacher, (lambda states: rms_norm(states, weight, 1e-5)) if has_norm else None)
+    expected = (plain_norm(student) - plain_norm(teacher)).square().mean(dim=-1).sum()
+    torch.testing.assert_close(found, expected)
+    for value, wanted in zip(*(torch.autograd.grad(each, student) for each in (found, expected)), strict=True):
+        torch.testing.assert_close(value, wanted)
 
 
 @settings(max_examples=60)

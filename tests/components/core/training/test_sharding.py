@@ -29,7 +29,7 @@ from components.core.runtime.resume import Resume
 from components.core.training import sharding, step_memory
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.loop import prepare, train
-from components.core.training.losses import hidden_states
+from components.core.training.losses import hidden_states, next_norms
 from components.core.training.sharding import layer_policy, load_student, load_teacher, rows_of_rank, save_trained
 from tests.components.core import tiny_models
 from tests.components.core.training.test_loop import CONFIG, Stopping, next_token, stream, tiny_model
@@ -176,8 +176,10 @@ def three_ranks(folder: Path, rank: int) -> None:
         with torch.no_grad():
             states = teacher.forward_with(hidden_states, stream().batch(0, 2))
             logits = teacher.lm_head(states[-1])
+        (norm,) = next_norms(teacher, [(1, 1)])
+        assert norm is not None
         if rank == 0:
-            torch.save(logits, folder / f"{name}-logits.pt")
+            torch.save([logits, norm(states[1])], folder / f"{name}-taught.pt")
 
     for written in ("stopped", "machine-0", "alone"):
         context = context_in(folder / written, rank, resume=Resume(folder / written / "resume"))
@@ -253,8 +255,9 @@ def test_new_tokens_have_the_rows_that_one_process_gives_them(done: Path, name: 
 def test_a_sharded_teacher_computes_what_a_whole_one_computes(done: Path, tmp_path: Path, name: str) -> None:
     teacher = load_teacher(done / name, context_in(tmp_path))
     with torch.no_grad():
-        whole = teacher.lm_head(hidden_states(teacher, stream().batch(0, 2))[-1])
-    torch.testing.assert_close(torch.load(done / f"{name}-logits.pt"), whole)
+        states = hidden_states(teacher, stream().batch(0, 2))
+        whole = [teacher.lm_head(states[-1]), teacher.model.layers[1].input_layernorm(states[1])]
+    torch.testing.assert_close(torch.load(done / f"{name}-taught.pt"), whole)
 
 
 def test_two_ranks_train_the_weights_of_one_process(

@@ -15,9 +15,9 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.placement import Placement
 from components.core.text.packing import Batch
 from components.core.training import loop, step_memory
-from components.core.training.losses import distillation_loss, next_token_loss, paired_layers
+from components.core.training.losses import LossFunction, distillation_loss, next_token_loss, paired_layers
 from components.core.training.step_memory import Step
-from components.core.training.train_config import TrainConfig
+from components.core.training.train_config import ComputeDtype, HiddenStateLoss, TrainConfig
 from tests.components.core.training.tensor_memory import peak_bytes, state_of
 
 TOLERANCE = 0.10
@@ -38,10 +38,17 @@ def packed(rows: int, seq_len: int) -> Batch:
     return Batch(ids, ids, torch.arange(seq_len).expand(rows, -1), segments)
 
 
-def measured(sizes: dict[str, Any], config: TrainConfig, teacher: TesseraForCausalLM | None) -> int:
+def measured(
+    sizes: dict[str, Any],
+    config: TrainConfig,
+    teacher: TesseraForCausalLM | None,
+    compared: HiddenStateLoss | None = "cosine",
+) -> int:
     """Bytes of all tensors at the peak of the second step."""
     model = new_model(sizes)
-    loss = next_token_loss if teacher is None else distillation_loss(teacher, paired_layers(teacher, model))
+    loss: LossFunction[Batch] = next_token_loss
+    if teacher is not None:
+        loss = distillation_loss(teacher, paired_layers(teacher, model), compared)
     step = loop.prepare(model, loss, config, Placement())
     rows = packed(config.global_batch_size, config.seq_len)
     size = config.micro_batch_size
@@ -76,16 +83,17 @@ def test_a_step_takes_what_is_predicted(case: str) -> None:
     assert predicted.total == pytest.approx(measured(sizes, config, None), rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("compared", ["cosine", "mse", None])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_with_a_teacher(dtype: str) -> None:
+def test_a_step_with_a_teacher(dtype: ComputeDtype, compared: HiddenStateLoss | None) -> None:
     config = TrainConfig(**SHORT, global_batch_size=8, micro_batch_size=4, dtype=dtype)
     teacher = new_model(WIDE | {"num_hidden_layers": 8}).requires_grad_(False)
     student = WIDE | {"num_hidden_layers": 8, "intermediate_size": 256}
     shape = Architecture.from_config({**HEADS, **student})
     parent = Architecture.from_config({**HEADS, **WIDE, "num_hidden_layers": 8})
-    step = Step.of(config, 1, "float32").distilled_from(parent, "float32")
+    step = Step.of(config, 1, "float32").distilled_from(parent, "float32", matches_states=compared is not None)
     predicted = step_memory.step_memory(shape, step)
-    assert predicted.total == pytest.approx(measured(student, config, teacher), rel=TOLERANCE)
+    assert predicted.total == pytest.approx(measured(student, config, teacher, compared), rel=TOLERANCE)
 
 
 def test_on_a_gpu_there_is_no_mask_of_all_pairs() -> None:
