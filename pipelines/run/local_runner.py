@@ -25,6 +25,7 @@ from components.core.base.fault_injection import fault_point
 from components.core.base.processes import end_tree, sigterm_as_interrupt
 from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
+from components.core.runtime.placement import SHARED_CORES
 from components.core.runtime.runner import Digests, events_path, lookup_cached_stage
 from components.core.runtime.stage_command import ALLOCATOR, GRACE_S, RUNNER_PID, TRACKING_URI, command_line
 from components.core.store.store import Store, open_store
@@ -104,6 +105,13 @@ def run_graph(
     return made
 
 
+def task_environment(item: Task) -> dict[str, str]:
+    """Environment variables of the process of a task; those that the user has set stay."""
+    compiled = f"{tempfile.gettempdir()}/torchinductor_{getuser()}"  # outside the run's folder, for the next run
+    shared = SHARED_CORES if item.shards and item.shards != ("0/1",) else {}
+    return {"TORCHINDUCTOR_CACHE_DIR": compiled, **ALLOCATOR, **shared, **os.environ}
+
+
 def log_path(store: Store, run: str, label: str) -> Path:
     """File of this machine that takes the output of a stage of a run."""
     return events_path(store, run, label).with_suffix(".log")
@@ -176,10 +184,8 @@ class _Walk:
         digests = {name: canonical_json(v) if isinstance(v, list) else v for name, v in inputs.items()}
         outputs = {name: str(self._digest_file(item, name)) for name in item.stage.outputs}
         command = [sys.executable, *command_line(STAGES[item.stage.name], values, digests, outputs)]
-        # A socket needs a short path, so TMPDIR is short. The cache of torch.compile is outside, for the next run.
-        compiled = f"{tempfile.gettempdir()}/torchinductor_{getuser()}"
-        environment = {"TORCHINDUCTOR_CACHE_DIR": compiled, **ALLOCATOR, **os.environ}
-        environment |= {"TMPDIR": str(self.folder), RUNNER_PID: str(os.getpid())}
+        # A socket needs a short path, so TMPDIR is short.
+        environment = {**task_environment(item), "TMPDIR": str(self.folder), RUNNER_PID: str(os.getpid())}
         environment[TRACKING_URI] = tracking_uri(self.store)
         log = log_path(self.store, self.run, item.label)
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,9 @@ from components.core.base.config import Config
 
 TAINT = r"^[A-Za-z0-9][\w./-]*(=[\w.-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$"
 """A taint as `kubectl taint` writes it."""
+SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment variables of processes that share cores, where the user has not set them. By default a thread that waits
+for the others of its process spins, and takes the core from another process. PyTorch and vLLM use GNU's OpenMP."""
 
 
 class Placement(Config):

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from components.core.base.config import Config
 from components.core.base.errors import ProcessKilled, StageFailed, TesseraError, parse_error
 from components.core.runtime.context import Interrupted, StageContext
-from components.core.runtime.placement import Placement
+from components.core.runtime.placement import SHARED_CORES, Placement
 from components.core.runtime.stage import Stage
 from components.core.store.store import Store
 
@@ -98,9 +98,21 @@ def node_rank() -> int | None:
 
 def _topology(placement: Placement) -> list[str]:
     """Torchrun's options for the ranks that it starts here; in a pod of a `TrainJob` it reads the rest from PET_*."""
+    count = f"--nproc-per-node={_ranks_here(placement)}"
     if node_rank() is None:
-        return ["--standalone", f"--nproc-per-node={placement.num_ranks}", f"--max-restarts={MAX_RESTARTS}"]
-    return [f"--nproc-per-node={placement.processes}", "--max-restarts=0"]
+        return ["--standalone", count, f"--max-restarts={MAX_RESTARTS}"]
+    return [count, "--max-restarts=0"]
+
+
+def _ranks_here(placement: Placement) -> int:
+    """Ranks on this machine: all of them, or in a pod of a `TrainJob` those of one node."""
+    return placement.num_ranks if node_rank() is None else placement.processes
+
+
+def rank_environment(placement: Placement) -> dict[str, str]:
+    """Environment variables that torchrun starts with, and its ranks and their servers of vLLM with it."""
+    shared = SHARED_CORES if _ranks_here(placement) > 1 else {}
+    return {**shared, **os.environ, **RANK_ALLOCATOR}
 
 
 def _torchrun(context: StageContext) -> int:
@@ -112,7 +124,7 @@ def _torchrun(context: StageContext) -> int:
         # In its own session, so that Ctrl-C does not reach it: it cannot handle a second signal during its shutdown.
         subprocess.Popen(
             command,
-            env={**os.environ, **RANK_ALLOCATOR},
+            env=rank_environment(context.placement),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

@@ -15,13 +15,16 @@ from rich.console import Console
 
 from components.core.base import fault_injection as faults
 from components.core.base.errors import InputError
+from components.core.runtime.placement import Placement
 from components.core.store.store import open_store
+from pipelines.recipe.graph import Task
 from pipelines.recipe.registry import find_stage
 from pipelines.recipe.schema import Recipe, load_recipe
 from pipelines.records.runs import artifacts, run_record, run_records, stage_documents
-from pipelines.run.local_runner import log_path, run_recipe
+from pipelines.run.local_runner import log_path, run_recipe, task_environment
 from pipelines.run.single_stage import run_single
 from tests.chaos.processes import living_with
+from tests.components.core.fake_stage import STAGE, FakeConfig
 from tests.waiting import PATIENCE_S, wait_until
 
 TINY = "data.arithmetic={num_train: 60, num_chats: 20, num_validation: 10, num_test: 10}"
@@ -90,6 +93,17 @@ def test_nothing_is_written_where_the_recipe_is_wrong(only_data: Path, tmp_path:
     with pytest.raises(InputError, match="no such file or folder"):
         run(load_recipe(only_data, ["corpus=/absent.txt"]), tmp_path / "store")
     assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_shards_that_share_cores_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def policy(*shards: str) -> str | None:
+        item = Task("fake", STAGE, FakeConfig(), Placement(), {}, shards)
+        return task_environment(item).get("OMP_WAIT_POLICY")
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert [policy("1/2"), policy("0/1"), policy()] == ["PASSIVE", None, None]
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert policy("1/2") == "ACTIVE"
 
 
 def run_command_of(recipe: Path, store: Path, setting: str) -> list[str]:

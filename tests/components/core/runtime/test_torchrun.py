@@ -22,7 +22,15 @@ from components.core.runtime.placement import Placement
 from components.core.runtime.rank_main import _agree_on_checkpoint
 from components.core.runtime.resume import Resume
 from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, run_stage, stage_key
-from components.core.runtime.torchrun import LOGS, MAX_RESTARTS, NODE_RANK, _failure, _topology, node_rank
+from components.core.runtime.torchrun import (
+    LOGS,
+    MAX_RESTARTS,
+    NODE_RANK,
+    _failure,
+    _topology,
+    node_rank,
+    rank_environment,
+)
 from components.core.store.store import open_store
 from tests.chaos.processes import living_with
 from tests.components.conftest import Recorder
@@ -90,6 +98,23 @@ def test_the_ranks_of_all_nodes_run_on_one_machine_and_those_of_one_in_a_pod_of_
         monkeypatch.setenv(NODE_RANK, rank)
         assert node_rank() == int(rank)
         assert _topology(placement) == ["--nproc-per-node=2", "--max-restarts=0"]
+
+
+def test_ranks_that_share_cores_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    environment = {**rank_environment(TWO), "OMP_DISPLAY_ENV": "TRUE"}
+    shown = subprocess.run([sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True)
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr  # as the OpenMP that PyTorch loads understands it
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert rank_environment(TWO)["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_a_rank_that_has_its_node_to_itself_waits_as_openmp_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv(NODE_RANK, "1")
+    assert "OMP_WAIT_POLICY" not in rank_environment(Placement(nodes=2, processes=1))
+    assert rank_environment(Placement(nodes=2, processes=2))["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 @pytest.mark.parametrize("can_download", [True, False])
