@@ -211,8 +211,8 @@ ALERTS = (
         f"The last checkpoint is {{{{ $value | humanizeDuration }}}} old: {STAGE}",
         "A crash now costs more than an hour of work. Stages that never saved one do not count.",
         "The log of the pod: does saving or copying fail? Dashboard Run: events that are not in the store.",
-        "Store full: `tessera store gc`, or more space. No answer: see StoreUnreachable. Else a smaller "
-        "resume_interval_s of the stage.",
+        "Store full: `tessera store gc`, or more space. No answer: see StoreUnreachable. Else set "
+        "resume_interval_s of the stage: without it checkpoints are rare where each costs much.",
     ),
     Alert(
         "StoreUnreachable",

@@ -69,8 +69,8 @@ class RlConfig(Config):
     """Problems of a lower level are not drawn. The data gives each problem its level; without one it is 0."""
     max_problems: int = Field(default=512, gt=0)
     """Maximum number of problems drawn from the training split, before easy ones are dropped."""
-    resume_interval_s: float = Field(default=60.0, gt=0)
-    """Seconds between resume points."""
+    resume_interval_s: float | None = Field(default=None, gt=0)
+    """Seconds between resume points; where null a hundred times what the last one cost, and 30 at least."""
     dtype: ComputeDtype | None = None
     """Type of the learner's matrix products; where null, that of the incoming model: bfloat16 for a bfloat16 one, else
     float32. The learner's weights are float32; the written policy has the type of the incoming model."""

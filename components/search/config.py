@@ -192,8 +192,8 @@ class Distillation(Config):
     linear_batches: int = Field(default=8, ge=0)
     """Batches that linear sub-blocks are fitted to by least squares before they are trained; 0: they begin as a product
     of the parent's matrices, as in the paper."""
-    resume_interval_s: float = Field(default=30.0, gt=0)
-    """Seconds between resume points."""
+    resume_interval_s: float | None = Field(default=None, gt=0)
+    """Seconds between resume points; where null a hundred times what the last one cost, and 30 at least."""
     skip_below_error: float = Field(default=1e-3, ge=0)
     """A variant whose first normalised error is below this is not trained."""
 

@@ -340,6 +340,7 @@ def resume_points(folder: Path, store_uri: str) -> list[Row]:
     from components.core.model.checkpoint import model_config
     from components.core.model.decoder import TesseraForCausalLM
     from components.core.runtime.context import quiet_context
+    from components.core.runtime.resume import MIN_INTERVAL_S
     from components.core.training.checkpoints import save_point
     from components.core.training.loop import adamw
 
@@ -367,7 +368,7 @@ def resume_points(folder: Path, store_uri: str) -> list[Row]:
             stood.append(time.perf_counter() - start)
             context.resume.wait()  # it is written while training goes on, long before the next
         value = statistics.median(stood)
-        interval = 60.0
+        interval = MIN_INTERVAL_S
         rows.append(Row(f"resume point, {name}", value, "s", f"interval of {interval:.0f} s", value / interval))
     return rows
 

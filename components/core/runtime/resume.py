@@ -15,6 +15,15 @@ from components.core.store.checkpoint_store import (
     write_checkpoint_manifest,
 )
 
+COST_FRACTION = 0.01
+"""Share of the time that checkpoints may take where no interval is given."""
+MIN_INTERVAL_S = 30.0
+"""Shortest time between two checkpoints where no interval is given, and the time before the first, whose cost nobody
+knows yet."""
+
+Write = Callable[[Path], None]
+"""Fills the folder of a checkpoint."""
+
 
 @dataclass
 class Resume:
@@ -24,37 +33,56 @@ class Resume:
     their digests, is written. `mirror` copies a complete checkpoint to a remote store. `notice` is called with a
     message about a damaged checkpoint. `memory` is what the writer of checkpoints keeps from one to the next, such
     as its buffers. `saved_at` is when this process last completed a checkpoint, Unix time.
+
+    `interval_s` are the seconds between checkpoints. Where it is None, the interval follows from what the last one
+    cost, so that all of them together take at most `COST_FRACTION` of the time: the cost is how long the stage stood
+    still, and the processor time of what was done in the background.
     """
 
     folder: Path
-    interval_s: float = 30.0
-    mirror: Callable[[Path], None] | None = None
+    interval_s: float | None = None
+    mirror: Write | None = None
     notice: Callable[[str], None] | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     saved_at: float | None = None
-    _last: float = field(default_factory=time.monotonic)
+    _last: float = field(default_factory=lambda: time.monotonic())
+    _cost_s: float = 0.0
     _background: Future[None] | None = None
 
     def due(self) -> bool:
-        """Whether the last checkpoint is older than the interval."""
-        return time.monotonic() - self._last >= self.interval_s
+        """Whether it is time for the next checkpoint."""
+        if self.interval_s is not None:
+            return time.monotonic() - self._last >= self.interval_s
+        if self._background is not None and not self._background.done():
+            return False
+        return time.monotonic() - self._last >= max(MIN_INTERVAL_S, self._cost_s / COST_FRACTION)
 
-    def save_in_background(self, step: int, write: Callable[[Path], None], *, completes: bool = True) -> None:
+    def save_in_background(self, step: int, copy: Callable[[], Write], *, completes: bool = True) -> None:
         """Save one checkpoint while the caller goes on. See `wait`.
 
         Args:
             step: after which the checkpoint is saved.
-            write: fills a folder; it must not read what the caller changes.
+            copy: copies what is saved while the caller waits, and returns the function that writes the copy.
             completes: whether this process completes the checkpoint. Other ranks write their parts into its folder,
-                and `write` makes the processes wait for each other.
+                and the returned function makes the processes wait for each other.
         """
+        began = time.monotonic()
         self.wait()
+        write = copy()
         self._last = time.monotonic()
+        self._cost_s = self._last - began
+
+        def work() -> None:
+            began = time.thread_time()
+            if completes:
+                self._complete(step, write)
+            else:
+                write(self._partial(step))
+            self._cost_s += time.thread_time() - began
+            self._last = time.monotonic()
+
         pool = ThreadPoolExecutor(1, "resume-point")
-        if completes:
-            self._background = pool.submit(self.save, step, write)
-        else:
-            self._background = pool.submit(write, self._partial(step))
+        self._background = pool.submit(work)
         pool.shutdown(wait=False)
 
     def wait(self) -> None:
@@ -63,8 +91,14 @@ class Resume:
             saved, self._background = self._background, None
             saved.result()
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
+    def save(self, step: int, write: Write) -> None:
         """Write one checkpoint: `write` fills a folder, which counts only once it is complete."""
+        began = time.monotonic()
+        self._complete(step, write)
+        self._last = time.monotonic()
+        self._cost_s = self._last - began
+
+    def _complete(self, step: int, write: Write) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(".*"):  # from attempts that were killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -89,7 +123,7 @@ class Resume:
                 checkpoint_manifest_path(old).unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
         fault_point("point.trimmed")
-        self._last, self.saved_at = time.monotonic(), time.time()
+        self.saved_at = time.time()
 
     def _partial(self, step: int) -> Path:
         """The folder in which a checkpoint is written."""

@@ -6,6 +6,7 @@ which rows of the whole each of its tensors has.
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +44,27 @@ def save_point(
     The values are copied in memory, and training goes on while the copies are written. If the stage is asked to stop,
     the function returns after they are written. Each resume point reuses the memory of the copies before it.
     """
-    context.resume.wait()
     memory = context.resume.memory
-    if is_distributed() and GROUP not in memory:
-        # Its own group, so that its collective operations are apart from those of the training.
-        memory[GROUP], memory[MESH] = dist.new_group(backend="gloo"), mesh_of(torch.device("cpu"))
-    group = memory.get(GROUP)
-    tensors = {name: _copied(name, tensor, memory) for name, tensor in _tensors(model, optimizer).items()}
-    text = json.dumps({"state": state, "random": bytes(torch.get_rng_state().tolist()).hex()})
 
-    def write(folder: Path) -> None:
-        if group is None:
-            save_file(tensors, folder / WHOLE)
-        else:
-            _write_part(tensors, folder, group)
-        if context.rank == 0:
-            (folder / STATE).write_text(text)
+    def copy() -> Callable[[Path], None]:
+        if is_distributed() and GROUP not in memory:
+            # Its own group, so that its collective operations are apart from those of the training.
+            memory[GROUP], memory[MESH] = dist.new_group(backend="gloo"), mesh_of(torch.device("cpu"))
+        group = memory.get(GROUP)
+        tensors = {name: _copied(name, tensor, memory) for name, tensor in _tensors(model, optimizer).items()}
+        text = json.dumps({"state": state, "random": bytes(torch.get_rng_state().tolist()).hex()})
 
-    context.resume.save_in_background(step, write, completes=context.rank == 0)
+        def write(folder: Path) -> None:
+            if group is None:
+                save_file(tensors, folder / WHOLE)
+            else:
+                _write_part(tensors, folder, group)
+            if context.rank == 0:
+                (folder / STATE).write_text(text)
+
+        return write
+
+    context.resume.save_in_background(step, copy, completes=context.rank == 0)
     if context.stopping():
         context.resume.wait()
 

@@ -170,8 +170,8 @@ def train(
         losses.append(metrics["loss"])
         speeds = meter.end_step(num_tokens, num_targets, num_pairs)
         context.progress(step + 1, config.num_steps, "", **metrics, learning_rate=rate, **speeds)
-        stopping = _any_rank(context.stopping(), ranks, device)
-        if stopping or (_any_rank(context.resume.due(), ranks, device) and step + 1 < config.num_steps):
+        stopping, due = _agree(context.stopping(), context.resume.due(), ranks, device)
+        if stopping or (due and step + 1 < config.num_steps):
             save_point(context, step + 1, model, optimizer, {"losses": losses})
         if stopping and step + 1 < config.num_steps:
             raise Interrupted
@@ -270,10 +270,11 @@ def _sum_over_ranks(counts: list[int], ranks: int, device: torch.device) -> list
     return [int(value) for value in values.tolist()]
 
 
-def _any_rank(flag: bool, ranks: int, device: torch.device) -> bool:
-    """Whether the flag is set on any rank, so that all ranks act alike."""
+def _agree(stopping: bool, due: bool, ranks: int, device: torch.device) -> tuple[bool, bool]:
+    """What all ranks do alike: they stop when one of them is asked to, and save when each of them is due."""
     if ranks == 1:
-        return flag
-    value = torch.tensor(int(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value)
+        return stopping, due
+    votes = torch.tensor([stopping, not due], dtype=torch.int32, device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    one_stops, one_is_not_due = votes.tolist()
+    return bool(one_stops), not one_is_not_due

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ from components.core.model.vocabulary import NewTokens, grow_vocabulary
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
-from components.core.runtime.resume import Resume
+from components.core.runtime.resume import Resume, Write
 from components.core.training import sharding, step_memory
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.loop import prepare, train
@@ -43,6 +44,22 @@ def context_in(folder: Path, rank: int = 0, **changes: Any) -> StageContext:
     folder.mkdir(parents=True, exist_ok=True)
     context = StageContext(NullReporter(), Resume(folder / "resume"), folder, Placement(threads=1), rank)
     return replace(context, **changes)
+
+
+class DueAfter(Resume):
+    """Is due after some steps, and remembers after which one it saved."""
+
+    def __init__(self, folder: Path, steps: set[int]) -> None:
+        super().__init__(folder)
+        self.steps, self.asked, self.saved = steps, 0, list[int]()
+
+    def due(self) -> bool:
+        self.asked += 1
+        return self.asked in self.steps
+
+    def save_in_background(self, step: int, copy: Callable[[], Write], *, completes: bool = True) -> None:
+        self.saved.append(step)
+        super().save_in_background(step, copy, completes=completes)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +131,11 @@ def two_ranks(folder: Path, rank: int) -> None:
     with pytest.raises(Interrupted):
         train(load_student(folder / "tiny", CONFIG, context), stream(), next_token, CONFIG, context)
     context.resume.wait()
+
+    resume = DueAfter(folder / "agreed" / "resume", ({1, 3, 4}, {2, 3, 4, 6})[rank])
+    context = context_in(folder / "agreed", rank, resume=resume)
+    train(load_student(folder / "tiny", CONFIG, context), stream(), next_token, CONFIG, context)
+    (folder / f"saved-{rank}.json").write_text(json.dumps(resume.saved))
 
     apart = context_in(folder / f"machine-{rank}", rank)
     model = load_student(folder / "tiny", CONFIG, apart)
@@ -293,6 +315,10 @@ def test_each_rank_writes_its_part_of_a_resume_point_and_nobody_pickles(done: Pa
     assert [name.split("-model")[0] for name in written] == ["shard-00001", "shard-00002", "state.json"]
     first, second = (load_file(point / name)["model.embed_tokens.weight"] for name in written[:2])
     assert len(first) == len(second) == 20
+
+
+def test_ranks_save_after_the_same_steps_those_after_which_each_of_them_is_due(done: Path) -> None:
+    assert recorded(done, "saved-0") == recorded(done, "saved-1") == [3, 4]
 
 
 def test_parts_of_ranks_on_another_machine_are_sent_to_the_first(done: Path) -> None:
