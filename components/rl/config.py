@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from components.core.base.config import Config
 from components.core.runtime.stage import Input, Output, Stage
 from components.core.serving.serving_config import ServingConfig
-from components.core.training.train_config import ComputeDtype
+from components.core.training.train_config import ComputeDtype, Optimizer
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "rloo"]
 """Losses by the names of their papers; they differ in the advantages and in the weights of tokens."""
@@ -44,6 +44,8 @@ class RlConfig(Config):
     """Sampling temperature of the rollouts; the paper has 1."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Learning rate after the warm-up, constant."""
+    optimizer: Optimizer = "adamw"
+    """`adamw_8bit` keeps the two moments of AdamW in 8 bits (arXiv 2110.02861): 10 bytes a parameter instead of 16."""
     warmup_steps: int = Field(default=2, ge=0)
     """Optimizer steps that climb linearly to the learning rate."""
     loss: Loss = "dapo"

@@ -150,7 +150,7 @@ class Learner:
     """The policy, its optimizer, and the reference model if the loss has a KL term."""
 
     def __init__(self, policy: TesseraForCausalLM, config: RlConfig) -> None:
-        self.optimizer = adamw(policy, config.learning_rate)
+        self.optimizer = adamw(policy, config.learning_rate, optimizer=config.optimizer)
         self.num_updates = 0
         """Optimizer steps so far; the warm-up counts them."""
         self._policy, self._config = policy, config

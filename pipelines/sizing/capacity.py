@@ -101,10 +101,13 @@ def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int,
         if fits(replace(step, micro_batch_size=size)):
             return f"set {section}.micro_batch_size to {size}: the result is the same"
         size //= 2
-    least = replace(step, micro_batch_size=1, checkpointing=True)
     can_checkpoint = isinstance(task.config, TrainConfig)
+    least = replace(step, micro_batch_size=1, checkpointing=can_checkpoint)
     if can_checkpoint and fits(least):
         return f"set {section}.activation_checkpointing to true, and {section}.micro_batch_size to 1"
+    if fits(replace(least, optimizer="adamw_8bit")):
+        again = f"{section}.activation_checkpointing to true, " if can_checkpoint else ""
+        return f"set {section}.optimizer to adamw_8bit, {again}and {section}.micro_batch_size to 1"
     if on_gpu and task.stage in RUN_AS_RANKS:
         for ranks in range(num_ranks + 1, MAX_RANKS + 1):
             if fits(replace(least, num_ranks=ranks)):

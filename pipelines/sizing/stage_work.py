@@ -355,8 +355,8 @@ def rl_step(config: RlConfig, stored: str, *, on_gpu: bool) -> Step:
     """The optimizer step of reinforcement learning, on answers of full length."""
     rows = -(-config.prompts_per_step * config.samples_per_prompt // config.updates_per_step)
     bfloat16 = (config.dtype or stored) == "bfloat16"
-    size = min(rows, config.micro_batch_size)
-    return Step(size, rows, PROMPT_TOKENS + config.max_tokens, bfloat16, on_gpu=on_gpu)
+    micro, length = min(rows, config.micro_batch_size), PROMPT_TOKENS + config.max_tokens
+    return Step(micro, rows, length, bfloat16, on_gpu=on_gpu, optimizer=config.optimizer)
 
 
 def _eval(work: _Work) -> StageWork:

@@ -22,11 +22,12 @@ from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.devices import device_name, device_of, memory_bytes, mesh_of
 from components.core.runtime.placement import Placement
 from components.core.text.packing import IGNORE, Batch, RowStream
+from components.core.training.adamw_8bit import AdamW8bit
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.losses import BatchT, LossFunction
 from components.core.training.sharding import shard
 from components.core.training.step_memory import reduces_once
-from components.core.training.train_config import TrainConfig, compute_dtype, learning_rate
+from components.core.training.train_config import Optimizer, TrainConfig, compute_dtype, learning_rate
 from components.core.training.utilization import ModelFlops, StepMeter
 
 MAX_GRAD_NORM = 1.0
@@ -203,7 +204,7 @@ def prepare(
             layer.compile()
     if num_ranks > 1 and not isinstance(model, FSDPModule):
         shard(model, mesh_of(device), products)
-    optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay, optimizer=config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     once = num_ranks > 1 and reduces_once(parameters, memory_bytes(device, placement), num_ranks)
     return OptimizerStep(objective, optimizer, products, num_ranks, once)
@@ -220,7 +221,9 @@ def pays_to_compile(model: TesseraForCausalLM, config: TrainConfig, device: torc
     return device.type == "cpu" and num_ranks == 1 and has_compiler and flops >= COMPILED_RUN_FLOPS
 
 
-def adamw(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0, optimizer: Optimizer = "adamw"
+) -> torch.optim.Optimizer:
     """AdamW with weight decay on matrices only; norms and biases have none."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -228,6 +231,8 @@ def adamw(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) 
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if optimizer == "adamw_8bit":
+        return AdamW8bit(groups, learning_rate, ADAM_BETAS)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=ADAM_BETAS, fused=True)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from components.core.model.architecture import LINEAR, WEIGHT_BYTES, Architecture, BlockConfig, masks_by_blocks
 from components.core.model.flops import block_weights
-from components.core.training.train_config import TrainConfig
+from components.core.training.train_config import Optimizer, TrainConfig
 
 PROCESS_BYTES = 600 << 20
 """Python with torch and transformers loaded, resident."""
@@ -19,6 +19,12 @@ CHUNK_LOGITS = 1 << 25
 """Maximum number of logits in memory: 128 MiB in float32. With smaller chunks the matrix products are slower."""
 OWN_GROUP_PARAMETERS = 1 << 20
 """Decoder layers with at least this many parameters are sharded and gathered one at a time."""
+MOMENT_BLOCK = 256
+"""Values of a row that share a scale where moments have 8 bits (`adamw_8bit`)."""
+UPDATED_VALUES = 1 << 22
+"""Values of a matrix that are updated at once there: 16 MiB in float32."""
+UPDATE_BYTES = 20
+"""Of each of these values: both moments, what is written of one of them, scaled, and its codes."""
 UNREDUCED_FRACTION = 0.25
 """Share of a rank's memory that unsharded gradients may take."""
 MASTER = 4
@@ -38,6 +44,7 @@ class StepMemory:
             activations, else they grow as activations are freed.
         gathered: weights and gradients that are whole while they are used, where the rest is sharded.
         teacher: weights and hidden states of the teacher.
+        update: what the optimizer computes with, after activations are freed.
     """
 
     state: int
@@ -47,12 +54,14 @@ class StepMemory:
     accumulates: bool
     gathered: int = 0
     teacher: int = 0
+    update: int = 0
 
     @property
     def total(self) -> int:
         """The peak."""
         work = self.activations + self.loss
         growing = work + self.gradients if self.accumulates else max(work, self.gradients)
+        growing = max(growing, self.gradients + self.update)
         return self.state + growing + self.gathered + self.teacher
 
 
@@ -72,6 +81,7 @@ class Step:
         teacher_dtype: precision of its weights.
         on_gpu: where it is computed, which decides about the mask of packed rows.
         matches_states: whether the hidden states after each layer are compared with those of the teacher.
+        optimizer: how moments are kept.
     """
 
     micro_batch_size: int
@@ -85,6 +95,7 @@ class Step:
     teacher_dtype: str = "float32"
     on_gpu: bool = False
     matches_states: bool = True
+    optimizer: Optimizer = "adamw"
 
     @classmethod
     def of(
@@ -94,16 +105,8 @@ class Step:
         rows = -(-config.global_batch_size // num_ranks)
         bfloat16 = (config.dtype or stored) == "bfloat16"
         micro = min(config.micro_batch_size, rows)
-        return cls(
-            micro,
-            rows,
-            config.seq_len,
-            bfloat16,
-            num_ranks,
-            rank_bytes,
-            config.activation_checkpointing,
-            on_gpu=on_gpu,
-        )
+        made = cls(micro, rows, config.seq_len, bfloat16, num_ranks, rank_bytes, config.activation_checkpointing)
+        return replace(made, on_gpu=on_gpu, optimizer=config.optimizer)
 
     def distilled_from(self, teacher: Architecture, dtype: str, *, matches_states: bool = True) -> "Step":
         """The same step with a teacher."""
@@ -133,14 +136,32 @@ def step_memory(shape: Architecture, step: Step) -> StepMemory:
     """The peak of the second step or a later one: the first has no moments yet."""
     shard = MASTER * shape.parameters // step.num_ranks
     return StepMemory(
-        state=3 * shard,
+        state=shard + _moment_bytes(shape, step),
         gradients=shard,
         activations=activation_bytes(shape, step),
         loss=loss_bytes(shape, step),
         accumulates=step.accumulates,
         gathered=_gathered_bytes(shape, step),
         teacher=_teacher_bytes(step),
+        update=_update_bytes(shape, step),
     )
+
+
+def _moment_bytes(shape: Architecture, step: Step) -> int:
+    """Both moments of AdamW, of a rank."""
+    own = shape.parameters // step.num_ranks
+    if step.optimizer == "adamw":
+        return 2 * MASTER * own
+    return 2 * own + 2 * MASTER * own // MOMENT_BLOCK
+
+
+def _update_bytes(shape: Architecture, step: Step) -> int:
+    """What is computed of a piece of the largest matrix where moments are kept as codes."""
+    if step.optimizer == "adamw":
+        return 0
+    widths = [block.intermediate_size for block in shape.blocks if isinstance(block.intermediate_size, int)]
+    largest = shape.hidden_size * max(shape.vocab_size, shape.num_attention_heads * shape.head_dim, *widths)
+    return UPDATE_BYTES * min(UPDATED_VALUES, largest // step.num_ranks)
 
 
 def activation_bytes(shape: Architecture, step: Step) -> int:

@@ -92,7 +92,7 @@ def stand_in_of(parent: Architecture, layers: int) -> Architecture:
 
 def recipe_of_8b(folder: Path, **sections: Any) -> Recipe:
     """A recipe with a parent of 8 B, of which only the configuration is there."""
-    (folder / "model").mkdir()
+    (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text(json.dumps(LLAMA_8B))
     values = {"name": "large", "parent": "./model", "corpus": "./text.txt", **sections}
     left_out = dict.fromkeys(("search", "distill", "sft", "rl", "eval", "deploy"))
@@ -113,6 +113,17 @@ def test_an_8b_does_not_train_on_one_gpu_and_the_plan_says_on_how_many(tmp_path:
     assert "pretrain needs" in told
     assert "on each device, and H100 has 76.00 GiB" in told
     assert "GPUs, with pretrain.activation_checkpointing" in told
+
+
+def test_moments_of_8_bits_let_a_3b_train_on_a_gpu_of_48_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LLAMA_8B, "num_hidden_layers", 10)
+    training = {"num_steps": 10, "global_batch_size": 64, "micro_batch_size": 8, "seq_len": 4096}
+    recipe = recipe_of_8b(tmp_path, pretrain=training)
+    (told,) = [hint for hint in hints(recipe, named_machine("L40S:1")) if hint.startswith("pretrain")]
+    assert "set pretrain.optimizer to adamw_8bit, pretrain.activation_checkpointing to true" in told
+    small = {**training, "optimizer": "adamw_8bit", "activation_checkpointing": True, "micro_batch_size": 1}
+    found = hints(recipe_of_8b(tmp_path / "small", pretrain=small), named_machine("L40S:1"))
+    assert [hint for hint in found if hint.startswith("pretrain")] == []
 
 
 def test_a_smaller_micro_batch_is_the_first_way_out(tmp_path: Path) -> None:

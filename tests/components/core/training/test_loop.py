@@ -126,18 +126,26 @@ def test_a_rank_reads_its_own_rows_alone(monkeypatch):
     assert read == [9, 11, 13]
 
 
-@pytest.mark.parametrize("stop_after", [1, 5])
-def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, stop_after):
+def test_losses_with_moments_of_8_bits_are_near_those_of_float32(tmp_path):
+    config = CONFIG.model_copy(update={"optimizer": "adamw_8bit"})
+    losses = train(tiny_model(), stream(), next_token, config, quiet_context(tmp_path))
+
+    assert losses == pytest.approx(plain_pytorch(8), abs=0.01)
+
+
+@pytest.mark.parametrize(("stop_after", "optimizer"), [(1, "adamw"), (5, "adamw"), (5, "adamw_8bit")])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, stop_after, optimizer):
+    config = CONFIG.model_copy(update={"optimizer": optimizer})
     whole = tiny_model()
-    losses = train(whole, stream(), next_token, CONFIG, quiet_context(tmp_path / "whole"))
+    losses = train(whole, stream(), next_token, config, quiet_context(tmp_path / "whole"))
     stopping = Stopping(stop_after)
     context = StageContext(stopping, Resume(tmp_path / "resume"), tmp_path, Placement(threads=1), stopping=stopping)
     with pytest.raises(Interrupted):
-        train(tiny_model(), stream(), next_token, CONFIG, context)
+        train(tiny_model(), stream(), next_token, config, context)
     again = tiny_model(seed=5)
     goes_on = StageContext(NullReporter(), Resume(tmp_path / "resume"), tmp_path, Placement(threads=1))
 
-    assert train(again, stream(), next_token, CONFIG, goes_on) == losses
+    assert train(again, stream(), next_token, config, goes_on) == losses
     for (name, first), second in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(first, second), name
 

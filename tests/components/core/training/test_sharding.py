@@ -37,6 +37,7 @@ from tests.components.core.training.test_loop import CONFIG, Stopping, next_toke
 
 TOKENS = NewTokens(70, {64: [3, 4], 65: [5], 7: [9, 10]})
 SMALL_FILES = "40KB"
+IN_8_BITS = CONFIG.model_copy(update={"optimizer": "adamw_8bit"})
 ON_GPUS = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
@@ -132,6 +133,12 @@ def two_ranks(folder: Path, rank: int) -> None:
         train(load_student(folder / "tiny", CONFIG, context), stream(), next_token, CONFIG, context)
     context.resume.wait()
 
+    stopping = Stopping(3)
+    context = context_in(folder / "8bit", rank, reporter=stopping, stopping=stopping)
+    with pytest.raises(Interrupted):
+        train(load_student(folder / "tiny", IN_8_BITS, context), stream(), next_token, IN_8_BITS, context)
+    context.resume.wait()
+
     resume = DueAfter(folder / "agreed" / "resume", ({1, 3, 4}, {2, 3, 4, 6})[rank])
     context = context_in(folder / "agreed", rank, resume=resume)
     train(load_student(folder / "tiny", CONFIG, context), stream(), next_token, CONFIG, context)
@@ -217,6 +224,10 @@ def three_ranks(folder: Path, rank: int) -> None:
             record(folder, f"losses-{written}-3", train(model, stream(), next_token, CONFIG, context))
         save_trained(model, folder / f"{written}-3", tokenizer=folder / "tokenizer", dtype=torch.float32)
 
+    context = context_in(folder / "8bit", rank, resume=Resume(folder / "8bit" / "resume"))
+    model = load_student(folder / "tiny", IN_8_BITS, context)
+    record(folder, "losses-8bit-3", train(model, stream(), next_token, IN_8_BITS, context))
+
 
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +308,14 @@ def test_three_ranks_go_on_from_two_and_from_one(
     losses, weights = one_process
     assert recorded(done, f"losses-{stopped}-3") == pytest.approx(losses, abs=1e-5)
     assert_close(done / f"{stopped}-3", weights)
+
+
+def test_three_ranks_go_on_from_two_with_moments_of_8_bits(done: Path, tmp_path: Path) -> None:
+    losses = train(tiny_model(), stream(), next_token, IN_8_BITS, context_in(tmp_path))
+    assert recorded(done, "losses-8bit-3") == pytest.approx(losses, abs=1e-3)
+    (point,) = (path for path in (done / "8bit" / "resume").iterdir() if path.is_dir())
+    written = load_file(next(path for path in point.iterdir() if path.name.startswith("shard-00001")))
+    assert written["model.embed_tokens.weight/exp_avg"].dtype == torch.uint8
 
 
 def test_one_process_goes_on_from_two_ranks(

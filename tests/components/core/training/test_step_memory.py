@@ -71,6 +71,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bfloat16": (DEEP, {"global_batch_size": 8, "micro_batch_size": 8, "dtype": "bfloat16"}),
     "bfloat16, weights decide": (WIDE, {"global_batch_size": 2, "micro_batch_size": 1, "dtype": "bfloat16"}),
     "computed again": (DEEP, {"global_batch_size": 8, "micro_batch_size": 8, "activation_checkpointing": True}),
+    "moments of 8 bits": (WIDE, {"global_batch_size": 1, "micro_batch_size": 1, "optimizer": "adamw_8bit"}),
 }
 
 
