@@ -8,7 +8,7 @@ HAS_HEADERS := import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconf
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install images demo test test-gpu test-cluster test-kfp cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
+.PHONY: help install images demo real test test-gpu test-cluster test-kfp cluster-up cluster-down nightly check chart-render chart-docs chaos fuzz bench-store bench-search bench-training format lock golden clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ images: install ## Build the images as root, without a container engine: make im
 
 demo: install ## Run the whole recipe on this machine: from nothing to a served reasoning model
 	$(BIN)/tessera run pipelines/recipes/demo.yaml
+
+real: install ## Take a real model through a recipe of `tessera init` and measure it, an hour: make real OUT=file [QUICK=1]
+	PYTHONPATH=. $(BIN)/python -m tests.bench.real $(or $(OUT),real.json) $(if $(QUICK),--quick)
 
 test: check ## Format, lint, types, import contracts, all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -67,6 +70,7 @@ cluster-down: install ## Stop the cluster; its state stays for the next start: m
 	PYTHONPATH=. $(BIN)/python -m infra.testcluster down $(if $(WIPE),--wipe)
 
 nightly: test ## All tests, those on a cluster whose programs are built anew, and chaos; as root, about two hours
+	$(BIN)/python -m pytest -m real tests/bench
 	@export TESSERA_TESTCLUSTER=$$(mktemp -d /tmp/tessera-cluster-XXXX); \
 	  trap '$(MAKE) cluster-down WIPE=1; rm -rf "$$TESSERA_TESTCLUSTER"' EXIT; \
 	  $(MAKE) cluster-up test-cluster chaos

@@ -13,7 +13,7 @@ settings.register_profile("tessera", deadline=None, suppress_health_check=[Healt
 settings.load_profile("tessera")  # a busy machine fails no test
 
 
-OPT_IN = ("cluster", "kfp")
+OPT_IN = ("cluster", "kfp", "real")
 """Markers of tests that run only where `-m` asks for them."""
 
 

@@ -459,7 +459,8 @@ def search_settings(
     tokens = rows * seq_len
     step_flops = BLD_FLOPS * facts.parent.parameters * tokens
     steps = int(facts.stage_s * TRAINED * facts.computer.flops(dtype) / max(1, facts.gpus) / step_flops)
-    steps = max(MIN_BLD_STEPS, min(MAX_BLD_STEPS, steps))
+    have = facts.data.corpus.tokens if facts.data.corpus else 0
+    steps = max(MIN_BLD_STEPS, min(MAX_BLD_STEPS, steps, MAX_EPOCHS * have // tokens))
     load: dict[str, JsonValue] = {"batch_size": 64 if facts.gpus else 8}
     load_reason = "users at the same time, a guess"
     if problems is not None:
@@ -476,8 +477,8 @@ def search_settings(
         Setting(
             "search.distillation.num_steps",
             steps,
-            f"{steps * tokens:,} tokens, about {facts.stage_s / 60:.0f} minutes at most; the paper's quality saturates "
-            "after 0.5 B (arXiv 2411.19146, table 10)",
+            f"{steps * tokens:,} tokens: at most {facts.stage_s / 60:.0f} minutes, and {MAX_EPOCHS} times your text; "
+            "the paper's quality saturates after 0.5 B (arXiv 2411.19146, table 10)",
         ),
         Setting("search.measurement", load, load_reason),
     ]

@@ -15,8 +15,8 @@ class Targets(Config):
     format_after_sft: float | None = Field(default=None, ge=0, le=1)
     """Fraction of answers with the format of their mode after SFT, in the worse of the two modes."""
     thinking_gain: float | None = Field(default=None, ge=-1, le=1)
-    """Accuracy on the hard problems after SFT, thinking on minus off."""
+    """Accuracy after SFT, thinking on minus off; on the hard problems if there are any."""
     rl_gain: float | None = Field(default=None, ge=-1, le=1)
-    """Accuracy on the hard problems with thinking on, RL minus SFT."""
+    """Accuracy with thinking on, RL minus SFT; on the hard problems if there are any."""
     format_after_rl: float | None = Field(default=None, ge=0, le=1)
     """Fraction of answers with the format of their mode after RL, in the worse of the two modes."""

@@ -192,8 +192,13 @@ def _format(models: Models, role: str) -> float | None:
     return _lower(*(_find(models, role, "format", mode) for mode in MODES))
 
 
+def _split(models: Models, role: str) -> str:
+    """The hard problems, or all where none is hard, as with those of most users."""
+    return "standard" if _find(models, role, "accuracy", "hard", "on") is None else "hard"
+
+
 def _hard(models: Models, role: str, mode: str) -> float | None:
-    return _find(models, role, "accuracy", "hard", mode)
+    return _find(models, role, "accuracy", _split(models, role), mode)
 
 
 def _speed_up(models: Models) -> float | None:
@@ -233,18 +238,18 @@ TARGETS = (
     Target(
         "thinking_gain",
         "Thinking gain",
-        "hard problems after SFT, thinking on minus off",
+        "thinking on minus off after SFT, on hard problems if there are any",
         "points",
         _thinking_gain,
-        lambda models: _entry(models, "sft", "gains", "thinking", "hard"),
+        lambda models: _entry(models, "sft", "gains", "thinking", _split(models, "sft")),
     ),
     Target(
         "rl_gain",
         "RL gain",
-        "hard problems with thinking on, RL minus SFT",
+        "RL minus SFT with thinking on, on hard problems if there are any",
         "points",
         _rl_gain,
-        lambda models: _entry(models, "rl", "gains", "over", "sft", "hard", "on"),
+        lambda models: _entry(models, "rl", "gains", "over", "sft", _split(models, "rl"), "on"),
     ),
     Target(
         "format_after_rl",

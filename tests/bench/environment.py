@@ -15,6 +15,9 @@ def environment(name: str, *packages: str) -> Path:
     Args:
         name: of its folder in the cache.
         packages: with their versions.
+
+    Raises:
+        SystemExit: pip could not install them.
     """
     folder = CACHE / name
     python, done = folder / "bin" / "python", folder / "packages.txt"
@@ -31,6 +34,27 @@ def environment(name: str, *packages: str) -> Path:
             "--no-deps",
             *packages,
         ]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        if subprocess.run(command, stdout=sys.stderr).returncode:
+            sys.exit(f"pip could not install {', '.join(packages)}: this needs PyPI; what pip says stands above")
         done.write_text(wanted, encoding="utf-8")
     return python
+
+
+def run_beside(name: str, packages: tuple[str, ...], module: str, *arguments: str) -> None:
+    """Run a module of this tree in a process that has the packages of an environment in its path too.
+
+    Args:
+        name: of the environment.
+        packages: with their versions.
+        module: run as a program.
+        arguments: of the program.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    site = next((environment(name, *packages).parents[1] / "lib").glob("python*/site-packages"))
+    path = os.pathsep.join([os.environ.get("PYTHONPATH", "."), str(site)])
+    command = [sys.executable, "-m", module, *arguments]
+    status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
+    if status:
+        sys.exit(status)

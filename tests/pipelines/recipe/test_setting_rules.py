@@ -29,6 +29,9 @@ SMALL = Architecture.from_config(
         "tie_word_embeddings": True,
     }
 )
+LITTLE = Architecture.from_config(
+    {**SIZES, "vocab_size": 1024, "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 256}
+)
 CORPUS = CorpusFacts(tokens=900_000, estimated=False, document_tokens=3000)
 CHATS = ChatFacts(
     num_chats=3000, num_thinking=1500, tokens=600_000, chat_tokens=411, longest_chat=1003, answer_tokens=290
@@ -77,6 +80,13 @@ def test_a_training_goes_through_no_more_than_it_has_and_has_time_for() -> None:
     few = values(facts(data=DataFacts(corpus=CorpusFacts(tokens=1000, estimated=False, document_tokens=100))))
     assert few["distill.num_steps"] * few["distill.global_batch_size"] * few["distill.seq_len"] <= 4 * 1000
     assert few["distill.global_batch_size"] == rules.MIN_ROWS
+    library = few["search.distillation.num_steps"] * few["search.batch_size"] * few["search.seq_len"]
+    assert library <= rules.MIN_BLD_STEPS * rules.CPU_MICRO_TOKENS  # four times this text is less than the fewest steps
+    some = CorpusFacts(tokens=100_000, estimated=False, document_tokens=100)
+    bounded = values(facts(LITTLE, DataFacts(corpus=some)))
+    steps = bounded["search.distillation.num_steps"]
+    assert rules.MIN_BLD_STEPS < steps
+    assert steps * bounded["search.batch_size"] * bounded["search.seq_len"] <= 4 * 100_000
     much = facts(LLAMA_8B, DataFacts(corpus=CorpusFacts(tokens=10**12, estimated=True, document_tokens=3000)), gpus=8)
     large = values(much)
     tokens = large["distill.num_steps"] * large["distill.global_batch_size"] * large["distill.seq_len"]

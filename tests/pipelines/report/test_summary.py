@@ -94,6 +94,20 @@ def test_metrics_of_earlier_versions_have_values_without_intervals() -> None:
     assert gain.interval(models) is None
 
 
+def test_where_no_problem_is_hard_all_problems_judge_thinking_and_rl() -> None:
+    sft = {"accuracy": {"standard": {"on": 0.5, "off": 0.2}, "hard": {"on": None, "off": None}}}
+    interval = {"value": 0.1, "low": 0.05, "high": 0.15}
+    rl = {
+        "accuracy": {"standard": {"on": 0.6, "off": 0.2}, "hard": {"on": None, "off": None}},
+        "gains": {"over": {"sft": {"standard": {"on": interval}, "hard": {"on": None}}}},
+    }
+    found = {target.title: target for target in TARGETS}
+    models = {"sft": sft, "rl": rl}
+    assert found["Thinking gain"].value(models) == pytest.approx(0.3)
+    assert found["RL gain"].value(models) == pytest.approx(0.1)
+    assert found["RL gain"].interval(models) == (0.05, 0.15)
+
+
 def test_a_difference_of_exactly_the_target_meets_it() -> None:
     hard = {"sft": {"accuracy": {"hard": {"on": 0.80, "off": 0.60}}}, "rl": {"accuracy": {"hard": {"on": 0.83}}}}
     gain, rl_gain = (
