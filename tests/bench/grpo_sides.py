@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import torch
 
 from components.core.model.inspection import stored_dtype
+from components.core.serving.settings import ENVIRONMENT
 
 SAMPLES, MAX_TOKENS, UPDATES, MICRO_BATCH = 8, 96, 2, 16
 """Answers to a problem, their maximum length, optimizer steps of a step, answers that are computed at a time."""
@@ -190,7 +191,7 @@ def main() -> None:
         while True:
             turns.wait()
             turns.tell(step())
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {**ENVIRONMENT, "VLLM_LOGGING_LEVEL": "ERROR"}
     with tempfile.TemporaryDirectory() as scratch:
         trl(Path(folder), texts, turns, scratch, with_vllm=name == "trl")
 

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 from tests.bench.environment import run_beside
 
@@ -35,7 +36,7 @@ STORY = "in_the_year_2889.txt"
 """A story in the package reasoning-gym: text of another kind than the corpus."""
 SMALL_CORPUS, SMALL_VOCABULARY = 150_000, 1024
 """Characters of the small corpus, and tokens of the small model."""
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 6,
@@ -120,7 +121,9 @@ def write_small_model(folder: Path, texts: list[str]) -> None:
     tokens = {"bos_token": ROLE, "eos_token": END, "pad_token": END, "unk_token": TEXT_END}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, chat_template=CHATML, **tokens)  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
-    ids = {name: core.token_to_id(token) for name, token in (("bos_token_id", ROLE), ("eos_token_id", END))}
+    ids: dict[str, Any] = {
+        name: core.token_to_id(token) for name, token in (("bos_token_id", ROLE), ("eos_token_id", END))
+    }
     config = LlamaConfig(**SMALL, **ids, vocab_size=core.get_vocab_size(), pad_token_id=2, tie_word_embeddings=True)
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)

@@ -17,14 +17,14 @@ from reasoning_gym.arithmetic.leg_counting import ANIMALS
 class Amount(NamedTuple):
     """How many problems of each task are made, how many of all become chats, and the settings of the tasks."""
 
-    count: int
+    per_task: int
     chats: int
     sums: dict[str, Any]
     legs: dict[str, Any]
 
 
 WHOLE = Amount(2000, 1500, {"max_terms": 4, "max_digits": 2}, {"max_animals": 4, "max_instances": 9})
-SMALL = Amount(300, 300, {"max_terms": 2, "max_digits": 1}, {"min_animals": 2, "max_animals": 2, "max_instances": 3})
+SMALL = Amount(800, 1000, {"max_terms": 2, "max_digits": 2}, {"min_animals": 2, "max_animals": 2, "max_instances": 3})
 
 
 def steps_of_sum(expression: str) -> Iterator[str]:
@@ -50,10 +50,10 @@ def steps_of_legs(animals: Mapping[str, int]) -> Iterator[str]:
 
 def rows(amount: Amount) -> Iterator[tuple[str, str, str]]:
     """Question, steps and answer of each problem."""
-    for item in reasoning_gym.create_dataset("chain_sum", size=amount.count, seed=7, **amount.sums):
+    for item in reasoning_gym.create_dataset("chain_sum", size=amount.per_task, seed=7, **amount.sums):
         steps = "\n".join(steps_of_sum(item["metadata"]["expression"]))
         yield item["question"], steps, item["answer"].strip()
-    for item in reasoning_gym.create_dataset("leg_counting", size=amount.count, seed=7, **amount.legs):
+    for item in reasoning_gym.create_dataset("leg_counting", size=amount.per_task, seed=7, **amount.legs):
         yield item["question"].strip(), "\n".join(steps_of_legs(item["metadata"]["animals"])), item["answer"]
 
 

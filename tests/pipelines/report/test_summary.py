@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -102,7 +103,7 @@ def test_where_no_problem_is_hard_all_problems_judge_thinking_and_rl() -> None:
         "gains": {"over": {"sft": {"standard": {"on": interval}, "hard": {"on": None}}}},
     }
     found = {target.title: target for target in TARGETS}
-    models = {"sft": sft, "rl": rl}
+    models: dict[str, Any] = {"sft": sft, "rl": rl}
     assert found["Thinking gain"].value(models) == pytest.approx(0.3)
     assert found["RL gain"].value(models) == pytest.approx(0.1)
     assert found["RL gain"].interval(models) == (0.05, 0.15)
