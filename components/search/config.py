@@ -156,7 +156,7 @@ class Measurement(LoadProfile):
     rounds: int = Field(default=7, gt=0)
     """Rounds of measuring all models in turn, each right after the parent; the median counts."""
     num_layers: int | None = Field(default=None, gt=1)
-    """Layers of the measured models; as many as the parent's by default, fewer where the machine cannot hold those."""
+    """Layers of the measured models; by default four, or as many as hold 128 MiB, at most the parent's."""
     cached_tokens: int | None = Field(default=None, gt=0)
     """Tokens whose KV cache `memory_bytes` counts; the batch at its full length by default."""
 

@@ -29,7 +29,7 @@ from components.search.config import (
     SearchConfig,
     Space,
 )
-from components.search.costs.resources import model_costs
+from components.search.costs.resources import measured_layers, model_costs
 from components.search.costs.work_time import OPEN_S, START_S, Computer
 from components.search.memory_limits import CHUNK_BYTES, MAX_BYTES_IN_FLIGHT, PAGED_SHARE, VALUES_A_LOGIT
 from components.search.space.layer_space import PARTS, LayerSpace, Variant, block_of, layer_spaces, shape_of
@@ -286,7 +286,7 @@ def _scores(work: _Work) -> StageWork:
 
 
 def _costs(work: _Work) -> StageWork:
-    """A model for each variant, timed in turn with the parent, where costs are measured at all."""
+    """A model of few layers for each variant, timed in turn with the parent's, where costs are measured at all."""
     config, models = work.task.config, work.models
     assert isinstance(config, CostsConfig)
     load = config.measurement
@@ -295,15 +295,15 @@ def _costs(work: _Work) -> StageWork:
     spaces = layer_spaces(config, shape_of(models.parent))
     number = len({variant for space in spaces for part in PARTS for variant in space.of(part)})
     batches = 2 * number * (1 + load.rounds)
-    seconds = _generated_s(work, models.parent, load, batches * load.batch_size, starts=1)
+    served = load.model_copy(update={"dtype": load.dtype or models.stored})
+    measured = _first(models.parent, measured_layers(models.parent, served))
+    seconds = _generated_s(work, measured, load, batches * load.batch_size, starts=1)
     if seconds is not None:
         seconds += (number - 1) * OPEN_S
     tokens = batches * load.batch_size * (load.prompt_tokens + load.new_tokens)
-    layers = load.num_layers or len(models.parent.blocks)
-    scratch = number * models.size * _first(models.parent, min(layers, len(models.parent.blocks))).parameters
-    memory = _served_bytes(work, models.parent, load) + _parent_bytes(work)
-    flops = forward_flops(models.parent, tokens, load.prompt_tokens + load.new_tokens)
-    return StageWork(tokens, flops, seconds, memory, 0, scratch)
+    memory = _served_bytes(work, measured, load) + _parent_bytes(work)
+    flops = forward_flops(measured, tokens, load.prompt_tokens + load.new_tokens)
+    return StageWork(tokens, flops, seconds, memory)
 
 
 def _search(work: _Work) -> StageWork:

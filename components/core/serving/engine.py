@@ -80,6 +80,7 @@ class Engine:
         max_num_seqs: int = 256,
         seed: int = 0,
         serving: ServingConfig = DEFAULT,
+        random_weights: bool = False,
     ) -> None:
         """Load a model folder.
 
@@ -89,6 +90,8 @@ class Engine:
             max_num_seqs: maximum number of sequences that are generated at the same time.
             seed: seed of the engine; a request may have its own.
             serving: precision and devices; `float8` quantises weights that are stored in bfloat16.
+            random_weights: make random weights in memory; the folder then needs no more than a `config.json`. For
+                measurements of speed.
 
         Raises:
             MissingPackage: vLLM is not installed.
@@ -105,6 +108,7 @@ class Engine:
 
         self._llm = LLM(
             str(folder),
+            load_format="dummy" if random_weights else "auto",
             skip_tokenizer_init=True,
             generation_config="vllm",  # sampling settings come from requests alone
             logprobs_mode="processed_logprobs",  # the learner of RL compares them with its own at that temperature

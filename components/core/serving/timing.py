@@ -75,6 +75,7 @@ def measure_times(
     memory_gib: float,
     max_error: float = math.inf,
     report: Report = no_report,
+    random_weights: bool = False,
 ) -> list[list[BatchTime]]:
     """Measure the prefill of a batch and the decode steps after it, for each model folder.
 
@@ -85,6 +86,7 @@ def measure_times(
         memory_gib: memory of the stage; engines that do not fit into half of it are not open at the same time.
         max_error: rounds are repeated, up to four times, until `relative_error` of each model's step time is no larger.
         report: takes progress.
+        random_weights: each folder has a `config.json` alone, and the weights are made at random in memory.
 
     Returns:
         The time of each model in each round. The first model's is raw; the others are divided by the first model's
@@ -97,12 +99,13 @@ def measure_times(
     require_vllm()
     first, *others = folders
     if not others:
-        return [[time for (time,) in _measure_in_process([first], profile, threads, max_error, report)]]
+        times = _measure_in_process([first], profile, threads, max_error, report, random_weights)
+        return [[time for (time,) in times]]
     groups = [folders] if _fit(folders, profile, memory_gib) else [[first, other] for other in others]
     by_group = [
-        [_pairs(readings) for readings in _measure_in_process(group, profile, threads, max_error, part)]
+        [_pairs(readings) for readings in _measure_in_process(group, profile, threads, max_error, part, random_weights)]
         if _fit(group, profile, memory_gib)
-        else _measure_apart(group, profile, threads, part)
+        else _measure_apart(group, profile, threads, part, random_weights)
         for group, part in zip(groups, _parts(report, len(groups)), strict=True)
     ]
     # One group may have needed more rounds than another.
@@ -133,12 +136,17 @@ def _fit(folders: Sequence[Path], profile: LoadProfile, memory_gib: float) -> bo
     return needed <= OPEN_SHARE * memory_gib * 2**30
 
 
-def _measure_apart(folders: Sequence[Path], profile: LoadProfile, threads: int, report: Report) -> list[list[Pair]]:
+def _measure_apart(
+    folders: Sequence[Path], profile: LoadProfile, threads: int, report: Report, random_weights: bool
+) -> list[list[Pair]]:
     """Measure the first model and another one, with one engine open at a time: both are opened in every round."""
     once = profile.model_copy(update={"rounds": 1})
     parts = iter(_parts(report, profile.rounds * len(folders)))
     readings = [
-        [_measure_in_process([folder], once, threads, math.inf, next(parts))[0][0] for folder in folders]
+        [
+            _measure_in_process([folder], once, threads, math.inf, next(parts), random_weights)[0][0]
+            for folder in folders
+        ]
         for _ in range(profile.rounds)
     ]
     return [_pairs(row) for row in readings]
@@ -182,8 +190,9 @@ def _measure_in_process(
     folders: Sequence[Path],
     profile: LoadProfile,
     threads: int,
-    max_error: float = math.inf,
-    report: Report = no_report,
+    max_error: float,
+    report: Report,
+    random_weights: bool,
 ) -> list[list[BatchTime]]:
     """Run this module as a program: the request goes to its standard input, the times come from its standard output.
 
@@ -194,6 +203,7 @@ def _measure_in_process(
         "folders": [str(folder) for folder in folders],
         "profile": profile.model_dump(include=set(LoadProfile.model_fields)),
         "max_error": max_error,
+        "random_weights": random_weights,
     }
     line = ""
     with (
@@ -231,7 +241,7 @@ def main() -> None:
     """Read a request from standard input, and write progress and the times to standard output."""
     end_with_owner(os.getppid())
     request = json.loads(sys.stdin.read())
-    profile, folders = LoadProfile.parse(request["profile"]), request["folders"]
+    profile, folders, random_weights = LoadProfile.parse(request["profile"]), request["folders"], request["random_weights"]
     turns = max(1, 2 * (len(folders) - 1))
     done = 0
 
@@ -246,7 +256,7 @@ def main() -> None:
     with ExitStack() as open_engines:
         engines = []
         for folder in folders:
-            engines.append(open_engines.enter_context(_engine(folder, profile)))
+            engines.append(open_engines.enter_context(_engine(folder, profile, random_weights)))
             tell(0)
         rounds: list[list[BatchTime]] = []
         while needs_round(rounds, profile.rounds, request["max_error"]):
@@ -276,13 +286,14 @@ def relative_error(values: Sequence[float]) -> float:
     return Z_95 * statistics.stdev(values) / math.sqrt(len(values)) / statistics.fmean(values)
 
 
-def _engine(folder: str, profile: LoadProfile) -> Engine:
+def _engine(folder: str, profile: LoadProfile, random_weights: bool) -> Engine:
     """An engine for the load."""
     return Engine(
         Path(folder),
         max_model_len=profile.prompt_tokens + profile.new_tokens,
         max_num_seqs=profile.batch_size,
         serving=ServingConfig(dtype=profile.dtype, tensor_parallel=profile.tensor_parallel),
+        random_weights=random_weights,
     )
 
 

@@ -1,10 +1,11 @@
 """What every sub-block costs: parameters and memory counted, prefill and decode measured in vLLM on this machine.
 
-Models are built in which every layer has the same sub-blocks, each model with one of them changed; the time of their
-prefill and of their decode steps is then explained as a fixed part plus a part for each sub-block (`time_split.py`), a
-no-op being free. Each is measured right after the parent, whose time shows the speed of the machine in that round; a
-model that takes longer than a larger one is measured again. Counting operations would not do: what a sub-block takes
-depends on the machine.
+Models of few layers are measured in which every layer has the same sub-blocks, each model with one of them changed; the
+time of their prefill and of their decode steps is then explained as a fixed part plus a part for each sub-block
+(`time_split.py`), a no-op being free. A model is a `config.json`: vLLM makes random weights in memory. Each is measured
+right after the one with the parent's own sub-blocks, whose time shows the speed of the machine in that round; a model
+that takes longer than a larger one is measured again. Counting operations would not do: what a sub-block takes depends
+on the machine.
 
 Source: arXiv 2411.19146, section 4.1.
 """
@@ -23,7 +24,7 @@ import torch
 from components.core.base.errors import RecipeError
 from components.core.model.accelerators import Device, device_of
 from components.core.model.architecture import LINEAR, Architecture
-from components.core.model.checkpoint import save_model
+from components.core.model.checkpoint import written_config
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.runtime.hardware import timing_device, vllm_uses_gpu
@@ -39,6 +40,7 @@ from components.search.costs.resources import (
     Spread,
     counted,
     counted_fixed,
+    measured_layers,
 )
 from components.search.costs.roofline import predicted, predicted_fixed
 from components.search.costs.time_split import TimeSplit, contradictions
@@ -93,12 +95,10 @@ def measure_costs(
     fixed, blocks = counted_costs(parent, spaces, measurement)
     if measurement.device is not None:
         return predict_costs(architecture_of(parent), fixed, blocks, measurement, device_of(measurement.device))
-    shapes = shapes_to_measure(blocks, measurement.num_layers or len(spaces))
-    folders = []
-    for number, shape in enumerate(shapes):
-        context.progress(number, len(shapes), "models to measure")
-        folders.append(context.scratch / f"measured-{number}")
-        save_model(heterogeneous_model(parent.config, shape), folders[-1], tokenizer=None)
+    shapes = shapes_to_measure(blocks, measured_layers(architecture_of(parent), measurement))
+    folders = [context.scratch / f"measured-{number}" for number in range(len(shapes))]
+    for folder, shape in zip(folders, shapes, strict=True):
+        write_shape(parent, shape, folder)
     times = _measure_models(folders, shapes, measurement, context)
     steps, firsts = _step_ms(times), _first_token_ms(times)
     if any(max(rounds) > NOISY * statistics.median(rounds) for rounds in steps):
@@ -149,7 +149,9 @@ def _measure_models(
     def measure(models: Sequence[int], rounds: int) -> list[list[BatchTime]]:
         chosen, load = [folders[number] for number in models], measurement.model_copy(update={"rounds": rounds})
         place, report = context.placement, partial(context.progress, what=MEASURED)
-        return measure_times(chosen, load, place.engine_threads, place.memory_gib, math.inf, report)
+        return measure_times(
+            chosen, load, place.engine_threads, place.memory_gib, report=report, random_weights=True
+        )
 
     times = measure(range(len(folders)), measurement.rounds)
     if not (found := _contradictions(shapes, times)):
@@ -281,6 +283,14 @@ def shapes_to_measure(blocks: Mapping[Variant, Costs], num_layers: int) -> list[
     shapes += [((attention.size, other.size),) * num_layers for other in sorted(others["ffn"] - {ffn}, reverse=True)]
     shapes.append(((attention.size, 0), *((0, 0),) * (num_layers - 1)))
     return shapes
+
+
+def write_shape(parent: TesseraForCausalLM, shape: Shape, folder: Path) -> None:
+    """Write the `config.json` of a model like the parent but for its layers, and no weights."""
+    with torch.device("meta"):
+        model = heterogeneous_model(parent.config, shape)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(written_config(model)), encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Resources: what options take, how bytes follow from shapes alone, and `costs.json`. Light: no torch."""
 
+import math
 from typing import Self
 
 from pydantic import Field
@@ -129,6 +130,24 @@ def model_costs(shape: Architecture, measurement: Measurement) -> tuple[Costs, l
             parts.append(counted(shape.ffn_parameters(block) + norm, 0, shape.head_dim, measurement))
     outside = shape.parameters - sum(part.parameters for part in parts)
     return counted_fixed(outside, shape, measurement), parts
+
+
+FEW_LAYERS = 4
+"""Layers of a measured model at least. Their sum stands out of the noise of a step, and it opens quickly."""
+UNCACHED_BYTES = 128 << 20
+"""Weights of a measured model at least, as far as the parent has as many: more than the caches of processors and GPUs
+hold, so that the weights of few small layers come from memory, as in a whole model."""
+
+
+def measured_layers(parent: Architecture, measurement: Measurement) -> int:
+    """Layers of the models whose times are measured, at most the parent's: times of more layers are sums."""
+    if measurement.num_layers is not None:
+        return measurement.num_layers
+    _, parts = model_costs(parent, measurement)
+    a_layer = sum(part.weight_bytes for part in parts) / len(parent.blocks)
+    head = outside_bytes(parent.vocab_size * parent.hidden_size, measurement)
+    needed = math.ceil((UNCACHED_BYTES - head) / a_layer)
+    return min(len(parent.blocks), max(FEW_LAYERS, needed))
 
 
 COSTS_FILE = "costs.json"

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from components.core.base.errors import RecipeError
-from components.core.model.architecture import Architecture
+from components.core.model.architecture import Architecture, BlockConfig
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext, quiet_context
 from components.core.serving.engine import BatchTime
@@ -21,7 +21,7 @@ from components.search.costs.measured import (
     read_costs,
     shapes_to_measure,
 )
-from components.search.costs.resources import Costs, CostTable, activation_bytes
+from components.search.costs.resources import Costs, CostTable, activation_bytes, measured_layers
 from components.search.space.layer_space import Shape, Variant, layer_spaces
 from components.search.space.subblocks import heterogeneous_model, reshaped
 from tests.components.conftest import Recorder
@@ -90,6 +90,37 @@ def test_linear_parts_are_measured_behind_a_first_layer_with_attention() -> None
     ]
 
 
+def llama(layers: int, hidden_size: int, vocab_size: int) -> Architecture:
+    """A model whose FFN has four times as many channels as its residual stream."""
+    block = BlockConfig(num_key_value_heads=2, intermediate_size=4 * hidden_size)
+    return Architecture(
+        family="llama",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_attention_heads=2,
+        head_dim=hidden_size // 2,
+        blocks=(block,) * layers,
+    )
+
+
+@pytest.mark.parametrize(
+    ("parent", "dtype", "layers"),
+    [
+        (llama(32, 4096, 128_256), "bfloat16", 4),  # a layer alone has more than 128 MiB
+        (llama(30, 512, 256), "float32", 8),  # 16 MiB a layer, and norms
+        (llama(30, 512, 256), "bfloat16", 16),
+        (llama(30, 512, 49_152), "float32", 4),  # the head has 96 MiB
+        (llama(12, 128, 320), "float32", 12),
+        (llama(3, 4096, 128_256), "float32", 3),
+    ],
+)
+def test_few_layers_are_measured_and_those_of_a_small_parent_all(
+    parent: Architecture, dtype: Literal["float32", "bfloat16"], layers: int
+) -> None:
+    assert measured_layers(parent, Measurement(dtype=dtype)) == layers
+    assert measured_layers(parent, Measurement(dtype=dtype, num_layers=7)) == 7
+
+
 def test_a_folder_without_one_json_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="one JSON file, not 0"):
         read_costs(tmp_path)
@@ -121,9 +152,12 @@ class ImaginaryMachine:
     def __init__(self, *tables: list[list[float]]) -> None:
         self._tables = list(tables)
         self.measured: list[list[str]] = []
+        self.files: set[str] = set()
 
-    def __call__(self, folders: Sequence[Path], *_: object) -> list[list[BatchTime]]:
+    def __call__(self, folders: Sequence[Path], *_: object, random_weights: bool) -> list[list[BatchTime]]:
         self.measured.append([folder.name for folder in folders])
+        self.files |= {file.name for folder in folders for file in folder.iterdir()}
+        assert random_weights
         return [[BatchTime(10 * ms, ms) for ms in model] for model in self._tables.pop(0)]
 
 
@@ -145,6 +179,7 @@ def test_models_that_agree_with_their_sizes_are_measured_once(
     machine = ImaginaryMachine(AGREEING)
     measured_on(machine, parent, recorded_context, monkeypatch)
     assert [len(folders) for folders in machine.measured] == [6]
+    assert machine.files == {"config.json"}
     assert recorder.notes == []
 
 
