@@ -6,6 +6,7 @@ Source: arXiv 2505.00949; the search of arXiv 2411.19146.
 from collections.abc import Mapping
 
 from components.core.base.config import Config
+from components.core.runtime.placement import Placement
 from components.core.runtime.stage import Stage, item_label
 from components.data.config import STAGE as DATA
 from components.deploy.config import STAGE as DEPLOY
@@ -95,7 +96,7 @@ class _Pipeline:
     def add(self, label: str, stage: Stage, section: Placed, **inputs: Binding | None) -> dict[str, Made]:
         """Add the task of a stage with a section of its own; returns its outputs."""
         config = self.recipe.config(section, stage.config)
-        return self._add(label, stage, config, section, inputs)
+        return self._add(label, stage, config, self.recipe.place(section), inputs)
 
     def search(
         self, section: SearchSection, parent: Binding | None, corpus: Binding | None, problems: Binding | None
@@ -103,6 +104,7 @@ class _Pipeline:
         """Add the search: importance and costs, library and scores in shards, the solution; returns its roles."""
         config = self.recipe.config(section, SearchConfig)
         shards = tuple(f"{index}/{section.shards}" for index in range(section.shards))
+        width = config.measurement.tensor_parallel
         watched: dict[str, Binding | None] = {"parent": parent, "corpus": corpus}
         own = Source("own_costs") if section.costs else None
         asked = {"problems": problems if config.task.num_problems else None}
@@ -111,7 +113,8 @@ class _Pipeline:
         def add(
             stage: Stage, step: Config, inputs: Mapping[str, Binding | None], shards: tuple[str, ...] = ()
         ) -> dict[str, Made]:
-            return self._add(stage.name.replace("-", "/"), stage, step, section, inputs, shards)
+            place = _one_process(self.recipe.place(section), width if stage in (COSTS, SEARCH) else 1)
+            return self._add(stage.name.replace("-", "/"), stage, step, place, inputs, shards)
 
         made = add(IMPORTANCE, config.part(ImportanceConfig), watched)
         made |= add(COSTS, config.part(CostsConfig), {"parent": parent, "own_costs": own})
@@ -138,10 +141,15 @@ class _Pipeline:
         label: str,
         stage: Stage,
         config: Config,
-        section: Placed,
+        placement: Placement,
         inputs: Mapping[str, Binding | None],
         shards: tuple[str, ...] = (),
     ) -> dict[str, Made]:
         bound = {name: binding for name, binding in inputs.items() if binding is not None}
-        self.graph.tasks.append(Task(label, stage, config, self.recipe.place(section), bound, shards))
+        self.graph.tasks.append(Task(label, stage, config, placement, bound, shards))
         return {name: Made(label, name) for name in stage.outputs}
+
+
+def _one_process(place: Placement, num_devices: int) -> Placement:
+    """The placement of a stage that runs as one process and uses so many GPUs, whatever other stages ask for."""
+    return place.model_copy(update={"processes": 1, "gpus": min(place.gpus, num_devices)})

@@ -1,7 +1,7 @@
 """Runs a recipe on this machine: each stage is a process with the command line that its container has on a cluster.
 
 Cached stages are looked up and verified in this process, so that they cost no start of Python. A stage runs alone,
-because costs are measured on this machine; only items of one fan-out run in parallel.
+because costs are measured on this machine; only items of one fan-out run in parallel, on GPUs each on its own.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from components.core.base.fault_injection import fault_point
 from components.core.base.processes import end_tree, sigterm_as_interrupt
 from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
+from components.core.runtime.hardware import VISIBLE_GPUS, visible_gpus
 from components.core.runtime.placement import SHARED_CORES
 from components.core.runtime.runner import Digests, events_path, lookup_cached_stage
 from components.core.runtime.stage_command import ALLOCATOR, GRACE_S, RUNNER_PID, TRACKING_URI, command_line
@@ -44,7 +45,7 @@ from pipelines.sizing.predictions import record_run_prediction
 
 POLL_S = 0.2
 MAX_PARALLEL_ITEMS = 2
-"""Items of a fan-out that run at once."""
+"""Items of a fan-out that run at once on the CPU; on GPUs as many as there are GPUs for."""
 
 
 def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Console) -> str:
@@ -93,8 +94,9 @@ def run_graph(
         with sigterm_as_interrupt(), hold_run_lock(store, run), _temporary_folder() as folder:
             items = list(graph.items())
             follower = Follower({item.label: events_path(store, run, item.label) for item in items})
+            gpus = visible_gpus() if any(item.shards and item.placement.gpus for item in items) else []
             with open_view(follower.stages, console) as view:
-                made = _Walk(store, run, items, sources, folder, follower, view).to_end()
+                made = _Walk(store, run, items, sources, folder, follower, view, gpus).to_end()
         outcome = "succeeded"
     except KeyboardInterrupt:
         outcome = "interrupted"
@@ -129,8 +131,12 @@ class _Walk:
     """Takes temporary files of the stages and the digests that they write."""
     follower: Follower
     view: View
+    free_gpus: list[str]
+    """GPUs that no item of a fan-out has."""
     made: dict[str, dict[str, str]] = field(default_factory=dict)
     running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    gpus_of: dict[str, list[str]] = field(default_factory=dict)
+    """GPUs of each running item of a fan-out."""
 
     def to_end(self) -> dict[str, dict[str, str]]:
         """Run every task after those that it reads from; returns the outputs of each."""
@@ -170,9 +176,8 @@ class _Walk:
         return record is not None
 
     def _start(self, item: Task, inputs: Digests) -> bool:
-        """Start a task if the limit of parallel tasks allows it; returns whether it was started."""
-        fan_out = bool(item.shards) and all(by.shards for by in self.items if by.label in self.running)
-        if len(self.running) >= (MAX_PARALLEL_ITEMS if fan_out else 1):
+        """Start a task if nothing is in its way; returns whether it was started."""
+        if not self._may_start(item):
             return False
         values = {
             "config": canonical_json(item.config.canonical()),
@@ -187,6 +192,8 @@ class _Walk:
         # A socket needs a short path, so TMPDIR is short.
         environment = {**task_environment(item), "TMPDIR": str(self.folder), RUNNER_PID: str(os.getpid())}
         environment[TRACKING_URI] = tracking_uri(self.store)
+        if gpus := self._take_gpus(item):
+            environment[VISIBLE_GPUS] = ",".join(gpus)
         log = log_path(self.store, self.run, item.label)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
@@ -200,6 +207,24 @@ class _Walk:
             )
         return True
 
+    def _may_start(self, item: Task) -> bool:
+        """Whether a task can run now: alone, or as an item of a fan-out beside others, on GPUs that are free."""
+        if not self.running:
+            return True
+        if not item.shards or any(not by.shards for by in self.items if by.label in self.running):
+            return False
+        wanted = item.placement.gpus
+        return len(self.free_gpus) >= wanted if wanted else len(self.running) < MAX_PARALLEL_ITEMS
+
+    def _take_gpus(self, item: Task) -> list[str]:
+        """GPUs for an item of a fan-out; none for another task, which can use all, or where there are not so many."""
+        wanted = item.placement.gpus if item.shards else 0
+        if not 0 < wanted <= len(self.free_gpus):
+            return []
+        taken, self.free_gpus = self.free_gpus[:wanted], self.free_gpus[wanted:]
+        self.gpus_of[item.label] = taken
+        return taken
+
     def _finished(self) -> list[str]:
         """Labels of the tasks that have succeeded since the last call.
 
@@ -210,6 +235,7 @@ class _Walk:
         for label in ended:
             process = self.running.pop(label)
             end_tree(process, 0.0)
+            self.free_gpus += self.gpus_of.pop(label, [])
             if process.returncode != 0:
                 self._show()
                 raise self._failure(label, process.returncode)

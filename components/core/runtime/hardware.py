@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+"""Environment variable with the GPUs that a process may use, by number or name."""
 QUERY_TIMEOUT_S = 60.0
 UNKNOWN_GPU = "unknown GPU"
 """Name where the driver's tool is absent or names no GPU."""
@@ -39,13 +41,25 @@ def cpu_name() -> str:
 @functools.cache
 def gpu_names() -> str:
     """The NVIDIA GPUs that this process can see, with their number; asked of the driver's own tool."""
-    tool = shutil.which("nvidia-smi")
-    command = [tool or "", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        listed = ""
-    names = [line.strip() for line in listed.splitlines() if line.strip()]
+    names = _of_each_gpu("name")
     if not names:
         return UNKNOWN_GPU
     return f"{', '.join(sorted(set(names)))}, {len(names)} GPUs"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process can use, as `CUDA_VISIBLE_DEVICES` lists them; empty where no driver names any."""
+    if VISIBLE_GPUS in os.environ:
+        return [gpu.strip() for gpu in os.environ[VISIBLE_GPUS].split(",") if gpu.strip()]
+    return _of_each_gpu("index")
+
+
+def _of_each_gpu(field: str) -> list[str]:
+    """What the driver's tool says of each GPU; empty where it does not answer."""
+    tool = shutil.which("nvidia-smi")
+    command = [tool or "", f"--query-gpu={field}", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in listed.splitlines() if line.strip()]

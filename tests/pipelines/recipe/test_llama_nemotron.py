@@ -181,3 +181,16 @@ def test_rl_refuses_an_engine_whose_weights_it_cannot_replace(serving: dict[str,
     with pytest.raises(RecipeError, match=f"set rl.serving.{next(iter(serving))} to"):
         llama_nemotron(recipe(serving=serving))
     llama_nemotron(recipe(serving=serving, rl={"serving": {"tensor_parallel": 1, "dtype": None}}))
+
+
+def test_the_search_is_one_process_and_each_shard_has_one_gpu_whatever_trainings_take() -> None:
+    place = {"processes": 8, "gpus": 8, "threads": 4}
+    search = {"shards": 8, "measurement": {"tensor_parallel": 2}}
+    graph = llama_nemotron(recipe(placement=place, search=search))
+    gpus = {task.label: task.placement.gpus for task in graph.tasks if task.label.startswith("search")}
+    one = dict.fromkeys(("search/importance", "search/library", "search/scores"), 1)
+    assert gpus == {**one, "search/costs": 2, "search": 2}
+    assert {graph[label].placement.processes for label in gpus} == {1}
+    assert (graph["distill"].placement.processes, graph["distill"].placement.gpus) == (8, 8)
+    on_cpu = llama_nemotron(recipe(placement={"processes": 2}))
+    assert (on_cpu["search/library"].placement.processes, on_cpu["search/library"].placement.gpus) == (1, 0)

@@ -14,17 +14,22 @@ import pytest
 from rich.console import Console
 
 from components.core.base import fault_injection as faults
+from components.core.base.config import digest_of
 from components.core.base.errors import InputError
+from components.core.runtime.hardware import VISIBLE_GPUS
 from components.core.runtime.placement import Placement
 from components.core.store.store import open_store
-from pipelines.recipe.graph import Task
+from pipelines.recipe import registry
+from pipelines.recipe.graph import Graph, Source, Task
 from pipelines.recipe.registry import find_stage
 from pipelines.recipe.schema import Recipe, load_recipe
-from pipelines.records.runs import artifacts, run_record, run_records, stage_documents
-from pipelines.run.local_runner import log_path, run_recipe, task_environment
+from pipelines.records.runs import artifacts, begin_stage, run_record, run_records, stage_documents
+from pipelines.run.local_runner import log_path, run_graph, run_recipe, task_environment
 from pipelines.run.single_stage import run_single
 from tests.chaos.processes import living_with
-from tests.components.core.fake_stage import STAGE, FakeConfig
+from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
+from tests.pipelines.run.gpu_stage import AT_ONCE, MEETING_FOLDER
+from tests.pipelines.run.gpu_stage import STAGE as GPU_STAGE
 from tests.waiting import PATIENCE_S, wait_until
 
 TINY = "data.arithmetic={num_train: 60, num_chats: 20, num_validation: 10, num_test: 10}"
@@ -161,3 +166,39 @@ def test_a_command_that_is_killed_at_either_end_is_given_again(only_data: Path, 
     done, _ = run(load_recipe(only_data, [TINY]), store, "one")
     assert run_record(open_store(store), done)["status"] == "succeeded"
     assert stage_documents(open_store(store), done)["data"]["cached"] is (point == "run.ending")
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "num_items", "at_once", "expected"),
+    [
+        ("4,5,GPU-6", 1, 3, 3, ["4", "5", "GPU-6"]),  # more than would run at once on a CPU
+        ("4,5,6,7", 2, 2, 2, ["4,5", "6,7"]),
+        ("7", 1, 2, 1, ["7", "7"]),  # one after the other
+        ("4,5", 3, 2, 1, ["4,5", "4,5"]),  # fewer than asked for: the stage itself says what is missing
+    ],
+)
+def test_each_item_of_a_fan_out_has_gpus_of_its_own(
+    visible: str,
+    gpus: int,
+    num_items: int,
+    at_once: int,
+    expected: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(registry.STAGES, "gpu", "tests.pipelines.run.gpu_stage:STAGE")  # type: ignore[arg-type]
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    for name, value in {VISIBLE_GPUS: visible, MEETING_FOLDER: str(meeting), AT_ONCE: str(at_once)}.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(tmp_path / "store")
+    sources = {"numbers": store.put_folder(numbers_folder(tmp_path / "numbers", 1), "data").digest}
+    shards = tuple(f"{index}/{num_items}" for index in range(num_items))
+    graph = Graph("fan-out", digest_of("fan-out"))
+    place = Placement(threads=1, gpus=gpus)
+    graph.tasks.append(Task("loop", GPU_STAGE, FakeConfig(), place, {"numbers": Source("numbers")}, shards))
+
+    name = begin_stage(store, graph, {}, sources)
+    run_graph(store, name, graph, sources, Console(file=io.StringIO()))
+    records = [store.stage_record(document["key"]) for document in stage_documents(store, name).values()]
+    assert sorted(str(record.result["gpus"]) for record in records if record is not None) == expected

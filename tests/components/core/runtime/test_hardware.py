@@ -56,3 +56,18 @@ def test_the_key_of_a_plan_needs_no_torch() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert found.stdout.strip() == "False"
+
+
+def test_the_gpus_of_a_process_are_those_that_are_visible_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tool(tmp_path, monkeypatch, '[ "$1" = --query-gpu=index ] && printf "0\\n1\\n"')
+    monkeypatch.delenv(hardware.VISIBLE_GPUS, raising=False)
+    assert hardware.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv(hardware.VISIBLE_GPUS, "3, GPU-a")
+    assert hardware.visible_gpus() == ["3", "GPU-a"]
+    monkeypatch.setenv(hardware.VISIBLE_GPUS, "")
+    assert hardware.visible_gpus() == []
+    monkeypatch.delenv(hardware.VISIBLE_GPUS)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert hardware.visible_gpus() == []
