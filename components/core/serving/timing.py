@@ -241,7 +241,7 @@ def main() -> None:
     """Read a request from standard input, and write progress and the times to standard output."""
     end_with_owner(os.getppid())
     request = json.loads(sys.stdin.read())
-    profile, folders, random_weights = LoadProfile.parse(request["profile"]), request["folders"], request["random_weights"]
+    profile, folders = LoadProfile.parse(request["profile"]), request["folders"]
     turns = max(1, 2 * (len(folders) - 1))
     done = 0
 
@@ -256,7 +256,7 @@ def main() -> None:
     with ExitStack() as open_engines:
         engines = []
         for folder in folders:
-            engines.append(open_engines.enter_context(_engine(folder, profile, random_weights)))
+            engines.append(open_engines.enter_context(_engine(folder, profile, request["random_weights"])))
             tell(0)
         rounds: list[list[BatchTime]] = []
         while needs_round(rounds, profile.rounds, request["max_error"]):

@@ -11,7 +11,6 @@ Source: arXiv 2411.19146, section 4.1.
 """
 
 import json
-import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -149,9 +148,7 @@ def _measure_models(
     def measure(models: Sequence[int], rounds: int) -> list[list[BatchTime]]:
         chosen, load = [folders[number] for number in models], measurement.model_copy(update={"rounds": rounds})
         place, report = context.placement, partial(context.progress, what=MEASURED)
-        return measure_times(
-            chosen, load, place.engine_threads, place.memory_gib, report=report, random_weights=True
-        )
+        return measure_times(chosen, load, place.engine_threads, place.memory_gib, report=report, random_weights=True)
 
     times = measure(range(len(folders)), measurement.rounds)
     if not (found := _contradictions(shapes, times)):
