@@ -52,7 +52,7 @@ class AdamW8bit(torch.optim.Optimizer):
                     if not state:
                         state.update(_zero_moments(parameter))
                     state["step"] += 1
-                    _update(parameter, state, group)
+                    _update(parameter, parameter.grad, state, group)
 
 
 def _zero_moments(parameter: Tensor) -> dict[str, Tensor]:
@@ -68,17 +68,17 @@ def _zero_moments(parameter: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def _update(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+def _update(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     """One step of a parameter, or of this rank's rows of it. Source: arXiv 1711.05101, algorithm 2."""
     step, rate, (beta1, beta2) = float(state["step"]), float(group["lr"]), group["betas"]
-    weights, gradients = _own_rows(parameter), _own_rows(parameter.grad)
+    weights, gradients = _own_rows(parameter), _own_rows(gradient)
     means, squares = (_Moment.of(state, name) for name in (MEAN, SQUARE))
     num_rows = max(1, UPDATED_VALUES * max(1, len(weights)) // max(1, weights.numel()))
     for start in range(0, len(weights), num_rows):
         rows = slice(start, start + num_rows)
-        gradient = gradients[rows]
-        mean = means.read(rows).lerp_(gradient, 1 - beta1)
-        square = squares.read(rows).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        own = gradients[rows]
+        mean = means.read(rows).lerp_(own, 1 - beta1)
+        square = squares.read(rows).mul_(beta2).addcmul_(own, own, value=1 - beta2)
         means.write(rows, mean)
         squares.write(rows, square)
         root = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
