@@ -190,7 +190,7 @@ def save_model(
         by_block: write one file for each sub-block, for models that share sub-blocks; a paged model stays paged.
         numbers: with `by_block`, number of each layer in the files, ascending, see `layer_numbering`; None: 0, 1, 2, ….
         fetch: reads a weight of a model that is not whole in this process, in the dtype of the written weights, which
-            has to be given; one weight is in memory at a time, or those of a layer with `by_block`.
+            has to be given; some rows are in memory at a time, or the weights of a layer with `by_block`.
 
     Raises:
         CheckpointError: the folder is not empty.
@@ -248,7 +248,7 @@ def _write(
 def _fetched(pieces: Iterator[Mapping[str, Tensor]], fetch: FetchWeight) -> Iterator[dict[str, Tensor]]:
     """Pieces of a model's state with the values of its weights."""
     for piece in pieces:
-        yield {name: fetch(name) for name in piece}
+        yield {name: torch.cat(list(fetch(name))) for name in piece}
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

@@ -24,8 +24,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 """Types of weights by their names in safetensors files."""
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-FetchWeight = Callable[[str], Tensor]
-"""Function from the name of a weight to its values on the CPU."""
+FetchWeight = Callable[[str], Iterator[Tensor]]
+"""Function from the name of a weight to its rows in order, some at a time, on the CPU."""
 
 
 class StoredWeights:
@@ -79,7 +79,7 @@ class StoredWeights:
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], fetch: FetchWeight, max_shard_size: str) -> None:
-    """Write the weights of a model, one in memory at a time, to the files that `save_torch_state_dict` would write.
+    """Write the weights of a model, a piece at a time, to the files that `save_torch_state_dict` would write.
 
     Args:
         folder: where the files are written.
@@ -110,4 +110,5 @@ def _write_file(path: Path, weights: Mapping[str, Tensor], fetch: FetchWeight) -
     with path.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            out.write(fetch(name).contiguous().view(torch.uint8).numpy().data)
+            for piece in fetch(name):
+                out.write(piece.contiguous().view(torch.uint8).numpy().data)

@@ -6,7 +6,8 @@ No rank ever holds a whole model. Each parameter is cut by rows (its first dimen
 FSDP2 does it: all parts have equally many rows, the last ones fewer or none.
 """
 
-from functools import partial
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from components.core.model import stored_weights
 from components.core.model.checkpoint import compute_rotary, load_model, model_on_meta, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.model.inspection import stored_dtype
@@ -161,10 +163,18 @@ def save_trained(
         while (name := _broadcast_name(None)) is not None:
             _send_rows(weights[name], dtype)
         return
-    fetch = partial(_fetch, weights, dtype)
+    pieces: Iterator[Tensor] = iter(())
+
+    def fetch(name: str) -> Iterator[Tensor]:
+        nonlocal pieces
+        pieces = _fetch(weights[name], name, dtype)
+        return pieces
+
     try:
         save_model(model, folder, tokenizer=tokenizer, dtype=dtype, by_block=by_block, fetch=fetch)
     finally:
+        for _ in pieces:  # what the others still send where the writing has failed
+            pass
         _broadcast_name(None)  # the others wait for the next name
 
 
@@ -175,23 +185,27 @@ def _broadcast_name(name: str | None) -> str | None:
     return names[0]
 
 
-def _fetch(weights: dict[str, DTensor], dtype: torch.dtype, name: str) -> Tensor:
-    """On rank 0: a whole weight on the CPU, the other ranks' rows received from them."""
+def _fetch(weight: DTensor, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+    """On rank 0: the rows of a weight in order, some at a time, on the CPU; the other ranks send theirs."""
     _broadcast_name(name)
-    weight = weights[name]
     own, num_ranks = weight.to_local(), weight.device_mesh.size()
-    whole = torch.empty(weight.shape, dtype=dtype, device=own.device)
-    for rank in range(num_ranks):
+    for piece in _in_pieces(own):
+        yield piece.to("cpu", dtype)
+    for rank in range(1, num_ranks):
         first, stop = rows_of_rank(weight.shape[0], rank, num_ranks)
-        if rank == 0:
-            whole[first:stop].copy_(own)
-        elif first < stop:
-            dist.recv(whole[first:stop], src=rank)
-    return whole.cpu()
+        for piece in _in_pieces(torch.empty((stop - first, *weight.shape[1:]), dtype=dtype, device="meta")):
+            received = torch.empty_like(piece, device=own.device)
+            dist.recv(received, src=rank)
+            yield received.cpu()
 
 
 def _send_rows(weight: DTensor, dtype: torch.dtype) -> None:
     """On another rank: send the rows of this one to rank 0."""
-    rows = weight.to_local().to(dtype)
-    if len(rows):
-        dist.send(rows.contiguous(), dst=0)
+    for piece in _in_pieces(weight.to_local()):
+        dist.send(piece.to(dtype).contiguous(), dst=0)
+
+
+def _in_pieces(rows: Tensor) -> Iterator[Tensor]:
+    """Some rows at a time."""
+    size = max(1, stored_weights.PIECE_VALUES // math.prod(rows.shape[1:]))
+    return (rows[start : start + size] for start in range(0, len(rows), size))
