@@ -163,3 +163,11 @@ def test_times_are_split_with_the_least_error_of_all_monotone_splits(seed: int) 
         if (found := np.linalg.lstsq(relative[:, columns], np.ones(len(times)), rcond=None)[0]).min() >= 0
     )
     assert float(((np.array(totals) / times - 1) ** 2).sum()) == pytest.approx(least)
+
+
+def test_costs_of_three_layers_add_up_to_the_time_of_a_whole_model() -> None:
+    true = planted([2.0, 1.5, 1.2, 1.0], [0.9, 0.7, 0.4, 0.2], (0.6, 0.5))
+    fixed, found, _ = split_times(SHAPES, times_of(SHAPES, 3.0, true))
+    sizes: tuple[Size, ...] = (*KINDS, 0)
+    child: Shape = tuple((sizes[layer % 5], sizes[(3 * layer) % 6]) for layer in range(30))
+    assert times_of([child], fixed, found) == pytest.approx(times_of([child], 3.0, true))
