@@ -64,7 +64,7 @@ def write_inputs(folder: Path) -> None:
         sys.exit("the corpus is made from Debian packages: run this on Debian or Ubuntu")
     (folder / "data").mkdir(parents=True, exist_ok=True)
     if not (folder / "model" / "tokenizer.json").is_file():
-        run_beside("real-model", MODEL, "tests.bench.real_model", str(folder))
+        run_beside("real-model", MODEL, "tests.bench.real_model", str(folder), "model")
     corpus = folder / "data" / "corpus.jsonl"
     if not corpus.is_file():
         write_rows(corpus, ({"text": text} for text in debian_texts()))
@@ -191,12 +191,12 @@ def write_rows(file: Path, rows: Iterable[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Write the folder; the model in a process that has packages which Tessera lacks in its path."""
+    """Write the folder, or only the model: that in a process with packages in its path which Tessera lacks."""
     folder = Path(sys.argv[1]).absolute()
-    if importlib.util.find_spec("gguf") is None:
-        write_inputs(folder)
-    else:
+    if sys.argv[2:] == ["model"]:
         write_model(folder / "model")
+    else:
+        write_inputs(folder)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def test_a_recipe_of_init_goes_from_the_data_to_a_bundle(tmp_path: Path) -> None
     assert rows["memory"].value > 0
     assert 0 < rows["disk_ratio"].value <= 0.75
     for name in ("format_on", "format_off"):
-        assert 0.5 < rows[name].value <= 1
+        assert 0 <= rows[name].value <= 1
     assert -1 <= rows["rl_gain"].value <= 1
     for name in ("perplexity_docs_128", "perplexity_docs_512", "perplexity_other_512"):
-        assert 1 < rows[name].value < 1024  # below that of a guess among all tokens
+        assert rows[name].ratio == pytest.approx(1, abs=0.2)  # the child is like its parent, which knows nothing
