@@ -24,7 +24,7 @@ class Amount(NamedTuple):
 
 
 WHOLE = Amount(2000, 1500, {"max_terms": 4, "max_digits": 2}, {"max_animals": 4, "max_instances": 9})
-SMALL = Amount(800, 1000, {"max_terms": 2, "max_digits": 2}, {"min_animals": 2, "max_animals": 2, "max_instances": 3})
+SMALL = Amount(800, 700, {"max_terms": 2, "max_digits": 1}, {"min_animals": 2, "max_animals": 2, "max_instances": 3})
 
 
 def steps_of_sum(expression: str) -> Iterator[str]:
