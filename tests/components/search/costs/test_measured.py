@@ -154,7 +154,9 @@ class ImaginaryMachine:
         self.measured: list[list[str]] = []
         self.files: set[str] = set()
 
-    def __call__(self, folders: Sequence[Path], *_: object, random_weights: bool) -> list[list[BatchTime]]:
+    def __call__(
+        self, folders: Sequence[Path], *_: object, report: object, random_weights: bool
+    ) -> list[list[BatchTime]]:
         self.measured.append([folder.name for folder in folders])
         self.files |= {file.name for folder in folders for file in folder.iterdir()}
         assert random_weights
