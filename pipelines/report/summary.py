@@ -197,7 +197,8 @@ def _split(models: Models, role: str) -> str:
     return "standard" if _find(models, role, "accuracy", "hard", "on") is None else "hard"
 
 
-def _hard(models: Models, role: str, mode: str) -> float | None:
+def _accuracy(models: Models, role: str, mode: str) -> float | None:
+    """Accuracy on these problems in a mode."""
     return _find(models, role, "accuracy", _split(models, role), mode)
 
 
@@ -211,11 +212,11 @@ def _accuracy_retained(models: Models) -> float | None:
 
 
 def _thinking_gain(models: Models) -> float | None:
-    return _gain(_hard(models, "sft", "on"), _hard(models, "sft", "off"))
+    return _gain(_accuracy(models, "sft", "on"), _accuracy(models, "sft", "off"))
 
 
 def _rl_gain(models: Models) -> float | None:
-    return _gain(_hard(models, "rl", "on"), _hard(models, "sft", "on"))
+    return _gain(_accuracy(models, "rl", "on"), _accuracy(models, "sft", "on"))
 
 
 TARGETS = (

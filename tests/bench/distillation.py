@@ -29,13 +29,11 @@ from components.core.text.packing import Batch, RowStream, corpus_stream, load_b
 from components.core.training.loop import train
 from components.core.training.losses import counted, cross_entropy_sum, distillation_loss, hidden_states, paired_layers
 from components.core.training.train_config import TrainConfig
-from components.data.config import STAGE as DATA
 from components.data.config import DataConfig
-from components.data.stage import run as make_data
 from components.distill.config import DistillConfig
-from components.pretrain.config import PretrainConfig, Shape
-from components.pretrain.stage import run as pretrain
+from components.pretrain.config import Shape
 from tests.bench.rows import Row, write_rows
+from tests.bench.toy_parent import train_toy_parent
 
 SHAPE = Shape(
     hidden_size=64,
@@ -103,22 +101,9 @@ def make_world(folder: Path) -> World:
     texts.mkdir()
     rows = [json.dumps({"text": part}) for text in topics.values() for part in passages(text)]
     (texts / "topics.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    data, out = folder / "data", folder / "parent"
-    for output in DATA.outputs:
-        (data / output).mkdir(parents=True)
-    make_data(DataConfig(vocab_size=VOCABULARY, seed=0), context=quiet_context(folder), out=data, own_corpus=texts)
-    config = PretrainConfig(
-        num_steps=PARENT_STEPS,
-        global_batch_size=BATCH,
-        micro_batch_size=BATCH,
-        seq_len=SEQ_LEN,
-        learning_rate=2e-3,
-        seed=0,
-        shape=SHAPE,
-    )
-    corpus = data / "corpus"
-    pretrain(config, context=quiet_context(out), out=out, tokenizer=data / "tokenizer", corpus=corpus)
-    trained = out / "trained"
+    data = DataConfig(vocab_size=VOCABULARY, seed=0)
+    trained = train_toy_parent(folder, data, SHAPE, PARENT_STEPS, seq_len=SEQ_LEN, batch_size=BATCH, own_corpus=texts)
+    corpus = folder / "data" / "corpus"
     held_out = load_batches(corpus, trained, "validation", seq_len=SEQ_LEN, batch_size=BATCH, limit=16)
     return World(load_model(trained).requires_grad_(False), trained, corpus, held_out)
 

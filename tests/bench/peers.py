@@ -43,11 +43,8 @@ from components.core.training.loop import train
 from components.core.training.losses import distillation_loss, next_token_loss, paired_layers
 from components.core.training.train_config import TrainConfig
 from components.data.arithmetic import sample
-from components.data.config import STAGE as DATA
 from components.data.config import ArithmeticConfig, DataConfig
-from components.data.stage import run as make_data
-from components.pretrain.config import PretrainConfig, Shape
-from components.pretrain.stage import run as pretrain
+from components.pretrain.config import Shape
 from components.search.child.child_model import trainable
 from components.search.child.evaluation import held_out_kl
 from components.search.config import Distillation, LatencyFeedback, Limits, Measurement, SearchConfig, TaskSet
@@ -65,6 +62,7 @@ from tests.bench.pruning import (
     without_layers,
 )
 from tests.bench.rows import Row, write_rows
+from tests.bench.toy_parent import train_toy_parent
 
 LATENCY, PARAMETERS = "equal latency", "equal parameters"
 KL, INFLUENCE, WIDTH, OURS = "depth, KL", "depth, block influence", "width, activations", "search"
@@ -212,26 +210,13 @@ class Child:
 def toy_world(folder: Path, threads: int) -> World:
     """Text of the demo's arithmetic, and a parent that learns it; the other text are longer problems."""
     data = DataConfig(arithmetic=ArithmeticConfig(num_train=NUM_PROBLEMS, num_chats=10, num_test=10), seed=0)
-    for output in DATA.outputs:
-        (folder / "data" / output).mkdir(parents=True)
-    make_data(data, context=quiet_context(folder), out=folder / "data")
-    corpus, out = folder / "data" / "corpus", folder / "parent"
+    trained = train_toy_parent(
+        folder, data, TOY_SHAPE, TOY_PARENT_STEPS, seq_len=TOY.seq_len, batch_size=TOY.batch, threads=threads
+    )
     longer = sample("test", 400, (6, 10), random.Random(0))
     rows = [{"prompt": problem.question, "completion": f"{problem.trace}:{problem.answer}"} for problem in longer]
     write_split(folder / "other", rows)
-    config = PretrainConfig(
-        num_steps=TOY_PARENT_STEPS,
-        global_batch_size=TOY.batch,
-        micro_batch_size=TOY.batch,
-        seq_len=TOY.seq_len,
-        learning_rate=2e-3,
-        seed=0,
-        shape=TOY_SHAPE,
-    )
-    context = quiet_context(out)
-    context.placement = Placement(threads=threads)
-    told(pretrain(config, context=context, out=out, tokenizer=folder / "data" / "tokenizer", corpus=corpus))
-    world = world_of(folder, out / "trained", corpus, folder / "data" / "problems", TOY, threads)
+    world = world_of(folder, trained, folder / "data" / "corpus", folder / "data" / "problems", TOY, threads)
     prompts = plain_prompt_ids(world.parent_folder, [problem.prompt for problem in world.tasks.problems])
     return replace(world, tasks=replace(world.tasks, prompts=prompts))  # it has never seen a chat
 

@@ -27,11 +27,8 @@ from components.core.text.packing import Batch, PackedStream, load_batches
 from components.core.training.loop import train
 from components.core.training.losses import distillation_loss, paired_layers
 from components.core.training.train_config import TrainConfig
-from components.data.config import STAGE as DATA
 from components.data.config import ArithmeticConfig, DataConfig
-from components.data.stage import run as make_data
-from components.pretrain.config import PretrainConfig, Shape
-from components.pretrain.stage import run as pretrain
+from components.pretrain.config import Shape
 from components.search.child.child_model import child_layers, make_child, trainable
 from components.search.child.evaluation import HeldOut, held_out_kl
 from components.search.config import Distillation, Fusion, Limits, Measurement, SearchConfig
@@ -41,6 +38,7 @@ from components.search.search_table import SearchTable
 from components.search.space.layer_space import Variant, layer_spaces
 from components.search.space.subblocks import shape_of
 from components.search.stages.search_step import search
+from tests.bench.toy_parent import train_toy_parent
 
 SEEDS = range(3)
 LAYERS, HIDDEN, HEADS, WIDTH = 8, 64, 4, 128
@@ -83,29 +81,18 @@ def measure() -> list[Row]:
 def make_world(folder: Path) -> World:
     """Make the text, and train the parent."""
     data = DataConfig(arithmetic=ArithmeticConfig(num_train=12_000, num_chats=10, num_test=10), seed=0)
-    for output in DATA.outputs:
-        (folder / "data" / output).mkdir(parents=True)
-    make_data(data, context=quiet_context(folder), out=folder / "data")
-    config = PretrainConfig(
-        num_steps=PARENT_STEPS,
-        global_batch_size=BATCH,
-        micro_batch_size=BATCH,
-        seq_len=SEQ_LEN,
-        learning_rate=2e-3,
-        seed=0,
-        shape=Shape(
-            hidden_size=HIDDEN,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
-            intermediate_size=WIDTH,
-            initializer_range=0.06,
-        ),
+    shape = Shape(
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        intermediate_size=WIDTH,
+        initializer_range=0.06,
     )
-    corpus, out = folder / "data" / "corpus", folder / "parent"
-    told(pretrain(config, context=quiet_context(out), out=out, tokenizer=folder / "data" / "tokenizer", corpus=corpus))
-    parent = load_model(out / "trained").requires_grad_(False)
-    held_out = load_batches(corpus, out / "trained", "validation", seq_len=SEQ_LEN, batch_size=BATCH, limit=8, seed=1)
+    trained = train_toy_parent(folder, data, shape, PARENT_STEPS, seq_len=SEQ_LEN, batch_size=BATCH)
+    corpus = folder / "data" / "corpus"
+    parent = load_model(trained).requires_grad_(False)
+    held_out = load_batches(corpus, trained, "validation", seq_len=SEQ_LEN, batch_size=BATCH, limit=8, seed=1)
     return World(folder, parent, held_out)
 
 
