@@ -22,6 +22,8 @@ BUCKET = "tessera"
 OTHER_TEAM = "other-team"
 """Key and bucket of a team that has no rights on `BUCKET`."""
 ADMIN_GRPC_OFFSET = 10_000
+SERVER_MEMORY = "512MiB"
+"""Go's limit for the heap; its live part is about 240 MiB, and close above that it collects garbage all the time."""
 PORTS = (
     "s3.port",
     "s3.port.grpc",
@@ -39,7 +41,7 @@ PORTS = (
 class S3Server:
     """A server with one bucket, an identity that may do everything, one that may only read, and another team's."""
 
-    def __init__(self, folder: Path, memory: str = "256MiB", host: str = "127.0.0.1") -> None:
+    def __init__(self, folder: Path, memory: str = SERVER_MEMORY, host: str = "127.0.0.1") -> None:
         self.key, self.secret = "test", uuid.uuid4().hex
         self.reader = ("reader", uuid.uuid4().hex)
         self.other_team = (OTHER_TEAM, uuid.uuid4().hex)
