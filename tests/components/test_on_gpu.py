@@ -48,7 +48,7 @@ def test_tensors_of_two_devices_do_not_meet_and_copies_have_the_same_values() ->
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()
         layer = nn.Linear(4, 1)
-        nn.Module.to(layer, GPU)
+        layer.to(GPU)
         layer(there).sum().backward()
         assert layer.weight.grad is not None
         assert layer.weight.grad.device == GPU

@@ -26,6 +26,7 @@ from transformers import (
 
 from components.core.model.checkpoint import load_model
 from components.core.store.store import open_store
+from components.core.training.greedy_decoding import complete
 from components.search.config import Measurement, Space
 from components.search.costs.measured import counted_costs
 from components.search.costs.resources import CostTable, Machine
@@ -218,7 +219,7 @@ def without_tags(text: str) -> str:
 
 def check_replies(talks: list[dict[str, Any]], bundle: Path) -> None:
     """The server said in both modes what our own decoder says, token by token, to what plain transformers asks."""
-    model: Any = load_model(bundle)
+    model = load_model(bundle)
     tokenizer: Any = AutoTokenizer.from_pretrained(bundle)
     assert [(talk["question"], talk["mode"]) for talk in talks] == [(QUESTION, "on"), (QUESTION, "off")]
     for talk in talks:
@@ -226,11 +227,9 @@ def check_replies(talks: list[dict[str, Any]], bundle: Path) -> None:
             {"role": "system", "content": f"detailed thinking {talk['mode']}"},
             {"role": "user", "content": QUESTION},
         ]
-        prompt_BT = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
-        )
-        reply_BT = model.generate(prompt_BT, max_new_tokens=MAX_TOKENS, do_sample=False)
-        said = tokenizer.decode(reply_BT[0, prompt_BT.shape[1] :], skip_special_tokens=True)
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        (reply,) = complete(model, [prompt], [MAX_TOKENS], tokenizer.eos_token_id)
+        said = tokenizer.decode(reply, skip_special_tokens=True)
         assert without_tags(talk["reasoning"] + talk["answer"]) == without_tags(said)
         assert talk["same_when_streamed"]
 

@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from components.core.model.attention import Mask, attend, packed_mask
-from components.core.model.layers import Embedding, Linear, RMSNorm, rotate
+from components.core.model.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, rotate
 
 InputT = TypeVar("InputT")
 OutputT = TypeVar("OutputT")
@@ -207,27 +206,21 @@ def _mlp(config: TesseraConfig, layer: int) -> nn.Module:
     return LinearMlp(config) if linear else Mlp(config, layer)
 
 
-class TesseraPreTrainedModel(PreTrainedModel):
-    """Base class that tells Hugging Face the properties of the family."""
-
-    config_class = TesseraConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
-    _supports_sdpa = True
-
-
-class TesseraModel(TesseraPreTrainedModel):
+class TesseraModel(nn.Module):
     """Embedding, decoder layers, final norm."""
 
+    layers: Any
+    """A `ModuleList` of `DecoderLayer`; torch's types know no attribute of its items."""
+
     def __init__(self, config: TesseraConfig) -> None:
-        super().__init__(config)
+        super().__init__()
+        self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # our configuration has the fields that it reads
-        self.gradient_checkpointing = False
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.rotary_emb = RotaryEmbedding(config)
+        self.activation_checkpointing = False
+        draw_weights(self, config.initializer_range)
 
     def forward(
         self,
@@ -265,7 +258,7 @@ class TesseraModel(TesseraPreTrainedModel):
         for layer in self.layers:
             if output_hidden_states:
                 states.append(x_BTD)
-            if self.gradient_checkpointing and self.training:
+            if self.activation_checkpointing and self.training:
                 x_BTD = checkpoint(layer, x_BTD, rotary, mask, None, use_reentrant=False)
             else:
                 x_BTD = layer(x_BTD, rotary, mask, past_key_values)
@@ -277,16 +270,33 @@ class TesseraModel(TesseraPreTrainedModel):
         )
 
 
-class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
-    """The decoder with its language-model head."""
+class TesseraForCausalLM(nn.Module):
+    """The decoder with its language-model head.
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    It is a plain module: Hugging Face's base class takes every process that imports it six seconds of processor time.
+    """
 
     def __init__(self, config: TesseraConfig) -> None:
-        super().__init__(config)
+        super().__init__()
+        self.config = config
         self.model = TesseraModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()  # type: ignore[no-untyped-call]
+        draw_weights(self.lm_head, config.initializer_range)
+        self.tie_weights()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is."""
+        return self.model.embed_tokens.weight.device
+
+    def tie_weights(self) -> None:
+        """Let the head be the embedding, where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def num_parameters(self) -> int:
+        """Number of weights; those of a tied head count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def forward_with(self, function: Callable[[Self, InputT], OutputT], inputs: InputT) -> OutputT:
         """`function(self, inputs)` as a forward pass, for which the weights of a sharded model are gathered."""
@@ -307,6 +317,15 @@ class TesseraForCausalLM(TesseraPreTrainedModel, GenerationMixin):
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
         )
+
+
+def draw_weights(module: nn.Module, deviation: float) -> None:
+    """Draw the matrices within a module from a normal distribution; biases are 0, as in Hugging Face's Llama."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=deviation)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
 
 
 def _positions(input_ids_BT: Tensor, segment_ids_BT: Tensor | None, past: int) -> Tensor:

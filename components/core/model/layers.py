@@ -7,7 +7,7 @@ is that of the residual stream, which begins with the embedding. Under autocast,
 Norm and rotary positions have a backward pass written out: it takes half the time of PyTorch's, which is composed of
 elementwise operations on a CPU. Forward values equal those of Hugging Face's Llama to the bit.
 
-Shape letters: B sequences, T tokens, D hidden size, H heads, E head size.
+Shape letters: B sequences, T tokens, D hidden size, H heads, E head size, F frequencies.
 """
 
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 CAST_VALUES = 1 << 24
 """Maximum number of values of a matrix that are cast at once: 64 MiB in float32."""
@@ -65,6 +67,43 @@ def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """`x` divided by its root mean square, times the scale; computed in float32 or a wider type."""
     normed: Tensor = _RMSNorm.apply(x_BTD, weight_D, eps)  # type: ignore[no-untyped-call]
     return normed
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosine and sine of the rotary positions, for every type of scaling that Hugging Face knows.
+
+    That of its Llama computes the same, in a module whose import takes seconds.
+    """
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__()
+        # `dynamic_rope_update` reads and sets these attributes.
+        self.config, self.rope_type = config, config.rope_parameters["rope_type"]
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        frequencies_F, self.attention_scaling = _inverse_frequencies(config, self.rope_type)
+        self.register_buffer("inv_freq", frequencies_F, persistent=False)
+        self.register_buffer("original_inv_freq", frequencies_F.clone(), persistent=False)
+
+    @torch.no_grad()
+    @dynamic_rope_update  # type: ignore[untyped-decorator]
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (B, T, E) of positions (B, T), in the precision of `x` and on its device."""
+        frequencies_F = self.get_buffer("inv_freq").to(x.device, torch.float32)
+        angles_BTE = (position_ids[..., None] * frequencies_F).repeat(1, 1, 2)
+        cos_BTE, sin_BTE = (values * self.attention_scaling for values in (angles_BTE.cos(), angles_BTE.sin()))
+        return cos_BTE.to(x.dtype), sin_BTE.to(x.dtype)
+
+
+def _inverse_frequencies(config: PretrainedConfig, rope_type: str) -> tuple[Tensor, float]:
+    """Inverse frequencies (E / 2), and what multiplies cosine and sine.
+
+    Source: arXiv 2104.09864, section 3.2.2; Hugging Face has those of the scaled types.
+    """
+    if rope_type != "default":
+        frequencies_F, scaling = ROPE_INIT_FUNCTIONS[rope_type](config)
+        return frequencies_F, scaling
+    exponents_F = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    return 1.0 / config.rope_parameters["rope_theta"] ** exponents_F, 1.0
 
 
 def rotate(x_BHTE: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

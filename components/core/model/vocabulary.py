@@ -108,7 +108,7 @@ def _replace(model: TesseraForCausalLM, embedding: nn.Parameter, head: nn.Parame
     model.model.embed_tokens.num_embeddings = model.lm_head.out_features = model.config.vocab_size = len(embedding)
 
 
-def _grown(weight: nn.Parameter, num_rows: int, tokens: NewTokens) -> nn.Parameter:
+def _grown(weight: Tensor, num_rows: int, tokens: NewTokens) -> nn.Parameter:
     old_VD = weight.data
     rows_ND = old_VD.new_empty(num_rows, old_VD.shape[1])
     rows_ND[: len(old_VD)] = old_VD

@@ -7,11 +7,11 @@ Source of the check: arXiv 2211.17192, section 2, at temperature 0.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import DynamicCache
 
 from components.core.model.decoder import TesseraForCausalLM
 
@@ -37,17 +37,8 @@ def complete(model: TesseraForCausalLM, prompts: Sequence[Tokens], limits: Seque
         longest = max(map(len, rows))
         ids_BT = torch.tensor([[eos] * (longest - len(row)) + row for row in rows], device=model.device)
         mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-        generate: Any = GenerationMixin.generate  # its type hints allow many kinds of models and results
-        found_BT: Tensor = generate(
-            model,
-            ids_BT,
-            attention_mask=mask_BT,
-            max_new_tokens=max(row_limits),
-            do_sample=False,
-            eos_token_id=eos,
-            pad_token_id=eos,
-        )
-        new = zip(found_BT[:, longest:].tolist(), row_limits, strict=True)
+        found_BT = _likeliest(model, ids_BT, mask_BT, max(row_limits), eos)
+        new = zip(found_BT.tolist(), row_limits, strict=True)
         completions += [_until_end(tokens[:limit], eos) for tokens, limit in new]
     return completions
 
@@ -91,6 +82,28 @@ def complete_like(
         for number, rest in zip(unfinished, rests, strict=True):
             completions[number] = completions[number] + rest
     return completions
+
+
+def _likeliest(model: TesseraForCausalLM, ids_BT: Tensor, mask_BT: Tensor, limit: int, eos: int) -> Tensor:
+    """The most likely next tokens of each row, up to the limit or until every row has its end token.
+
+    Args:
+        model: in evaluation mode.
+        ids_BT: token ids, padded on the left.
+        mask_BT: 0 for padding, else 1.
+        limit: maximum number of tokens.
+        eos: the end token.
+    """
+    cache, positions_BT = DynamicCache(), (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    chosen: list[Tensor] = []
+    ended_B1 = torch.zeros(len(ids_BT), 1, dtype=torch.bool, device=ids_BT.device)
+    while len(chosen) < limit and not bool(ended_B1.all()):
+        inputs = {"position_ids": positions_BT, "attention_mask": mask_BT, "past_key_values": cache}
+        ids_BT = model(ids_BT, **inputs, logits_to_keep=1).logits.argmax(dim=-1)
+        chosen.append(ids_BT)
+        ended_B1 |= ids_BT == eos
+        mask_BT, positions_BT = F.pad(mask_BT, (0, 1), value=1), positions_BT[:, -1:] + 1
+    return torch.cat(chosen, dim=1)
 
 
 def _until_end(tokens: Tokens, eos: int) -> Tokens:

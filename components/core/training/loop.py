@@ -194,10 +194,10 @@ def prepare(
     num_ranks = dist.get_world_size() if dist.is_initialized() else 1
     products: torch.dtype = getattr(torch, config.dtype or "float32")
     if not isinstance(model, FSDPModule):
-        nn.Module.to(model, device)
+        model.to(device)
     model.train()
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.model.activation_checkpointing = True
     objective = Objective(model, loss_function)
     if pays_to_compile(model, config, device, num_ranks) if config.compile is None else config.compile:
         for layer in model.model.layers:  # one at a time: layers of one shape share the compiled code

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from components.core.model.checkpoint import assign_weights
 from components.core.model.decoder import TesseraForCausalLM
@@ -84,7 +83,7 @@ def trainable(child: TesseraForCausalLM) -> TesseraForCausalLM:
         child: not paged.
     """
     copy = deepcopy(child).requires_grad_(True)
-    nn.Module.to(copy, torch.float32)
+    copy.to(torch.float32)
     copy.model.embed_tokens.computes_in = None
     return copy
 

@@ -226,7 +226,7 @@ def test_the_learner_and_its_reference_compute_on_the_device_of_the_policy(prete
 
     def learned(device: torch.device) -> dict[str, Tensor]:
         model = tiny_models.heterogeneous(0)
-        torch.nn.Module.to(model, device)
+        model.to(device)
         Learner(model, RlConfig(kl_coef=0.1, updates_per_step=2, warmup_steps=0)).learn(groups)
         return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
 

@@ -220,10 +220,10 @@ SHAPES: list[tuple[Any, Any]] = [(4, 40), (None, 24), ("linear", None), (2, "lin
 def loss_and_gradients(device: str = "cpu", checkpointing: bool = False, backend: str = "") -> list[Tensor]:
     """Of a decoder with rows of 300 tokens in several documents; with a backend its layers are compiled."""
     model = heterogeneous(0, SHAPES)
-    torch.nn.Module.to(model, torch.device(device))
+    model.to(torch.device(device))
     model.train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.model.activation_checkpointing = True
     if backend:
         for layer in model.model.layers:
             layer.compile(backend=backend, fullgraph=True)

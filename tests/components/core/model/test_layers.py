@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -66,7 +65,7 @@ SHAPES: tiny_models.Shapes = [(4, 40), (None, 100), ("linear", "linear"), (1, 17
 
 def stored(folder: Path, dtype: torch.dtype, **changes: bool) -> Path:
     model = tiny_models.heterogeneous(0, SHAPES, **changes)
-    nn.Module.to(model, dtype)
+    model.to(dtype)
     save_model(model, folder, tokenizer=None)
     return folder
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from components.core.model.checkpoint import load_model, read_weights, save_model
 from components.core.model.inspection import read_config
@@ -22,7 +21,7 @@ from tests.components.search.stages.test_search_step import CONFIG, write_costs
 def small_folder(tmp_path_factory: pytest.TempPathFactory, parent_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("bfloat16") / "parent"
     model = load_model(parent_folder)
-    nn.Module.to(model, torch.bfloat16)
+    model.to(torch.bfloat16)
     save_model(model, folder, tokenizer=parent_folder)
     return folder
 
