@@ -3,22 +3,21 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from components.core.base.ports import usable_port
+from tests.waiting import wait_until
 
 
 class MlflowServer:
     """A server on a database of its own."""
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
-        with socket.socket() as free:
-            free.bind((host, 0))
-            self.port: int = free.getsockname()[1]
+        self.port = usable_port(None)
         self.host, self.uri = host, f"http://{host}:{self.port}"
         self.database = folder / "mlflow.db"
         self._folder = folder
@@ -33,13 +32,18 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-                return
-            time.sleep(0.1)
-        raise RuntimeError((self._folder / "log").read_text()[-2000:])
+        wait_until("MLflow answers", self._answers, interval_s=0.1, details=self._end_of_log)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self._end_of_log()
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{self.uri}/health", timeout=10).close()
+            return True
+        return False
+
+    def _end_of_log(self) -> str:
+        return (self._folder / "log").read_text()[-2000:]
 
     def kill(self) -> None:
         """End it as a power failure would."""

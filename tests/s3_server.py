@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,9 @@ from typing import Any
 import pytest
 import urllib3
 from minio import Minio
+
+from components.core.base.ports import usable_port
+from tests.waiting import PATIENCE_S
 
 BUCKET = "tessera"
 OTHER_TEAM = "other-team"
@@ -61,7 +63,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A client of its own, to look behind the store's back."""
-        http = urllib3.PoolManager(retries=False, timeout=10)
+        http = urllib3.PoolManager(retries=False, timeout=60)
         address = self.endpoint.removeprefix("http://")
         return Minio(address, self.key, self.secret, secure=False, region="us-east-1", http_client=http)
 
@@ -105,7 +107,7 @@ class S3Server:
 
     def _comes_up(self) -> bool:
         assert self._process is not None
-        client, patience = self.client(), time.monotonic() + 30
+        client, patience = self.client(), time.monotonic() + PATIENCE_S
         while time.monotonic() < patience and self._process.poll() is None:
             with contextlib.suppress(Exception):  # refused, or answered by a half-started server
                 if client.bucket_exists(BUCKET):
@@ -159,16 +161,7 @@ def _server_ports() -> dict[str, int]:
     of a core busy where that is no port.
     """
     while True:
-        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        ports = {name: usable_port(None) for name in PORTS}
         ports["admin.port.grpc"] = ports["admin.port"] + ADMIN_GRPC_OFFSET
         if ports["admin.port.grpc"] < 1 << 16 and len(set(ports.values())) == len(ports):
             return ports
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

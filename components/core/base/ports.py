@@ -1,12 +1,18 @@
 """Ports on the loopback interface, and clients that reach them without a proxy."""
 
 import os
+import random
 import socket
+from pathlib import Path
 
 from components.core.base.errors import InputError
 
 HOST = "127.0.0.1"
 LOOPBACK_NAMES = (HOST, "localhost", "::1")
+OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""First and last port that Linux gives to outgoing connections."""
+FIRST_PORT, FIRST_DYNAMIC_PORT = 20_000, 49_152
+"""First port that is chosen, above those of most services; the first that is dynamic by RFC 6335, section 6."""
 
 
 def never_proxy_loopback() -> None:
@@ -22,13 +28,16 @@ def never_proxy_loopback() -> None:
 
 
 def usable_port(wanted: int | None) -> int:
-    """The wanted port, or any free one where None is wanted.
+    """The wanted port, or any free one where None or 0 is wanted.
+
+    The system gives a connection to elsewhere a port of a range of its own. A free port of that range may be taken
+    while a server that shall have it still loads, so one below the range is preferred.
 
     Raises:
         InputError: the port is in use, or opening it needs more rights.
     """
     try:
-        return _bound_port(wanted or 0)
+        return _bound_port(wanted) if wanted else _free_port()
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "there are no more than 65535"
         raise InputError(f"port {wanted} cannot be used: {reason}", hint="choose another, e.g. --port 8123") from None
@@ -40,6 +49,19 @@ def is_free(port: int) -> bool:
         return _bound_port(port) == port
     except OSError:
         return False
+
+
+def _free_port() -> int:
+    """A free port that no outgoing connection gets, or any where none is found."""
+    try:
+        end = int(OUTGOING_PORTS.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError):
+        end = FIRST_DYNAMIC_PORT
+    choose = random.SystemRandom()  # another process with the same seed would choose the same ports
+    for _ in range(100 if end > FIRST_PORT else 0):
+        if is_free(port := choose.randrange(FIRST_PORT, end)):
+            return port
+    return _bound_port(0)
 
 
 def _bound_port(port: int) -> int:
