@@ -1,8 +1,9 @@
-"""A stage of a few lines that adds numbers up, and can fail, stop or be slow: what the platform does shows on it."""
+"""A stage of a few lines that adds numbers up, and can fail, stop or wait: what the platform does shows on it."""
 
 import json
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,8 @@ from components.core.base.errors import DataError
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.stage import Input, Output, Stage
 
-PACE_S = float(os.environ.get("FAKE_STAGE_PACE_S", "0"))
-"""Time that a step takes, so that there is time to kill it."""
+HOLD = "FAKE_STAGE_HOLD"
+"""Environment variable with the path of a file that `hold_at` wrote."""
 
 
 class FakeConfig(Config):
@@ -63,7 +64,7 @@ def run(
 
         torch.distributed.barrier()  # as a training loop does: no rank goes on, and drops points, before all have read
     for step in range(first, len(values)):
-        time.sleep(PACE_S)
+        _wait_where_held(step, context)
         if context.stopping():
             raise Interrupted
         total += config.factor * values[step]
@@ -73,6 +74,33 @@ def run(
     if context.rank == 0:
         (out / "total" / "total.json").write_text(json.dumps(total))
     return {"total": total}
+
+
+def hold_at(path: Path, done: int, processes: int = 1) -> Callable[[], bool]:
+    """Have each process of the stage wait once, when that many steps are done, until it is stopped or the file is gone.
+
+    Returns:
+        Whether all of them wait.
+    """
+    path.write_text(str(done))
+    waiting = [_note_of(path, rank) for rank in range(processes)]
+    for note in waiting:
+        note.unlink(missing_ok=True)
+    return lambda: all(note.exists() for note in waiting)
+
+
+def _wait_where_held(done: int, context: StageContext) -> None:
+    path = Path(os.environ.get(HOLD, os.devnull))
+    if not path.is_file() or done != int(path.read_text()) or _note_of(path, context.rank).exists():
+        return
+    _note_of(path, context.rank).touch()
+    while path.exists() and not context.stopping():
+        time.sleep(0.01)
+
+
+def _note_of(path: Path, rank: int) -> Path:
+    """The file by which a process says that it waits, or has waited."""
+    return path.with_name(f"{path.name}.rank-{rank}")
 
 
 def read(folder: Path) -> list[int]:

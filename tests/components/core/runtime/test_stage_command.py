@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from components.core.runtime.stage_command import command_line, main
 from components.core.store.store import StageRecord, Store, open_store
 from tests.components.core import fake_stage
 from tests.components.core.fake_stage import numbers_folder
+from tests.waiting import wait_until
 
 DECLARATION = "tests.components.core.fake_stage:STAGE"
 LABEL = "fakes"
@@ -164,30 +164,22 @@ def test_a_stage_whose_work_failed_is_not_computed_again_by_retries(store, diges
 
 
 def test_a_pod_that_is_killed_is_tried_again_and_resumes(store, digests, tmp_path):
-    numbers = store.put_folder(numbers_folder(tmp_path / "many", *range(40)), "data").digest
+    numbers = store.put_folder(numbers_folder(tmp_path / "many", *range(8)), "data").digest
     command = [sys.executable, "-m", "components.core.runtime.stage_command"]
     command += arguments(store, {"numbers": numbers}, tmp_path / "out", retries=3)
-    environment = {**os.environ, "FAKE_STAGE_PACE_S": "0.05"}
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        before = progress(store)
+    environment = {**os.environ, fake_stage.HOLD: str(tmp_path / "hold")}
+    for number, exit_code, done in ((signal.SIGTERM, 130, 3), (signal.SIGKILL, -signal.SIGKILL, 6)):
+        is_held = fake_stage.hold_at(tmp_path / "hold", done)
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        while progress(store) < before + 3:
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_until(f"{done} steps", is_held)
         process.send_signal(number)
         process.communicate()
-        assert process.returncode in (130, -signal.SIGKILL)
+        assert process.returncode == exit_code
     subprocess.run(command, env=environment, check=True)
     assert (tmp_path / "out" / "total" / "digest").read_text() == recorded(store).outputs["total"]
-    assert recorded(store).result == {"total": sum(range(40))}
-    done = [event["done"] for event in EventFile(events_path(store, "run-1", LABEL)).read() if "done" in event]
-    assert done.count(1) == 1  # no attempt began anew
-
-
-def progress(store: Store) -> int:
-    """Steps that the stage has reported as done."""
+    assert recorded(store).result == {"total": sum(range(8))}
     events = EventFile(events_path(store, "run-1", LABEL)).read()
-    return max((event["done"] for event in events if event["type"] == "progress"), default=0)
+    assert [event["done"] for event in events if "done" in event] == list(range(1, 9))  # no attempt began anew
 
 
 def test_without_a_cluster_a_refusal_is_not_recorded(store, digests):

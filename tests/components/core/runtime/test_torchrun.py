@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from components.core.runtime.torchrun import (
 from components.core.store.store import open_store
 from tests.chaos.processes import living_with
 from tests.components.conftest import Recorder
-from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder, save
+from tests.components.core.fake_stage import HOLD, STAGE, FakeConfig, hold_at, numbers_folder, save
 from tests.waiting import PATIENCE_S, wait_until
 
 TWO = Placement(processes=2, threads=1)
@@ -176,10 +177,10 @@ def test_resume_points_of_ranks_reach_a_remote_store(
 @pytest.mark.parametrize("victim", ["stage", "torchrun", "rank.begun", "rank.computed"])
 def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(tmp_path: Path, victim: str) -> None:
     marker = uuid.uuid4().hex
-    at_point = {faults.VARIABLE: f"{victim}=kill"} if "." in victim else {}
-    stage, events = _slow_stage(tmp_path, MARKER=marker, **at_point)
+    at_point = {faults.VARIABLE: f"{victim}=kill", HOLD: os.devnull} if "." in victim else {}
+    stage, events, is_held = _held_stage(tmp_path, MARKER=marker, **at_point)
     if not at_point:
-        wait_until("two steps", lambda: events.exists() and '"done": 2' in events.read_text())
+        wait_until("two steps", is_held)
         os.kill({"stage": stage.pid, "torchrun": _children(stage.pid)[0]}[victim], signal.SIGKILL)
     stage.wait(PATIENCE_S)
     wait_until("no process is left", lambda: not living_with("MARKER", marker))
@@ -202,8 +203,8 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
 def test_ranks_restart_from_the_last_checkpoint_when_one_crashes(
     tmp_path: Path, crash: signal.Signals, how: str
 ) -> None:
-    stage, events = _slow_stage(tmp_path)
-    wait_until("two steps", lambda: events.exists() and '"done": 2' in events.read_text())
+    stage, events, is_held = _held_stage(tmp_path)
+    wait_until("two steps", is_held)
     os.kill(_children(_children(stage.pid)[0])[1], crash)
     assert stage.wait(PATIENCE_S) == 0
     reported = [json.loads(line) for line in events.read_text().splitlines()]
@@ -217,8 +218,8 @@ def test_ranks_restart_from_the_last_checkpoint_when_one_crashes(
 
 def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
     marker = uuid.uuid4().hex
-    stage, events = _slow_stage(tmp_path, MARKER=marker)
-    wait_until("two steps", lambda: events.exists() and '"done": 2' in events.read_text())
+    stage, events, is_held = _held_stage(tmp_path, MARKER=marker)
+    wait_until("two steps", is_held)
     stage.send_signal(signal.SIGINT)
     assert stage.wait(PATIENCE_S) == INTERRUPTED_EXIT_CODE
     wait_until("no process is left", lambda: not living_with("MARKER", marker))
@@ -241,14 +242,19 @@ def _context(folder: Path, stopping: bool = False) -> StageContext:
     return StageContext(NullReporter(), Resume(folder / "resume"), folder, stopping=lambda: stopping)
 
 
-def _slow_stage(folder: Path, **environment: str) -> tuple["subprocess.Popen[bytes]", Path]:
-    """The stage as two ranks, in a process of its own that writes to `log`, and the file of its events."""
-    settled = {"PYTHONPATH": str(Path.cwd()), "FAKE_STAGE_PACE_S": "0.2", "OMP_NUM_THREADS": "1"}
+def _held_stage(folder: Path, **environment: str) -> tuple["subprocess.Popen[bytes]", Path, Callable[[], bool]]:
+    """The stage as two ranks, which wait after two steps, in a process of its own that writes to `log`.
+
+    Returns:
+        The process, the file of its events, and whether both ranks wait.
+    """
+    is_held = hold_at(folder / "hold", 2, processes=2)
+    settled = {"PYTHONPATH": str(Path.cwd()), HOLD: str(folder / "hold"), "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("wb") as log:
         stage = subprocess.Popen(
             [sys.executable, __file__, str(folder)], env={**os.environ, **settled, **environment}, stderr=log
         )
-    return stage, folder / "store" / "local" / "runs" / "run-1" / "fake.jsonl"
+    return stage, folder / "store" / "local" / "runs" / "run-1" / "fake.jsonl", is_held
 
 
 def _run(folder: Path, config: FakeConfig, **options: object) -> dict[str, str]:
