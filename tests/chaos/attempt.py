@@ -27,9 +27,10 @@ from components.core.store.object_store import ObjectStore
 from components.core.store.store import Store, open_object_store, open_store
 from tests.components.core.base.fault_points import POINTS
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
+from tests.waiting import PATIENCE_S
 
 NUMBERS = (1, 2, 4)
-TIMEOUT_S = 120.0
+TIMEOUT_S = PATIENCE_S
 CLEAN_UP_WAIT_S = 5.0
 """A marker whose removal failed makes the clean-up of the same attempt wait so long for a writer."""
 RUN, LABEL = "tiny-1", "tiny"
@@ -61,6 +62,11 @@ class Place:
         return store
 
     @property
+    def go_on(self) -> Path:
+        """The file without which an attempt that is held waits after each step."""
+        return self.folder / "go-on"
+
+    @property
     def ledger(self) -> list[dict[str, Any]]:
         """What all attempts did, in order."""
         path = self.folder / "ledger.jsonl"
@@ -78,17 +84,17 @@ def _backend(uri: str) -> ObjectStore:
     return open_object_store(uri)
 
 
-def begin(place: Place, fault: str | None = None, *, clean: bool = False, slow_s: float = 0.0) -> BaseProcess:
+def begin(place: Place, fault: str | None = None, *, clean: bool = False, held: bool = False) -> BaseProcess:
     """Start an attempt.
 
     Args:
         place: where it works.
         fault: an order for `components.core.base.fault_injection`.
         clean: whether it cleans the store up in the end.
-        slow_s: time that a step takes.
+        held: whether it waits after each step until `place.go_on` is there.
     """
     assert fault in (None, "count") or re.split("[:=]", str(fault))[0] in POINTS, f"no such point: {fault}"
-    process = CONTEXT.Process(target=_attempt, args=(place, fault, clean, slow_s))
+    process = CONTEXT.Process(target=_attempt, args=(place, fault, clean, held))
     process.start()
     return process
 
@@ -101,13 +107,13 @@ def attempt(place: Place, fault: str | None = None, *, clean: bool = False) -> i
     return process.exitcode
 
 
-def _attempt(place: Place, fault: str | None, clean: bool, slow_s: float) -> None:
+def _attempt(place: Place, fault: str | None, clean: bool, held: bool) -> None:
     os.environ.update(place.environment)
     os.environ.pop(faults.VARIABLE, None)
     if fault is not None:
         os.environ[faults.VARIABLE] = fault
     try:
-        tiny_run(place, clean, slow_s)
+        tiny_run(place, clean, held)
     except (TesseraError, OSError) as error:
         place.note("failed", error=f"{type(error).__name__}: {error}")
         os._exit(FAILED)
@@ -117,7 +123,7 @@ def _attempt(place: Place, fault: str | None, clean: bool, slow_s: float) -> Non
         place.note("reached", points=faults.reached())
 
 
-def tiny_run(place: Place, clean: bool, slow_s: float) -> None:
+def tiny_run(place: Place, clean: bool, held: bool) -> None:
     """Store what is read, store what nobody needs, compute, clean up."""
     store = place.store
     place.note("begun")
@@ -126,7 +132,7 @@ def tiny_run(place: Place, clean: bool, slow_s: float) -> None:
     place.note("stored", digest=numbers)
     store.put_folder(numbers_folder(own / "garbage", 0), "data")
     inputs = {"numbers": numbers}
-    reporter = _Ledger(place, Events(events_path(store, RUN, LABEL)), slow_s)
+    reporter = _Ledger(place, Events(events_path(store, RUN, LABEL)), held)
     options: dict[str, Any] = {"label": LABEL, "run": RUN, "placement": Placement(threads=1), "reporter": reporter}
     record = run_stage(STAGE, FakeConfig(), inputs, store=store, **options)
     for digest in record.outputs.values():
@@ -144,12 +150,13 @@ def key_of(numbers: str) -> str:
 class _Ledger:
     """Passes events on, and keeps the steps: the side effects of the stage."""
 
-    def __init__(self, place: Place, events: Events, slow_s: float) -> None:
-        self._place, self._events, self._slow_s = place, events, slow_s
+    def __init__(self, place: Place, events: Events, held: bool) -> None:
+        self._place, self._events, self._held = place, events, held
 
     def emit(self, event: Mapping[str, object]) -> None:
         """Take one event."""
         self._events.emit(event)
         if event["type"] == "progress":
             self._place.note("step", step=event["done"])
-            time.sleep(self._slow_s)
+            while self._held and not self._place.go_on.exists():
+                time.sleep(0.01)

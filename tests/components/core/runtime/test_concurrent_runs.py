@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from components.core.runtime.runner import events_path
 from tests.chaos.attempt import LABEL, NUMBERS, RUN, TIMEOUT_S, Place, attempt, begin
 from tests.chaos.history import check_end, check_steps, state
 from tests.components.core.base.test_fault_injection import new_place
-
-SLOW_S = 0.3
+from tests.waiting import wait_until
 
 
 def finished(place: Place) -> list[object]:
@@ -25,11 +23,18 @@ def steps(place: Place) -> list[int]:
     return [entry["step"] for entry in place.ledger if entry["what"] == "step"]
 
 
+def is_waiting(place: Place) -> bool:
+    """Whether an attempt has found that another one computes."""
+    return "waiting" in events_path(place.store, RUN, LABEL).read_text()
+
+
 def test_on_one_machine_one_computes_and_the_other_takes_its_result(store_uri: str, tmp_path: Path) -> None:
     expected = new_place(store_uri, tmp_path / "alone")
     assert attempt(expected) == 0
     place = new_place(store_uri, tmp_path / "both")
-    both = [begin(place, slow_s=SLOW_S) for _ in range(2)]
+    both = [begin(place, held=True) for _ in range(2)]
+    wait_until("one computes, and the other waits", lambda: steps(place) and is_waiting(place))
+    place.go_on.touch()
     for process in both:
         process.join(TIMEOUT_S)
 
@@ -37,7 +42,6 @@ def test_on_one_machine_one_computes_and_the_other_takes_its_result(store_uri: s
     assert steps(place) == list(range(1, len(NUMBERS) + 1))
     first, second = finished(place)
     assert first == second
-    assert "waiting" in events_path(place.store, RUN, LABEL).read_text()
     assert state(place) == state(expected)
 
 
@@ -45,10 +49,11 @@ def test_who_waits_goes_on_where_the_other_was_killed(store_uri: str, tmp_path: 
     expected = new_place(store_uri, tmp_path / "alone")
     assert attempt(expected) == 0
     place = new_place(store_uri, tmp_path / "both")
-    first, second = begin(place, "point.named:2=kill", slow_s=SLOW_S), None
-    while not steps(place):
-        time.sleep(0.01)
+    first = begin(place, "point.named:2=kill", held=True)
+    wait_until("a step", lambda: steps(place))
     second = begin(place)
+    wait_until("the other waits", lambda: is_waiting(place))
+    place.go_on.touch()
     first.join(TIMEOUT_S)
     second.join(TIMEOUT_S)
 
@@ -59,16 +64,15 @@ def test_who_waits_goes_on_where_the_other_was_killed(store_uri: str, tmp_path: 
 
 def test_who_waits_can_be_stopped(tmp_path: Path) -> None:
     place = new_place("folder", tmp_path / "both")
-    first = begin(place, slow_s=2.0)
-    while not steps(place):
-        time.sleep(0.01)
+    first = begin(place, held=True)
+    wait_until("a step", lambda: steps(place))
     second = begin(place)
-    while "waiting" not in events_path(place.store, RUN, LABEL).read_text():
-        time.sleep(0.01)
+    wait_until("the other waits", lambda: is_waiting(place))
     assert second.pid is not None
     os.kill(second.pid, signal.SIGTERM)
-    second.join(1.5)
+    second.join(TIMEOUT_S)
     assert second.exitcode == 130
+    assert first.is_alive()
     first.kill()
     first.join()
 
@@ -78,7 +82,9 @@ def test_on_two_machines_both_compute_the_same(s3_uri: str, tmp_path: Path) -> N
     assert attempt(expected) == 0
     here = new_place(s3_uri, tmp_path / "both")
     there = replace(here, machine="there")
-    both = [begin(place, slow_s=SLOW_S) for place in (here, there)]
+    both = [begin(place, held=True) for place in (here, there)]
+    wait_until("both compute", lambda: steps(here).count(1) == 2)
+    here.go_on.touch()
     for process in both:
         process.join(TIMEOUT_S)
 
