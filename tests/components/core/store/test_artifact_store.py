@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from components.core.store.artifact_store import blob_path
 from components.core.store.manifest import SourceFile, describe, read_source
 from components.core.store.store import Store, open_store
 from components.core.store.verification import find_faults
+from tests.waiting import wait_until
 
 FILES = {"config.json": b"{}", "empty": b"", "nested/deep/weights.bin": b"\0\1\2" * 1000, "näme with space": b"x"}
 NAMES = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="._- "), min_size=1, max_size=8)
@@ -277,7 +277,7 @@ def test_a_killed_writer_leaves_only_whole_objects(tmp_path: Path) -> None:
     assert child.stdout is not None
     with child.stdout:
         assert child.stdout.readline() == b"ready\n"
-        threading.Event().wait(0.05)
+        wait_until("an object", lambda: any((tmp_path / "store" / "blobs").rglob("*")), interval_s=0.001)
         child.send_signal(signal.SIGKILL)
         child.wait()
     store = open_store(tmp_path / "store")

@@ -1,5 +1,6 @@
 """Clean-ups never take what a run needs: while it goes on, after it was interrupted, and while others write."""
 
+import itertools
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from components.core.store.verification import find_faults
 from pipelines.records.runs import list_artifacts
 from tests.components.core.fake_stage import STAGE, FakeConfig, numbers_folder
 from tests.components.core.runtime.test_runner import Events
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until
 
 NO_GRACE_S = -5.0
 """Everything counts as old; servers tell time in whole seconds."""
@@ -83,12 +85,17 @@ def test_of_writers_and_clean_ups_at_once_nobody_loses_anything(open_here: Calla
     stop, cleaned = threading.Event(), []
 
     def clean() -> None:
-        while not stop.is_set():
-            cleaned.append(collect_garbage(open_here(), grace_s=NO_GRACE_S, wait_s=60)["blobs"])
+        try:
+            while not stop.is_set():
+                cleaned.append(collect_garbage(open_here(), grace_s=NO_GRACE_S, wait_s=PATIENCE_S)["blobs"])
+        finally:
+            stop.set()
 
     def write(seed: int) -> None:
         chance = random.Random(seed)
-        for number in range(rounds):
+        for number in itertools.count():
+            if stop.is_set() or (number >= rounds and sum(cleaned) > 3):  # there was something to lose
+                return
             store = open_here()
             with store.writing():
                 digest = store.put_folder(folders[chance.randrange(3)], "table").digest
@@ -107,7 +114,6 @@ def test_of_writers_and_clean_ups_at_once_nobody_loses_anything(open_here: Calla
         finally:
             stop.set()
         cleaner.result()
-    assert sum(cleaned) > 3  # there was something to lose
     collect_garbage(open_here(), grace_s=NO_GRACE_S)
     store = open_here()
     assert [path for prefix in ("blobs/", "artifacts/", WRITERS, COLLECTORS) for path in store.documents(prefix)] == []
@@ -128,19 +134,26 @@ def test_a_writer_waits_for_a_clean_up(open_here: Callable[[], Store], tmp_path:
     assert done.is_set()
 
 
-def test_a_writer_waits_for_a_clean_up_that_lists_for_longer_than_a_marker_is_valid(
+def test_a_writer_waits_for_a_clean_up_that_lists_for_long_and_whose_marker_stays_young(
     open_here: Callable[[], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(exclusion.STALE_S, COLLECTORS, 4.0)
     monkeypatch.setattr(exclusion, "RENEW_S", 0.2)
     source, events, lists = folder_of(tmp_path / "source", a="a"), [], threading.Event()
     store = open_here()
     list_objects = store.backend.list
 
+    def written() -> float:
+        (marker,) = list_objects(COLLECTORS)
+        return float(marker.modified)
+
+    def is_younger(before: float) -> bool:
+        return written() > before
+
     def list_slowly(prefix: str) -> Any:
         if prefix == "blobs/":
             lists.set()
-            time.sleep(6.0)
+            for _ in range(2):
+                wait_until("the marker is renewed", partial(is_younger, written()))
             events.append("listed")
         return list_objects(prefix)
 
@@ -208,7 +221,7 @@ def test_a_killed_writer_keeps_nobody_waiting(tmp_path: Path) -> None:
     uri = str(tmp_path / "store")
     script = (
         "import sys, time; from components.core.store.store import open_store\n"
-        "with open_store(sys.argv[1]).writing(): print('inside', flush=True); time.sleep(60)"
+        "with open_store(sys.argv[1]).writing(): print('inside', flush=True); time.sleep(600)"
     )
     child = subprocess.Popen([sys.executable, "-c", script, uri], stdout=subprocess.PIPE)
     assert child.stdout is not None

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from components.core.store.store import Store, open_store
 from components.core.store.verification import find_faults
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.s3_server import BUCKET, S3Server, fresh_prefix, running_server
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 SMALL = b'{"question": "1+1", "answer": "2"}\n' * 100
 PART_BYTES = 5 << 20
@@ -227,10 +228,8 @@ def test_what_lasts_is_one_error_and_a_later_run_heals_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     proxy.faults = [Fault(**vars(fault))]
-    started = time.monotonic()
     with pytest.raises(StoreError, match=words) as caught:
         opened(s3_uri, tmp_path).put_folder(source, "model")
-    assert time.monotonic() - started < 5
     assert caught.value.hint or "Strange" in words
     assert_nothing_half(s3_uri, tmp_path, s3_server, monkeypatch)
     digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
@@ -260,28 +259,53 @@ def test_a_server_that_hangs_or_babbles_is_one_error_while_reading(
     digest = opened(s3_uri, tmp_path).put_folder(source, "model").digest
     monkeypatch.setattr(bucket_store, "READ_S", 0.3)
     proxy.faults = [Fault(**vars(fault))]
-    started = time.monotonic()
     with pytest.raises(StoreError, match=words):
         opened(s3_uri, tmp_path, "elsewhere").fetch(digest)
-    assert time.monotonic() - started < 5
     assert not list((tmp_path / "local" / "elsewhere").rglob("weights"))
     proxy.closing.set()
     proxy.faults = []
     assert_whole(s3_uri, digest, tmp_path)
 
 
+class Clock:
+    """The time that a request spends in pauses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, pause_s: float) -> None:
+        self.now += pause_s
+
+
+def test_a_server_that_stays_away_is_asked_for_as_long_as_the_patience_lasts(
+    s3_uri: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, clock = opened(s3_uri, tmp_path), Clock()
+    monkeypatch.setattr(bucket_store, "QUIET_S", 0.1)
+    monkeypatch.setattr(bucket_store, "time", clock)
+    proxy.faults = [Fault("reset", times=99_999)]
+    with pytest.raises(StoreError, match="cannot be reached"):
+        store.documents("runs/")
+    assert bucket_store.PATIENCE_S <= clock.now < bucket_store.PATIENCE_S + 2 * bucket_store.MAX_PAUSE_S
+
+
 def test_a_server_killed_in_the_middle_of_an_upload_and_restarted_is_bridged(
     mortal: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bucket_store, "PATIENCE_S", PATIENCE_S)
     uri = fresh_prefix(mortal, monkeypatch)
     with faulty_proxy(mortal.endpoint) as proxy:
         monkeypatch.setenv("TESSERA_S3_ENDPOINT", proxy.endpoint)
-        proxy.faults = [Fault("delay", "PUT", "partNumber=3", after=0.5)]
+        proxy.faults = [Fault("hang", "PUT", "partNumber=3")]
 
         def kill_and_restart() -> None:
             _wait_for(proxy, "partNumber=3")
             mortal.kill()
-            mortal.start()
+            proxy.closing.set()
+            assert mortal.start()
 
         killer = threading.Thread(target=kill_and_restart)
         killer.start()
@@ -291,27 +315,29 @@ def test_a_server_killed_in_the_middle_of_an_upload_and_restarted_is_bridged(
     assert_whole(uri, digest, tmp_path)
 
 
-@pytest.mark.slow
-def test_a_server_gone_for_ten_seconds_is_waited_for_and_spoken_of(
+def test_a_server_that_is_gone_is_waited_for_and_spoken_of(
     mortal: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    for name, value in {"PATIENCE_S": PATIENCE_S, "QUIET_S": 0.5}.items():
+        monkeypatch.setattr(bucket_store, name, value)
     uri = fresh_prefix(mortal, monkeypatch)
     writer, reader = opened(uri, tmp_path), opened(uri, tmp_path, "elsewhere")
     digest = writer.put_folder(source, "model").digest
     mortal.kill()
-    back = threading.Timer(10, mortal.start)
-    back.start()
-    fetched: list[Path] = []
-    thread = threading.Thread(target=lambda: fetched.append(reader.fetch(digest)))
-    thread.start()
-    with caplog.at_level(logging.WARNING, "tessera"):
-        assert writer.claim("runs/a/run.json", {"while": "it is away"})
-    thread.join()
-    back.join()
-    assert (fetched[0] / "weights").read_bytes() == LARGE
-    words = [record.getMessage() for record in caplog.records]
-    assert any("cannot be reached" in text and "trying for 30 s" in text for text in words)
-    assert any("answers again, after 1" in text for text in words)
+
+    def messages(*parts: str) -> list[str]:
+        texts = [record.getMessage() for record in caplog.records]
+        return [text for text in texts if all(part in text for part in parts)]
+
+    with caplog.at_level(logging.WARNING, "tessera"), ThreadPoolExecutor(2) as pool:
+        fetched = pool.submit(reader.fetch, digest)
+        claimed = pool.submit(writer.claim, "runs/a/run.json", {"while": "it is away"})
+        waiting = ("cannot be reached", f"trying for {PATIENCE_S:.0f} s")
+        wait_until("both have said so", lambda: len(messages(*waiting)) == 2)
+        assert mortal.start()
+        assert claimed.result()
+        assert (fetched.result() / "weights").read_bytes() == LARGE
+    assert len(messages("answers again, after ")) == 2
 
 
 @pytest.mark.usefixtures("impatient")
@@ -422,7 +448,7 @@ def test_a_clock_that_is_off_by_an_hour_is_named(
     connected.documents("runs/")
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
-    words = rf"this machine's clock is 3,(60\d|59\d) s {'ahead of' if hours > 0 else 'behind'} the S3 server's"
+    words = rf"this machine's clock is 3,[56]\d\d s {'ahead of' if hours > 0 else 'behind'} the S3 server's"
     for each in (connected, opened(s3_uri, tmp_path)):
         proxy.faults = [Fault("answer", path="tessera", times=9, status=403, code="RequestTimeTooSkewed")]
         with pytest.raises(StoreError, match=words):
