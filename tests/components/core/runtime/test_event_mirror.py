@@ -1,6 +1,5 @@
 """Events of a pod, as other machines and the pod's retry see them."""
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from components.core.runtime.event_mirror import fetch_events, mirrored_events
 from components.core.runtime.events import EventFile, Events
 from components.core.runtime.runner import events_path
 from components.core.store.store import Store, open_store
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -44,8 +44,7 @@ def test_events_are_seen_while_the_stage_works(machines: list[Store], monkeypatc
     with mirrored_events(pod, "run-1", "search/library-0"):
         Events(events_path(pod, "run-1", "search/library-0")).emit({"type": "note", "number": 3})
         path = events_path(laptop, "run-1", "search/library-0")
-        while not path.exists():
-            fetch_events(laptop, "run-1")
+        wait_until("the events", lambda: fetch_events(laptop, "run-1") or path.exists())
         assert numbers(laptop) == [3]
 
 
@@ -72,8 +71,8 @@ def test_the_time_at_which_the_store_had_all_events_stays_while_it_does_not_answ
 
 
 def test_a_folder_has_the_events_already(tmp_path: Path) -> None:
-    store, before = open_store(tmp_path), set(threading.enumerate())
-    with mirrored_events(store, "run-1", "data"):
-        assert set(threading.enumerate()) <= before
+    store = open_store(tmp_path)
+    with mirrored_events(store, "run-1", "data") as mirror:
+        assert mirror is None
     fetch_events(store, "run-1")
     assert store.documents("runs/run-1/events/") == []
