@@ -99,7 +99,9 @@ def test_a_wrong_branch_or_path_is_named(platform: Platform, branch: str, path: 
         repository.read(path)
 
 
-def test_the_token_reaches_git_by_a_file_alone(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_reaches_git_by_a_file_alone(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What git asks is answered from the secret; no argument and no variable that git sees has it."""
     seen: list[str] = []
     run = subprocess.run
@@ -110,10 +112,11 @@ def test_the_token_reaches_git_by_a_file_alone(platform: Platform, monkeypatch: 
 
     monkeypatch.setattr(subprocess, "run", watched)
     monkeypatch.setenv("GIT_SSH_COMMAND", "false")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with Repository(platform.settings, "main") as repository:
         commit_to_branch(repository, TARGET, CHANGE)
         monkeypatch.undo()
-        askpass = next(Path(os.environ.get("TMPDIR", "/tmp")).glob("tessera-git-*/askpass"))
+        (askpass,) = tmp_path.glob("tessera-git-*/askpass")
         environment = {"PATH": os.environ["PATH"], "TESSERA_CREDENTIALS": str(platform.credentials)}
         asked = subprocess.run([askpass, "Password:"], env=environment, capture_output=True, text=True, check=True)
         assert asked.stdout.strip() == TOKEN

@@ -119,7 +119,7 @@ def run_command_of(recipe: Path, store: Path, setting: str) -> list[str]:
 @pytest.fixture
 def slow_run(only_data: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run in the middle of its stage; its processes are known by a marker."""
-    slow = "data.arithmetic={num_train: 300000, num_chats: 20, num_validation: 10, num_test: 10}"
+    slow = "data.arithmetic={num_train: 3000000, num_chats: 20, num_validation: 10, num_test: 10}"
     command = run_command_of(only_data, tmp_path / "store", slow)
     environment = {**os.environ, "MARKER": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
