@@ -28,6 +28,7 @@ from components.pretrain.stage import run as pretrain
 from components.sft.config import SftConfig
 from components.sft.stage import run as tune
 from tests.components.conftest import Recorder, write_rows
+from tests.waiting import PATIENCE_S
 
 STEPS: dict[str, Any] = {"num_steps": 3, "global_batch_size": 6, "micro_batch_size": 2, "seq_len": 64, "seed": 1}
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -92,7 +93,7 @@ def test_two_ranks_make_the_models_of_one_process(tmp_path: Path, inputs: Path) 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     ended = subprocess.run(
-        [*command, __file__, str(tmp_path)], env=environment, capture_output=True, timeout=300, text=True
+        [*command, __file__, str(tmp_path)], env=environment, capture_output=True, timeout=PATIENCE_S, text=True
     )
     assert ended.returncode == 0, ended.stderr
     two = json.loads((tmp_path / "two.json").read_text())

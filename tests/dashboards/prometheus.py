@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,11 +15,11 @@ import pytest
 import yaml
 
 from components.core.base.ports import usable_port
+from tests.waiting import wait_until
 
 BINARY, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
 needs_prometheus = pytest.mark.skipif(BINARY is None, reason="needs prometheus, of Debian's package of that name")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool, of Debian's package prometheus")
-START_S = 120.0
 
 
 class Prometheus:
@@ -72,11 +71,9 @@ def running_prometheus(folder: Path, targets: Mapping[int, Mapping[str, str]]) -
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
     try:
-        client, ending = Prometheus(port), time.monotonic() + START_S
-        while not client.is_ready():
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < ending, "Prometheus does not come up"
-            time.sleep(0.05)
+        client = Prometheus(port)
+        wait_until("Prometheus comes up", lambda: client.is_ready() or process.poll() is not None)
+        assert process.poll() is None, (folder / "log").read_text()
         yield client
     finally:
         process.terminate()

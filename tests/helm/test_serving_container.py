@@ -78,7 +78,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 def status_of_large_request(port: int, size: int) -> int:
     """Status of a request that says how large it is; the server answers before it has read the body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         connection.putrequest("POST", "/v1/chat/completions")
         for name, value in {"Content-Length": str(size), "Authorization": f"Bearer {KEY}"}.items():
@@ -118,7 +118,7 @@ def test_it_keeps_the_limit_the_key_and_its_answers_until_the_end(running: Runni
         assert first.wait(PATIENCE_S)
         open_yet = not ended.is_set()
         running.process.terminate()
-        thread.join(120)
+        thread.join(PATIENCE_S)
     assert open_yet, "the answer had ended before the server was told to"
     assert ended.is_set()
     assert pieces[-1] == "length"

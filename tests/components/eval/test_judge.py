@@ -15,8 +15,10 @@ from components.eval.judge import judge, read_questions
 from components.eval.paired_verdict import Finding
 from pipelines.cli import run_command
 from tests.vllm_standin import Behaviour, Standin, sums
+from tests.waiting import PATIENCE_S
 
 NAME = "nano"
+ABSENT = "http://127.0.0.1:9/v1"
 
 
 @contextlib.contextmanager
@@ -43,8 +45,11 @@ def questions(tmp_path: Path) -> Path:
 
 def findings(problems: list[Problem], stable: Behaviour, canary: Behaviour) -> dict[str, Finding]:
     with serving(stable) as old, serving(canary) as new:
-        found = judge((old, new), NAME, problems, tolerance=0.02, max_tokens=64, concurrency=16, timeout_s=30.0)
-    return {each.name: each for each in found}
+        return {each.name: each for each in ask((old, new), problems)}
+
+
+def ask(servers: tuple[str, str], problems: list[Problem]) -> list[Finding]:
+    return judge(servers, NAME, problems, tolerance=0.02, max_tokens=64, concurrency=16, timeout_s=PATIENCE_S)
 
 
 def test_numbers_of_both_versions_are_those_of_their_answers(questions: Path) -> None:
@@ -71,9 +76,7 @@ def test_a_version_with_errors_and_one_with_a_wrong_chat_template_are_refused(qu
 def test_a_stable_version_that_answers_nothing_is_named(questions: Path) -> None:
     problems = read_questions(questions, 200)
     with serving(Behaviour()) as new, pytest.raises(TesseraError, match="answered none of 200 questions"):
-        judge(
-            ("http://127.0.0.1:9/v1", new), NAME, problems, tolerance=0.02, max_tokens=64, concurrency=64, timeout_s=9.0
-        )
+        ask((ABSENT, new), problems)
 
 
 def test_too_few_questions_are_refused(questions: Path) -> None:

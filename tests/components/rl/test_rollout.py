@@ -26,6 +26,7 @@ from components.rl.rollout import (
 )
 from tests.components.core import tiny_models
 from tests.components.core.tiny_models import EOS, TOKENS
+from tests.waiting import PATIENCE_S
 
 PROBLEMS = [Problem("a", [7], "4", "on"), Problem("b", [8], "5", "on")]
 
@@ -104,7 +105,7 @@ def test_answers_are_judged_while_others_are_generated(tokenizer):
     def generate(prompts: list[list[int]], **options: Any) -> Iterator[tuple[int, list[Sample]]]:
         for number in range(len(prompts)):
             yield number, [Sample(ids("4"), (-0.5,), "stop", 3)] * 2
-            waited.append(judged.wait(30))
+            waited.append(judged.wait(PATIENCE_S))
 
     slow = cast("Engine", SimpleNamespace(generate=generate))
     assert len(rolled_out(slow, tokenizer, Environment(judge))) == 2

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,8 @@ from pipelines.promotion.publish import Change, open_request, served_bundle
 from pipelines.promotion.repository import Repository
 from pipelines.promotion.rules import GitTarget
 from tests.pipelines.promotion.git_server import FILE, PATH, git
+from tests.waiting import wait_until
 
-PATIENCE_S = 120
 TARGET = GitTarget(repository="platform", path=PATH).naming("nano")
 OLD, NEW = "a" * 64, "b" * 64
 USER = "team"
@@ -40,6 +39,13 @@ class Gitea:
         with urllib.request.urlopen(request, timeout=60) as answer:
             text = answer.read()
         return json.loads(text) if text else None
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(url, timeout=10).close()
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +77,7 @@ def gitea(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gitea]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, "web"], env=environment, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}/api/healthz", timeout=10).close()
-                break
-            time.sleep(0.5)
+        wait_until("Gitea answers", lambda: answers(f"{url}/api/healthz"), interval_s=0.5)
         yield Gitea(url, token)
     finally:
         process.terminate()

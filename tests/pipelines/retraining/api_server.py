@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from components.core.base.ports import usable_port
 from infra.testcluster.build import module_set
 from infra.testcluster.layout import Layout
 from infra.testcluster.pki import make_certificates
+from tests.waiting import wait_until
 
-PATIENCE_S = 120
 OPERATOR_TOKEN = "operator-token"
 OPERATOR_USER = "system:serviceaccount:models:tessera-operator"
 """Who has that token: the account that the chart makes."""
@@ -102,10 +101,10 @@ def _wait_until_ready(url: str, keys: Path, log: Path) -> None:
         retries=False,
         timeout=10,
     )
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+
+    def is_ready() -> bool:
         with contextlib.suppress(urllib3.exceptions.HTTPError):
-            if pool.request("GET", f"{url}/readyz").status == 200:
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"the API server is not ready after {PATIENCE_S} s:\n{log.read_text()[-2000:]}")
+            return pool.request("GET", f"{url}/readyz").status == 200
+        return False
+
+    wait_until("the API server is ready", is_ready, interval_s=0.2, details=lambda: log.read_text()[-2000:])

@@ -8,6 +8,7 @@ import pytest
 
 from components.core.runtime import resume as module
 from components.core.runtime.resume import COST_FRACTION, MIN_INTERVAL_S, Resume
+from tests.waiting import PATIENCE_S
 
 
 class Clock:
@@ -87,7 +88,7 @@ def test_none_is_due_while_one_is_being_written(tmp_path: Path, clock: Clock) ->
     resume, go_on = Resume(tmp_path), threading.Event()
 
     def write(folder: Path) -> None:
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE_S)
 
     resume.save_in_background(1, lambda: write)
     clock.now += 10 * MIN_INTERVAL_S

@@ -34,6 +34,7 @@ from components.core.training.losses import hidden_states, next_norms
 from components.core.training.sharding import layer_policy, load_student, load_teacher, rows_of_rank, save_trained
 from tests.components.core import tiny_models
 from tests.components.core.training.test_loop import CONFIG, Stopping, next_token, stream, tiny_model
+from tests.waiting import PATIENCE_S
 
 TOKENS = NewTokens(70, {64: [3, 4], 65: [5], 7: [9, 10]})
 SMALL_FILES = "40KB"
@@ -89,7 +90,7 @@ def run_ranks(ranks: int, folder: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     ended = subprocess.run(
-        [*command, __file__, str(folder)], env=environment, capture_output=True, timeout=300, text=True
+        [*command, __file__, str(folder)], env=environment, capture_output=True, timeout=PATIENCE_S, text=True
     )
     assert ended.returncode == 0, ended.stderr
 
