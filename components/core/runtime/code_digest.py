@@ -43,6 +43,7 @@ def _is_platform(module: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in PLATFORM)
 
 
+@functools.cache
 def _file_digest(path: Path) -> str:
     """SHA-256 of a file; of Python source, that of its syntax tree: comments, layout and docstrings change nothing."""
     if path.suffix != ".py":
@@ -82,19 +83,24 @@ def _reachable(start: str) -> tuple[dict[str, Path], frozenset[str]]:
         if path is None:
             continue
         modules[name] = path
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        texts = {
-            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        }
+        texts, imports = _texts_and_imports(path)
         modules |= {f"{name}/{file.name}": file for file in path.parent.iterdir() if file.name in texts}
         waiting += [text.partition(":")[0] for text in texts if text.startswith("components.")]
         waiting += [VLLM_PLUGIN] if name == VLLM_SETTINGS else []
-        for imported in _imports(tree):
+        for imported in imports:
             if imported.startswith("components."):
                 waiting.append(imported)
             else:
                 libraries.add(imported.partition(".")[0])
     return modules, frozenset(libraries)
+
+
+@functools.cache
+def _texts_and_imports(path: Path) -> tuple[frozenset[str], tuple[str, ...]]:
+    """String constants of a source file, and the names that it imports; most stages reach the same files."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return frozenset(value for value in constants if isinstance(value, str)), tuple(_imports(tree))
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:

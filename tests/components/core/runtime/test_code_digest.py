@@ -37,18 +37,24 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def digest() -> str:
-    """The digest as another process sees it, which has nothing in memory yet."""
+def forget() -> None:
+    """Have nothing in memory, as another process."""
     code_digest._reachable.cache_clear()
     code_digest._source.cache_clear()
+    code_digest._texts_and_imports.cache_clear()
+    code_digest._file_digest.cache_clear()
+
+
+def digest() -> str:
+    """The digest as another process sees it."""
+    forget()
     return code_digest.code_digest(ENTRY)[0]
 
 
 @pytest.fixture(autouse=True)
 def _forget():
     yield
-    code_digest._reachable.cache_clear()
-    code_digest._source.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -178,8 +184,7 @@ def copied(tmp_path, monkeypatch):
 
 def digests_of_stages() -> dict[str, str]:
     """The digest of every stage, with nothing in memory yet."""
-    code_digest._reachable.cache_clear()
-    code_digest._source.cache_clear()
+    forget()
     return {name: code_digest.code_digest(find_stage(name).entry)[0] for name in STAGES}
 
 
