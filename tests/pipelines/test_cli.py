@@ -36,6 +36,7 @@ class Finder:
             os.kill(os.getpid(), signal.SIGINT)
 
 loaded = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has a command in the background ignore it
 sys.meta_path.insert(0, Finder)
 runpy.run_module("pipelines", run_name="__main__", alter_sys=True)
 """
