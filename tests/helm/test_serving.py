@@ -135,20 +135,21 @@ KNOWN = """
 import json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-options = make_arg_parser(FlexibleArgumentParser()).parse_args(json.loads(sys.argv[1]))
-print(json.dumps([options.shutdown_timeout, options.default_chat_template_kwargs, options.middleware, options.port]))
+for given in sys.argv[1:]:
+    read = make_arg_parser(FlexibleArgumentParser()).parse_args(json.loads(given))
+    print(json.dumps([read.shutdown_timeout, read.default_chat_template_kwargs, read.middleware, read.port]))
 """
 
 
 @pytest.mark.slow
 def test_vllm_knows_every_option_that_a_server_is_started_with() -> None:
     middleware = [f"{RequestLimit.__module__}.{RequestLimit.__name__}"]
-    cases = [("Rollout", served(), "on"), ("Deployment", render(CASES["everything"]), "off")]
-    for kind, objects, thinking in cases:
-        command = [sys.executable, "-c", KNOWN, json.dumps(server(objects, kind)["args"])]
-        asked = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert asked.returncode == 0, asked.stderr[-2000:]
-        assert json.loads(asked.stdout.splitlines()[-1]) == [600, {"default_thinking": thinking}, middleware, 8000]
+    servers = [server(served(), "Rollout"), server(render(CASES["everything"]), "Deployment")]
+    command = [sys.executable, "-c", KNOWN, *(json.dumps(container["args"]) for container in servers)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0, asked.stderr[-2000:]
+    expected = [[600, {"default_thinking": mode}, middleware, 8000] for mode in ("on", "off")]
+    assert [json.loads(line) for line in asked.stdout.splitlines()[-2:]] == expected
 
 
 def test_ready_means_that_a_first_token_came(example: list[Object]) -> None:
