@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from components.core.base.ports import usable_port
+from tests.mlflow_database import new_database
 from tests.waiting import wait_until
 
 
@@ -19,7 +20,7 @@ class MlflowServer:
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.port = usable_port(None)
         self.host, self.uri = host, f"http://{host}:{self.port}"
-        self.database = folder / "mlflow.db"
+        self.database = new_database(folder / "mlflow.db")
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -26,6 +26,7 @@ from pipelines.records.runs import run_record
 from tests.components.core.lineage.paced_run import ERROR, LABEL, loss, run_paced, say
 from tests.components.core.lineage.test_mlflow_run import recorded_run
 from tests.faulty_proxy import Fault, faulty_proxy
+from tests.mlflow_database import new_database
 from tests.mlflow_server import MlflowServer, running_mlflow
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -302,7 +303,7 @@ def test_what_an_earlier_attempt_could_not_send_comes_first(server: MlflowServer
 
 
 def test_no_run_is_created_after_its_run_was_delivered(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{new_database(tmp_path / 'mlflow.db')}"
     run = PacedRun(tmp_path, "late", uri)
     emit(begin_stage(run.store, run.name, status="killed"), 1)
     send_all(run.store, run.name, uri)

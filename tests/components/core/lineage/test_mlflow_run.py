@@ -15,6 +15,7 @@ from components.core.lineage.tracking import LineageError, without_password
 from components.core.store.store import Store, open_store
 from pipelines.records.runs import artifacts
 from pipelines.report.summary import build_summary
+from tests.mlflow_database import new_database
 from tests.pipelines.made_up_run import MEASURED, SEARCH, make_run
 
 LABELS = {
@@ -37,7 +38,7 @@ class Delivered:
 
     def __init__(self, folder: Path) -> None:
         self.store = open_store(folder / "store")
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = f"sqlite:///{new_database(folder / 'mlflow.db')}"
         deliver(self.store, recorded_run(self.store, "demo-1"), self.uri)
         deliver(self.store, recorded_run(self.store, "demo-2", cached=True), self.uri)
         self.client = MlflowClient(self.uri, registry_uri=self.uri)
@@ -159,7 +160,7 @@ def test_the_deployed_bundle_is_one_version_and_a_candidate(delivered: Delivered
 
 
 def test_the_alias_of_the_champion_follows_the_store_at_once_or_with_the_next_delivery(tmp_path: Path) -> None:
-    store, uri = open_store(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store, uri = open_store(tmp_path / "store"), f"sqlite:///{new_database(tmp_path / 'mlflow.db')}"
     bundle = artifacts(store, recorded_run(store, "demo-1"))["bundle"]
     client = MlflowClient(uri, registry_uri=uri)
 

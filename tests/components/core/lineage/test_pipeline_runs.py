@@ -6,6 +6,7 @@ from components.core.lineage.replay import deliver
 from components.core.lineage.tracking import tracking
 from components.core.store.store import open_store
 from tests.components.core.lineage.test_mlflow_run import LABELS, recorded_run
+from tests.mlflow_database import new_database
 
 
 def start(key: str, time: float) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def test_the_last_attempt_counts_and_ends_as_its_events_say() -> None:
 
 
 def test_a_pipeline_that_two_machines_created_at_once_becomes_one_run_with_all_stages(tmp_path: Path) -> None:
-    store, uri = open_store(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store, uri = open_store(tmp_path / "store"), f"sqlite:///{new_database(tmp_path / 'mlflow.db')}"
     record = store.document(f"runs/{recorded_run(store, 'demo-1')}/run.json")
     keys = {label: store.document(f"runs/demo-1/stages/{label}.json")["key"] for label in ("sft", "rl")}
     with tracking(uri) as client:

@@ -1,9 +1,12 @@
 """MLflow gone, slow, killed and restarted, and deliveries killed: all that a run did arrives, in order, and once."""
 
 import multiprocessing
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from pipelines.records.runs import artifacts
 from tests.components.core.lineage.test_mlflow_run import recorded_run
 from tests.components.core.mlflow_records import mlflow_records
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.mlflow_database import new_database
 from tests.mlflow_server import MlflowServer, running_mlflow
 from tests.pipelines import made_up_run
 from tests.waiting import PATIENCE_S, wait_until
@@ -70,6 +74,8 @@ def another_run(store: Store, name: str, run: str, **how: Any) -> None:
 def assert_delivered_once(store: Store, server: MlflowServer, name: str) -> None:
     """The server holds what an undisturbed delivery leaves in a database of its own, and no more."""
     undisturbed = server.database.with_name("undisturbed.db")
+    if not undisturbed.exists():
+        new_database(undisturbed)
     for run in sorted({path.split("/")[1] for path in store.documents("runs/")}):
         deliver(store, run, f"sqlite:///{undisturbed}")
     assert mlflow_records(server.database, name, name) == mlflow_records(undisturbed, name, name)
@@ -129,22 +135,37 @@ def test_a_server_killed_in_the_middle_of_a_delivery_and_restarted_is_waited_for
     assert_delivered_once(store, server, name)
 
 
-def _deliver_from(uri: str, endpoint: str) -> None:
-    """In a new process, not in a fork: the threads of obstore are not in a fork."""
-    deliver(open_store(uri), "one", endpoint)
+def _deliver_in_forks(connection: "Connection[str | None, int | None]", uri: str) -> None:
+    """Deliver to each address that comes, in a process whose id goes back, and None once it has ended.
+
+    This process has loaded MLflow for all of them. It has no store: the threads of obstore would not be in a fork.
+    """
+    while (endpoint := connection.recv()) is not None:
+        if (pid := os.fork()) == 0:
+            deliver(open_store(uri), "one", endpoint)
+            os._exit(0)
+        connection.send(pid)
+        os.waitpid(pid, 0)
+        connection.send(None)
 
 
 def test_a_delivery_killed_at_any_step_is_taken_up_by_the_next(
     server: MlflowServer, store: Store, name: str, tmp_path: Path
 ) -> None:
+    context = multiprocessing.get_context("spawn")
+    connection, theirs = context.Pipe()
+    parent = context.Process(target=_deliver_in_forks, args=(theirs, store.uri), daemon=True)
+    parent.start()
     for path, skip in STEPS.items():
         with faulty_proxy(server.uri) as proxy:
             proxy.faults = [Fault("hang", "POST", path, skip=skip)]
-            child = multiprocessing.get_context("spawn").Process(target=_deliver_from, args=(store.uri, proxy.endpoint))
-            child.start()
+            connection.send(proxy.endpoint)
+            pid = connection.recv()
             wait_for_hang(proxy)
-            child.kill()
-            child.join()
+            os.kill(pid, signal.SIGKILL)
+            assert connection.recv() is None
+    connection.send(None)
+    parent.join()
     assert store.document("runs/one/mlflow.json") is None
     assert sync_pending_runs(store, server.uri) == ["one"]
     assert_delivered_once(store, server, name)
@@ -200,7 +221,7 @@ def test_runs_arrive_in_the_order_in_which_they_ended_and_one_that_is_refused_ke
         whole(pipeline)
 
     monkeypatch.setattr(Pipeline, "deliver", seen)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{new_database(tmp_path / 'mlflow.db')}"
     with pytest.raises(LineageError, match="run damaged: a file was changed"):
         sync_pending_runs(store, uri)
     assert order == ["three", "one", "two"]
@@ -216,7 +237,7 @@ def test_curves_of_stages_that_a_killed_run_finished_are_told_by_the_run_that_we
     store.put_document("runs/killed/run.json", store.document("runs/killed/run.json") | {"status": "running"})
     another_run(store, name, "went-on", cached=True)
     assert store.documents("curves/") == []
-    assert sync_pending_runs(store, f"sqlite:///{tmp_path / 'mlflow.db'}") == ["went-on"]
+    assert sync_pending_runs(store, f"sqlite:///{new_database(tmp_path / 'mlflow.db')}") == ["went-on"]
     metrics = {
         (stage, metric) for stage, _, metric, *_ in mlflow_records(tmp_path / "mlflow.db", name, name)["metrics"]
     }
@@ -227,7 +248,7 @@ def test_artifacts_that_are_damaged_or_gone_keep_their_place(tmp_path: Path, nam
     roles = artifacts(store, "one")
     store.backend.delete(f"artifacts/{roles['chats']}.json")
     store.backend.put(f"artifacts/{roles['parent']}.json", b"{}")
-    assert sync_pending_runs(store, f"sqlite:///{tmp_path / 'mlflow.db'}") == ["one"]
+    assert sync_pending_runs(store, f"sqlite:///{new_database(tmp_path / 'mlflow.db')}") == ["one"]
     records = mlflow_records(tmp_path / "mlflow.db", name, name)
     (sft,) = [run for run in records["runs"] if run["name"] == "sft"]
     assert ("chats", roles["chats"][:36], None) in sft["data"]
