@@ -82,22 +82,32 @@ def test_losses_equal_plain_pytorch(tmp_path):
     assert losses == pytest.approx(plain_pytorch(8), abs=1e-5)
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path):
-    one = train(tiny_model(), stream(), next_token, CONFIG, quiet_context(tmp_path / "one"))
-    run_ranks(2, tmp_path / "two")
-    two = json.loads((tmp_path / "two" / "losses.json").read_text())
+SIZES = {
+    "divide": {},
+    "one row is left": {"global_batch_size": 5, "micro_batch_size": 2},
+    "one row for two": {"global_batch_size": 1, "micro_batch_size": 4},
+}
+"""Batch sizes of trainings on two processes."""
 
-    assert two == pytest.approx(one, abs=1e-5)
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder of trainings on two processes, the last of which one process has begun."""
+    folder = tmp_path_factory.mktemp("two")
+    stopping = Stopping(3)
+    resume = Resume(folder / "begun by one" / "resume")
+    context = StageContext(stopping, resume, folder, Placement(threads=1), stopping=stopping)
+    with pytest.raises(Interrupted):
+        train(tiny_model(), stream(), next_token, CONFIG, context)
+    run_ranks(2, folder, {**SIZES, "begun by one": {}})
+    return folder
 
 
-@pytest.mark.parametrize(("global_batch_size", "micro_batch_size"), [(5, 2), (1, 4)])
-def test_rows_that_do_not_divide_give_two_processes_the_losses_of_one(tmp_path, global_batch_size, micro_batch_size):
-    sizes = {"global_batch_size": global_batch_size, "micro_batch_size": micro_batch_size}
-    one = train(tiny_model(), stream(), next_token, CONFIG.model_copy(update=sizes), quiet_context(tmp_path / "one"))
-    run_ranks(2, tmp_path / "two", {"BATCH_SIZES": json.dumps(sizes)})
-    two = json.loads((tmp_path / "two" / "losses.json").read_text())
+@pytest.mark.parametrize("case", SIZES)
+def test_two_processes_give_the_losses_of_one_also_where_rows_do_not_divide(case, two_ranks, tmp_path):
+    one = train(tiny_model(), stream(), next_token, CONFIG.model_copy(update=SIZES[case]), quiet_context(tmp_path))
 
-    assert two == pytest.approx(one, abs=1e-5)
+    assert json.loads((two_ranks / case / "losses.json").read_text()) == pytest.approx(one, abs=1e-5)
 
 
 def test_ranks_share_all_rows_and_have_as_many_each():
@@ -154,7 +164,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
     whole = tiny_model()
     losses = train(whole, stream(), next_token, CONFIG, quiet_context(tmp_path / "whole"))
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        run_ranks(1, tmp_path / "killed", {faults.VARIABLE: "point.named:3=kill"})
+        run_ranks(1, tmp_path, {"killed": {}}, {faults.VARIABLE: "point.named:3=kill"})
     assert b"SIGKILL" in caught.value.stderr
     again = tiny_model(seed=5)
     goes_on = StageContext(NullReporter(), Resume(tmp_path / "killed" / "resume"), tmp_path, Placement(threads=1))
@@ -165,19 +175,10 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
         assert torch.equal(first, second), name
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
-    one = train(tiny_model(), stream(), next_token, CONFIG, quiet_context(tmp_path / "one"))
-    stopping = Stopping(3)
-    (tmp_path / "two").mkdir()
-    context = StageContext(
-        stopping, Resume(tmp_path / "two" / "resume"), tmp_path, Placement(threads=1), stopping=stopping
-    )
-    with pytest.raises(Interrupted):
-        train(tiny_model(), stream(), next_token, CONFIG, context)
-    run_ranks(2, tmp_path / "two")
-    two = json.loads((tmp_path / "two" / "losses.json").read_text())
+def test_a_run_goes_on_with_another_number_of_processes(two_ranks, tmp_path):
+    one = train(tiny_model(), stream(), next_token, CONFIG, quiet_context(tmp_path))
 
-    assert two == pytest.approx(one, abs=1e-5)
+    assert json.loads((two_ranks / "begun by one" / "losses.json").read_text()) == pytest.approx(one, abs=1e-5)
 
 
 def test_weight_decay_shrinks_matrices_and_leaves_norms_alone():
@@ -214,28 +215,36 @@ class Stopping:
         return self.seen >= self.after
 
 
-def run_ranks(ranks: int, folder: Path, environment: Mapping[str, str] | None = None) -> None:
-    folder.mkdir(exist_ok=True)
+def run_ranks(
+    ranks: int,
+    folder: Path,
+    trainings: Mapping[str, Mapping[str, int]],
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Train on several processes, once with each of the batch sizes, in a folder named after them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += [__file__, str(folder), json.dumps(trainings)]
     inherited = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     whole = {**inherited, **(environment or {})}
-    subprocess.run([*command, __file__, str(folder)], check=True, env=whole, capture_output=True, timeout=PATIENCE_S)
+    subprocess.run(command, check=True, env=whole, capture_output=True, timeout=PATIENCE_S)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, trainings: Mapping[str, Mapping[str, int]]) -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    context = StageContext(NullReporter(), Resume(folder / "resume"), folder, Placement(processes=2, threads=1), rank)
-    sizes = json.loads(os.environ.get("BATCH_SIZES", "{}"))
-    config = CONFIG.model_copy(update={"resume_interval_s": 1e-9, **sizes})
-    losses = train(tiny_model(), stream(), next_token, config, context)
-    if rank == 0:
-        (folder / "losses.json").write_text(json.dumps(losses))
+    for name, sizes in trainings.items():
+        own = folder / name
+        own.mkdir(exist_ok=True)
+        context = StageContext(NullReporter(), Resume(own / "resume"), own, Placement(processes=2, threads=1), rank)
+        config = CONFIG.model_copy(update={"resume_interval_s": 1e-9, **sizes})
+        losses = train(tiny_model(), stream(), next_token, config, context)
+        if rank == 0:
+            (own / "losses.json").write_text(json.dumps(losses))
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
