@@ -253,11 +253,13 @@ def test_a_user_without_problems_sees_perplexity_and_speed(folders, corpus, tmp_
     (tmp_path / "metrics").mkdir()
     (tmp_path / "problems").mkdir()
     given = {"problems": tmp_path / "problems", "corpus": corpus, "parent": folders["parent"]}
-    run(CONFIG, context=recorded_context, out=tmp_path, **given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.eval.stage.measure_step_ms", lambda folders, *_, **__: [[8.0]])
+        run(CONFIG, context=recorded_context, out=tmp_path, **given)
     row = json.loads((tmp_path / "metrics" / "metrics.json").read_text())["models"]["parent"]
 
     assert row["perplexity"] > 1
-    assert row["tokens_per_second"] > 0
+    assert row["tokens_per_second"] == 1000 * CONFIG.workload.batch_size / 8
     assert row["accuracy"]["standard"] == {"on": None, "off": None}
     assert recorder.notes[-1] == (
         "there are no test problems: models are compared by their perplexity on held-out text"
