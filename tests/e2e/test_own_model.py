@@ -250,7 +250,9 @@ def test_a_llama_with_scaled_positions_and_tied_embeddings(tmp_path: Path) -> No
     assert child.num_parameters() < parent.num_parameters()
 
 
-def test_a_qwen2_with_biases(tmp_path: Path) -> None:
+def test_a_qwen2_with_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without MLflow, which every stage would load; the run of the other test has a database of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     parent = write_qwen2(tmp_path / "model")
     one_way = [  # one KV head in the first layer and no attention in the second: the baselines are the same child
         "search={ffn_fractions: [1.0], no_op_ffn: false}",
