@@ -17,6 +17,7 @@ from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-define
 from components.core.base import errors
 from components.core.base import fault_injection as faults
 from components.core.base.errors import DataError, ProcessKilled, StageFailed, TesseraError
+from components.core.runtime import torchrun
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
@@ -231,7 +232,8 @@ def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
     assert steps.count(1) == 1
 
 
-def test_a_stage_that_crashes_each_time_fails(tmp_path: Path) -> None:
+def test_a_stage_that_crashes_each_time_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchrun, "MAX_RESTARTS", 1)
     store = open_store(tmp_path / "store")
     numbers = store.put_folder(numbers_folder(tmp_path / "numbers", 1), "data").digest
     with pytest.raises(StageFailed, match=r"fake: process 0 crashed \(Fatal Python error: Aborted\)\n  hint: "):
@@ -271,6 +273,7 @@ def _children(parent: int) -> list[int]:
 
 
 if __name__ == "__main__":
+    torchrun.MAX_RESTARTS = 1  # as many as the tests need; each takes seconds
     try:
         _run(Path(sys.argv[1]), FakeConfig(), placement=TWO)
     except TesseraError:
