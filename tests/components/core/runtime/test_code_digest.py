@@ -54,7 +54,8 @@ def digest() -> str:
 @pytest.fixture(autouse=True)
 def _forget():
     yield
-    forget()
+    code_digest._reachable.cache_clear()
+    code_digest._source.cache_clear()
 
 
 @pytest.mark.parametrize(
