@@ -248,7 +248,7 @@ def _held_stage(folder: Path, **environment: str) -> tuple["subprocess.Popen[byt
     """The stage as two ranks, which wait after two steps, in a process of its own that writes to `log`.
 
     Returns:
-        The process, the file of its events, and whether both ranks wait.
+        The process, the file of its events, and whether both ranks wait and the file has their steps.
     """
     is_held = hold_at(folder / "hold", 2, processes=2)
     settled = {"PYTHONPATH": str(Path.cwd()), HOLD: str(folder / "hold"), "OMP_NUM_THREADS": "1"}
@@ -256,7 +256,8 @@ def _held_stage(folder: Path, **environment: str) -> tuple["subprocess.Popen[byt
         stage = subprocess.Popen(
             [sys.executable, __file__, str(folder)], env={**os.environ, **settled, **environment}, stderr=log
         )
-    return stage, folder / "store" / "local" / "runs" / "run-1" / "fake.jsonl", is_held
+    events = folder / "store" / "local" / "runs" / "run-1" / "fake.jsonl"
+    return stage, events, lambda: is_held() and '"done": 2' in events.read_text()
 
 
 def _run(folder: Path, config: FakeConfig, **options: object) -> dict[str, str]:
