@@ -39,8 +39,9 @@ demo: install ## Run the whole recipe on this machine: from nothing to a served 
 real: install ## Take a real model through a recipe of `tessera init` and measure it, an hour: make real OUT=file [QUICK=1]
 	PYTHONPATH=. $(BIN)/python -m tests.bench.real $(or $(OUT),real.json) $(if $(QUICK),--quick)
 
+# Many tests start processes: each would compile our code anew where the environment forbids to keep it.
 test: check ## Format, lint, types, import contracts, all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install ## The quick half of the tests: format, lint, types, import contracts
 	$(BIN)/ruff format --check .

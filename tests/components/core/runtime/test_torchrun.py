@@ -40,6 +40,9 @@ from tests.components.core.fake_stage import HOLD, STAGE, FakeConfig, hold_at, n
 from tests.waiting import PATIENCE_S, wait_until
 
 TWO = Placement(processes=2, threads=1)
+NUM_STEPS = 10
+RESTARTS = "TEST_TORCHRUN_RESTARTS"
+"""Environment variable of the stage in a process of its own."""
 
 
 def test_an_error_of_ours_keeps_kind_hint_and_exit_code_and_is_not_restarted(tmp_path: Path) -> None:
@@ -193,27 +196,20 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
     assert steps.count(1) == 1
 
 
-@pytest.mark.parametrize(
-    ("crash", "how"),
-    [
-        (signal.SIGABRT, r"process 1 crashed \(Fatal Python error: .*\)"),
-        (signal.SIGSEGV, r"process 1 crashed \(Fatal Python error: .*\)"),
-        (signal.SIGKILL, "a process was killed"),
-    ],
-)
-def test_ranks_restart_from_the_last_checkpoint_when_one_crashes(
-    tmp_path: Path, crash: signal.Signals, how: str
-) -> None:
-    stage, events, is_held = _held_stage(tmp_path)
-    wait_until("two steps", is_held)
-    os.kill(_children(_children(stage.pid)[0])[1], crash)
+def test_ranks_restart_from_the_last_checkpoint_however_one_crashes(tmp_path: Path) -> None:
+    stage, events, is_held = _held_stage(tmp_path, **{RESTARTS: "3"})
+    for crash, next_hold in ((signal.SIGABRT, 4), (signal.SIGSEGV, 6), (signal.SIGKILL, NUM_STEPS + 1)):
+        wait_until("both ranks wait", is_held)
+        is_held = hold_at(tmp_path / "hold", next_hold, processes=2)
+        os.kill(_children(_children(stage.pid)[0])[1], crash)
     assert stage.wait(PATIENCE_S) == 0
     reported = [json.loads(line) for line in events.read_text().splitlines()]
-    (note,) = [event["text"] for event in reported if event["type"] == "note"]
-    assert re.fullmatch(f"{how}; all processes start again from the last checkpoint", note)
+    notes = [event["text"] for event in reported if event["type"] == "note"]
+    crashed = r"process 1 crashed \(Fatal Python error: .*\)"
+    for note, how in zip(notes, (crashed, crashed, "a process was killed"), strict=True):
+        assert re.fullmatch(f"{how}; all processes start again from the last checkpoint", note)
     assert [event.get("done") for event in reported].count(1) == 1
-    if crash != signal.SIGKILL:
-        assert "fake_stage.py" in (tmp_path / "log").read_text()  # where it was
+    assert "fake_stage.py" in (tmp_path / "log").read_text()  # where it was
     assert _run(tmp_path, FakeConfig()) == _run(tmp_path / "whole", FakeConfig())
 
 
@@ -263,7 +259,7 @@ def _held_stage(folder: Path, **environment: str) -> tuple["subprocess.Popen[byt
 def _run(folder: Path, config: FakeConfig, **options: object) -> dict[str, str]:
     """The stage, as a run has it."""
     store = open_store(folder / "store")
-    numbers = store.put_folder(numbers_folder(folder / "numbers", *range(40)), "data").digest
+    numbers = store.put_folder(numbers_folder(folder / "numbers", *range(NUM_STEPS)), "data").digest
     placement = options.get("placement", Placement(threads=1))
     assert isinstance(placement, Placement)
     return run_stage(STAGE, config, {"numbers": numbers}, store=store, run="run-1", placement=placement).outputs
@@ -274,7 +270,7 @@ def _children(parent: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    torchrun.MAX_RESTARTS = 1  # as many as the tests need; each takes seconds
+    torchrun.MAX_RESTARTS = int(os.environ.get(RESTARTS, "1"))  # as many as a test needs; each takes seconds
     try:
         _run(Path(sys.argv[1]), FakeConfig(), placement=TWO)
     except TesseraError:
