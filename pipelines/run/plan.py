@@ -221,16 +221,13 @@ def _show_prediction(prediction: Prediction, console: Console) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for label, work in prediction.work.items():
-        disk = size_in_words(work.disk_bytes) if work.disk_bytes else ""
-        if work.scratch_bytes:
-            disk = f"{disk} + {size_in_words(work.scratch_bytes)} while it works".removeprefix(" + ")
         table.add_row(
             label,
             _short(work.tokens),
             _short(work.flops),
             in_words(work.seconds),
             size_in_words(work.memory_bytes),
-            disk,
+            size_in_words(work.disk_bytes) if work.disk_bytes else "",
         )
     times = [work.seconds for work in prediction.work.values() if work.seconds is not None]
     unknown = len(times) < len(prediction.work)

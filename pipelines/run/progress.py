@@ -42,7 +42,7 @@ class StageState:
             self.started = event["time"]
         elif kind == "progress":
             if event["what"] != self.what or event["done"] < self.done or not self._phase_began[0]:
-                self._phase_began = (event["time"], event["done"])
+                self._phase_began, self.metrics = (event["time"], event["done"]), {}
             self.done, self.total, self.what = event["done"], event["total"], event["what"]
             self.metrics = event["metrics"] or self.metrics
         elif kind == "note":

@@ -49,9 +49,7 @@ def find_misfits(
     for task in llama_nemotron(recipe).items():
         if task.label in work:
             yield from _memory(task, work[task.label].memory_bytes, models, machine)
-    needed = sum(each.disk_bytes for each in work.values()) + max(
-        (each.scratch_bytes for each in work.values()), default=0
-    )
+    needed = sum(each.disk_bytes for each in work.values())
     if free_bytes is not None and needed > free_bytes:
         yield Misfit(
             f"the run writes about {size_in_words(needed)}, and {size_in_words(free_bytes)} are free",

@@ -58,7 +58,6 @@ class StageWork:
         seconds: None where the speed of what computes it is not known.
         memory_bytes: of one process; of its device, where that is a GPU.
         disk_bytes: of what it makes.
-        scratch_bytes: of files that are there only while it works.
     """
 
     tokens: int = 0
@@ -66,7 +65,6 @@ class StageWork:
     seconds: float | None = None
     memory_bytes: int = 0
     disk_bytes: int = 0
-    scratch_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from components.core.training.train_config import TrainConfig
 from components.data.config import DataConfig
 from components.distill.config import DistillConfig
 from components.pretrain.config import Shape
-from tests.bench.rows import Row, write_rows
+from tests.bench.rows import Row, tell, write_rows
 from tests.bench.toy_parent import train_toy_parent
 
 SHAPE = Shape(
@@ -91,7 +91,7 @@ def main() -> None:
         for seed in SEEDS:
             for name in list(OPTIONS)[:: 1 if seed % 2 == 0 else -1]:
                 found[name].append(distilled(world, seed, OPTIONS[name]))
-                print(f"seed {seed}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)  # noqa: T201
+                tell(f"seed {seed}, {name}: {found[name][-1]}")
     write_rows([*rows, *rows_of(found)], Path(sys.argv[1]))
 
 

@@ -27,6 +27,7 @@ from components.search.library.local_distillation import distil
 from components.search.space.layer_space import Part, Variant
 from components.search.space.subblocks import BlockKey, Subblock, build_subblock, initialise, subblock_weights
 from tests.bench.growth import Growth, plot_growths
+from tests.bench.rows import tell
 
 HEADS, VOCABULARY, STEPS, ROUNDS = 8, 256, 3, 3
 
@@ -85,7 +86,7 @@ def measure() -> list[Row]:
         found.append(_timed(size))
         for row in _rows_of(found[-1]):
             rows.append(row)
-            sys.stderr.write(f"{row['name']}: {row['value']:.4g} {row['unit']} versus {row['versus']:.4g}\n")
+            tell(f"{row['name']}: {row['value']:.4g} {row['unit']} versus {row['versus']:.4g}")
     growths = [_growth(what, field, found) for what, field in GROWTHS.items()]
     plot_growths(Path(__file__).with_name("library.svg"), growths, "one at a time")
     return rows

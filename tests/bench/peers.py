@@ -16,7 +16,6 @@ import json
 import math
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +60,7 @@ from tests.bench.pruning import (
     prune_width,
     without_layers,
 )
-from tests.bench.rows import Row, write_rows
+from tests.bench.rows import Row, tell, write_rows
 from tests.bench.toy_parent import train_toy_parent
 
 LATENCY, PARAMETERS = "equal latency", "equal parameters"
@@ -300,7 +299,7 @@ def depth_children(world: World, scores: Mapping[str, Sequence[float]], count: i
     found = []
     for method, values in scores.items():
         dropped = least(values, count)
-        told(f"{method}: drops layers {sorted(dropped)}")
+        tell(f"{method}: drops layers {sorted(dropped)}")
 
         def make(dropped: set[int] = dropped) -> TesseraForCausalLM:
             return trainable(without_layers(world.parent, dropped))
@@ -387,10 +386,10 @@ def width_child(world: World, importance: Importance, times: Times, budget: str,
             config = narrow_config(world.parent.config, groups, fitting[-1])
             children.append((f"{groups} groups, {fitting[-1]} neurons", Child(WIDTH, config, make, steps)))
     if not children:
-        told(f"{WIDTH}: none is within the limit {limit:.4g} at {budget}")
+        tell(f"{WIDTH}: none is within the limit {limit:.4g} at {budget}")
         return None
     kls = [trial_kl(world, child) for _, child in children] if len(children) > 1 else [0.0]
-    told(f"{WIDTH}, {budget}: " + "; ".join(f"{name} {kl:.4f}" for (name, _), kl in zip(children, kls, strict=True)))
+    tell(f"{WIDTH}, {budget}: " + "; ".join(f"{name} {kl:.4f}" for (name, _), kl in zip(children, kls, strict=True)))
     return children[kls.index(min(kls))][1]
 
 
@@ -430,7 +429,7 @@ def searched_child(world: World, budget: str, limit: float, name: str) -> Child:
     if not made.exists():
         (context.scratch / "search").rename(made)
     table = SearchTable.model_validate_json((out / "search_table" / "search.json").read_bytes())
-    told(f"{OURS}, {name}: {time.monotonic() - began:.0f} s, {describe(table)}")
+    tell(f"{OURS}, {name}: {time.monotonic() - began:.0f} s, {describe(table)}")
     child = load_model(out / "child")
     return Child(OURS, child.config, lambda: load_model(out / "child"), sizes.distil_steps)
 
@@ -504,7 +503,7 @@ def compared(world: World, where: str, children: Sequence[Child], seeds: Sequenc
             model = child.make()
             distil(world, model, child.steps, seed)
             found.append(judged(world, model))
-            told(f"{where}: {child.method}, seed {seed}: {found[-1]}")
+            tell(f"{where}: {child.method}, seed {seed}: {found[-1]}")
         name = f"{where}: {child.method}"
         parameters = parameters_of(child.config) / parameters_of(world.parent.config)
         rows.append(Row(f"{name}: decode step", share, "of the parent's"))
@@ -533,12 +532,6 @@ def judged_rows(name: str, found: Sequence[Judged]) -> list[Row]:
         row("perplexity, other text", [each.other for each in found]),
         row("accuracy", [each.accuracy for each in found]),
     ]
-
-
-def told(text: object) -> None:
-    """Tell how far it has come."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ from components.search.search_table import SearchTable
 from components.search.space.layer_space import Variant, layer_spaces
 from components.search.space.subblocks import shape_of
 from components.search.stages.search_step import search
+from tests.bench.rows import tell
 from tests.bench.toy_parent import train_toy_parent
 
 SEEDS = range(3)
@@ -170,7 +171,7 @@ def searched(
     context = quiet_context(out)
     search(config, context=context, out=out, parent=parent, corpus=world.corpus, costs=costs)
     table = SearchTable.model_validate_json((out / "search_table" / "search.json").read_bytes())
-    told(f"seed {seed}, {name}: searched in {time.process_time() - began:.1f} CPU seconds")
+    tell(f"seed {seed}, {name}: searched in {time.process_time() - began:.1f} CPU seconds")
     return Searched(table, context.scratch / "search" / "library", config)
 
 
@@ -214,7 +215,7 @@ def distil(world: World, parent: TesseraForCausalLM, child: TesseraForCausalLM, 
 def judged(world: World, seed: int, name: str, child: TesseraForCausalLM) -> HeldOut:
     """KL on the held-out rows."""
     (found,) = held_out_kl(world.parent, [child], world.held_out)
-    told(f"seed {seed}, {name}: KL {found.kl:.4f}, {child.num_parameters():,} parameters, {time.process_time():.0f} s")
+    tell(f"seed {seed}, {name}: KL {found.kl:.4f}, {child.num_parameters():,} parameters, {time.process_time():.0f} s")
     return found
 
 
@@ -233,11 +234,6 @@ def rows_of(found: Sequence[Mapping[str, HeldOut]]) -> Iterator[Row]:
 def row(name: str, value: float, versus: float) -> Row:
     """One line of the result."""
     return {"name": name, "value": value, "unit": "nats", "versus": versus, "ratio": versus / value if value else None}
-
-
-def told(text: object) -> None:
-    """Tell how far it has come."""
-    sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":

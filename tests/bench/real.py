@@ -24,7 +24,7 @@ from tests.bench.environment import CACHE, run_beside
 from tests.bench.grpo import TRL
 from tests.bench.memory import run_measured
 from tests.bench.real_model import write_inputs, write_small
-from tests.bench.rows import Row, write_rows
+from tests.bench.rows import Row, tell, write_rows
 from tests.bench.training import ACCELERATE, SIZES
 
 RUN = "real"
@@ -180,11 +180,6 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """Rows that another benchmark has written."""
     rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     return rows
-
-
-def tell(text: str) -> None:
-    """Tell how far it has come."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What benchmarks write: rows of one JSON file, each a number with what it was measured against."""
+"""What benchmarks write: rows of one JSON file, each a number with what it was measured against; and progress."""
 
 import json
 import statistics
@@ -34,11 +34,16 @@ def write_rows(rows: list[Row], out: Path) -> None:
         print(f"{row.name:44} {row.value:12.4g} {row.unit:8} {ratio:>10}  {row.versus}")  # noqa: T201
 
 
+def tell(text: object) -> None:
+    """Say on standard error how far a benchmark is."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
 def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Measure all sides in turn, round by round, so that what slows the machine slows them alike; the medians."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
             found[name].append(sides[name]())
-            print(f"round {number + 1} of {rounds}, {name}: {found[name][-1]:.4g}", file=sys.stderr, flush=True)  # noqa: T201
+            tell(f"round {number + 1} of {rounds}, {name}: {found[name][-1]:.4g}")
     return {name: statistics.median(values) for name, values in found.items()}

@@ -44,6 +44,7 @@ from components.search.space.subblocks import (
 from pipelines.run.progress import StageState
 from tests.bench.environment import environment
 from tests.bench.growth import Growth, plot_growths
+from tests.bench.rows import tell
 
 PEER = (
     "nvidia-modelopt==0.47.0",
@@ -79,7 +80,7 @@ def measure() -> list[Row]:
     rows.append(time_left())
     rows += growth(Path(__file__).with_name("score.svg"))
     for row in rows:
-        sys.stderr.write(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}\n")
+        tell(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}")
     return rows
 
 

@@ -28,6 +28,7 @@ from tests.bench import library, quality, score
 from tests.bench.environment import environment
 from tests.bench.growth import Growth, plot_growths
 from tests.bench.instances import Limits, Table, independent, layered, with_scores_times
+from tests.bench.rows import tell
 
 PEER = ("nvidia-modelopt==0.47.0", "pulp==3.3.2")
 SEEDS = range(5)
@@ -50,7 +51,7 @@ def main() -> None:
     for family, make in FAMILIES.items():
         for row in measure(family, make, peer):
             rows.append(row)
-            sys.stderr.write(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}\n")
+            tell(f"{row['name']}: {row['value']} {row['unit']} versus {row['versus']}")
     rows += growth(peer, Path(__file__).with_name("mip.svg"))
     rows += score.measure()
     rows += library.measure()

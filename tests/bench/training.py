@@ -33,7 +33,7 @@ from components.core.training.loop import train
 from components.core.training.losses import next_token_loss
 from components.core.training.train_config import TrainConfig
 from tests.bench.environment import environment
-from tests.bench.rows import Row, write_rows
+from tests.bench.rows import Row, tell, write_rows
 
 ACCELERATE = "accelerate==1.15.0"
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -166,7 +166,7 @@ def measure(index: int) -> list[Row]:
         for name in list(SIDES)[:: 1 if number % 2 == 0 else -1]:
             found[name].append(turn(name, index))
         speeds = ", ".join(f"{name} {values[-1]:.0f}" for name, values in found.items())
-        print(f"{size.name}, round {number + 1}, tokens/s: {speeds}", file=sys.stderr, flush=True)  # noqa: T201
+        tell(f"{size.name}, round {number + 1}, tokens/s: {speeds}")
     theirs = found.pop("hugging_face")
     return [
         Row(

@@ -17,9 +17,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from components.core.base.errors import StageFailed
 from components.core.base.normal_distribution import Z_95
@@ -46,6 +47,28 @@ PROGRESS = re.compile(r"measured (\d+) (\d+)\n")
 
 Pair = tuple[BatchTime, BatchTime]
 """Time of the first model, and that of another model measured right after it."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How models are measured, alike in every process.
+
+    Attributes:
+        profile: batch, lengths, rounds and precision.
+        threads: CPU threads of the engines.
+        max_error: `relative_error` up to which rounds are repeated.
+        random_weights: weights are made at random in memory.
+    """
+
+    profile: LoadProfile
+    threads: int
+    max_error: float
+    random_weights: bool
+
+    @property
+    def one_round(self) -> Self:
+        """The same for a single round."""
+        return replace(self, profile=self.profile.model_copy(update={"rounds": 1}), max_error=math.inf)
 
 
 def no_report(done: int, total: int) -> None:
@@ -97,15 +120,16 @@ def measure_times(
         StageFailed: vLLM could not run one of the models.
     """
     require_vllm()
+    settings = _Settings(profile, threads, max_error, random_weights)
     first, *others = folders
     if not others:
-        times = _measure_in_process([first], profile, threads, max_error, report, random_weights)
+        times = _measure_in_process([first], settings, report)
         return [[time for (time,) in times]]
     groups = [folders] if _fit(folders, profile, memory_gib) else [[first, other] for other in others]
     by_group = [
-        [_pairs(readings) for readings in _measure_in_process(group, profile, threads, max_error, part, random_weights)]
+        [_pairs(readings) for readings in _measure_in_process(group, settings, part)]
         if _fit(group, profile, memory_gib)
-        else _measure_apart(group, profile, threads, part, random_weights)
+        else _measure_apart(group, settings, part)
         for group, part in zip(groups, _parts(report, len(groups)), strict=True)
     ]
     # One group may have needed more rounds than another.
@@ -136,18 +160,13 @@ def _fit(folders: Sequence[Path], profile: LoadProfile, memory_gib: float) -> bo
     return needed <= OPEN_SHARE * memory_gib * 2**30
 
 
-def _measure_apart(
-    folders: Sequence[Path], profile: LoadProfile, threads: int, report: Report, random_weights: bool
-) -> list[list[Pair]]:
+def _measure_apart(folders: Sequence[Path], settings: _Settings, report: Report) -> list[list[Pair]]:
     """Measure the first model and another one, with one engine open at a time: both are opened in every round."""
-    once = profile.model_copy(update={"rounds": 1})
-    parts = iter(_parts(report, profile.rounds * len(folders)))
+    rounds = settings.profile.rounds
+    parts = iter(_parts(report, rounds * len(folders)))
     readings = [
-        [
-            _measure_in_process([folder], once, threads, math.inf, next(parts), random_weights)[0][0]
-            for folder in folders
-        ]
-        for _ in range(profile.rounds)
+        [_measure_in_process([folder], settings.one_round, next(parts))[0][0] for folder in folders]
+        for _ in range(rounds)
     ]
     return [_pairs(row) for row in readings]
 
@@ -186,14 +205,7 @@ def _median(times: Sequence[BatchTime]) -> BatchTime:
     return BatchTime(*(statistics.median(values) for values in zip(*map(astuple, times), strict=True)))
 
 
-def _measure_in_process(
-    folders: Sequence[Path],
-    profile: LoadProfile,
-    threads: int,
-    max_error: float,
-    report: Report,
-    random_weights: bool,
-) -> list[list[BatchTime]]:
+def _measure_in_process(folders: Sequence[Path], settings: _Settings, report: Report) -> list[list[BatchTime]]:
     """Run this module as a program: the request goes to its standard input, the times come from its standard output.
 
     Returns:
@@ -201,9 +213,9 @@ def _measure_in_process(
     """
     request = {
         "folders": [str(folder) for folder in folders],
-        "profile": profile.model_dump(include=set(LoadProfile.model_fields)),
-        "max_error": max_error,
-        "random_weights": random_weights,
+        "profile": settings.profile.model_dump(include=set(LoadProfile.model_fields)),
+        "max_error": settings.max_error,
+        "random_weights": settings.random_weights,
     }
     line = ""
     with (
@@ -214,7 +226,7 @@ def _measure_in_process(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=process_environment(threads, profile.tensor_parallel),
+            env=process_environment(settings.threads, settings.profile.tensor_parallel),
             start_new_session=True,  # `end_with_owner` kills the process group
         ) as process,
     ):

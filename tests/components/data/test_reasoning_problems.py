@@ -7,7 +7,6 @@ import pytest
 
 from components.core.base.errors import DataError, InputError
 from components.core.runtime.context import StageContext
-from components.core.store.manifest import describe
 from components.core.text.chat import encode_chats
 from components.core.text.problems import read_problems
 from components.data.config import DataConfig, ReasoningTask
@@ -58,17 +57,6 @@ def test_no_question_is_in_two_splits_and_the_next_stages_read_them(
     assert len(encode_chats(chats, out / "tokenizer")) == 60
     assert {chat["messages"][1]["content"] for chat in chats} == {row["question"] for row in rows[:60]}
     assert recorder.notes == []
-
-
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    recorded_context: StageContext, tmp_path: Path
-) -> None:
-    made = {}
-    for name, seed in (("one", 3), ("again", 3), ("other", 4)):
-        folder = outputs(tmp_path / name)
-        run(CONFIG.model_copy(update={"seed": seed}), context=recorded_context, out=folder)
-        made[name] = describe(folder, "data").digest
-    assert made["one"] == made["again"] != made["other"]
 
 
 def test_a_users_own_rows_stand_beside_them_without_what_is_held_out(

@@ -22,6 +22,7 @@ from tests.components.core.tiny_models import tokenizer as plain_tokenizer
 TINY = DataConfig(
     arithmetic=ArithmeticConfig(num_train=300, num_chats=50, num_validation=20, num_test=20), seed=3, nemo_packed=128
 )
+REASONING = DataConfig.model_validate({"reasoning_gym": {"chain_sum": 40, "leg_counting": 20}})
 
 
 @pytest.fixture
@@ -79,13 +80,16 @@ def test_the_made_world_as_files_that_the_next_stages_read(recorded_context: Sta
     assert (out / "chats" / "nemo-packed.parquet").is_file()
 
 
+@pytest.mark.parametrize("config", [TINY, REASONING], ids=["arithmetic", "reasoning-gym"])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    recorded_context: StageContext, tmp_path: Path
+    config: DataConfig, recorded_context: StageContext, tmp_path: Path
 ) -> None:
+    if config.reasoning_gym:
+        pytest.importorskip("reasoning_gym")
     made = {}
     for name, seed in (("one", 3), ("again", 3), ("other", 4)):
         folder = outputs(tmp_path / name)
-        run(TINY.model_copy(update={"seed": seed}), context=recorded_context, out=folder)
+        run(config.model_copy(update={"seed": seed}), context=recorded_context, out=folder)
         made[name] = describe(folder, "data").digest
     assert made["one"] == made["again"] != made["other"]
 

@@ -12,11 +12,9 @@ from components.search.costs.work_time import Computer
 from pipelines.recipe import setting_rules as rules
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.setting_rules import Facts, all_settings
+from tests.components.core.llama_8b import LLAMA_8B
 
-SIZES: dict[str, Any] = {"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 8}
-LLAMA_8B = Architecture.from_config(
-    {**SIZES, "vocab_size": 128256, "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336}
-)
+LARGE = Architecture.from_config(LLAMA_8B)
 SMALL = Architecture.from_config(
     {
         "model_type": "llama",
@@ -30,7 +28,7 @@ SMALL = Architecture.from_config(
     }
 )
 LITTLE = Architecture.from_config(
-    {**SIZES, "vocab_size": 1024, "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 256}
+    {**LLAMA_8B, "vocab_size": 1024, "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 256}
 )
 CORPUS = CorpusFacts(tokens=900_000, estimated=False, document_tokens=3000)
 CHATS = ChatFacts(
@@ -87,7 +85,7 @@ def test_a_training_goes_through_no_more_than_it_has_and_has_time_for() -> None:
     steps = bounded["search.distillation.num_steps"]
     assert rules.MIN_BLD_STEPS < steps
     assert steps * bounded["search.batch_size"] * bounded["search.seq_len"] <= 4 * 100_000
-    much = facts(LLAMA_8B, DataFacts(corpus=CorpusFacts(tokens=10**12, estimated=True, document_tokens=3000)), gpus=8)
+    much = facts(LARGE, DataFacts(corpus=CorpusFacts(tokens=10**12, estimated=True, document_tokens=3000)), gpus=8)
     large = values(much)
     tokens = large["distill.num_steps"] * large["distill.global_batch_size"] * large["distill.seq_len"]
     assert tokens <= rules.MAX_DISTILLED_TOKENS
@@ -128,7 +126,7 @@ def test_what_there_is_no_data_for_is_left_out() -> None:
 
 
 def test_reinforcement_learning_is_left_out_where_its_learner_does_not_fit() -> None:
-    large = values(facts(LLAMA_8B, gpus=8))
+    large = values(facts(LARGE, gpus=8))
     assert large["rl"] is None
     assert not {"targets.rl_gain", "eval.num_problems"} & large.keys()  # its problems go with it
     small = facts(gpus=1)

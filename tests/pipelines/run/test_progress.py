@@ -32,6 +32,18 @@ def test_a_new_phase_is_timed_by_itself() -> None:
     assert stage.seconds_left(110.0) == pytest.approx(10.0)
 
 
+def test_a_new_phase_shows_none_of_the_numbers_of_the_one_before() -> None:
+    stage = StageState("eval")
+    stage.apply({"type": "start", "time": 0.0})
+    stage.apply(progress(1.0, 8, "held-out text of parent", perplexity=28.7))
+    assert stage.metrics == {"perplexity": 28.7}
+    stage.apply(progress(2.0, 1, "held-out text of child"))
+    assert stage.metrics == {}
+    stage.apply(progress(3.0, 8, "held-out text of child", perplexity=41.5))
+    stage.apply(progress(4.0, 9, "held-out text of child"))
+    assert stage.metrics == {"perplexity": 41.5}  # within a phase the last numbers stay
+
+
 def test_only_whole_lines_after_the_beginning_are_read(tmp_path: Path) -> None:
     path = tmp_path / "sft.jsonl"
     path.write_text(json.dumps({"type": "failed", "time": 0.0, "error": "an earlier attempt"}) + "\n")

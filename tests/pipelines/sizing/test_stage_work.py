@@ -17,20 +17,10 @@ from pipelines.recipe.schema import Recipe, load_recipe
 from pipelines.sizing.capacity import find_misfits
 from pipelines.sizing.machine import Machine, named_machine
 from pipelines.sizing.stage_work import WORK, StageWork, models_of, recipe_work, stand_in
+from tests.components.core.llama_8b import LLAMA_8B
 
 DEMO = Path(__file__).parents[3] / "pipelines" / "recipes" / "demo.yaml"
 HERE = Machine(DEVICES["CPU"], None, 0, 2, 16 << 30)
-LLAMA_8B = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "intermediate_size": 14336,
-}
 
 
 def demo_work() -> tuple[Architecture, Architecture, dict[str, StageWork]]:

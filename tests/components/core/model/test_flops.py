@@ -13,6 +13,7 @@ from components.core.model.flops import forward_flops, training_flops
 from components.core.text.packing import Batch
 from components.core.training.losses import next_token_loss
 from tests.components.core import tiny_models
+from tests.components.core.llama_8b import LLAMA_8B
 
 ROWS, TOKENS = 2, 24
 KINDS: dict[str, tiny_models.Shapes] = {
@@ -65,17 +66,7 @@ def test_a_training_step(kind: str, checkpointing: bool) -> None:
 
 
 def test_the_rule_of_six_for_each_weight_and_token() -> None:
-    llama_8b = Architecture.from_config(
-        {
-            "model_type": "llama",
-            "vocab_size": 128256,
-            "hidden_size": 4096,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "num_hidden_layers": 32,
-            "intermediate_size": 14336,
-        }
-    )
+    llama_8b = Architecture.from_config(LLAMA_8B)
     without_embedding = llama_8b.parameters - 128256 * 4096
     pairs = 12 * 32 * 4096 * 8192  # of each token, as in arXiv 2204.02311, appendix B
     assert training_flops(llama_8b, 1, 8192) == pytest.approx(6 * without_embedding + pairs, rel=1e-4)

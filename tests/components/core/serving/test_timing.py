@@ -4,6 +4,7 @@ import itertools
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -74,12 +75,13 @@ def test_every_model_is_measured_right_after_the_first_in_every_round_whatever_t
     """The cache of an engine takes 64 MiB here; the imaginary machine gets slower with every pair it measures."""
     true_ms, opened, speeds = {"0": 4.0, "1": 2.0, "2": 3.0}, [], itertools.count(2)
 
-    def measure_in_process(folders: list[Path], profile: LoadProfile, *_: float) -> list[list[BatchTime]]:
+    def measure_in_process(folders: list[Path], settings: Any, _: object) -> list[list[BatchTime]]:
         opened.append([folder.name for folder in folders])
         first, *others = opened[-1]
         turns = [name for other in others for name in (first, other)] or [first]
         return [
-            [BatchTime(*[true_ms[name] * (next(speeds) // 2)] * 2) for name in turns] for _ in range(profile.rounds)
+            [BatchTime(*[true_ms[name] * (next(speeds) // 2)] * 2) for name in turns]
+            for _ in range(settings.profile.rounds)
         ]
 
     for name in true_ms:
