@@ -27,7 +27,7 @@ from components.search.space.layer_space import LayerSpace, block_of, layer_spac
 from components.sft.config import STAGE as SFT
 from pipelines.recipe.graph import Graph, Made, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
-from pipelines.recipe.schema import Recipe, is_address, own_parent
+from pipelines.recipe.schema import Recipe, is_address, own_parent, rules_of
 from pipelines.recipe.source_files import KINDS, files_of
 
 RUN_AS_RANKS = (PRETRAIN, DISTILL, SFT, EVAL)
@@ -215,27 +215,28 @@ def find_notes(recipe: Recipe) -> Iterator[str]:
             yield f"search: {note}"
 
 
-NOT_FILLED = {
+FROM_DATA = {
     "distill": ("seq_len", "num_steps"),
     "pretrain": ("seq_len", "num_steps"),
     "sft": ("seq_len", "num_steps"),
     "rl": ("max_tokens",),
     "eval": ("max_tokens",),
 }
-"""Keys, by section, whose values follow from data that has to be read, and from how long a machine may take."""
+"""Keys, by section, whose values follow from data: from the sizes of its files, or only from what is in them."""
 
 
 def _defaults_of_a_small_world(recipe: Recipe) -> Iterator[str]:
     """What a recipe with a parent of the user's own leaves to defaults that were not made for it."""
     if own_parent(recipe) is None:
         return
-    names = [name for name in NOT_FILLED if recipe.rl or name != "eval"]  # problems are of the section `rl`
+    names = [name for name in FROM_DATA if recipe.rl or name != "eval"]  # problems are of the section `rl`
     sections = {name: section for name in names if (section := getattr(recipe, name)) is not None}
+    filled = {setting.key for setting in rules_of(recipe)}
     keys = [
         f"{name}.{key}"
         for name, section in sections.items()
-        for key in NOT_FILLED[name]
-        if key not in section.model_fields_set
+        for key in FROM_DATA[name]
+        if key not in section.model_fields_set and f"{name}.{key}" not in filled
     ]
     if keys:
         yield (

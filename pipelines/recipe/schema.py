@@ -12,7 +12,7 @@ from components.core.base.config import Config, digest_of
 from components.core.base.errors import CheckpointError, RecipeError
 from components.core.base.yaml_text import read_yaml
 from components.core.model.architecture import Architecture
-from components.core.model.inspection import read_architecture, read_config
+from components.core.model.inspection import read_architecture, read_config, stored_dtype
 from components.core.runtime.placement import Placement
 from components.core.serving.serving_config import ServingConfig
 from components.data.config import DataConfig
@@ -23,8 +23,9 @@ from components.pretrain.config import PretrainConfig
 from components.rl.config import RlConfig
 from components.search.config import SearchConfig
 from components.sft.config import SftConfig
-from pipelines.recipe.setting_rules import DEFAULT_CONTEXT, ParentFacts, parent_settings
-from pipelines.recipe.source_files import usual_row_bytes
+from pipelines.recipe.filled_settings import ParentFacts, filled_settings
+from pipelines.recipe.setting_rules import DEFAULT_CONTEXT, Setting
+from pipelines.recipe.source_files import SourceSize, quick_size
 from pipelines.recipe.targets import Targets
 
 StageConfig = TypeVar("StageConfig", bound=Config)
@@ -195,7 +196,7 @@ class Recipe(Config):
     @property
     def ruled_sections(self) -> dict[str, Config | None]:
         """Sections for which there are rules of what a parent of the user's own needs, by name."""
-        return {name: getattr(self, name) for name in ("search", "distill", "pretrain", "sft", "rl")}
+        return {name: getattr(self, name) for name in ("search", "distill", "pretrain", "sft", "rl", "eval")}
 
     def config(self, section: Config, kind: type[StageConfig]) -> StageConfig:
         """The configuration of a stage as its section has it, with the recipe's seed and serving where it sets none."""
@@ -255,33 +256,71 @@ def fill_left_out(recipe: Recipe) -> Recipe:
     """The same recipe, with keys that it leaves out as the rules choose them, where its parent is a folder.
 
     A new parent is described by the recipe itself; a parent in a store is known only there; of one that cannot be read
-    the check of the recipe tells. These are not filled. To fill twice is to fill once.
+    the check of the recipe tells. These are not filled. A key that was filled still counts as not set, so that to fill
+    twice is to fill once.
     """
+    for setting in rules_of(recipe):
+        recipe = _with_default(recipe, setting.key.split("."), setting.value)
+    return recipe
+
+
+def filled_as_recorded(recipe: Recipe, recorded: Mapping[str, Any]) -> Recipe:
+    """The same recipe, with what the rules have filled as a run of it has recorded it.
+
+    So a run goes on with its settings where its stages move to another kind of device.
+    """
+    for setting in rules_of(recipe):
+        *above, key = setting.key.split(".")
+        values: Any = recorded
+        for part in above:
+            values = values.get(part) if isinstance(values, Mapping) else None
+        if isinstance(values, Mapping) and key in values:
+            recipe = _with_default(recipe, [*above, key], values[key])
+    return recipe
+
+
+def rules_of(recipe: Recipe) -> list[Setting]:
+    """What the rules choose for the parent of a recipe; nothing where it is not a folder."""
     facts = parent_facts(recipe)
-    if facts is None:
-        return recipe
-    filled: dict[str, Config] = {}
-    for setting in parent_settings(recipe.ruled_sections, facts):
-        name, _, key = setting.key.partition(".")
-        section = filled.get(name) or recipe.ruled_sections[name]
-        if section is not None and key not in section.model_fields_set:
-            value = tuple(setting.value) if isinstance(setting.value, list) else setting.value
-            filled[name] = section.model_copy(update={key: value})
-    return recipe.model_copy(update=filled)
+    return [] if facts is None else filled_settings(recipe.ruled_sections, facts)
+
+
+def _with_default(config: StageConfig, path: Sequence[str], value: JsonValue) -> StageConfig:
+    """The same, with a value for a key unless it is set; the key still counts as not set."""
+    key, *rest = path
+    if rest:
+        inner = getattr(config, key)
+        changed = inner if inner is None else _with_default(inner, rest, value)
+    elif key in config.model_fields_set:
+        return config
+    else:
+        changed = tuple(value) if isinstance(value, list) else value
+    return config.model_construct(set(config.model_fields_set), **{**dict(config), key: changed})
 
 
 def parent_facts(recipe: Recipe) -> ParentFacts | None:
-    """What the rules look at of a parent that is a folder; None of any other."""
+    """What the rules look at of a parent that is a folder, and of the data; None of any other."""
     shape = own_parent(recipe)
     if recipe.parent is None or shape is None:
         return None
-    context = read_config(Path(recipe.parent)).get("max_position_embeddings")
-    chats = [str(path) for path in recipe.sft.data] if recipe.sft else []
+    folder, placed = Path(recipe.parent), recipe.ruled_sections.items()
+    context = read_config(folder).get("max_position_embeddings")
     return ParentFacts(
         shape,
+        stored=stored_dtype(folder),
         context=context if isinstance(context, int) and context > 1 else DEFAULT_CONTEXT,
-        chat_bytes=None if not chats or any(map(is_address, chats)) else usual_row_bytes("own_chats", chats),
+        corpus=_size_of_files(recipe.corpus),
+        chats=_size_of_files(recipe.sft.data if recipe.sft else ()),
+        on_gpu=frozenset(
+            name for name, section in placed if isinstance(section, Placed) and recipe.place(section).gpus
+        ),
     )
+
+
+def _size_of_files(paths: Sequence[Path]) -> SourceSize | None:
+    """Size of files that a recipe names; None where it names none, or artifacts, which only the store knows."""
+    texts = [str(path) for path in paths]
+    return None if not texts or any(map(is_address, texts)) else quick_size(texts)
 
 
 def own_parent(recipe: Recipe) -> Architecture | None:

@@ -1,25 +1,23 @@
 """The rules that choose a recipe's settings from the parent, the data and the machine, each with its reason. Light.
 
-A rule is a pure function of a few facts that returns a `Setting`. `tessera init` writes them all into a recipe;
-`tessera plan` says them again where a recipe has what they would choose.
+A rule is a pure function of a few facts that returns a `Setting`. `tessera init` writes them all into a recipe, and
+`filled_settings` fills by them what a recipe leaves out; `tessera plan` says them again where a recipe has what they
+would choose.
 
 Papers: Puzzle is arXiv 2411.19146, Llama-Nemotron arXiv 2505.00949.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from components.core.base.config import Config
 from components.core.model.architecture import Architecture
 from components.core.training.step_memory import PROCESS_BYTES, Step, step_memory
-from components.core.training.train_config import TrainConfig
 from components.data.config import DataConfig
 from components.data.data_facts import ChatFacts, CorpusFacts, DataFacts, ProblemFacts
-from components.search.config import Space
 from components.search.costs.work_time import TRAINED, Computer
 
 PRETRAINING_RATES = (
@@ -54,10 +52,6 @@ CPU_STAGE_S, GPU_STAGE_S = 480, 4 * 3600
 """Time that a training may take at most."""
 CPU_SEQ_LEN, GPU_SEQ_LEN = 512, 4096
 """Longest row of text: attention over packed rows is computed with a mask of all pairs. The paper has up to 8192."""
-CHAT_BYTES_A_TOKEN = 3
-"""Of a row of chats in JSON: English texts have more than four in a token of usual vocabularies."""
-STEP_TOKENS = 4096
-"""Tokens of a step where neither machine nor data are looked at."""
 CPU_MICRO_TOKENS = 2048
 """Tokens of a micro batch on a CPU: enough for large matrices, few enough for memory."""
 MEMORY_SHARE = 0.8
@@ -105,6 +99,7 @@ class Facts:
         gpus: GPUs of the node; 0: the processor computes.
         cores: of the processor.
         memory_bytes: memory of the node.
+        machine: what times are of, in words.
     """
 
     parent: Architecture
@@ -115,11 +110,16 @@ class Facts:
     gpus: int
     cores: int
     memory_bytes: int
+    machine: str = "this machine"
 
     @property
     def stage_s(self) -> int:
         """Time of a training."""
         return GPU_STAGE_S if self.gpus else CPU_STAGE_S
+
+    def time_in_words(self, share: int) -> str:
+        """The time of a training that may take one of so many shares."""
+        return f"about {self.stage_s / 60 / share:.0f} minutes on {self.machine}"
 
     @property
     def process_bytes(self) -> int:
@@ -147,70 +147,6 @@ def all_settings(facts: Facts, limits: Mapping[str, JsonValue]) -> list[Setting]
         *eval_settings(facts, chats, corpus, problems),
         *deploy_settings(chats, problems),
     ]
-
-
-@dataclass(frozen=True)
-class ParentFacts:
-    """What the rules look at where a recipe leaves keys out: it is read in a moment, and is the same on every machine.
-
-    Attributes:
-        shape: of the parent.
-        context: the longest text that it was made for, tokens.
-        chat_bytes: that 99 % of the rows of the user's chats have at most; None where that is not known.
-    """
-
-    shape: Architecture
-    context: int
-    chat_bytes: int | None = None
-
-
-def parent_settings(sections: Mapping[str, Config | None], facts: ParentFacts) -> list[Setting]:
-    """What follows from the parent and from what a recipe sets itself.
-
-    A recipe that leaves such a key out has this value, see `schema.load_recipe`. It is the same on every machine,
-    because stages with other settings are other computations: so precision and steps, for which `tessera init`
-    measures the machine and reads all data, keep the defaults of their stages.
-
-    Args:
-        sections: of the recipe by name; None where the stage is left out.
-        facts: of the user's own parent.
-    """
-    rates = {rate.key.partition(".")[0]: rate for rate in learning_rates(facts.shape.parameters)}
-    found = [rate for stage, rate in rates.items() if sections.get(stage) is not None]
-    for stage in ("distill", "pretrain", "sft"):
-        section = sections.get(stage)
-        if isinstance(section, TrainConfig):
-            found += _row_settings(stage, section, facts)
-    search = sections.get("search")
-    if isinstance(search, Space) and not search.intermediate_sizes:
-        found.append(ffn_fractions(facts.shape))
-    return found
-
-
-def _row_settings(stage: str, section: TrainConfig, facts: ParentFacts) -> Iterator[Setting]:
-    """Length of a row of chats; then rows of a step, and those that a process computes at a time, by their length."""
-    seq_len = section.seq_len
-    if stage == "sft" and facts.chat_bytes is not None:
-        setting = _estimated_chat_length(facts.chat_bytes, facts.context)
-        seq_len = seq_len if "seq_len" in section.model_fields_set else int(str(setting.value))
-        yield setting
-    rows = max(MIN_ROWS, power_of_two(STEP_TOKENS // seq_len))
-    length = f"rows of {seq_len:,} tokens"
-    reason = f"{length}: {STEP_TOKENS:,} tokens a step, and {MIN_ROWS} rows at least"
-    yield Setting(f"{stage}.global_batch_size", rows, reason)
-    chosen = section.global_batch_size if "global_batch_size" in section.model_fields_set else rows
-    reason = f"{length}: {CPU_MICRO_TOKENS:,} tokens at most, which fit most devices; the result is the same"
-    yield Setting(f"{stage}.micro_batch_size", power_of_two(min(chosen, CPU_MICRO_TOKENS // seq_len)), reason)
-
-
-def _estimated_chat_length(chat_bytes: int, context: int) -> Setting:
-    """Tokens of a packed row of chats, so that nearly all of them are whole."""
-    tokens = -(-chat_bytes // CHAT_BYTES_A_TOKEN)
-    reason = (
-        f"99 % of the rows of your chats have at most {chat_bytes:,} bytes, taken as {tokens:,} tokens, so that no "
-        "thinking is cut away (arXiv 2505.00949, section 4); tessera init counts them"
-    )
-    return Setting("sft.seq_len", min(context, rounded_up(tokens, LENGTH_MULTIPLE)), reason)
 
 
 def ffn_fractions(parent: Architecture) -> Setting:
@@ -280,12 +216,12 @@ def product_dtype(computer: Computer, stored: str) -> Setting:
     """Type of matrix products: the faster one; the key is that of any training."""
     fast, slow = computer.flops("bfloat16"), computer.flops("float32")
     dtype = "bfloat16" if fast > slow else "float32"
-    rates = f"{_gflops(fast)} GFLOPS in bfloat16, {_gflops(slow)} in float32"
+    rates = f"{gflops(fast)} GFLOPS in bfloat16, {gflops(slow)} in float32"
     reason = f"{computer.device.name} multiplies at {rates}"
     return Setting("dtype", dtype, f"{reason}; weights and optimizer state are float32 all the same")
 
 
-def _gflops(flops: float) -> str:
+def gflops(flops: float) -> str:
     """Billions of operations a second, with a digit behind the point where they are few."""
     return f"{flops / 1e9:,.1f}" if flops < 10e9 else f"{flops / 1e9:,.0f}"
 
@@ -334,11 +270,18 @@ def learning_rate_of(stage: str, parameters: int) -> Setting:
     return next(found for found in learning_rates(parameters) if found.key == f"{stage}.learning_rate")
 
 
-def text_seq_len(corpus: CorpusFacts, context: int, *, on_gpu: bool) -> tuple[int, str]:
-    """Tokens of a packed row of text: a power of two that 99 % of the documents fit, or what is worth computing."""
+def text_seq_len(corpus: CorpusFacts, context: int, *, on_gpu: bool, counted: str = "") -> tuple[int, str]:
+    """Tokens of a packed row of text: a power of two that 99 % of the documents fit, or what is worth computing.
+
+    Args:
+        corpus: has the length of documents.
+        context: the longest text that the parent was made for, tokens.
+        on_gpu: whether GPUs compute.
+        counted: how their tokens were counted, where that was no tokenizer, for the reason.
+    """
     most = min(context, GPU_SEQ_LEN if on_gpu else CPU_SEQ_LEN)
     wanted = 1 << max(7, math.ceil(math.log2(corpus.document_tokens)))
-    documents = f"99 % of your documents have at most {corpus.document_tokens:,} tokens"
+    documents = f"99 % of your documents have at most {corpus.document_tokens:,} tokens{counted}"
     if wanted <= most:
         return wanted, f"{documents}; the next power of two"
     if most == context:
@@ -417,14 +360,36 @@ def affordable_tokens(facts: Facts, flops_a_token: float, dtype: str) -> int:
     return int(facts.stage_s * TRAINED * facts.computer.flops(dtype) / flops_a_token)
 
 
-def training_tokens(have: int, affordable: int, most: int, what: str, minutes: float) -> tuple[int, str]:
-    """Tokens of a training, and what limits them."""
+def corpus_tokens(stage: str, facts: Facts, have: int, dtype: str) -> tuple[int, str]:
+    """Tokens of the distillation, or of half as long a continued pretraining, and what limits them."""
+    share = 1 if stage == "distill" else 2
+    flops = (8 if stage == "distill" else 6) * facts.parent.parameters  # the child is no larger; 2 for the teacher
+    affordable = affordable_tokens(facts, flops, dtype) // share
+    return training_tokens(have, affordable, MAX_DISTILLED_TOKENS, "your text", facts.time_in_words(share))
+
+
+def sft_tokens(facts: Facts, have: int, dtype: str) -> tuple[int, str]:
+    """Tokens of the fine-tuning, and what limits them."""
+    affordable = affordable_tokens(facts, 6 * facts.parent.parameters, dtype)
+    return training_tokens(have, affordable, 1 << 62, "your chats", facts.time_in_words(1))
+
+
+def training_tokens(have: int, affordable: int, most: int, what: str, time: str) -> tuple[int, str]:
+    """Tokens of a training, and what limits them.
+
+    Args:
+        have: tokens of the data.
+        affordable: tokens that there is time for.
+        most: tokens after which more teach little.
+        what: the data, in words.
+        time: how long that is, in words.
+    """
     tokens, reason = min(
         (
             MAX_EPOCHS * have,
             f"{MAX_EPOCHS} times {what} ({have:,} tokens): repeated text teaches up to here (arXiv 2305.16264)",
         ),
-        (affordable, f"about {minutes:.0f} minutes on this machine"),
+        (affordable, time),
         (most, "where the paper's child has 97.8 % of its parent (arXiv 2411.19146, table 6)"),
     )
     return max(1, tokens), reason
@@ -455,12 +420,8 @@ def search_settings(
     problems: ProblemFacts | None,
 ) -> list[Setting]:
     """The search: space, budget, calibration, and how much the block library is trained."""
-    rows = max(1, CPU_MICRO_TOKENS // seq_len) * (8 if facts.gpus else 1)
+    rows = calibration_rows(seq_len, on_gpu=facts.gpus > 0)
     tokens = rows * seq_len
-    step_flops = BLD_FLOPS * facts.parent.parameters * tokens
-    steps = int(facts.stage_s * TRAINED * facts.computer.flops(dtype) / max(1, facts.gpus) / step_flops)
-    have = facts.data.corpus.tokens if facts.data.corpus else 0
-    steps = max(MIN_BLD_STEPS, min(MAX_BLD_STEPS, steps, MAX_EPOCHS * have // tokens))
     load: dict[str, JsonValue] = {"batch_size": 64 if facts.gpus else 8}
     load_reason = "users at the same time, a guess"
     if problems is not None:
@@ -474,27 +435,36 @@ def search_settings(
         Setting("search.dtype", dtype, "the faster one, as in training"),
         Setting("search.seq_len", seq_len, why),
         Setting("search.batch_size", rows, f"{tokens:,} tokens a batch"),
-        Setting(
-            "search.distillation.num_steps",
-            steps,
-            f"{steps * tokens:,} tokens: at most {facts.stage_s / 60:.0f} minutes, and {MAX_EPOCHS} times your text; "
-            "the paper's quality saturates after 0.5 B (arXiv 2411.19146, table 10)",
-        ),
+        library_steps(facts, tokens, dtype),
         Setting("search.measurement", load, load_reason),
     ]
+
+
+def calibration_rows(seq_len: int, *, on_gpu: bool) -> int:
+    """Rows of a batch of the search."""
+    return max(1, CPU_MICRO_TOKENS // seq_len) * (8 if on_gpu else 1)
+
+
+def library_steps(facts: Facts, tokens: int, dtype: str) -> Setting:
+    """Steps of the block library, of batches of so many tokens."""
+    step_flops = BLD_FLOPS * facts.parent.parameters * tokens
+    steps = int(facts.stage_s * TRAINED * facts.computer.flops(dtype) / max(1, facts.gpus) / step_flops)
+    have = facts.data.corpus.tokens if facts.data.corpus else 0
+    steps = max(MIN_BLD_STEPS, min(MAX_BLD_STEPS, steps, MAX_EPOCHS * have // tokens))
+    return Setting(
+        "search.distillation.num_steps",
+        steps,
+        f"{steps * tokens:,} tokens: {facts.time_in_words(1)} at most, and {MAX_EPOCHS} times your text; the paper's "
+        "quality saturates after 0.5 B (arXiv 2411.19146, table 10)",
+    )
 
 
 def _corpus_training(
     stage: str, facts: Facts, corpus: CorpusFacts, length: tuple[int, str], dtype: Setting
 ) -> list[Setting]:
     """Distillation, or half as much continued pretraining."""
-    seq_len, why = length
-    taught = stage == "distill"
-    flops = (8 if taught else 6) * facts.parent.parameters  # 6 for the child, which is no larger, 2 for the teacher
-    affordable = affordable_tokens(facts, flops, str(dtype.value)) // (1 if taught else 2)
-    minutes = facts.stage_s / 60 / (1 if taught else 2)
-    tokens, reason = training_tokens(corpus.tokens, affordable, MAX_DISTILLED_TOKENS, "your text", minutes)
-    return _training(stage, facts, (tokens, reason), (seq_len, why), dtype, MAX_BATCH_TOKENS // seq_len, taught=taught)
+    tokens = corpus_tokens(stage, facts, corpus.tokens, str(dtype.value))
+    return _training(stage, facts, tokens, length, dtype, MAX_BATCH_TOKENS // length[0], taught=stage == "distill")
 
 
 def _training(
@@ -533,37 +503,46 @@ def _training(
 
 def sft_settings(facts: Facts, chats: ChatFacts, dtype: Setting) -> list[Setting]:
     """Fine-tuning on both modes."""
-    affordable = affordable_tokens(facts, 6 * facts.parent.parameters, str(dtype.value))
-    tokens = training_tokens(chats.tokens, affordable, 1 << 62, "your chats", facts.stage_s / 60)
+    tokens = sft_tokens(facts, chats.tokens, str(dtype.value))
     return _training("sft", facts, tokens, chat_seq_len(chats, facts.context), dtype, MAX_SFT_ROWS)
 
 
 def rl_settings(facts: Facts, chats: ChatFacts, problems: ProblemFacts, dtype: Setting) -> list[Setting]:
     """GRPO."""
     length, why = answer_length(chats, problems.prompt_tokens, facts.context)
-    prompts, samples, steps, rates = (72, 16, 100, 8) if facts.gpus else (8, 8, 30, 2)
-    paper = "arXiv 2505.00949, section 5.1"
-    fewer = "as the paper" if facts.gpus else "the paper has {}; fewer on a CPU"
+    steps, prompts, samples, rates = rollout_settings(on_gpu=facts.gpus > 0)
+    num_prompts, num_samples, num_steps = (int(str(setting.value)) for setting in (prompts, samples, steps))
     row = problems.prompt_tokens + length
-    most = max(1, min(prompts * samples, CPU_MICRO_TOKENS * (8 if facts.gpus else 1) // row))
+    most = max(1, min(num_prompts * num_samples, CPU_MICRO_TOKENS * (8 if facts.gpus else 1) // row))
     micro = _learner_batch(facts, row, most, str(dtype.value))
     if micro is None:
         size = f"{facts.parent.parameters / 1e9:,.1f} B parameters"
         return left_out(("rl",), f"its learner is one process, and the state of {size} does not fit beside an engine")
-    drawn = min(problems.num_problems, steps * prompts)
+    drawn = min(problems.num_problems, num_steps * num_prompts)
     return [
         Setting("rl.max_tokens", length, why),
-        Setting(
-            "rl.num_steps", steps, "the paper's figure 5 shows about 500" + ("" if facts.gpus else "; fewer on a CPU")
-        ),
-        Setting("rl.prompts_per_step", prompts, f"{fewer.format(72)} ({paper})"),
-        Setting("rl.samples_per_prompt", samples, f"{fewer.format(16)} ({paper})"),
-        Setting("rl.max_problems", drawn, f"of your {problems.num_problems:,}; a step takes {prompts}"),
-        Setting("rl.pass_rate_samples", rates, f"{fewer.format(8)} ({paper})"),
+        steps,
+        prompts,
+        samples,
+        Setting("rl.max_problems", drawn, f"of your {problems.num_problems:,}; a step takes {num_prompts}"),
+        rates,
         Setting("rl.micro_batch_size", micro, f"answers and prompts of up to {row:,} tokens"),
         learning_rate_of("rl", facts.parent.parameters),
         Setting("rl.dtype", dtype.value, dtype.reason),
     ]
+
+
+def rollout_settings(*, on_gpu: bool) -> tuple[Setting, Setting, Setting, Setting]:
+    """Steps of RL, problems of a step, answers to each, and answers by which pass rates are measured."""
+    steps, prompts, samples, rates = (100, 72, 16, 8) if on_gpu else (30, 8, 8, 2)
+    paper = "arXiv 2505.00949, section 5.1"
+    fewer = "as the paper" if on_gpu else "the paper has {}; fewer on a CPU"
+    return (
+        Setting("rl.num_steps", steps, "the paper's figure 5 shows about 500" + ("" if on_gpu else "; fewer on a CPU")),
+        Setting("rl.prompts_per_step", prompts, f"{fewer.format(72)} ({paper})"),
+        Setting("rl.samples_per_prompt", samples, f"{fewer.format(16)} ({paper})"),
+        Setting("rl.pass_rate_samples", rates, f"{fewer.format(8)} ({paper})"),
+    )
 
 
 def _learner_batch(facts: Facts, row: int, most: int, dtype: str) -> int | None:

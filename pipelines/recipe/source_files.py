@@ -3,16 +3,20 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from components.core.base.errors import InputError
 from components.core.model.inspection import MODEL_SUFFIXES, check_checkpoint, model_files
 from components.core.store.manifest import Kind
+from components.core.text.row_files import COMPRESSED, ROW_SUFFIXES, data_suffix
 
 logger = logging.getLogger(__name__)
 SNIFFED_BYTES = 4096
-QUICK_BYTES = 64 << 20
-"""As much as is read to know how long rows are."""
+QUICK_BYTES, QUICK_FILES = 16 << 20, 1000
+"""As much as is looked at to know how long rows are."""
+LINES = (".jsonl", ".ndjson")
+"""Endings of files with a row a line."""
 USUAL = 0.99
 """Share of the rows that count as usual."""
 KINDS: Mapping[str, Kind] = {
@@ -91,16 +95,21 @@ def numbered_name(index: int, inner: str) -> str:
 def _all_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every file below a folder that is neither hidden nor binary; a warning names what is left out."""
     binary: list[str] = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
+    for path in _visible_files(folder):
+        relative = path.relative_to(folder).as_posix()
         if _is_binary(path):
-            binary.append(relative.as_posix())
+            binary.append(relative)
         else:
-            yield relative.as_posix(), path
+            yield relative, path
     if binary:
         logger.warning("%s: %d binary files are left out, such as %s", folder, len(binary), binary[0])
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def _is_binary(path: Path) -> bool:
@@ -125,16 +134,49 @@ def recipe_key(name: str) -> str:
     return RECIPE_KEYS.get(name, name)
 
 
-def usual_row_bytes(name: str, paths: Sequence[str]) -> int | None:
-    """Bytes that 99 % of the rows of JSON Lines files have at most; None where they are no such files, or too large.
+@dataclass(frozen=True)
+class SourceSize:
+    """How much the user's files hold, known without reading their rows.
 
-    Rows are not parsed, so this takes a moment.
+    Attributes:
+        num_bytes: of all files.
+        row_bytes: that 99 % of the rows have at most: of a file of rows its lines, of a text file the whole.
     """
-    try:
-        files = [path for _, path in files_of(name, paths, KINDS[name])]
-    except InputError:
+
+    num_bytes: int
+    row_bytes: int
+
+
+def quick_size(paths: Sequence[str]) -> SourceSize | None:
+    """Size of JSON Lines and text files; None where a path is not there, or files of other kinds or too many are.
+
+    Rows are not parsed, and of large files only the beginning is read, so this takes a moment. Of a folder with files
+    of rows, such as a cloned data set, only those count.
+    """
+    if not all(Path(path).exists() for path in paths):
         return None
-    if any(path.suffix != ".jsonl" for path in files) or sum(path.stat().st_size for path in files) > QUICK_BYTES:
+    files = [file for path in paths for file in _counted_files(Path(path))]
+    if not files or len(files) > QUICK_FILES or any(_has_hidden_rows(file) for file in files):
         return None
-    rows = sorted(len(line) for path in files for line in path.read_bytes().splitlines())
-    return rows[math.ceil(USUAL * len(rows)) - 1] if rows else None
+    rows, unread = [file.stat().st_size for file in files if data_suffix(file) not in LINES], QUICK_BYTES
+    for file in files:
+        if data_suffix(file) in LINES and unread:
+            with file.open("rb") as stream:
+                content = stream.read(unread)
+            unread -= len(content)
+            rows += map(len, content.splitlines())
+    rows = sorted(filter(None, rows))
+    num_bytes = sum(file.stat().st_size for file in files)
+    return SourceSize(num_bytes, rows[math.ceil(USUAL * len(rows)) - 1]) if rows else None
+
+
+def _counted_files(path: Path) -> list[Path]:
+    """The files of a path that count for its size."""
+    files = [path] if path.is_file() else list(_visible_files(path))
+    tables = [file for file in files if data_suffix(file) in ROW_SUFFIXES]
+    return tables or [file for file in files[: QUICK_FILES + 1] if not _is_binary(file)]
+
+
+def _has_hidden_rows(file: Path) -> bool:
+    """Whether the bytes of a file do not show the lengths of its rows."""
+    return file.suffix.lower() in COMPRESSED or data_suffix(file) in {*ROW_SUFFIXES} - {*LINES}

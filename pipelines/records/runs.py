@@ -16,7 +16,7 @@ from components.core.lineage.mlflow_entities import git_commit
 from components.core.store.store import Store
 from pipelines.recipe.graph import Graph
 from pipelines.recipe.llama_nemotron import llama_nemotron
-from pipelines.recipe.schema import Recipe, without_placements
+from pipelines.recipe.schema import Recipe, filled_as_recorded, without_placements
 
 Outcome = Literal["succeeded", "failed", "interrupted", "killed"]
 
@@ -43,6 +43,13 @@ def begin_run(store: Store, recipe: Recipe, sources: dict[str, str], name: str |
             raise InputError(f"there is a run {name!r} of another recipe", hint="choose another --run NAME")
         store.put_document(_record_path(name), {"run": name, **record})
     return name
+
+
+def as_recorded(store: Store, recipe: Recipe, name: str | None) -> Recipe:
+    """A recipe to go on with as a run: what it leaves out is as that run has recorded it, where there is such a run."""
+    record = None if name is None else store.read_document_or_none(_record_path(name))
+    recorded = record.get("recipe") if isinstance(record, dict) else None
+    return filled_as_recorded(recipe, recorded) if isinstance(recorded, dict) else recipe
 
 
 def has_results_of(record: Mapping[str, Any], recipe: Recipe) -> bool:

@@ -36,7 +36,7 @@ from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.registry import STAGES
 from pipelines.recipe.schema import Recipe
 from pipelines.records.run_lock import hold_run_lock
-from pipelines.records.runs import Outcome, begin_run, end_run
+from pipelines.records.runs import Outcome, as_recorded, begin_run, end_run
 from pipelines.run.finish_run import tracking_uri
 from pipelines.run.ingest import ingest_sources
 from pipelines.run.progress import Follower, StageState
@@ -60,6 +60,7 @@ def run_recipe(recipe: Recipe, *, store_uri: str, name: str | None, console: Con
         check_run_name(name)
     check(recipe)
     store = open_store(store_uri)
+    recipe = as_recorded(store, recipe, name)
     sources = ingest_sources(store, recipe)
     run = begin_run(store, recipe, sources, name)
     fault_point("run.begun")

@@ -15,8 +15,8 @@ from components.core.training.train_config import TrainConfig
 from pipelines.recipe.checks import find_faults, find_notes
 from pipelines.recipe.graph import Binding, Source, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
-from pipelines.recipe.schema import Recipe, parent_facts
-from pipelines.recipe.setting_rules import Setting, parent_settings
+from pipelines.recipe.schema import Recipe, rules_of
+from pipelines.recipe.setting_rules import Setting
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
 from pipelines.records.predictions import keep_prediction
 from pipelines.run.ingest import source_digest
@@ -159,10 +159,10 @@ def _child_in_words(models: Models) -> str:
 
 def _as_the_rules_choose(recipe: Recipe) -> Iterator[Setting]:
     """Settings that are as the rules choose them for this parent, filled in or written, with the reason."""
-    facts = parent_facts(recipe)
-    for setting in parent_settings(recipe.ruled_sections, facts) if facts else ():
-        name, _, key = setting.key.partition(".")
-        found = getattr(getattr(recipe, name), key)
+    for setting in rules_of(recipe):
+        found: Any = recipe
+        for key in setting.key.split("."):
+            found = getattr(found, key)
         if (list(found) if isinstance(found, tuple) else found) == setting.value:
             yield setting
 

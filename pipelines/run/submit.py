@@ -26,7 +26,7 @@ from pipelines.recipe.checks import check
 from pipelines.recipe.graph import Graph
 from pipelines.recipe.kfp_pipeline import compile_pipeline
 from pipelines.recipe.schema import Recipe
-from pipelines.records.runs import Outcome, begin_run, end_run, has_results_of, run_names, run_record
+from pipelines.records.runs import Outcome, as_recorded, begin_run, end_run, has_results_of, run_names, run_record
 from pipelines.run.cluster_queues import read_pools, refuse_large_stages
 from pipelines.run.finish_run import fetch_results, show_results
 from pipelines.run.ingest import ingest_sources
@@ -85,6 +85,7 @@ class Submitter:
             InputError: the recipe cannot be used, or asks for more than the cluster has.
             ClusterError: the server does not answer, or refuses.
         """
+        recipe = as_recorded(self._store, recipe, name)
         graph = check(recipe)
         if self._queues:
             self._refuse_large_stages(graph)

@@ -10,7 +10,15 @@ from components.core.base.errors import RecipeError
 from components.distill.config import DistillConfig
 from components.search.config import SearchConfig
 from pipelines.recipe.llama_nemotron import llama_nemotron
-from pipelines.recipe.schema import SCHEMA_FILE, Recipe, fill_left_out, load_recipe, recipe_schema
+from pipelines.recipe.schema import (
+    SCHEMA_FILE,
+    Recipe,
+    fill_left_out,
+    filled_as_recorded,
+    load_recipe,
+    recipe_schema,
+    without_placements,
+)
 
 RECIPES = sorted(SCHEMA_FILE.parent.glob("*.yaml"))
 
@@ -202,19 +210,47 @@ def test_keys_that_are_left_out_follow_from_the_parent_and_those_that_are_set_st
     assert (recipe.distill.learning_rate, recipe.distill.global_batch_size) == (7e-4, 8)
     assert recipe.sft.learning_rate == pytest.approx(5e-4, rel=0.1)  # 1e-4 for 8 B
     assert [path.name for path in recipe.sft.data] == ["a.jsonl"]
-    assert recipe.sft.num_steps == 200  # which data and machine decide
+    assert recipe.sft.num_steps == 200  # of a file that is not there nothing is known
+    assert (recipe.sft.dtype, recipe.search.dtype) == ("float32", "float32")  # no GPU is asked for
     assert llama_nemotron(recipe)["sft"].config.canonical()["learning_rate"] == recipe.sft.learning_rate
     overridden = load_recipe(with_parent, ["sft.learning_rate=1.0e-5"]).sft
     assert overridden is not None
     assert overridden.learning_rate == 1e-5
 
 
-def test_to_fill_twice_is_to_fill_once_and_the_place_changes_nothing(with_parent: Path) -> None:
+def test_to_fill_twice_is_to_fill_once_and_threads_and_memory_change_nothing(with_parent: Path) -> None:
     recipe = load_recipe(with_parent)
     assert fill_left_out(recipe) == recipe
     assert fill_left_out(Recipe.parse(recipe.canonical())) == recipe  # as a run has recorded it
-    placed = load_recipe(with_parent, ["placement={gpus: 8, processes: 8, threads: 64}"])
+    placed = load_recipe(with_parent, ["placement={processes: 8, threads: 64, memory_gib: 900}"])
     assert placed.model_copy(update={"placement": recipe.placement}) == recipe
+
+
+def test_a_run_that_moves_to_gpus_goes_on_with_what_was_filled_when_it_began(with_parent: Path) -> None:
+    began = load_recipe(with_parent)
+    moved = load_recipe(with_parent, ["placement={gpus: 8, processes: 8}"])
+    assert moved.sft is not None
+    assert moved.sft.dtype == "bfloat16"
+    goes_on = filled_as_recorded(moved, began.canonical())
+    assert goes_on.placement.gpus == 8
+    assert without_placements(goes_on.canonical()) == without_placements(began.canonical())
+    own = load_recipe(with_parent, ["placement={gpus: 8, processes: 8}", "sft.dtype=bfloat16"])
+    assert without_placements(filled_as_recorded(own, began.canonical()).canonical()) != without_placements(
+        began.canonical()
+    )
+
+
+def test_text_decides_how_long_rows_are_and_how_many_steps_there_are(with_parent: Path) -> None:
+    (with_parent.parent / "text.txt").write_text("word " * 200)
+    recipe = load_recipe(with_parent, [f"corpus={with_parent.parent / 'text.txt'}", "search.batch_size=3"])
+    assert recipe.distill is not None
+    assert recipe.search is not None
+    assert recipe.eval is not None
+    assert (recipe.distill.seq_len, recipe.search.seq_len, recipe.eval.held_out.seq_len) == (512, 256, 256)
+    assert recipe.distill.num_steps == 1  # four times 250 tokens, in rows of 512 of which a step has four
+    assert (recipe.search.batch_size, recipe.search.distillation.num_steps) == (3, 10)
+    assert "distillation" not in recipe.search.model_fields_set
+    assert fill_left_out(recipe) == recipe
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

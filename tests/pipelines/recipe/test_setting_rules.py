@@ -10,7 +10,6 @@ from components.core.training.step_memory import Step, step_memory
 from components.data.data_facts import ChatFacts, CorpusFacts, DataFacts, ProblemFacts
 from components.search.costs.work_time import Computer
 from pipelines.recipe import setting_rules as rules
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.setting_rules import Facts, all_settings
 from tests.components.core.llama_8b import LLAMA_8B
 
@@ -151,39 +150,3 @@ def test_each_setting_has_a_reason_and_a_key_of_its_own(gpus: int) -> None:
     settings = all_settings(facts(gpus=gpus), {"latency_ms": "70%"})
     assert len({setting.key for setting in settings}) == len(settings)
     assert all(len(setting.reason) > 10 and not setting.reason.endswith(".") for setting in settings)
-
-
-def left_out_of(text: dict[str, Any], chat_bytes: int | None = None) -> dict[str, Any]:
-    """What the rules choose beside the settings of a recipe."""
-    recipe = Recipe.parse({"name": "x", **text})
-    facts = rules.ParentFacts(SMALL, 2048, chat_bytes)
-    return {setting.key: setting.value for setting in rules.parent_settings(recipe.ruled_sections, facts)}
-
-
-def test_a_step_has_as_many_tokens_whatever_the_length_of_its_rows() -> None:
-    for seq_len, rows, micro in ((128, 32, 16), (512, 8, 4), (1024, 4, 2), (8192, 4, 1), (100, 32, 16)):
-        found = left_out_of({"sft": {"seq_len": seq_len}})
-        assert (found["sft.global_batch_size"], found["sft.micro_batch_size"]) == (rows, micro)
-    own_rows = left_out_of({"sft": {"seq_len": 128, "global_batch_size": 3}})
-    assert own_rows["sft.micro_batch_size"] == 2  # no more than there are, and a power of two
-
-
-def test_what_is_left_out_has_the_rates_of_init_and_follows_nothing_but_the_parent() -> None:
-    found = left_out_of({})
-    by_init = values(facts())
-    for stage in ("distill", "pretrain", "sft", "rl"):
-        assert found[f"{stage}.learning_rate"] == by_init[f"{stage}.learning_rate"]
-    assert found["search.ffn_fractions"] == by_init["search.ffn_fractions"]
-    assert found == left_out_of({"placement": {"gpus": 8, "threads": 64, "memory_gib": 900}})
-    without = left_out_of({"sft": None, "search": {"intermediate_sizes": [256]}})
-    assert {key.partition(".")[0] for key in without} == {"distill", "pretrain", "rl"}
-
-
-@pytest.mark.parametrize(("chat_bytes", "seq_len", "rows"), [(900, 320, 8), (3000, 1024, 4), (90_000, 2048, 4)])
-def test_rows_of_chats_are_as_long_as_their_bytes_let_expect(chat_bytes: int, seq_len: int, rows: int) -> None:
-    found = left_out_of({}, chat_bytes)
-    assert found["sft.seq_len"] == seq_len  # 3 bytes a token, in 64s, and no more than the parent takes
-    assert found["sft.global_batch_size"] == rows
-    assert "pretrain.seq_len" not in found
-    own = left_out_of({"sft": {"seq_len": 128}}, chat_bytes)
-    assert own["sft.global_batch_size"] == 32

@@ -6,7 +6,7 @@ import pytest
 
 from components.core.base.errors import InputError
 from components.core.store.store import Store, open_store
-from pipelines.recipe.source_files import files_of, usual_row_bytes
+from pipelines.recipe.source_files import SourceSize, files_of, quick_size
 from pipelines.records.runs import artifact
 from pipelines.run.ingest import ingest, source_digest
 from tests.pipelines.made_up_run import make_run
@@ -88,9 +88,22 @@ def test_an_artifact_of_another_store_is_copied_over(store: Store, tmp_path: Pat
     store.verify(digest)
 
 
-def test_the_bytes_of_usual_rows_are_those_of_99_in_a_hundred(tmp_path: Path) -> None:
+def test_the_bytes_of_usual_rows_are_those_of_99_in_a_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl").write_text("".join("x" * n + "\n" for n in range(1, 101)))
     (tmp_path / "b.jsonl.gz").write_bytes(b"")
-    assert usual_row_bytes("own_chats", [str(tmp_path / "a.jsonl")]) == 99
-    assert usual_row_bytes("own_chats", [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz")]) is None
-    assert usual_row_bytes("own_chats", [str(tmp_path / "absent.jsonl")]) is None
+    rows = str(tmp_path / "a.jsonl")
+    assert quick_size([rows]) == SourceSize(num_bytes=5150, row_bytes=99)
+    assert quick_size([rows, str(tmp_path / "b.jsonl.gz")]) is None
+    assert quick_size([str(tmp_path / "absent.jsonl")]) is None
+    monkeypatch.setattr("pipelines.recipe.source_files.QUICK_BYTES", 1000)
+    assert quick_size([rows]) == SourceSize(num_bytes=5150, row_bytes=43)  # what the first 1,000 bytes show
+
+
+def test_a_text_file_is_one_row_and_beside_files_of_rows_it_does_not_count(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("x" * 10 * (number + 1))
+    (tmp_path / "picture.txt").write_bytes(b"\0" * 99)
+    (tmp_path / ".hidden").write_text("x" * 1000)
+    assert quick_size([str(tmp_path)]) == SourceSize(num_bytes=60, row_bytes=30)
+    (tmp_path / "rows.ndjson").write_text("x\n\n")
+    assert quick_size([str(tmp_path)]) == SourceSize(num_bytes=3, row_bytes=1)

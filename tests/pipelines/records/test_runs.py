@@ -1,5 +1,6 @@
 """Records of runs: names, outcomes, artifacts by role."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,8 +8,18 @@ import pytest
 
 from components.core.base.errors import InputError
 from components.core.store.store import Store, open_store
-from pipelines.recipe.schema import Recipe
-from pipelines.records.runs import artifact, begin_run, end_run, find_run, run_names, run_record
+from pipelines.recipe.schema import Recipe, load_recipe
+from pipelines.records.runs import (
+    artifact,
+    as_recorded,
+    begin_run,
+    end_run,
+    find_run,
+    has_results_of,
+    run_names,
+    run_record,
+)
+from tests.pipelines.recipe.test_schema import PARENT
 
 RECIPE = Recipe(name="small")
 
@@ -91,3 +102,16 @@ def test_a_misspelt_run_or_artifact_is_told_the_nearest(store: Store) -> None:
 def test_what_the_user_gave_has_a_role_too(store: Store) -> None:
     begin_run(store, Recipe(name="own", parent="/model"), {"parent": "a" * 64})
     assert artifact(store, "latest", "parent") == "a" * 64
+
+
+def test_a_run_that_moves_to_a_gpu_goes_on_with_what_was_filled_when_it_began(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(PARENT))
+    path = tmp_path / "mine.yaml"
+    path.write_text("parent: ./model\n")
+    begin_run(store, load_recipe(path), {}, "mine")
+    moved = load_recipe(path, ["placement.gpus=1"])
+    assert not has_results_of(run_record(store, "mine"), moved)
+    assert begin_run(store, as_recorded(store, moved, "mine"), {}, "mine") == "mine"
+    assert run_record(store, "mine")["recipe"]["placement"]["gpus"] == 1
+    assert as_recorded(store, moved, None) == as_recorded(store, moved, "another") == moved

@@ -147,6 +147,13 @@ def test_a_plan_tells_what_was_filled_in_and_what_was_not(own_model: Path, capsy
     assert run_command([*arguments, "--set", "deploy=null"]) == 0
     shown = capsys.readouterr().out
     assert "pretrain.learning_rate is 0.00033: a sixth of the 2.0e-03" in shown
+    assert "pretrain.seq_len is 128: 99 % of your documents have at most 2 tokens by their bytes" in shown
+    assert "pretrain.num_steps is 1: 512 tokens: 4 times your text (1 tokens)" in shown
+    assert "pretrain.dtype is float32: a processor without instructions for bfloat16 multiplies at" in shown
+    assert "not set" not in shown
+    (own_model.parent / "text.txt").rename(own_model.parent / "text.json")
+    assert run_command([*arguments, "--set", "deploy=null", "--set", f"corpus={own_model.parent / 'text.json'}"]) == 0
+    shown = capsys.readouterr().out
     assert "pretrain.global_batch_size is 32: rows of 128 tokens" in shown
     assert "pretrain.seq_len, pretrain.num_steps: not set" in shown
 
