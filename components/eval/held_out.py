@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from components.core.model.checkpoint import load_model
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.devices import device_of, free_memory
 from components.core.text.packing import load_batches
+from components.core.training.frozen_model import load_frozen
 from components.core.training.losses import next_token_loss
 from components.eval.answers import EvalCheckpoint
 from components.eval.config import HeldOutText
@@ -34,11 +34,13 @@ def measure_losses(
         DataError: the corpus has no validation text.
         Interrupted: the stage was asked to stop; the losses of finished models are in the checkpoint.
     """
-    torch.set_num_threads(context.placement.threads)
     remaining = [role for role in models if role not in checkpoint.losses]
     for begin in range(0, len(remaining), replicas.count):
         together = remaining[begin : begin + replicas.count]
-        losses = {role: held_out_loss(role, models[role], corpus, config, context) for role in replicas.share(together)}
+        losses = {
+            role: held_out_loss(role, models[role], corpus, config, context, replicas.count)
+            for role in replicas.share(together)
+        }
         for measured in replicas.exchange(losses):
             checkpoint.losses |= measured
         if replicas.is_first:
@@ -46,8 +48,10 @@ def measure_losses(
 
 
 @torch.no_grad()
-def held_out_loss(role: str, folder: Path, corpus: Path, config: HeldOutText, context: StageContext) -> float:
-    """Mean cross-entropy of a model, nats a token, in float32.
+def held_out_loss(
+    role: str, folder: Path, corpus: Path, config: HeldOutText, context: StageContext, replicas: int = 1
+) -> float:
+    """Mean cross-entropy of a model, nats a token, in float32; a large model is read a layer at a time for each batch.
 
     Args:
         role: the model's, for progress.
@@ -55,6 +59,7 @@ def held_out_loss(role: str, folder: Path, corpus: Path, config: HeldOutText, co
         corpus: a folder with `validation.jsonl`.
         config: how much text, in rows of which length.
         context: takes progress, and tells when the stage must stop.
+        replicas: that measure a model each at the same time.
     """
     batches = load_batches(
         corpus,
@@ -65,8 +70,8 @@ def held_out_loss(role: str, folder: Path, corpus: Path, config: HeldOutText, co
         limit=config.num_batches,
         seed=config.seed,
     )
+    model = load_frozen(folder, context, what=f"the model {role}", computes_in=torch.float32, processes=replicas)
     device = device_of(context.placement)
-    model = load_model(folder, dtype=None, computes_in=torch.float32, device=device)
     loss, tokens = 0.0, 0
     for done, batch in enumerate(batches, 1):
         if context.stopping():

@@ -1,7 +1,5 @@
 """How much memory the search's steps take at most, for the steps themselves and for plans. Imports nothing."""
 
-PAGED_SHARE = 0.5
-"""Share of a stage's memory that the parent may take; the layers of a larger one are read one at a time."""
 MAX_BYTES_IN_FLIGHT = 1 << 30
 """Hidden states in a walk of the scoring at most, bytes. More variants take several walks."""
 CHUNK_BYTES = 1 << 29

@@ -4,6 +4,7 @@ Answers are counted at full length, so generation is an upper bound. How large t
 search: as many of the parent's first layers stand for it as its limits leave.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from components.core.base.errors import InputError
 from components.core.model.architecture import WEIGHT_BYTES, Architecture, BlockConfig
 from components.core.model.flops import block_flops, block_weights, forward_flops, training_flops
 from components.core.model.inspection import read_architecture, stored_dtype
-from components.core.training.step_memory import MASTER, PROCESS_BYTES, Step, step_memory
+from components.core.training.step_memory import MASTER, PAGED_SHARE, PROCESS_BYTES, Step, step_memory
 from components.core.training.train_config import TrainConfig
 from components.deploy.config import DeployConfig
 from components.distill.config import DistillConfig
@@ -31,7 +32,7 @@ from components.search.config import (
 )
 from components.search.costs.resources import measured_layers, model_costs
 from components.search.costs.work_time import OPEN_S, START_S, Computer
-from components.search.memory_limits import CHUNK_BYTES, MAX_BYTES_IN_FLIGHT, PAGED_SHARE, VALUES_A_LOGIT
+from components.search.memory_limits import CHUNK_BYTES, MAX_BYTES_IN_FLIGHT, VALUES_A_LOGIT
 from components.search.space.layer_space import PARTS, LayerSpace, Variant, block_of, layer_spaces, shape_of
 from pipelines.recipe.checks import RUN_AS_RANKS
 from pipelines.recipe.graph import Task
@@ -288,8 +289,9 @@ def _costs(work: _Work) -> StageWork:
     config, models = work.task.config, work.models
     assert isinstance(config, CostsConfig)
     load = config.measurement
+    parent_bytes = 0 if work.on_gpu else _parent_bytes(work)  # of a GPU the memory is left to vLLM
     if load.device is not None or "own_costs" in work.task.inputs:
-        return StageWork(seconds=0.0, memory_bytes=_parent_bytes(work))
+        return StageWork(seconds=0.0, memory_bytes=parent_bytes)
     spaces = layer_spaces(config, shape_of(models.parent))
     number = len({variant for space in spaces for part in PARTS for variant in space.of(part)})
     batches = 2 * number * (1 + load.rounds)
@@ -299,7 +301,7 @@ def _costs(work: _Work) -> StageWork:
     if seconds is not None:
         seconds += (number - 1) * OPEN_S
     tokens = batches * load.batch_size * (load.prompt_tokens + load.new_tokens)
-    memory = _served_bytes(work, measured, load) + _parent_bytes(work)
+    memory = _served_bytes(work, measured, load) + parent_bytes
     flops = forward_flops(measured, tokens, load.prompt_tokens + load.new_tokens)
     return StageWork(tokens, flops, seconds, memory)
 
@@ -415,9 +417,11 @@ def block_of_variant(variant: Variant) -> BlockConfig:
 
 
 def is_paged(work: _Work) -> bool:
-    """Whether the layers of the parent are read one at a time."""
-    stored = work.models.size * work.models.parent.parameters
-    return stored > PAGED_SHARE * work.task.placement.memory_gib * 2**30
+    """Whether the layers of the parent are read one at a time; of a GPU whose memory is not known, they are not."""
+    stored, have = work.models.size * work.models.parent.parameters, work.task.placement.memory_gib * 2**30
+    if work.on_gpu:
+        have = math.inf if work.computer is None else work.computer.device.memory_bytes
+    return stored > PAGED_SHARE * have
 
 
 def _shard(space: Space, shard: tuple[int, int], parent: Architecture) -> list[LayerSpace]:

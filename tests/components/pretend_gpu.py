@@ -161,17 +161,25 @@ GPUS = [pytest.param(True, id="pretended"), pytest.param(False, id="real", marks
 """Values of a test's parameter `pretended`."""
 
 
+H100_BYTES = 80 << 30
+
+
 @contextmanager
-def computes_on_gpu(pretended: bool) -> Iterator[None]:
-    """Check that what runs in the block computes on the GPU: on the pretended one alone, or on the real one at all."""
+def computes_on_gpu(pretended: bool, memory_bytes: int = H100_BYTES) -> Iterator[None]:
+    """Check that what runs in the block computes on the GPU: on the pretended one alone, or on the real one at all.
+
+    Either is said to have so much memory.
+    """
     if pretended:
-        with pretend_gpu() as operations:
+        with pretend_gpu(memory_bytes) as operations:
             yield
         assert operations.products["cpu"] == 0
         assert operations.products["cuda"] > 0
         return
     torch.cuda.reset_peak_memory_stats()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "_gpu_memory_bytes", lambda device: memory_bytes)
+        yield
     assert torch.cuda.max_memory_allocated() > 0
 
 
@@ -193,11 +201,12 @@ def _attend_by_pairs(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask,
 
 
 @contextmanager
-def pretend_gpu() -> Iterator[Operations]:
-    """A process that has a GPU; yields the count of matrix products on each device."""
+def pretend_gpu(memory_bytes: int = H100_BYTES) -> Iterator[Operations]:
+    """A process that has a GPU with so much memory; yields the count of matrix products on each device."""
     labels = Labels()
     with pytest.MonkeyPatch.context() as patch, Operations(labels) as operations, Devices(labels):
         patch.setattr(devices, "_has_gpu", lambda: True)
+        patch.setattr(devices, "_gpu_memory_bytes", lambda device: memory_bytes)
         patch.setattr(devices, "_gpu_name", lambda device: "NVIDIA H100 80GB HBM3")
         patch.setattr(attention, "attend_by_blocks", _attend_by_pairs)
         yield operations

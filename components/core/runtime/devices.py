@@ -64,7 +64,7 @@ def mesh_of(device: torch.device) -> DeviceMesh:
 def memory_bytes(device: torch.device, placement: Placement) -> int:
     """Memory that a rank may take: that of its GPU, or its share of what the placement asks for."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        return _gpu_memory_bytes(device)
     return int(placement.memory_gib * 2**30 / placement.processes)
 
 
@@ -84,6 +84,10 @@ def peak_gpu_bytes() -> int:
 
 def _has_gpu() -> bool:
     return torch.cuda.is_available()
+
+
+def _gpu_memory_bytes(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _gpu_name(device: torch.device) -> str:

@@ -15,6 +15,8 @@ from components.core.training.train_config import Optimizer, TrainConfig
 
 PROCESS_BYTES = 600 << 20
 """Python with torch and transformers loaded, resident."""
+PAGED_SHARE = 0.5
+"""Share of the memory that a model which only computes may take; the layers of a larger one are read one at a time."""
 CHUNK_LOGITS = 1 << 25
 """Maximum number of logits in memory: 128 MiB in float32. With smaller chunks the matrix products are slower."""
 OWN_GROUP_PARAMETERS = 1 << 20

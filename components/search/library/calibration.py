@@ -14,14 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from components.core.model.attention import packed_mask
-from components.core.model.checkpoint import load_model
 from components.core.model.decoder import TesseraForCausalLM
-from components.core.model.weight_index import weight_files
 from components.core.runtime.context import StageContext
-from components.core.runtime.devices import device_of
 from components.core.text.packing import Batch, load_batches
+from components.core.training.frozen_model import load_frozen
 from components.search.config import Calibration
-from components.search.memory_limits import PAGED_SHARE
 from components.search.space.layer_space import PARTS, Part
 from components.search.space.subblocks import Subblock
 
@@ -31,7 +28,7 @@ def load_parent(
 ) -> TesseraForCausalLM:
     """Load the parent, frozen: weights in the precision of its files, computation in `dtype`.
 
-    It is paged if it would take too much of the stage's memory.
+    It is paged if it would take too much of the memory of its device.
 
     Args:
         folder: the model folder.
@@ -39,23 +36,7 @@ def load_parent(
         dtype: precision of activations and arithmetic.
         device: where the parent computes; None: on the device of the placement.
     """
-    torch.set_num_threads(context.placement.threads)
-    needed_gib = sum(file.stat().st_size for file in weight_files(folder)) / 2**30
-    paged = needed_gib > PAGED_SHARE * context.placement.memory_gib
-    if paged:
-        context.note(
-            f"the parent takes {needed_gib:.3g} GiB and memory_gib={context.placement.memory_gib:g}: "
-            "its layers are read one at a time"
-        )
-    parent = load_model(
-        folder,
-        dtype=None,
-        computes_in=getattr(torch, dtype),
-        device=device or device_of(context.placement),
-        paged=paged,
-    )
-    parent.requires_grad_(False)
-    return parent
+    return load_frozen(folder, context, what="the parent", computes_in=getattr(torch, dtype), device=device)
 
 
 def calibration_batches(

@@ -76,6 +76,19 @@ def test_the_child_is_counted_as_its_limits_leave_it() -> None:
     assert stand_in(parent, Limits(latency_ms=3.0)) == parent
 
 
+def test_a_parent_is_whole_up_to_half_of_its_gpu_whatever_the_node_has(tmp_path: Path) -> None:
+    recipe = recipe_of_8b(tmp_path, search={}, placement={"gpus": 1, "memory_gib": 4})
+    weights = 2 * Architecture.from_config(LLAMA_8B).parameters
+
+    def importance(gpu_bytes: int) -> int:
+        gpu = DEVICES["H100"].model_copy(update={"memory_bytes": gpu_bytes})
+        _, work = recipe_work(recipe, Machine(DEVICES["CPU"], gpu, 1, 2, 4 << 30))
+        return work["search/importance"].memory_bytes
+
+    assert weights < importance(2 * weights) < 1.1 * weights
+    assert importance(2 * weights - 1) < 0.25 * weights  # two layers, embedding and head
+
+
 def stand_in_of(parent: Architecture, layers: int) -> Architecture:
     return parent.model_copy(update={"blocks": parent.blocks[:layers]})
 
