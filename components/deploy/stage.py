@@ -6,7 +6,7 @@ from typing import Any
 from openai import OpenAI
 
 from components.core.base.errors import CheckpointError, StageFailed
-from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.context import Interrupted, StageContext, WaitReport
 from components.core.serving.server import Server
 from components.core.text.chat import Mode
 from components.core.text.toggle import END_THINK, THINK, has_toggle, system_message
@@ -51,15 +51,20 @@ def run(
 
 def smoke_test(config: DeployConfig, bundle: Path, context: StageContext) -> list[dict[str, Any]]:
     """Ask a server of the bundle every question in both modes; returns the transcript."""
+    starting = WaitReport(context, "starting a server")
 
-    def stop_if_asked(_: float = 0.0) -> None:
+    def stop_if_asked() -> None:
         if context.stopping():
             raise Interrupted
+
+    def while_starting(seconds: float) -> None:
+        stop_if_asked()
+        starting(seconds)
 
     transcript: list[dict[str, Any]] = []
     requests = [(question, mode) for question in config.questions for mode in MODES]
     log, serving = context.scratch / "server.log", config.serving.on_loopback()
-    with Server(bundle, name=SERVED_NAME, log=log, serving=serving, on_wait=stop_if_asked) as server:
+    with Server(bundle, name=SERVED_NAME, log=log, serving=serving, on_wait=while_starting) as server:
         for question, mode in requests:
             stop_if_asked()
             reply = converse(server.url, question, mode, config.max_tokens)

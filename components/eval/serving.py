@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from openai import APIError
 from components.core.base.errors import StageFailed
 from components.core.model.architecture import Architecture
 from components.core.model.inspection import StoredDtype, read_architecture, stored_dtype
-from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.context import Interrupted, StageContext, WaitReport
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.server import Server, max_position_embeddings
 from components.core.serving.server_log import describe_failure
@@ -35,7 +36,7 @@ CHAT_TEMPLATE_TOKENS = 256
 """Upper limit of what a chat template adds to a prompt, whose own length is at most one token per byte."""
 PROGRESS_REPORTS = 50
 """Most reports of progress while models answer."""
-ANSWERS, TASKS = "answers", "tasks of lm-eval"
+ANSWERS, TASKS, STARTING = "answers", "tasks of lm-eval", "starting a server"
 """What progress calls them, for all models together: two servers may be asked at the same time."""
 
 Found = TypeVar("Found")
@@ -111,7 +112,7 @@ class EvalRunner:
         self._config, self._problems, self._context, self._checkpoint = config, problems, context, checkpoint
         self._replicas, self._task_files, self._tasks = replicas, task_files, replicas.share(config.tasks)
         self._lock = Lock()
-        self._done = self._total = 0
+        self._done = self._total = self._num_running = 0
         self._cancelled = False
 
     def ask(self, models: Mapping[str, Path]) -> None:
@@ -141,7 +142,7 @@ class EvalRunner:
 
     def _ask_group(self, roles: Sequence[str], models: Mapping[str, Path]) -> None:
         """Ask models one after the other on the same server."""
-        with self._server(roles, models) as server:
+        with self._server(roles, models) as server, self._counted():
             for role in roles:
                 if role != roles[0]:
                     server.swap_weights(models[role], version=role)
@@ -154,6 +155,17 @@ class EvalRunner:
                     results = {name: found for share in shares for name, found in share["results"].items()}
                     samples = [sample for share in shares for sample in share["samples"]]
                     self._save(self._checkpoint.tasks, role, TaskResults(results, samples))
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """During the block a server runs, and what it is asked is the progress."""
+        with self._lock:
+            self._num_running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_running -= 1
 
     def _save(self, part: dict[str, Found], role: str, found: Found) -> None:
         """Add what was found for a model to a part of the checkpoint, and save a resume point."""
@@ -183,8 +195,15 @@ class EvalRunner:
             max_num_seqs=self._config.concurrency,
             own_sampling=False,
             gpus=gpus_of_replica(self._context.placement, serving.tensor_parallel),
-            on_wait=lambda _: self._stop_if_asked(),
+            on_wait=partial(self._while_starting, WaitReport(self._context, STARTING)),
         )
+
+    def _while_starting(self, report: WaitReport, seconds: float) -> None:
+        """Report how long a server has been starting, unless another one answers meanwhile."""
+        self._stop_if_asked()
+        with self._lock:
+            if self._num_running == 0:
+                report(seconds)
 
     def _ask_model(self, server: Server, role: str, folder: Path) -> list[AnswerRow]:
         """Ask a model this replica's share of the problems in its modes."""

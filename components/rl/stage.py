@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from components.core.base.errors import DataError, InputError
 from components.core.model.checkpoint import load_model, save_model
 from components.core.model.inspection import stored_dtype
-from components.core.runtime.context import Interrupted, StageContext
+from components.core.runtime.context import Interrupted, StageContext, report_wait
 from components.core.runtime.devices import device_of
 from components.core.serving.engine import Engine
 from components.core.text.tokenizer import eos_token_id
@@ -58,13 +58,15 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
     learner = Learner(policy, config.model_copy(update={"dtype": compute_dtype(config.dtype, stored)}))
     resumed = load_point(context, policy, learner.optimizer)
     with_thinking = to_problems(rows, model, "on")
-    with Engine(
-        model,
-        max_model_len=config.max_tokens + longest_prompt(rows, model, config),
-        max_num_seqs=config.prompts_per_step * config.samples_per_prompt,
-        seed=config.seed or 0,
-        serving=config.serving,
-    ) as engine:
+    with report_wait(context, "starting vLLM"):
+        opened = Engine(
+            model,
+            max_model_len=config.max_tokens + longest_prompt(rows, model, config),
+            max_num_seqs=config.prompts_per_step * config.samples_per_prompt,
+            seed=config.seed or 0,
+            serving=config.serving,
+        )
+    with opened as engine:
         rollouts = Rollouts(engine, model, config, context)
         if resumed:
             state = RlState(**resumed[1])

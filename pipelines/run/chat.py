@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rich.console import Console
 
@@ -14,6 +14,7 @@ from components.core.store.store import Store, open_store
 from pipelines.recipe.llama_nemotron import MODELS
 from pipelines.recipe.schema import Trust
 from pipelines.records.runs import artifacts, find_run, run_record
+from pipelines.run.terminal_view import PLAIN_INTERVAL_S
 
 if TYPE_CHECKING:
     import openai
@@ -68,10 +69,12 @@ def serve_run(name: str, port: int | None, store_uri: str, console: Console, key
     store = open_store(store_uri)
     run = find_run(store, name)
     serving = serving_of(store, run)
-    server = _server(store, run, serving if port is None else serving.model_copy(update={"port": port}), keys)
+    start = StartView(run, console)
+    serving = serving if port is None else serving.model_copy(update={"port": port})
+    server = _server(store, run, serving, keys, start)
     with sigterm_as_interrupt():
         try:
-            with console.status(f"starting a server for {run}"):
+            with start:
                 server.start()
             console.print(f"{server.url}  model {run}; Ctrl-C ends it", highlight=False, markup=False, soft_wrap=True)
             server.wait()
@@ -91,9 +94,10 @@ def chat_with_run(
         raise MissingPackage("chat needs the package openai", hint="install tessera[serve]") from None
     store = open_store(store_uri)
     run = find_run(store, name)
-    server = _server(store, run, serving_of(store, run).on_loopback(), keys)
+    start = StartView(run, console)
+    server = _server(store, run, serving_of(store, run).on_loopback(), keys, start)
     try:
-        with console.status(f"starting a server for {run}"):
+        with start:
             server.start()
         console.print(f"{run}, detailed thinking {thinking}; an empty line ends", style="dim", highlight=False)
         client = openai.OpenAI(base_url=server.url, api_key="none")
@@ -147,7 +151,37 @@ def serving_of(store: Store, run: str) -> ServingConfig:
     return ServingConfig.parse(run_record(store, run)["recipe"].get("serving") or {}, where="serving")
 
 
-def _server(store: Store, run: str, serving: ServingConfig, keys: Sequence[Path]) -> Server:
-    """A server of the last model of a run, named after the run."""
+class StartView:
+    """Shows during a block how long a server has been starting: in one line on a terminal, in lines elsewhere."""
+
+    def __init__(self, run: str, console: Console) -> None:
+        self._text, self._console, self._next_s = f"starting a server for {run}", console, PLAIN_INTERVAL_S
+        self._status = console.status(self._text)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._status.start()
+        else:
+            self._print(self._text)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def update(self, seconds: float) -> None:
+        """Show that so much time has passed."""
+        text = f"{self._text}, {seconds:.0f} s so far"
+        if self._console.is_terminal:
+            self._status.update(text)
+        elif seconds >= self._next_s:
+            self._next_s = seconds + PLAIN_INTERVAL_S
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _server(store: Store, run: str, serving: ServingConfig, keys: Sequence[Path], start: StartView) -> Server:
+    """A server of the last model of a run, named after the run, whose start is shown."""
     log = store.local / "runs" / run / "server.log"
-    return Server(served_model(store, run, keys), name=run, log=log, serving=serving)
+    return Server(served_model(store, run, keys), name=run, log=log, serving=serving, on_wait=start.update)

@@ -55,9 +55,14 @@ class StageState:
     def seconds_left(self, now: float) -> float | None:
         """Time that the present phase still takes at its speed so far; None while that is not known."""
         began, first = self._phase_began
-        if self.status != "running" or self.done <= first or now <= began:
+        if self.status != "running" or self.total == 0 or self.done <= first or now <= began:
             return None
         return (self.total - self.done) * (now - began) / (self.done - first)
+
+    @property
+    def activity(self) -> str:
+        """What the stage does, and for how long already where nobody knows how long that takes."""
+        return self.what if self.total or not self.done else f"{self.what}, {self.done} s so far"
 
     def error(self, log: str) -> TesseraError:
         """The error that a failed stage has reported; `log` says where its log is."""

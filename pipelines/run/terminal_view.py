@@ -92,7 +92,8 @@ class PlainView:
             if now - self._last.get(stage.label, 0.0) < PLAIN_INTERVAL_S:
                 return
             self._last[stage.label] = now
-            text = f"{stage.what} {stage.done}/{stage.total} {_numbers(stage)} {_left(stage, time.time())}"
+            steps = f"{stage.done}/{stage.total}" if stage.total else ""
+            text = f"{stage.activity} {steps} {_numbers(stage)} {_left(stage, time.time())}"
         elif event["type"] == "note":
             text = event["text"]
         elif event["type"] == "failed":
@@ -108,7 +109,7 @@ def _row(stage: StageState, now: float) -> list[RenderableType]:
     if stage.status == "running":
         bar: RenderableType = ProgressBar(total=stage.total or None, completed=stage.done, width=20)
         spent = format_duration(now - stage.started)
-        return [mark, bar, Text(spent), Text(_left(stage, now)), Text(f"{stage.what} {_numbers(stage)}".strip())]
+        return [mark, bar, Text(spent), Text(_left(stage, now)), Text(f"{stage.activity} {_numbers(stage)}".strip())]
     word = "" if stage.status == "waiting" else stage.status
     return [
         mark,

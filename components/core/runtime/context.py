@@ -1,10 +1,12 @@
 """The platform as a running stage sees it: where to report to, and where to resume from."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from components.core.base.background import repeated
 from components.core.runtime.events import NullReporter, Reporter
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
@@ -36,6 +38,8 @@ class StageContext:
     def progress(self, done: int, total: int, what: str = "", **metrics: float) -> None:
         """Report that `done` of `total` steps are done, with the numbers that matter at this step.
 
+        Where the total is 0, `done` is the time that was waited so far, seconds; see `WaitReport`.
+
         A metric that is to be seen in Prometheus is declared in `metric_names`.
         """
         if self.rank == 0:
@@ -47,6 +51,35 @@ class StageContext:
         """Report one sentence that a user should read."""
         if self.rank == 0:
             self.reporter.emit({"type": "note", "time": time.time(), "text": text})
+
+
+WAIT_REPORT_S = 5.0
+"""Time between two reports of a wait, seconds."""
+
+
+class WaitReport:
+    """Reports how long something takes that does not tell how far it is, such as the start of a server.
+
+    Such progress is of whole seconds, and of a total of 0.
+    """
+
+    def __init__(self, context: StageContext, what: str) -> None:
+        self._context, self._what, self._next_s = context, what, 0.0
+
+    def __call__(self, seconds: float) -> None:
+        """Take the time so far; it is reported now and then."""
+        if seconds >= self._next_s:
+            self._next_s = seconds + WAIT_REPORT_S
+            self._context.progress(int(seconds), 0, self._what)
+
+
+@contextmanager
+def report_wait(context: StageContext, what: str) -> Iterator[None]:
+    """During the block, which reports nothing itself, report how long it takes."""
+    report, began = WaitReport(context, what), time.monotonic()
+    report(0.0)
+    with repeated(lambda: report(time.monotonic() - began), WAIT_REPORT_S):
+        yield
 
 
 class Interrupted(BaseException):

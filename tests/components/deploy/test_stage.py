@@ -68,7 +68,9 @@ def test_the_bundle_is_served_in_both_modes_whole_and_streamed_alike(
     ]
     assert recorder.notes == []
     assert (result["alias"], result["registered_model"]) == ("candidate", "tiny")
-    assert [event["done"] for event in recorder.events if event["type"] == "progress"] == [1, 2, 3, 4]
+    progress = [(event["what"], event["done"]) for event in recorder.events if event["type"] == "progress"]
+    assert progress[0] == ("starting a server", 0)
+    assert [done for what, done in progress if what == "smoke test"] == [1, 2, 3, 4]
     bundle = tmp_path / "bundle"
     assert {file.name for file in bundle.iterdir()} == {file.name for file in model.iterdir()}
     changed = [file.name for file in model.iterdir() if (bundle / file.name).read_bytes() != file.read_bytes()]

@@ -14,7 +14,7 @@ from components.core.serving.serving_config import ServingConfig
 from components.core.store.store import open_store
 from pipelines.recipe.schema import Recipe
 from pipelines.records.runs import begin_run, run_record
-from pipelines.run.chat import converse, served_model, serving_of, stream_answer
+from pipelines.run.chat import StartView, converse, served_model, serving_of, stream_answer
 
 
 def chunk(**delta: str) -> SimpleNamespace:
@@ -55,6 +55,24 @@ def test_a_conversation_begins_with_the_toggle_and_remembers_answers_without_the
         "7",
         "and now?",
     ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_how_long_a_server_has_been_starting_is_shown(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with StartView("demo-1", console) as start:
+        for seconds in (0.0, 7.5, 15.0, 15.1, 29.0, 31.0):
+            start.update(seconds)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    if terminal:
+        assert "starting a server for demo-1, 31 s so far" in shown
+    else:
+        assert shown.splitlines() == [
+            "starting a server for demo-1",
+            "starting a server for demo-1, 15 s so far",
+            "starting a server for demo-1, 31 s so far",
+        ]
 
 
 def test_a_run_without_a_model_has_nothing_to_serve(tmp_path: Path) -> None:

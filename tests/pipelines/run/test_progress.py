@@ -32,6 +32,18 @@ def test_a_new_phase_is_timed_by_itself() -> None:
     assert stage.seconds_left(110.0) == pytest.approx(10.0)
 
 
+def test_of_a_wait_the_time_so_far_is_known_and_none_that_is_left() -> None:
+    stage = StageState("deploy")
+    stage.apply({"type": "start", "time": 0.0})
+    stage.apply(progress(0.0, 0, "starting a server") | {"total": 0})
+    assert stage.activity == "starting a server"
+    stage.apply(progress(12.0, 12, "starting a server") | {"total": 0})
+    assert stage.activity == "starting a server, 12 s so far"
+    assert stage.seconds_left(13.0) is None
+    stage.apply(progress(20.0, 1, "smoke test"))
+    assert stage.activity == "smoke test"
+
+
 def test_a_new_phase_shows_none_of_the_numbers_of_the_one_before() -> None:
     stage = StageState("eval")
     stage.apply({"type": "start", "time": 0.0})

@@ -111,7 +111,9 @@ class StageMetrics(Collector):
             self._values[PROGRESS_TIME] = {"": event["time"]}
             if "checkpoint" in event:
                 self._values[CHECKPOINT_TIME] = {"": event["checkpoint"]}
-            steps = {STEPS_DONE: event["done"], STEPS_PLANNED: event["total"]}
+            steps: dict[Metric, float] = {}
+            if event["total"]:  # else the time of a wait, which is no steps
+                steps = {STEPS_DONE: event["done"], STEPS_PLANNED: event["total"]}
             metrics = {METRIC_OF[name]: value for name, value in event["metrics"].items() if name in METRIC_OF}
             for metric, value in (steps | metrics).items():
                 self._values.setdefault(metric, {})[event["what"]] = value

@@ -100,6 +100,7 @@ def test_the_page_has_the_last_value_of_each_metric_by_run_stage_and_phase(
         context.progress(1, 4, "", loss=2.0)
         context.progress(2, 4, "", loss=math.nan, not_declared=1.0)
         context.progress(3, 3, "held-out text of sft", perplexity=7.5)
+        context.progress(32, 0, "starting a server")  # seconds, and no steps
         context.note("a note has no metrics")
         samples = read(port)
     place = ("nano", "search/library-0")
