@@ -68,7 +68,10 @@ def inputs(tmp_path: Path, tokenizer_folder: Path, sums: Path) -> Path:
     vocabulary = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json")).get_vocab_size()
     for seed, (name, dtype) in enumerate((("model", torch.float32), ("teacher", torch.bfloat16))):
         torch.manual_seed(seed)
-        config = LlamaConfig(**SIZES, vocab_size=vocabulary - 2, eos_token_id=0, bos_token_id=None)
+        tied = name == "teacher"
+        config = LlamaConfig(
+            **SIZES, vocab_size=vocabulary - 2, eos_token_id=0, bos_token_id=None, tie_word_embeddings=tied
+        )
         model = TesseraForCausalLM(model_config(config.to_dict()))
         save_model(model, folder / name, tokenizer=tokenizer_folder, dtype=dtype)
     (folder / "chats").mkdir()
@@ -111,7 +114,7 @@ def test_two_ranks_make_the_models_of_one_process(tmp_path: Path, inputs: Path) 
 
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
-    step_memory.OWN_GROUP_PARAMETERS = 1  # each layer is gathered by itself
+    step_memory.OWN_GROUP_PARAMETERS = 1  # each layer, the embedding and the head are gathered by themselves
     results = run_stages(folder / "inputs", folder / "two", dist.get_rank())
     if dist.get_rank() == 0:
         (folder / "two.json").write_text(json.dumps(results))

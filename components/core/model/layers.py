@@ -10,6 +10,7 @@ elementwise operations on a CPU. Forward values equal those of Hugging Face's Ll
 Shape letters: B sequences, T tokens, D hidden size, H heads, E head size, F frequencies.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,8 +26,14 @@ CAST_VALUES = 1 << 24
 class Linear(nn.Linear):
     """Linear layer that computes at the precision of its input."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The product; `input` is any float tensor whose last dimension fits."""
+    def forward(self, input: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The product; `input` is any float tensor whose last dimension fits.
+
+        With a function, what it makes of the input instead, as the forward pass of this layer: the weights of a sharded
+        layer are whole while the function reads them.
+        """
+        if function is not None:
+            return function(input)
         if self.weight.dtype == input.dtype or torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
         pieces = self.weight.split(max(1, CAST_VALUES // self.in_features))

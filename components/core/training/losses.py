@@ -8,6 +8,7 @@ that the teacher finds most likely.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -61,7 +62,9 @@ def cross_entropy_sum(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linear) -
     it multiplies in float32. Here only the matrix products are in bfloat16.
     """
     if _compute_dtype(hidden_ND).itemsize >= torch.float32.itemsize:
-        return _linear_cross_entropy(hidden_ND, labels_N, lm_head, reduction="sum")
+        return _computed_by(
+            lm_head, hidden_ND, lambda states_ND: _linear_cross_entropy(states_ND, labels_N, lm_head, reduction="sum")
+        )
 
     def chunk_loss(logits_nV: Tensor, chunk: slice) -> Tensor:
         labels_n1 = labels_N[chunk, None]
@@ -98,11 +101,28 @@ def kl_sum(
 
     @torch.no_grad()
     def chunk_loss(logits_nV: Tensor, chunk: slice) -> Tensor:
-        teacher_nV = F.log_softmax(_at_least_float32(teacher_head(teacher_ND[chunk])), dim=-1)
+        teacher_nV = F.log_softmax(_at_least_float32(teacher_head.forward(teacher_ND[chunk])), dim=-1)
         student_nV = logits_nV.sub_(logits_nV.logsumexp(dim=-1, keepdim=True))
         return _top_k_kl(student_nV, teacher_nV, num_top) if num_top < vocabulary else _kl(student_nV, teacher_nV)
 
-    return _chunked_sum(student_ND, student_head, chunk_loss)
+    with gathered(teacher_head):
+        return _chunked_sum(student_ND, student_head, chunk_loss)
+
+
+@contextmanager
+def gathered(layer: nn.Module) -> Iterator[None]:
+    """The weights of a layer are whole in the block, if it is sharded by itself; no gradients flow into them.
+
+    Call its `forward`, not the layer: the hooks of FSDP would shard it again after each call.
+    """
+    if not isinstance(layer, FSDPModule):
+        yield
+        return
+    layer.unshard()
+    try:
+        yield
+    finally:
+        layer.reshard()
 
 
 def _kl(student_nV: Tensor, teacher_nV: Tensor) -> Tensor:
@@ -154,7 +174,7 @@ def mse_sum(student_ND: Tensor, teacher_ND: Tensor, norm: Norm | None = None) ->
 
 
 def token_logprobs(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linear) -> Tensor:
-    """Log-probability of each label, nats, shape (N,); float32 at least."""
+    """Log-probability of each label, nats, shape (N,); float32 at least. Not for a sharded head."""
     return -_linear_cross_entropy(_at_least_float32(hidden_ND), labels_N, lm_head, reduction="none")
 
 
@@ -220,7 +240,7 @@ def distillation_loss(
         teacher_ND, _ = counted(teacher[-1], batch.labels_BT)
         kl = kl_sum(student_ND, teacher_ND, child.lm_head, parent.lm_head, top_k_logits)
         if isinstance(parent, FSDPModule):
-            parent.reshard()  # its embedding and head stay gathered after a forward pass
+            parent.reshard()  # what has no unit of its own stays gathered after a forward pass
         if hidden_state_loss is None:
             return {"loss": kl, "kl": kl}
         mask_BT = batch.labels_BT != IGNORE
@@ -260,13 +280,30 @@ def _linear_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, lm_head: nn.Linea
 
 def _chunked_sum(hidden_ND: Tensor, lm_head: nn.Linear, chunk_loss: ChunkLoss) -> Tensor:
     """Sum of `chunk_loss` over all positions, differentiable in hidden states and head."""
-    weight_VD = lm_head.weight
-    if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
-        total: Tensor = _ChunkedLoss.apply(hidden_ND, weight_VD, chunk_loss)  # type: ignore[no-untyped-call]
-        return total
-    chunks = _chunks(len(hidden_ND), len(weight_VD))
-    losses = [chunk_loss(_at_least_float32(lm_head(hidden_ND[chunk])), chunk) for chunk in chunks]
-    return torch.stack(losses).sum() if losses else hidden_ND.new_zeros(())
+
+    def loss(states_ND: Tensor) -> Tensor:
+        weight_VD = lm_head.weight
+        if torch.is_grad_enabled() and (states_ND.requires_grad or weight_VD.requires_grad):
+            total: Tensor = _ChunkedLoss.apply(states_ND, weight_VD, chunk_loss)  # type: ignore[no-untyped-call]
+            return total
+        chunks = _chunks(len(states_ND), len(weight_VD))
+        losses = [chunk_loss(_at_least_float32(lm_head.forward(states_ND[chunk])), chunk) for chunk in chunks]
+        return torch.stack(losses).sum() if losses else states_ND.new_zeros(())
+
+    return _computed_by(lm_head, hidden_ND, loss)
+
+
+def _computed_by(lm_head: nn.Linear, hidden_ND: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """A loss of hidden states, as the forward pass of the head where that is sharded by itself.
+
+    So FSDP gathers the weights for it and reduces their gradients. In the backward pass they are not gathered (see
+    `sharding.shard`): gradients are computed with the loss.
+    """
+    if not isinstance(lm_head, FSDPModule):
+        return loss(hidden_ND)
+    lm_head.unshard()  # what FSDP gathers within a forward pass has a second copy until the next unit is gathered
+    summed: Tensor = lm_head(hidden_ND, loss)
+    return summed
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -13,9 +13,9 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from components.core.model import stored_weights
@@ -89,8 +89,12 @@ def is_distributed() -> bool:
 def shard(model: TesseraForCausalLM, mesh: DeviceMesh, products: torch.dtype = torch.float32) -> None:
     """Shard parameters, gradients and optimizer state over the ranks of a mesh with FSDP2.
 
-    Large decoder layers are gathered one at a time. Small ones are gathered with the rest of the model, because a
-    collective operation for each would cost more than it saves.
+    Large decoder layers are gathered one at a time, and so are a large embedding and head; where these share their
+    weights they are one unit, whole from the lookup to the loss. Small parts are gathered with the rest of the model,
+    because a collective operation for each would cost more than it saves.
+
+    Embedding and head are not gathered in the backward pass: the gradient of a lookup needs no weights, and the losses
+    compute the head's gradient with their value. So a loss has to come from `losses`, not from the logits.
 
     Args:
         model: on the meta device, or whole.
@@ -99,10 +103,19 @@ def shard(model: TesseraForCausalLM, mesh: DeviceMesh, products: torch.dtype = t
     """
     policy = layer_policy(mesh.device_type, products)
     for layer in model.model.layers:
-        if sum(parameter.numel() for parameter in layer.parameters()) >= step_memory.OWN_GROUP_PARAMETERS:
+        if _is_large(layer):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
+    embedding, head = model.model.embed_tokens, model.lm_head
+    if _is_large(embedding):
+        for unit in [[embedding, head]] if head.weight is embedding.weight else [[embedding], [head]]:
+            fully_shard(unit, mesh=mesh)
+            cast("FSDPModule", unit[0]).set_unshard_in_backward(False)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "forward_with")
+
+
+def _is_large(module: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in module.parameters()) >= step_memory.OWN_GROUP_PARAMETERS
 
 
 def layer_policy(device_type: str, products: torch.dtype) -> MixedPrecisionPolicy:

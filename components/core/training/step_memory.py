@@ -20,7 +20,7 @@ PAGED_SHARE = 0.5
 CHUNK_LOGITS = 1 << 25
 """Maximum number of logits in memory: 128 MiB in float32. With smaller chunks the matrix products are slower."""
 OWN_GROUP_PARAMETERS = 1 << 20
-"""Decoder layers with at least this many parameters are sharded and gathered one at a time."""
+"""Decoder layers, embeddings and heads with at least this many parameters are sharded and gathered one at a time."""
 MOMENT_BLOCK = 256
 """Values of a row that share a scale where moments have 8 bits (`adamw_8bit`)."""
 UPDATED_VALUES = 1 << 22
@@ -34,6 +34,25 @@ MASTER = 4
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """Bytes of weights and gradients that a rank holds whole for a while, beside its part of them.
+
+    Attributes:
+        always: weights of the root with their gradients, or with those of all where they are added up once a step.
+        layers: the two layers that are computed and fetched, gradients of one, and those of a head that wait for the
+            embedding's, which it is tied to.
+        vocabulary: an embedding or a head that is a unit of its own.
+        at_end: gradients of that embedding after all layers, and the copy of them that is added up over the ranks; of a
+            tied one those of head and lookup, and their sum.
+    """
+
+    always: int = 0
+    layers: int = 0
+    vocabulary: int = 0
+    at_end: int = 0
+
+
+@dataclass(frozen=True)
 class StepMemory:
     """Bytes at the peak of a step, by what takes them.
 
@@ -44,7 +63,7 @@ class StepMemory:
         loss: logits of one chunk, and gradients of hidden states and head.
         accumulates: whether gradients are summed over several micro batches: then they are there beside all
             activations, else they grow as activations are freed.
-        gathered: weights and gradients that are whole while they are used, where the rest is sharded.
+        gathered: what is whole for a while, where the model is sharded.
         teacher: weights and hidden states of the teacher.
         update: what the optimizer computes with, after activations are freed.
     """
@@ -54,17 +73,18 @@ class StepMemory:
     activations: int
     loss: int
     accumulates: bool
-    gathered: int = 0
+    gathered: Gathered = Gathered()
     teacher: int = 0
     update: int = 0
 
     @property
     def total(self) -> int:
         """The peak."""
-        work = self.activations + self.loss
-        growing = work + self.gradients if self.accumulates else max(work, self.gradients)
-        growing = max(growing, self.gradients + self.update)
-        return self.state + growing + self.gathered + self.teacher
+        summed, whole = self.gradients if self.accumulates else 0, self.gathered
+        in_loss = summed + self.activations + self.loss + whole.vocabulary
+        in_layers = max(summed + self.activations, self.gradients) + whole.layers
+        at_end = self.gradients + max(whole.at_end, self.update)
+        return self.state + whole.always + self.teacher + max(in_loss, in_layers, at_end)
 
 
 @dataclass(frozen=True)
@@ -143,7 +163,7 @@ def step_memory(shape: Architecture, step: Step) -> StepMemory:
         activations=activation_bytes(shape, step),
         loss=loss_bytes(shape, step),
         accumulates=step.accumulates,
-        gathered=_gathered_bytes(shape, step),
+        gathered=_gathered(shape, step),
         teacher=_teacher_bytes(step),
         update=_update_bytes(shape, step),
     )
@@ -219,21 +239,25 @@ def loss_bytes(shape: Architecture, step: Step) -> int:
     return copies * logits + 2 * MASTER * hidden + MASTER * shape.vocab_size * shape.hidden_size + cast
 
 
-def _gathered_bytes(shape: Architecture, step: Step) -> int:
-    """What FSDP holds whole: the root, the two layers that are computed and fetched, and their gradients, or all."""
+def _gathered(shape: Architecture, step: Step) -> Gathered:
+    """What FSDP holds whole."""
     if step.num_ranks == 1:
-        return 0
-    root, layer = _groups(shape)
+        return Gathered()
+    root, layer, vocabulary = (MASTER * parameters for parameters in _groups(shape))
+    tied = shape.tie_word_embeddings
     if step.accumulates and reduces_once(shape.parameters, step.rank_bytes, step.num_ranks):
-        return MASTER * (root + 2 * layer + shape.parameters)
-    return MASTER * (2 * root + 3 * layer)
+        return Gathered(root + MASTER * shape.parameters, 2 * layer, vocabulary, 2 * vocabulary)
+    return Gathered(2 * root, 3 * layer + vocabulary * tied, vocabulary, (3 if tied else 2) * vocabulary)
 
 
-def _groups(shape: Architecture) -> tuple[int, int]:
-    """Parameters that are gathered together: the root's, and those of the largest layer with a group of its own."""
+def _groups(shape: Architecture) -> tuple[int, int, int]:
+    """Parameters that are gathered together: the root's, and those of the largest layer and embedding of their own."""
     layers = [shape.attention_parameters(block) + shape.ffn_parameters(block) for block in shape.blocks]
     own = [size for size in layers if size >= OWN_GROUP_PARAMETERS]
-    return shape.parameters - sum(own), max(own, default=0)
+    embedding = shape.vocab_size * shape.hidden_size
+    vocabulary = embedding if embedding >= OWN_GROUP_PARAMETERS else 0
+    root = shape.parameters - sum(own) - vocabulary * (1 if shape.tie_word_embeddings else 2)
+    return root, max(own, default=0), vocabulary
 
 
 def _teacher_bytes(step: Step) -> int:
@@ -244,6 +268,6 @@ def _teacher_bytes(step: Step) -> int:
     states = MASTER * step.tokens * step.teacher.hidden_size * kept
     weights = step.teacher.parameters // step.num_ranks
     if step.num_ranks > 1:
-        root, layer = _groups(step.teacher)
-        weights += root + 2 * layer
+        root, layer, vocabulary = _groups(step.teacher)
+        weights += root + max(2 * layer + (vocabulary if step.teacher.tie_word_embeddings else 0), vocabulary)
     return WEIGHT_BYTES[step.teacher_dtype] * weights + states

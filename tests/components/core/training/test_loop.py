@@ -31,7 +31,7 @@ BLOCKS = [
 ]
 
 
-def tiny_model(seed: int = 0) -> TesseraForCausalLM:
+def tiny_model(seed: int = 0, *, tied: bool = False) -> TesseraForCausalLM:
     torch.manual_seed(seed)
     config = {
         "model_type": "nemotron-nas",
@@ -42,6 +42,7 @@ def tiny_model(seed: int = 0) -> TesseraForCausalLM:
         "block_configs": BLOCKS,
         "max_position_embeddings": 64,
         "rope_theta": 10000.0,
+        "tie_word_embeddings": tied,
     }
     return TesseraForCausalLM(model_config(config))
 

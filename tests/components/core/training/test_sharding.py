@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +31,7 @@ from components.core.runtime.resume import Resume, Write
 from components.core.training import sharding, step_memory
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.loop import prepare, train
-from components.core.training.losses import hidden_states, next_norms
+from components.core.training.losses import gathered, hidden_states, next_norms
 from components.core.training.sharding import layer_policy, load_student, load_teacher, rows_of_rank, save_trained
 from tests.components.core import tiny_models
 from tests.components.core.training.test_loop import CONFIG, Stopping, next_token, stream, tiny_model
@@ -72,6 +73,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, tied in (("untied", False), ("tied", True)):
         tiny_models.llama(0, tie_word_embeddings=tied).bfloat16().save_pretrained(folder / name)
     save_model(tiny_model(), folder / "tiny", tokenizer=folder / "tokenizer")
+    save_model(tiny_model(tied=True), folder / "tiny-tied", tokenizer=folder / "tokenizer")
     stopping = Stopping(3)
     with pytest.raises(Interrupted):
         train(
@@ -116,7 +118,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def in_small_pieces() -> None:
-    step_memory.OWN_GROUP_PARAMETERS = 1  # each layer is gathered by itself
+    step_memory.OWN_GROUP_PARAMETERS = 1  # each layer, the embedding and the head are gathered by themselves
     stored_weights.PIECE_VALUES = 100
     checkpoint.MAX_SHARD_SIZE = SMALL_FILES
 
@@ -128,11 +130,12 @@ def two_ranks(folder: Path, rank: int) -> None:
     save_trained(model, folder / "trained-2", tokenizer=folder / "tokenizer", dtype=torch.float32)
     record(folder, "reductions", [count_reductions(folder, rank, memory_gib) for memory_gib in (8.0, 1e-6)])
 
-    stopping = Stopping(3)
-    context = context_in(folder / "stopped", rank, reporter=stopping, stopping=stopping)
-    with pytest.raises(Interrupted):
-        train(load_student(folder / "tiny", CONFIG, context), stream(), next_token, CONFIG, context)
-    context.resume.wait()
+    for name, written in (("tiny", "stopped"), ("tiny-tied", "stopped-tied")):
+        stopping = Stopping(3)
+        context = context_in(folder / written, rank, reporter=stopping, stopping=stopping)
+        with pytest.raises(Interrupted):
+            train(load_student(folder / name, CONFIG, context), stream(), next_token, CONFIG, context)
+        context.resume.wait()
 
     stopping = Stopping(3)
     context = context_in(folder / "8bit", rank, reporter=stopping, stopping=stopping)
@@ -205,15 +208,17 @@ def three_ranks(folder: Path, rank: int) -> None:
         assert {weight.dtype for weight in teacher.parameters()} == {torch.bfloat16}
         with torch.no_grad():
             states = teacher.forward_with(hidden_states, stream().batch(0, 2))
-            logits = teacher.lm_head(states[-1])
+            assert isinstance(teacher.lm_head.weight, DTensor)  # sharded again
+            with gathered(teacher.lm_head):
+                logits = teacher.lm_head.forward(states[-1])
         (norm,) = next_norms(teacher, [(1, 1)])
         assert norm is not None
         if rank == 0:
             torch.save([logits, norm(states[1])], folder / f"{name}-taught.pt")
 
-    for written in ("stopped", "machine-0", "alone"):
+    for written in ("stopped", "stopped-tied", "machine-0", "alone"):
         context = context_in(folder / written, rank, resume=Resume(folder / written / "resume"))
-        model = load_student(folder / "tiny", CONFIG, context)
+        model = load_student(folder / ("tiny-tied" if written == "stopped-tied" else "tiny"), CONFIG, context)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()  # what is not read stays zero
@@ -235,12 +240,20 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "MAX_SHARD_SIZE", SMALL_FILES)
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and weights of the same training in one process."""
-    model = tiny_model()
-    losses = train(model, stream(), next_token, CONFIG, quiet_context(tmp_path_factory.mktemp("one")))
+Trained = tuple[list[float], dict[str, torch.Tensor]]
+"""Losses and weights of a training."""
+
+
+def trained_alone(folder: Path, *, tied: bool = False) -> Trained:
+    """The same training in one process."""
+    model = tiny_model(tied=tied)
+    losses = train(model, stream(), next_token, CONFIG, quiet_context(folder))
     return losses, model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_alone(tmp_path_factory.mktemp("one"))
 
 
 def assert_close(folder: Path, expected: dict[str, torch.Tensor]) -> None:
@@ -294,21 +307,23 @@ def test_a_sharded_teacher_computes_what_a_whole_one_computes(done: Path, tmp_pa
     torch.testing.assert_close(torch.load(done / f"{name}-taught.pt"), whole)
 
 
-def test_two_ranks_train_the_weights_of_one_process(
-    done: Path, one_process: tuple[list[float], dict[str, torch.Tensor]]
-) -> None:
+def test_two_ranks_train_the_weights_of_one_process(done: Path, one_process: Trained) -> None:
     losses, weights = one_process
     assert recorded(done, "losses-2") == pytest.approx(losses, abs=1e-5)
     assert_close(done / "trained-2", weights)
 
 
 @pytest.mark.parametrize("stopped", ["stopped", "alone"])
-def test_three_ranks_go_on_from_two_and_from_one(
-    done: Path, one_process: tuple[list[float], dict[str, torch.Tensor]], stopped: str
-) -> None:
+def test_three_ranks_go_on_from_two_and_from_one(done: Path, one_process: Trained, stopped: str) -> None:
     losses, weights = one_process
     assert recorded(done, f"losses-{stopped}-3") == pytest.approx(losses, abs=1e-5)
     assert_close(done / f"{stopped}-3", weights)
+
+
+def test_a_matrix_of_embedding_and_head_is_trained_as_in_one_process(done: Path, tmp_path: Path) -> None:
+    losses, weights = trained_alone(tmp_path, tied=True)
+    assert recorded(done, "losses-stopped-tied-3") == pytest.approx(losses, abs=1e-5)
+    assert_close(done / "stopped-tied-3", weights)
 
 
 def test_three_ranks_go_on_from_two_with_moments_of_8_bits(done: Path, tmp_path: Path) -> None:
@@ -319,9 +334,7 @@ def test_three_ranks_go_on_from_two_with_moments_of_8_bits(done: Path, tmp_path:
     assert written["model.embed_tokens.weight/exp_avg"].dtype == torch.uint8
 
 
-def test_one_process_goes_on_from_two_ranks(
-    done: Path, one_process: tuple[list[float], dict[str, torch.Tensor]]
-) -> None:
+def test_one_process_goes_on_from_two_ranks(done: Path, one_process: Trained) -> None:
     losses, weights = one_process
     model = tiny_model(seed=5)
     assert train(model, stream(), next_token, CONFIG, context_in(done / "stopped")) == pytest.approx(losses, abs=1e-5)

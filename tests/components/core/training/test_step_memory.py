@@ -130,10 +130,16 @@ print(peak_bytes(take_step, [*model.parameters(), *state_of(step.optimizer)]))
 """
 
 
-@pytest.mark.parametrize(("rows", "memory_gib"), [(8, 1.0), (16, 0.01), (16, 1.0)])
-def test_a_rank_of_four_takes_what_is_predicted(rows: int, memory_gib: float) -> None:
+LARGE = {"vocab_size": 16384}
+TIED = {**LARGE, "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("rows", "memory_gib", "vocabulary"), [(8, 1.0, {}), (16, 0.01, {}), (16, 1.0, {}), (8, 1.0, LARGE), (8, 1.0, TIED)]
+)
+def test_a_rank_of_four_takes_what_is_predicted(rows: int, memory_gib: float, vocabulary: dict[str, Any]) -> None:
     """Collective operations of this process group do nothing, so one process shows the tensors of one rank."""
-    sizes = {**WIDE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6}
+    sizes = {**WIDE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6, **vocabulary}
     settings = {**SHORT, "global_batch_size": rows, "micro_batch_size": 2, "seq_len": 64}
     command = [sys.executable, "-c", SHARDED, json.dumps(sizes), json.dumps(settings), "4", str(memory_gib)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4])
