@@ -41,10 +41,15 @@ def test_a_retry_appends_to_the_events_of_the_lost_pod_and_a_laptop_reads_both(
 def test_events_are_seen_while_the_stage_works(machines: list[Store], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_mirror, "INTERVAL_S", 0.01)
     pod, _, laptop = machines
+    path = events_path(laptop, "run-1", "search/library-0")
+
+    def arrived() -> bool:
+        fetch_events(laptop, "run-1")
+        return path.exists()
+
     with mirrored_events(pod, "run-1", "search/library-0"):
         Events(events_path(pod, "run-1", "search/library-0")).emit({"type": "note", "number": 3})
-        path = events_path(laptop, "run-1", "search/library-0")
-        wait_until("the events", lambda: fetch_events(laptop, "run-1") or path.exists())
+        wait_until("the events", arrived)
         assert numbers(laptop) == [3]
 
 
