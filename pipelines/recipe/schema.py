@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BeforeValidator, Field, JsonValue, field_serializer
 
@@ -295,7 +295,9 @@ def _with_default(config: StageConfig, path: Sequence[str], value: JsonValue) ->
         return config
     else:
         changed = tuple(value) if isinstance(value, list) else value
-    return config.model_construct(set(config.model_fields_set), **{**dict(config), key: changed})
+    values = {**dict(config), key: changed}
+    made = type(config).model_construct(_fields_set=set(config.model_fields_set), **values)
+    return cast("StageConfig", made)  # pydantic's plug-in for mypy takes it for the base class
 
 
 def parent_facts(recipe: Recipe) -> ParentFacts | None:
