@@ -94,7 +94,10 @@ def init(
     from pipelines.sizing.machine import this_machine
 
     sources = {"corpus": corpus, "chats": chats, "problems": problems}
-    settings = init_recipe(parent, sources, parse_shares(limits), this_machine(), out)
+    machine = this_machine()
+    settings = init_recipe(parent, sources, parse_shares(limits), machine, out)
+    if machine.busy_warning:
+        console(stderr=True).print(f"warning: {machine.busy_warning}", markup=False, highlight=False, soft_wrap=True)
     console().print(
         f"wrote {out} with {len(settings)} settings\n  tessera plan {out}   # what it will take\n  tessera run {out}",
         markup=False,

@@ -20,7 +20,7 @@ from pipelines.recipe.schema import load_recipe
 from pipelines.recipe.setting_rules import DEFAULT_CONTEXT, DEFAULT_LIMITS, Facts, Setting, all_settings
 from pipelines.recipe.source_files import KINDS, files_of
 from pipelines.run.ingest import staged
-from pipelines.sizing.machine import Machine
+from pipelines.sizing.machine import Machine, speed_in_words
 
 SURVEY = "components.data.survey"
 """Imported by name, as stages are: it needs tokenizers and transformers, and commands are imported without them."""
@@ -163,10 +163,13 @@ def recipe_text(settings: Sequence[Setting], machine: Machine) -> str:
     lines = [
         *_comment(
             "Written by `tessera init`: each value has its reason above it, and is yours to change. `tessera plan` "
-            f"says what a run will take. Chosen for {device.name if device else 'this machine'}, {machine.gpus} GPUs.",
+            f"says what a run will take. Chosen for {device.name if device else 'this machine'}, {machine.gpus} GPUs"
+            + (f": {speed_in_words(device)}." if device else "."),
             "",
         )
     ]
+    if machine.busy_warning:
+        lines += _comment(f"Warning: {machine.busy_warning}.", "")
     for section in SECTIONS:
         if section in tree:
             lines += ["", *_lines(section, tree[section], "")]

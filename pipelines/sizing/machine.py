@@ -13,11 +13,16 @@ from components.core.base.suggestions import nearest
 from components.core.model.accelerators import DEVICES, Device
 from components.core.runtime.monitoring.gpus import gpu_use
 from components.core.runtime.placement import Placement
+from components.search.costs.roofline import STREAMED
 from components.search.costs.work_time import Computer
+from pipelines.recipe.setting_rules import gflops
 
 MACHINE_SPEED = "components.search.costs.machine_speed"
 """Run as a process of its own: it imports torch."""
-MEASURE_TIMEOUT_S = 120.0
+MEASURE_TIMEOUT_S = 600.0
+"""A few seconds are enough on a machine with nothing else to do."""
+BUSY_LOAD = 1.5
+"""Processes that want to run, for each CPU of the machine, from which on its measured speed is not to be trusted."""
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """Bytes that a container may take, or `max`."""
 
@@ -33,6 +38,8 @@ class Machine:
         cores: of the processor.
         memory_bytes: of the node; None where it is not known.
         is_named: whether the user has named its devices: then they take the place of every stage's placement.
+        load: processes that wanted to run, for each CPU, in the minute before its speed was measured; None where
+            nothing was measured.
     """
 
     processor: Device | None
@@ -41,6 +48,18 @@ class Machine:
     cores: int
     memory_bytes: int | None
     is_named: bool = False
+    load: float | None = None
+
+    @property
+    def busy_warning(self) -> str | None:
+        """What to know of a speed that was measured beside much other work; None where there was little."""
+        if self.load is None or self.load <= BUSY_LOAD:
+            return None
+        return (
+            f"the speed was measured on a busy machine, with {self.load:.1f} processes to run for each CPU: it may be "
+            "too low, and what follows from it, such as the steps of trainings, too small; measure again when the "
+            "machine has less to do"
+        )
 
     def computer(self, placement: Placement, *, spreads: bool) -> Computer | None:
         """What computes a stage; None where its speed is not known.
@@ -75,12 +94,14 @@ def slowed(processor: Device, share: float) -> Device:
 def this_machine() -> Machine:
     """This machine, with the speed that it is measured to have; without torch its speed is not known."""
     cores, gpus = len(os.sched_getaffinity(0)), len(gpu_use())
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)  # before the measurement, which is work too
     return Machine(
         processor=_measured("--threads", str(cores)),
         gpu=_measured("--gpu") if gpus else None,
         gpus=gpus,
         cores=cores,
         memory_bytes=_memory_bytes(),
+        load=load,
     )
 
 
@@ -100,6 +121,13 @@ def named_machine(text: str) -> Machine:
         flops = {dtype: count * rate for dtype, rate in device.flops.items()}
         return Machine(device.model_copy(update={"flops": flops}), None, 0, count, None, is_named=True)
     return Machine(None, device, count, 0, None, is_named=True)
+
+
+def speed_in_words(device: Device) -> str:
+    """What a device reaches, and how that is known."""
+    computer = Computer(device)
+    rates = " and ".join(f"{gflops(computer.flops(dtype))} GFLOPS in {dtype}" for dtype in ("float32", "bfloat16"))
+    return f"{rates}, {STREAMED * device.bytes_per_s / 1e9:,.1f} GB/s of memory ({device.source})"
 
 
 def _measured(*options: str) -> Device | None:

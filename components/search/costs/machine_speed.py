@@ -1,6 +1,6 @@
 """How fast this machine is, as a device that times can be predicted for.
 
-Measured in a second or two: products of matrices in each precision, and a copy in memory. What they reach is taken as
+Measured in a few seconds: products of matrices in each precision, and a copy in memory. What they reach is taken as
 the share of a peak that the roofline model assumes, so that its predictions are of what was measured.
 
 `python -m components.search.costs.machine_speed` prints the device as JSON; it is a process of its own, because plans
@@ -8,9 +8,10 @@ are made without torch.
 """
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -22,9 +23,10 @@ from components.core.runtime.hardware import cpu_name, gpu_names
 from components.core.runtime.placement import Placement
 from components.search.costs.roofline import COMPUTED, STREAMED
 
-ROUNDS, ROUNDS_S = 5, 0.1
-"""Times that each is measured at least, and time that this takes at least; the shortest counts, since other programs on
-the machine make a time only longer."""
+BURSTS, PAUSE_S = 5, 0.2
+"""Short measurements of each, and the time between two, seconds; the shortest time of all counts."""
+ROUNDS, BURST_S = 3, 0.05
+"""Times that each is measured in a burst at least, and time that this takes at least, seconds."""
 SMALLEST, LARGEST = 256, 8192
 """Rows and columns of the matrices: doubled until a product takes `LONG_S`, which a processor without instructions for
 bfloat16 needs for small ones already."""
@@ -49,30 +51,46 @@ def measure(known: Device, name: str, placement: Placement) -> Device:
     device = device_of(placement)
     source = torch.zeros(COPIED_VALUES, device=device)
     target = torch.empty_like(source)
-    copied_per_s = 2 * source.nbytes / _seconds(lambda: target.copy_(source))  # it is read and written
+    products = [_product(dtype, device) for dtype in MEASURED]
+    copy_s, *product_s = best_times([lambda: target.copy_(source), *(product for product, _ in products)])
+    flops = [flops / seconds for (_, flops), seconds in zip(products, product_s, strict=True)]
     rates = {
-        "flops": {dtype: _flops(dtype, device) / COMPUTED for dtype in MEASURED},
-        "bytes_per_s": copied_per_s / STREAMED,
-        "source": "measured: products of matrices, and a copy in memory",
+        "flops": {dtype: rate / COMPUTED for dtype, rate in zip(MEASURED, flops, strict=True)},
+        "bytes_per_s": 2 * source.nbytes / copy_s / STREAMED,  # it is read and written
+        "source": f"the best of {BURSTS} short measurements of products of matrices, and of a copy in memory",
     }
     return known.model_copy(update={"name": name, **rates})
 
 
-def _flops(dtype: Dtype, device: torch.device) -> float:
-    """Operations a second of a product of square matrices."""
+def _product(dtype: Dtype, device: torch.device) -> tuple[Callable[[], Tensor], int]:
+    """A product of square matrices that are large enough, and its operations."""
     size = SMALLEST
     while True:
         a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
-        seconds = _seconds(partial(torch.mm, a, b))
-        if seconds >= LONG_S or size >= LARGEST:
-            return float(2 * size**3 / seconds)
+        product = partial(torch.mm, a, b)
+        if size >= LARGEST or _seconds(product) >= LONG_S:
+            return product, 2 * size**3
         size *= 2
 
 
+def best_times(works: Sequence[Callable[[], Tensor]]) -> list[float]:
+    """Shortest time of each work, seconds: other programs make a time only longer.
+
+    The works are measured in turn, in bursts with a pause between them, so that one of the bursts meets the machine
+    with little else to do, and no work has the good moments to itself.
+    """
+    best = [math.inf] * len(works)
+    for number in range(BURSTS):
+        if number:
+            time.sleep(PAUSE_S)
+        best = [min(before, _seconds(work)) for before, work in zip(best, works, strict=True)]
+    return best
+
+
 def _seconds(work: Callable[[], Tensor]) -> float:
-    """Shortest time of some work, after a first time that does not count; reading a value waits for a GPU."""
+    """Shortest time of a work in one burst, after a first time that does not count; reading a value waits for a GPU."""
     times: list[float] = []
-    while len(times) <= ROUNDS or sum(times[1:]) < ROUNDS_S:
+    while len(times) <= ROUNDS or sum(times[1:]) < BURST_S:
         started = time.perf_counter()
         work().flatten()[0].item()
         times.append(time.perf_counter() - started)

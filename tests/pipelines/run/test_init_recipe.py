@@ -1,6 +1,7 @@
 """`tessera init`: from a model folder and files to a recipe that passes the check, each value with its reason."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ def test_each_value_has_a_comment_above_it(parent: Path, sources: dict[str, list
     assert len(valued) > 40
     assert [lines[number] for number in valued if not lines[number - 1].lstrip().startswith("#")] == []
     assert all(len(line) <= 120 for line in lines if "./" not in line)
+
+
+def test_the_recipe_tells_what_was_measured_and_that_the_machine_was_busy(
+    parent: Path, sources: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    init_recipe(parent, sources, {}, HERE, tmp_path / "idle.yaml")
+    init_recipe(parent, sources, {}, replace(HERE, load=5.5), tmp_path / "busy.yaml")
+    idle, busy = ((tmp_path / f"{name}.yaml").read_text().split("\nname:")[0] for name in ("idle", "busy"))
+    comment = " ".join(line.removeprefix("# ") for line in busy.splitlines())
+    assert "GFLOPS in float32 and" in comment
+    assert "GB/s of memory (one thread of an AMD EPYC" in comment
+    assert "Warning: the speed was measured on a busy machine, with 5.5 processes" in comment
+    assert "busy" not in idle
+    assert load_recipe(tmp_path / "busy.yaml").search == load_recipe(tmp_path / "idle.yaml").search
 
 
 def test_only_text_leaves_out_what_learns_from_chats(

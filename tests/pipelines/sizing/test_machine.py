@@ -1,11 +1,14 @@
 """What a recipe runs on: devices that are named, a share of a processor, and this machine."""
 
+from dataclasses import replace
+
 import pytest
 
 from components.core.base.errors import InputError
 from components.core.model.accelerators import DEVICES
 from components.core.runtime.placement import Placement
-from pipelines.sizing.machine import Machine, named_machine, this_machine
+from components.search.costs.work_time import Computer
+from pipelines.sizing.machine import Machine, named_machine, speed_in_words, this_machine
 
 ONE, FOUR = Placement(), Placement(processes=4, gpus=4)
 
@@ -49,3 +52,20 @@ def test_this_machine_has_cores_memory_and_a_measured_speed() -> None:
     assert machine.memory_bytes > 1 << 28
     assert machine.processor is not None
     assert machine.processor.flops["float32"] > 1e8
+    assert machine.load is not None
+    assert machine.load >= 0
+    assert "(the best of 5 short measurements of products of matrices, and of a copy in memory)" in speed_in_words(
+        machine.processor
+    )
+
+
+def test_a_speed_is_doubted_that_was_measured_beside_much_other_work() -> None:
+    idle = Machine(DEVICES["CPU"], None, 0, 2, 1 << 30, load=1.2)
+    assert idle.busy_warning is None
+    assert named_machine("CPU:2").busy_warning is None
+    assert "with 5.7 processes to run for each CPU" in str(replace(idle, load=5.7).busy_warning)
+
+
+def test_a_speed_is_told_as_it_is_reached() -> None:
+    computer = Computer(DEVICES["CPU"])
+    assert f"{computer.flops('float32') / 1e9:.0f} GFLOPS in float32" in speed_in_words(DEVICES["CPU"])

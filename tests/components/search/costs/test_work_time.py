@@ -7,6 +7,7 @@ from components.core.model.accelerators import DEVICES, Device
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.runtime.placement import Placement
 from components.search.config import Measurement
+from components.search.costs import machine_speed
 from components.search.costs.machine_speed import measure
 from components.search.costs.roofline import COMPUTED, STREAMED, predicted_model
 from components.search.costs.work_time import OPTIMIZER_BYTES, TRAINED, Computer, subblocks
@@ -52,4 +53,30 @@ def test_this_machine_is_measured_as_a_device() -> None:
     assert found.flops.keys() == {"float32", "bfloat16"}
     assert all(1e8 < rate < 1e14 for rate in found.flops.values())
     assert 1e8 < found.bytes_per_s < 1e13
-    assert found.source.startswith("measured")
+    assert found.source.startswith("the best of 5 short measurements")
+
+
+class SharedMachine:
+    """A clock of a machine that does the work slowly beside other programs, but for the moments between them."""
+
+    def __init__(self) -> None:
+        self.now, self.pauses = 0.0, 0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.pauses += 1
+
+    def work(self, seconds: float) -> torch.Tensor:
+        self.now += seconds if self.pauses == 2 else 25 * seconds
+        return torch.zeros(1)
+
+
+def test_a_speed_is_that_of_the_best_moment_of_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = SharedMachine()
+    monkeypatch.setattr(machine_speed, "time", machine)
+    found = machine_speed.best_times([lambda: machine.work(0.001), lambda: machine.work(0.004)])
+    assert found == pytest.approx([0.001, 0.004])
+    assert machine.pauses == machine_speed.BURSTS - 1
