@@ -39,7 +39,7 @@ def load_frozen(
     have = memory_bytes(device, context.placement.model_copy(update={"processes": processes}))
     paged = needed > PAGED_SHARE * have
     if paged:
-        where = "its GPU has" if device.type == "cuda" else "memory_gib leaves"
+        where = "memory_gib leaves" if device.type == "cpu" else "its GPU has"
         context.note(
             f"{what} takes {needed / 2**30:.3g} GiB, more than {PAGED_SHARE:.0%} of the {have / 2**30:.3g} GiB that "
             f"{where}: its layers are read one at a time"
