@@ -156,7 +156,7 @@ class Learner:
         self._policy, self._config = policy, config
         self._reference = copy.deepcopy(policy).train(False).requires_grad_(False) if config.kl_coef else None
         dtype: torch.dtype = getattr(torch, config.dtype or "float32")
-        self._step = OptimizerStep(Objective(policy, self._loss), self.optimizer, dtype)
+        self._step = OptimizerStep(Objective(policy, self._loss), self.optimizer, policy.device, dtype)
         self._log_ratios: list[Tensor] = []
 
     def learn(self, groups: Sequence[Sequence[Answer]]) -> dict[str, float]:

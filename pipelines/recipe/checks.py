@@ -13,6 +13,7 @@ from components.core.text.corpus.blend import Blend
 from components.core.text.embedding_rows import embedding_rows, tokens_without_row
 from components.core.text.judges.reasoning_tasks import require_tasks
 from components.core.text.tokenizer_files import VOCABULARY, read_settings
+from components.core.training.train_config import TrainConfig
 from components.deploy.config import STAGE as DEPLOY
 from components.distill.config import STAGE as DISTILL
 from components.eval.config import STAGE as EVAL
@@ -65,6 +66,7 @@ def find_faults(recipe: Recipe) -> Iterator[InputError]:
     yield from _unfit_tokenizer(recipe)
     yield from _missing_keys(recipe)
     yield from _several_nodes(graph)
+    yield from _cannot_offload(graph)
     yield from _too_few_gpus(graph)
     yield from _unservable(recipe, graph)
     if (
@@ -93,6 +95,21 @@ def _several_nodes(graph: Graph) -> Iterator[InputError]:
             f"placement.nodes is more than 1 for {', '.join(labels)}; these run on one node",
             hint=f"set it in the placement of a stage that can use several: {able}",
         )
+
+
+def _cannot_offload(graph: Graph) -> Iterator[InputError]:
+    """Stages that are to offload a training, and have none, or no GPU that computes it."""
+    for task in graph.tasks:
+        if task.placement.offload and not isinstance(task.config, TrainConfig):
+            yield RecipeError(
+                f"placement.offload is set for {task.label}, which cannot use it",
+                hint="set it in the placement of a training: pretrain, distill or sft",
+            )
+        elif task.placement.offload and not task.placement.gpus:
+            yield RecipeError(
+                f"{task.label}: placement.offload keeps a training out of the memory of a GPU, and placement.gpus is 0",
+                hint="leave offload out, or set placement.gpus",
+            )
 
 
 def _too_few_gpus(graph: Graph) -> Iterator[InputError]:

@@ -49,6 +49,7 @@ def find_misfits(
     for task in llama_nemotron(recipe).items():
         if task.label in work:
             yield from _memory(task, work[task.label].memory_bytes, models, machine)
+            yield from _offloaded(task, work[task.label].offloaded_bytes)
     needed = sum(each.disk_bytes for each in work.values())
     if free_bytes is not None and needed > free_bytes:
         yield Misfit(
@@ -82,6 +83,14 @@ def _memory(task: Task, needed: int, models: Models, machine: Machine) -> Iterat
         yield Misfit(message, _way_out(task, models, needed, have // processes, ranks, on_gpu=False))
 
 
+def _offloaded(task: Task, needed: int) -> Iterator[Misfit]:
+    """A training that is in the memory of the node, which has too little of it."""
+    together, place = task.placement.processes * needed, task.placement
+    if together > place.memory_gib * 2**30:
+        message = f"{task.label} offloads {size_in_words(together)}, and placement.memory_gib is {place.memory_gib:g}"
+        yield Misfit(message, f"set memory_gib to {math.ceil(together / 2**30)}, where the node has it")
+
+
 def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int, *, on_gpu: bool) -> str:
     """The smallest change with which a process that needs so much has enough."""
     step = _step(task, models, num_ranks, have)
@@ -109,16 +118,17 @@ def _way_out(task: Task, models: Models, needed: int, have: int, num_ranks: int,
     if on_gpu and task.stage in RUN_AS_RANKS:
         for ranks in range(num_ranks + 1, MAX_RANKS + 1):
             if fits(replace(least, num_ranks=ranks)):
-                return f"share it over {ranks} GPUs, with {section}.activation_checkpointing and a micro batch of 1"
+                shared = f"share it over {ranks} GPUs, with {section}.activation_checkpointing and a micro batch of 1"
+                offloads = can_checkpoint and fits(replace(least, offload=True))
+                return f"{shared}; slower: {section}.placement.offload" if offloads else shared
     return "start from a smaller parent, or run it where there is more memory"
 
 
 def _step(task: Task, models: Models, num_ranks: int, rank_bytes: int) -> Step | None:
     """The optimizer step of a task, on ranks with so much memory; None of one that trains no whole model."""
-    on_gpu = task.placement.gpus > 0
     if isinstance(task.config, TrainConfig):
-        teacher = models.parent if task.label == "distill" else None
-        return training_step(task.config, num_ranks, models, teacher, rank_bytes, on_gpu=on_gpu)
+        return training_step(task, num_ranks, models, rank_bytes)
+    on_gpu = task.placement.gpus > 0
     return rl_step(task.config, models.stored, on_gpu=on_gpu) if isinstance(task.config, RlConfig) else None
 
 

@@ -13,7 +13,14 @@ from components.core.base.errors import InputError
 from components.core.model.architecture import WEIGHT_BYTES, Architecture, BlockConfig
 from components.core.model.flops import block_flops, block_weights, forward_flops, training_flops
 from components.core.model.inspection import read_architecture, stored_dtype
-from components.core.training.step_memory import MASTER, PAGED_SHARE, PROCESS_BYTES, Step, step_memory
+from components.core.training.step_memory import (
+    MASTER,
+    PAGED_SHARE,
+    PROCESS_BYTES,
+    Step,
+    offloaded_bytes,
+    step_memory,
+)
 from components.core.training.train_config import TrainConfig
 from components.deploy.config import DeployConfig
 from components.distill.config import DistillConfig
@@ -59,6 +66,7 @@ class StageWork:
         seconds: None where the speed of what computes it is not known.
         memory_bytes: of one process; of its device, where that is a GPU.
         disk_bytes: of what it makes.
+        offloaded_bytes: of one process in the memory of the node, beside a GPU that does not hold the model.
     """
 
     tokens: int = 0
@@ -66,6 +74,7 @@ class StageWork:
     seconds: float | None = None
     memory_bytes: int = 0
     disk_bytes: int = 0
+    offloaded_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,11 +212,11 @@ def _training(work: _Work) -> StageWork:
     teacher = models.parent if work.task.label == "distill" else None
     tokens = config.num_steps * config.global_batch_size * config.seq_len
     flops = training_flops(shape, tokens, config.seq_len, checkpointing=config.activation_checkpointing)
-    step = training_step(config, work.num_ranks, models, teacher, work.rank_bytes, on_gpu=work.on_gpu)
+    step = training_step(work.task, work.num_ranks, models, work.rank_bytes)
     if teacher is not None:
         flops += forward_flops(teacher, tokens, config.seq_len)
     seconds = None
-    if work.computer is not None:
+    if work.computer is not None and not step.offload:  # the speed of transfers and of updates on the CPU is not known
         seconds = work.computer.training_s(
             flops,
             "bfloat16" if step.bfloat16 else "float32",
@@ -216,24 +225,19 @@ def _training(work: _Work) -> StageWork:
             shape=shape,
         )
     memory = step_memory(shape, step).total + work.process_bytes
-    return StageWork(tokens, flops, seconds, memory, models.size * shape.parameters)
+    disk, offloaded = models.size * shape.parameters, offloaded_bytes(shape, step)
+    return StageWork(tokens, flops, seconds, memory, disk, offloaded_bytes=offloaded)
 
 
-def training_step(
-    config: TrainConfig,
-    num_ranks: int,
-    models: Models,
-    teacher: Architecture | None,
-    rank_bytes: int,
-    *,
-    on_gpu: bool,
-) -> Step:
+def training_step(task: Task, num_ranks: int, models: Models, rank_bytes: int) -> Step:
     """The optimizer step of a training, on ranks that may take so much memory."""
-    step = Step.of(config, num_ranks, models.stored, rank_bytes, on_gpu=on_gpu)
-    if teacher is None:
+    config, place = task.config, task.placement
+    assert isinstance(config, TrainConfig)
+    step = Step.of(config, num_ranks, models.stored, rank_bytes, on_gpu=place.gpus > 0, offload=place.offload)
+    if task.label != "distill":
         return step
     matches_states = not (isinstance(config, DistillConfig) and config.hidden_state_loss is None)
-    return step.distilled_from(teacher, models.stored, matches_states=matches_states)
+    return step.distilled_from(models.parent, models.stored, matches_states=matches_states)
 
 
 def _importance(work: _Work) -> StageWork:

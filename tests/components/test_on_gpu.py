@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import LlamaConfig
@@ -14,6 +15,7 @@ from transformers import LlamaConfig
 from components.core.model.checkpoint import model_config, read_weights, save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
+from components.core.runtime.devices import backend_of
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
 from components.core.text.toggle import system_message
@@ -109,3 +111,25 @@ def test_a_training_stage_computes_on_the_device_of_its_placement(
     with computes_on_gpu(pretended):
         on_gpu = trained("gpu", 1)
     assert_same(on_gpu, on_cpu, pretended)
+
+
+@pytest.mark.gpu
+def test_an_offloaded_training_makes_the_model_of_the_cpu(
+    tmp_path: Path, recorded_context: StageContext, inputs: dict[str, Path]
+) -> None:
+    def trained(name: str, placement: Placement) -> dict[str, torch.Tensor]:
+        context = replace(recorded_context, placement=placement, resume=Resume(tmp_path / f"{name}-resume"))
+        files = {key: inputs[key] for key in ("model", "tokenizer", "corpus")}
+        pretrain(PretrainConfig(**STEPS, resume_interval_s=1e-9), context=context, out=tmp_path / name, **files)
+        return dict(read_weights(next((tmp_path / name).iterdir())))
+
+    expected = trained("cpu", Placement(threads=1))
+    offloaded = Placement(threads=1, gpus=1, offload=True)
+    backend = backend_of(torch.device("cuda"))
+    dist.init_process_group(backend, init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with computes_on_gpu(pretended=False):
+            found = trained("offloaded", offloaded)
+    finally:
+        dist.destroy_process_group()
+    assert_same(found, expected, pretended=False)

@@ -23,9 +23,14 @@ def device_of(placement: Placement) -> torch.device:
     """The device of this process: on a GPU placement that of its local rank, else the CPU.
 
     Raises:
-        InputError: the placement asks for a GPU, and the machine has none that PyTorch can use.
+        InputError: the placement asks for a GPU and PyTorch can use none here, or it is to offload without one.
     """
     if placement.gpus == 0:
+        if placement.offload:
+            raise InputError(
+                "placement.offload keeps a training out of the memory of a GPU, and placement.gpus is 0",
+                hint="leave offload out, or set placement.gpus",
+            )
         return torch.device("cpu")
     if not _has_gpu():
         raise InputError(

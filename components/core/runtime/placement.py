@@ -25,6 +25,9 @@ class Placement(Config):
     """CPU threads a process."""
     gpus: int = 0
     """GPUs a node asks for, one a process."""
+    offload: bool = False
+    """Keep weights, gradients and optimizer state of a training in the memory of the node, and update them there; a GPU
+    has the layers that it computes. Slower, for a model that its memory does not hold."""
     node_pool: str | None = None
     """Pool of nodes on a cluster: a local queue of Kueue (by default `gpu` or `cpu`) where the pipeline is compiled
     with queues, else the value of the node label `tessera.dev/pool`."""

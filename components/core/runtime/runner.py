@@ -303,8 +303,8 @@ def fetch_and_work(
     out = context.scratch / "out"
     for name in stage.outputs:
         (out / name).mkdir(parents=True)
-    several = context.placement.num_ranks > 1
-    work = functools.partial(run_ranks, stage, (store, key)) if several else load_entry(stage.entry)
+    as_ranks = context.placement.num_ranks > 1 or context.placement.offload  # FSDP offloads, that of one rank too
+    work = functools.partial(run_ranks, stage, (store, key)) if as_ranks else load_entry(stage.entry)
     began = time.monotonic()
     try:
         result = work(config, context=context, out=out, **paths)

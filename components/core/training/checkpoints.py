@@ -18,11 +18,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from components.core.runtime.context import StageContext
 from components.core.runtime.devices import mesh_of
-from components.core.training.sharding import is_distributed
 
 STATE, WHOLE = "state.json", "training.safetensors"
 """Files of a point: what is no tensor, and the tensors of a single process."""
@@ -47,7 +47,7 @@ def save_point(
     memory = context.resume.memory
 
     def copy() -> Callable[[Path], None]:
-        if is_distributed() and GROUP not in memory:
+        if isinstance(model, FSDPModule) and GROUP not in memory:
             # Its own group, so that its collective operations are apart from those of the training.
             memory[GROUP], memory[MESH] = dist.new_group(backend="gloo"), mesh_of(torch.device("cpu"))
         group = memory.get(GROUP)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from components.core.model.accelerators import peak_flops
 from components.core.model.architecture import Architecture
@@ -25,7 +26,7 @@ from components.core.text.packing import IGNORE, Batch, RowStream
 from components.core.training.adamw_8bit import AdamW8bit
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.losses import BatchT, LossFunction
-from components.core.training.sharding import shard
+from components.core.training.sharding import is_sharded, shard
 from components.core.training.step_memory import reduces_once
 from components.core.training.train_config import Optimizer, TrainConfig, compute_dtype, learning_rate
 from components.core.training.utilization import ModelFlops, StepMeter
@@ -60,6 +61,7 @@ class OptimizerStep(Generic[BatchT]):
     Attributes:
         objective: model and loss.
         optimizer: of the model's parameters.
+        device: that computes; offloaded parameters are on the CPU.
         compute_dtype: type of matrix products; weights and optimizer state stay float32.
         num_ranks: processes that take this step together.
         reduces_once: whether gradients are added up over the ranks once a step, after the last micro batch. Until then
@@ -68,14 +70,10 @@ class OptimizerStep(Generic[BatchT]):
 
     objective: Objective[BatchT]
     optimizer: torch.optim.Optimizer
+    device: torch.device
     compute_dtype: torch.dtype = torch.float32
     num_ranks: int = 1
     reduces_once: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the model is on."""
-        return next(self.objective.parameters()).device
 
     def precision(self) -> torch.autocast:
         """A context in which matrix products have the type of this step."""
@@ -113,8 +111,8 @@ class OptimizerStep(Generic[BatchT]):
         means = torch.stack(list(sums.values())) / num_targets
         if self.num_ranks > 1:
             dist.all_reduce(means)
-            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        values = torch.cat([means, norm.float()[None]]).tolist()  # one transfer from the device
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        values = torch.cat([means, norm.float().to(device)[None]]).tolist()  # one transfer from the device
         return dict(zip([*sums, "grad_norm"], values, strict=True))
 
 
@@ -189,11 +187,11 @@ def prepare(
     config: TrainConfig,
     placement: Placement,
 ) -> OptimizerStep[Batch]:
-    """Model on its device, sharded over the ranks, its layers compiled where that pays, and with an optimizer."""
+    """Model on its device, or sharded over the ranks, its layers compiled where that pays, and with an optimizer."""
     device = device_of(placement)
     num_ranks = dist.get_world_size() if dist.is_initialized() else 1
     products: torch.dtype = getattr(torch, config.dtype or "float32")
-    if not isinstance(model, FSDPModule):
+    if not isinstance(model, FSDPModule) and not placement.offload:
         model.to(device)
     model.train()
     if config.activation_checkpointing:
@@ -202,12 +200,12 @@ def prepare(
     if pays_to_compile(model, config, device, num_ranks) if config.compile is None else config.compile:
         for layer in model.model.layers:  # one at a time: layers of one shape share the compiled code
             layer.compile()
-    if num_ranks > 1 and not isinstance(model, FSDPModule):
-        shard(model, mesh_of(device), products)
+    if is_sharded(placement) and not isinstance(model, FSDPModule):
+        shard(model, mesh_of(device), products, offload=placement.offload)
     optimizer = adamw(model, config.learning_rate, weight_decay=config.weight_decay, optimizer=config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     once = num_ranks > 1 and reduces_once(parameters, memory_bytes(device, placement), num_ranks)
-    return OptimizerStep(objective, optimizer, products, num_ranks, once)
+    return OptimizerStep(objective, optimizer, device, products, num_ranks, once)
 
 
 def pays_to_compile(model: TesseraForCausalLM, config: TrainConfig, device: torch.device, num_ranks: int = 1) -> bool:

@@ -209,7 +209,7 @@ def _next_norm(parent: TesseraForCausalLM, depth: int) -> Norm:
     own = next((norm for norm in norms if norm is not None), parent.model.norm)
     weight_D = own.weight.detach()
     if isinstance(weight_D, DTensor):
-        weight_D = weight_D.full_tensor()
+        weight_D = weight_D.full_tensor().to(weight_D.device_mesh.device_type)  # from the CPU, where it is offloaded
     return partial(rms_norm, weight_D=weight_D, eps=own.eps)
 
 

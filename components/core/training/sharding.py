@@ -15,7 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from components.core.model import stored_weights
@@ -27,6 +34,7 @@ from components.core.model.vocabulary import NewRows, NewTokens, grow_on_meta, g
 from components.core.model.weight_index import EMBEDDING, HEAD
 from components.core.runtime.context import StageContext
 from components.core.runtime.devices import device_of, mesh_of
+from components.core.runtime.placement import Placement
 from components.core.training import step_memory
 from components.core.training.train_config import TrainConfig, compute_dtype
 
@@ -34,7 +42,7 @@ from components.core.training.train_config import TrainConfig, compute_dtype
 def load_student(
     folder: Path, config: TrainConfig, context: StageContext, tokens: NewTokens | None = None
 ) -> TesseraForCausalLM:
-    """A model to train, in float32: whole and on the CPU in a single process, else this rank's part on its device.
+    """A model to train, in float32: whole and on the CPU in a single process, else this rank's part where it is kept.
 
     Args:
         folder: a model folder.
@@ -45,7 +53,7 @@ def load_student(
     Raises:
         CheckpointError: see `load_model`.
     """
-    if not is_distributed():
+    if not is_sharded(context.placement):
         model = load_model(folder)
         if tokens is not None:
             grow_vocabulary(model, tokens)
@@ -55,19 +63,20 @@ def load_student(
         grow_on_meta(model, tokens.num_rows(model.config.vocab_size))
     products = getattr(torch, compute_dtype(config.dtype, stored_dtype(folder)))
     device = device_of(context.placement)
-    shard(model, mesh_of(device), products)
-    _fill(model, StoredWeights(folder), device, tokens)
+    offload = context.placement.offload
+    shard(model, mesh_of(device), products, offload=offload)
+    _fill(model, StoredWeights(folder), device, tokens, offload=offload)
     return model
 
 
 def load_teacher(folder: Path, context: StageContext) -> TesseraForCausalLM:
-    """A model to learn from, in the type that it is stored in, on the device: whole, or this rank's part of it.
+    """A model to learn from, in the type that it is stored in: whole on the device, or this rank's part of it.
 
     Raises:
         CheckpointError: see `load_model`.
     """
     device = device_of(context.placement)
-    if not is_distributed():
+    if not is_sharded(context.placement):
         model = load_model(folder, dtype=None, computes_in=torch.float32, device=device)
         return model.requires_grad_(False)
     model, _ = model_on_meta(folder)
@@ -75,18 +84,21 @@ def load_teacher(folder: Path, context: StageContext) -> TesseraForCausalLM:
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(stored.dtype(name))
     model.requires_grad_(False)
-    shard(model, mesh_of(device))
-    _fill(model, stored, device)
+    offload = context.placement.offload
+    shard(model, mesh_of(device), offload=offload)
+    _fill(model, stored, device, offload=offload)
     model.model.embed_tokens.computes_in = torch.float32
     return model
 
 
-def is_distributed() -> bool:
-    """Whether there are several ranks."""
-    return dist.is_initialized() and dist.get_world_size() > 1
+def is_sharded(placement: Placement) -> bool:
+    """Whether FSDP has the model: where there are several ranks, and where it is in the memory of the node."""
+    return placement.offload or (dist.is_initialized() and dist.get_world_size() > 1)
 
 
-def shard(model: TesseraForCausalLM, mesh: DeviceMesh, products: torch.dtype = torch.float32) -> None:
+def shard(
+    model: TesseraForCausalLM, mesh: DeviceMesh, products: torch.dtype = torch.float32, *, offload: bool = False
+) -> None:
     """Shard parameters, gradients and optimizer state over the ranks of a mesh with FSDP2.
 
     Large decoder layers are gathered one at a time, and so are a large embedding and head; where these share their
@@ -100,17 +112,19 @@ def shard(model: TesseraForCausalLM, mesh: DeviceMesh, products: torch.dtype = t
         model: on the meta device, or whole.
         mesh: of all ranks.
         products: type of matrix products.
+        offload: whether parameters, gradients and optimizer state are in the memory of the CPU.
     """
     policy = layer_policy(mesh.device_type, products)
+    place = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
     for layer in model.model.layers:
         if _is_large(layer):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
+            fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=place)
     embedding, head = model.model.embed_tokens, model.lm_head
     if _is_large(embedding):
         for unit in [[embedding, head]] if head.weight is embedding.weight else [[embedding], [head]]:
-            fully_shard(unit, mesh=mesh)
+            fully_shard(unit, mesh=mesh, offload_policy=place)
             cast("FSDPModule", unit[0]).set_unshard_in_backward(False)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, offload_policy=place)
     register_fsdp_forward_method(model, "forward_with")
 
 
@@ -138,10 +152,15 @@ def rows_of_rank(num_rows: int, rank: int, num_ranks: int) -> tuple[int, int]:
 
 
 def _fill(
-    model: TesseraForCausalLM, stored: StoredWeights, device: torch.device, tokens: NewTokens | None = None
+    model: TesseraForCausalLM,
+    stored: StoredWeights,
+    device: torch.device,
+    tokens: NewTokens | None = None,
+    *,
+    offload: bool,
 ) -> None:
-    """Read this rank's part of each weight; then the model is on the device, in evaluation mode."""
-    model.to_empty(device=device)
+    """Read this rank's part of each weight; then the model is where it is kept, in evaluation mode."""
+    model.to_empty(device=torch.device("cpu") if offload else device)
     compute_rotary(model, device)
     for name, parameter in model.named_parameters():
         sharded = cast("DTensor", parameter.detach())
@@ -168,7 +187,7 @@ def save_trained(
         dtype: dtype of the written weights.
         by_block: write one file for each sub-block.
     """
-    if not is_distributed():
+    if not isinstance(model, FSDPModule):
         save_model(model, folder, tokenizer=tokenizer, dtype=dtype, by_block=by_block)
         return
     weights = {name: cast("DTensor", weight.detach()) for name, weight in model.named_parameters()}

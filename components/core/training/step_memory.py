@@ -104,6 +104,7 @@ class Step:
         on_gpu: where it is computed, which decides about the mask of packed rows.
         matches_states: whether the hidden states after each layer are compared with those of the teacher.
         optimizer: how moments are kept.
+        offload: whether weights, gradients and moments are in the memory of the node, not of the device.
     """
 
     micro_batch_size: int
@@ -118,17 +119,25 @@ class Step:
     on_gpu: bool = False
     matches_states: bool = True
     optimizer: Optimizer = "adamw"
+    offload: bool = False
 
     @classmethod
     def of(
-        cls, config: TrainConfig, num_ranks: int, stored: str, rank_bytes: int = 0, *, on_gpu: bool = False
+        cls,
+        config: TrainConfig,
+        num_ranks: int,
+        stored: str,
+        rank_bytes: int = 0,
+        *,
+        on_gpu: bool = False,
+        offload: bool = False,
     ) -> "Step":
         """The step of a training of a model that is stored in a precision."""
         rows = -(-config.global_batch_size // num_ranks)
         bfloat16 = (config.dtype or stored) == "bfloat16"
         micro = min(config.micro_batch_size, rows)
         made = cls(micro, rows, config.seq_len, bfloat16, num_ranks, rank_bytes, config.activation_checkpointing)
-        return replace(made, on_gpu=on_gpu, optimizer=config.optimizer)
+        return replace(made, on_gpu=on_gpu, optimizer=config.optimizer, offload=offload)
 
     def distilled_from(self, teacher: Architecture, dtype: str, *, matches_states: bool = True) -> "Step":
         """The same step with a teacher."""
@@ -158,15 +167,25 @@ def step_memory(shape: Architecture, step: Step) -> StepMemory:
     """The peak of the second step or a later one: the first has no moments yet."""
     shard = MASTER * shape.parameters // step.num_ranks
     return StepMemory(
-        state=shard + _moment_bytes(shape, step),
-        gradients=shard,
+        state=0 if step.offload else shard + _moment_bytes(shape, step),
+        gradients=0 if step.offload else shard,
         activations=activation_bytes(shape, step),
         loss=loss_bytes(shape, step),
         accumulates=step.accumulates,
         gathered=_gathered(shape, step),
         teacher=_teacher_bytes(step),
-        update=_update_bytes(shape, step),
+        update=0 if step.offload else _update_bytes(shape, step),
     )
+
+
+def offloaded_bytes(shape: Architecture, step: Step) -> int:
+    """What a rank has in the memory of the node with `offload`: weights, gradients, moments, weights of the teacher."""
+    if not step.offload:
+        return 0
+    own = 2 * MASTER * shape.parameters // step.num_ranks + _moment_bytes(shape, step) + _update_bytes(shape, step)
+    if step.teacher is None:
+        return own
+    return own + WEIGHT_BYTES[step.teacher_dtype] * step.teacher.parameters // step.num_ranks
 
 
 def _moment_bytes(shape: Architecture, step: Step) -> int:
@@ -241,7 +260,7 @@ def loss_bytes(shape: Architecture, step: Step) -> int:
 
 def _gathered(shape: Architecture, step: Step) -> Gathered:
     """What FSDP holds whole."""
-    if step.num_ranks == 1:
+    if step.num_ranks == 1 and not step.offload:
         return Gathered()
     root, layer, vocabulary = (MASTER * parameters for parameters in _groups(shape))
     tied = shape.tie_word_embeddings
@@ -266,8 +285,8 @@ def _teacher_bytes(step: Step) -> int:
         return 0
     kept = 1 + len(step.teacher.blocks) * step.matches_states
     states = MASTER * step.tokens * step.teacher.hidden_size * kept
-    weights = step.teacher.parameters // step.num_ranks
-    if step.num_ranks > 1:
+    weights = 0 if step.offload else step.teacher.parameters // step.num_ranks
+    if step.num_ranks > 1 or step.offload:
         root, layer, vocabulary = _groups(step.teacher)
         weights += root + max(2 * layer + (vocabulary if step.teacher.tie_word_embeddings else 0), vocabulary)
     return WEIGHT_BYTES[step.teacher_dtype] * weights + states

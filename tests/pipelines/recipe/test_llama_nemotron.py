@@ -139,6 +139,11 @@ def test_own_files_reach_the_data_stage_and_own_costs_the_search() -> None:
             {"eval": {"placement": {"processes": 3, "gpus": 4}, "serving": {"tensor_parallel": 2}}},
             "eval: 3 replicas of tensor_parallel=2 need 6 GPUs a node, and placement.gpus is 4",
         ),
+        ({"rl": {"placement": {"gpus": 1, "offload": True}}}, "placement.offload is set for rl, which cannot use it"),
+        (
+            {"sft": {"placement": {"offload": True}}},
+            "sft: placement.offload keeps a training out of the memory of a GPU, and placement.gpus is 0",
+        ),
     ],
 )
 def test_what_cannot_work_is_told_before_any_work(values: dict[str, object], message: str) -> None:

@@ -129,6 +129,25 @@ def test_moments_of_8_bits_let_a_3b_train_on_a_gpu_of_48_gib(tmp_path: Path, mon
     assert [hint for hint in found if hint.startswith("pretrain")] == []
 
 
+def test_a_model_that_is_offloaded_takes_the_memory_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LLAMA_8B, "num_hidden_layers", 20)
+    training = {"num_steps": 10, "micro_batch_size": 1, "seq_len": 2048, "activation_checkpointing": True}
+    place = {"gpus": 1, "offload": True, "memory_gib": 128}
+
+    def told(name: str, **changes: Any) -> list[str]:
+        recipe = recipe_of_8b(tmp_path / name, pretrain={**training, "placement": {**place, **changes}})
+        return [hint for hint in hints(recipe, named_machine("L40S:1")) if hint.startswith("pretrain")]
+
+    (whole,) = told("whole", offload=False)
+    assert "slower: pretrain.placement.offload" in whole
+    assert told("offloaded") == []
+    (small,) = told("small", memory_gib=32)
+    needed = 16 * Architecture.from_config(LLAMA_8B).parameters / 2**30  # weights, gradients, two moments in float32
+    assert small.startswith(f"pretrain offloads {needed:.2f} GiB, and placement.memory_gib is 32")
+
+
 def test_a_smaller_micro_batch_is_the_first_way_out(tmp_path: Path) -> None:
     training = {"num_steps": 10, "global_batch_size": 64, "micro_batch_size": 64, "seq_len": 512}
     recipe = recipe_of_8b(tmp_path, pretrain=training)

@@ -46,6 +46,11 @@ def test_a_gpu_that_is_not_there_is_named_before_any_work(monkeypatch: pytest.Mo
         device_of(Placement(gpus=2))
 
 
+def test_what_computes_on_the_cpu_cannot_offload() -> None:
+    with pytest.raises(InputError, match=r"placement.offload .* placement.gpus is 0"):
+        device_of(Placement(offload=True))
+
+
 def test_a_rank_selects_its_device_before_it_joins_the_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[object] = []
     monkeypatch.setattr(devices, "_has_gpu", lambda: True)

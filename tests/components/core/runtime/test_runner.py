@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from components.core.base.errors import DataError, InputError, StageFailed, StoreError
+from components.core.runtime import runner
 from components.core.runtime.context import Interrupted
 from components.core.runtime.events import NullReporter
 from components.core.runtime.hardware import timing_device
@@ -89,6 +90,19 @@ def test_memory_is_measured_where_the_stage_computes(store, numbers):
 
     assert record.peak_memory_bytes > 1 << 20
     assert on_gpu.peak_memory_bytes is None  # it used no GPU
+
+
+@pytest.mark.parametrize(("place", "as_ranks"), [({}, False), ({"offload": True}, True)])
+def test_a_stage_that_offloads_is_a_rank_as_one_of_several(store, numbers, monkeypatch, place, as_ranks):
+    ranks = []
+
+    def run_ranks(stage, home, config, **rest):
+        ranks.append(home)
+        return runner.load_entry(stage.entry)(config, **rest)
+
+    monkeypatch.setattr(runner, "run_ranks", run_ranks)
+    record, _ = run(store, {"numbers": numbers}, placement=Placement(gpus=1, **place))
+    assert ranks == [(store, record.key)] * as_ranks
 
 
 def test_an_input_that_takes_many_gets_them_in_order(store, numbers, tmp_path):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from components.core.model import checkpoint, stored_weights
 from components.core.model.checkpoint import load_model, save_model
 from components.core.model.vocabulary import NewTokens, grow_vocabulary
 from components.core.runtime.context import Interrupted, StageContext, quiet_context
+from components.core.runtime.devices import mesh_of
 from components.core.runtime.events import NullReporter
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume, Write
@@ -32,7 +34,14 @@ from components.core.training import sharding, step_memory
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.loop import prepare, train
 from components.core.training.losses import gathered, hidden_states, next_norms
-from components.core.training.sharding import layer_policy, load_student, load_teacher, rows_of_rank, save_trained
+from components.core.training.sharding import (
+    layer_policy,
+    load_student,
+    load_teacher,
+    rows_of_rank,
+    save_trained,
+    shard,
+)
 from tests.components.core import tiny_models
 from tests.components.core.training.test_loop import CONFIG, Stopping, next_token, stream, tiny_model
 from tests.waiting import PATIENCE_S
@@ -142,6 +151,10 @@ def two_ranks(folder: Path, rank: int) -> None:
     with pytest.raises(Interrupted):
         train(load_student(folder / "tiny", IN_8_BITS, context), stream(), next_token, IN_8_BITS, context)
     context.resume.wait()
+
+    model = tiny_model()
+    shard(model, mesh_of(torch.device("cpu")), offload=True)
+    record(folder, "losses-offload", train(model, stream(), next_token, CONFIG, context_in(folder / "offload", rank)))
 
     resume = DueAfter(folder / "agreed" / "resume", ({1, 3, 4}, {2, 3, 4, 6})[rank])
     context = context_in(folder / "agreed", rank, resume=resume)
@@ -358,6 +371,29 @@ def test_parts_of_ranks_on_another_machine_are_sent_to_the_first(done: Path) -> 
     assert recorded(done, "losses-machine-0") == [5, [1.0]]
     assert_close(done / "machine-0-3", tiny_model().state_dict())
     assert [path for path in (done / "machine-1" / "resume").rglob("*") if path.is_file()] == []
+
+
+def test_ranks_that_offload_train_as_those_that_do_not(done: Path) -> None:
+    assert recorded(done, "losses-offload") == recorded(done, "losses-2")
+
+
+def test_one_rank_offloads_goes_on_and_writes_its_model(done: Path, tmp_path: Path, one_process: Trained) -> None:
+    """Its parameters are on the CPU beside a mesh of CPUs, so this shows what becomes of them, not the transfers."""
+    losses, weights = one_process
+    stopping = Stopping(3)
+    stopped = context_in(tmp_path, reporter=stopping, stopping=stopping)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for context in (stopped, context_in(tmp_path)):
+            model = tiny_model()
+            shard(model, mesh_of(torch.device("cpu")), offload=True)
+            with pytest.raises(Interrupted) if context is stopped else nullcontext():
+                assert train(model, stream(), next_token, CONFIG, context) == pytest.approx(losses, abs=1e-5)
+            context.resume.wait()
+        save_trained(model, tmp_path / "model", tokenizer=done / "tokenizer", dtype=torch.float32)
+    finally:
+        dist.destroy_process_group()
+    assert_close(tmp_path / "model", weights)
 
 
 def test_gradients_are_reduced_once_a_step_where_there_is_memory_for_them(done: Path) -> None:
