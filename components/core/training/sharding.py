@@ -7,7 +7,7 @@ FSDP2 does it: all parts have equally many rows, the last ones fewer or none.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -37,6 +37,9 @@ from components.core.runtime.devices import device_of, mesh_of
 from components.core.runtime.placement import Placement
 from components.core.training import step_memory
 from components.core.training.train_config import TrainConfig, compute_dtype
+
+REDUCED_VALUES = 1 << 20
+"""Gradients that ranks on CPUs add up at once: 4 MiB."""
 
 
 def load_student(
@@ -126,10 +129,36 @@ def shard(
             cast("FSDPModule", unit[0]).set_unshard_in_backward(False)
     fully_shard(model, mesh=mesh, offload_policy=place)
     register_fsdp_forward_method(model, "forward_with")
+    if mesh.device_type == "cpu":
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_custom_reduce_scatter(ReduceInPieces())  # type: ignore[arg-type]  # its base class is private
 
 
 def _is_large(module: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in module.parameters()) >= step_memory.OWN_GROUP_PARAMETERS
+
+
+class ReduceInPieces:
+    """Adds up the gradients of a unit over ranks on CPUs, some at a time: gloo copies all that it is given."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A buffer for the gradients of a unit, or for this rank's part of them."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp.RedOpType,
+        async_op: bool = False,
+    ) -> None:
+        """Write this rank's part of the sum or mean over the inputs of all ranks; both are vectors."""
+        size = max(1, REDUCED_VALUES // group.size())
+        inputs = input_tensor.view(group.size(), -1).split(size, dim=1)
+        for own, piece in zip(output_tensor.split(size), inputs, strict=True):
+            dist.reduce_scatter_single(own, piece.flatten(), op, group=group)
 
 
 def layer_policy(device_type: str, products: torch.dtype) -> MixedPrecisionPolicy:

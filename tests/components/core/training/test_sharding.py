@@ -128,7 +128,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def in_small_pieces() -> None:
     step_memory.OWN_GROUP_PARAMETERS = 1  # each layer, the embedding and the head are gathered by themselves
-    stored_weights.PIECE_VALUES = 100
+    stored_weights.PIECE_VALUES = sharding.REDUCED_VALUES = 100
     checkpoint.MAX_SHARD_SIZE = SMALL_FILES
 
 
