@@ -124,7 +124,9 @@ def shard(
             fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=place)
     embedding, head = model.model.embed_tokens, model.lm_head
     if _is_large(embedding):
-        for unit in [[embedding, head]] if head.weight is embedding.weight else [[embedding], [head]]:
+        tied = head.weight is embedding.weight
+        units: list[list[nn.Module]] = [[embedding, head]] if tied else [[embedding], [head]]
+        for unit in units:
             fully_shard(unit, mesh=mesh, offload_policy=place)
             cast("FSDPModule", unit[0]).set_unshard_in_backward(False)
     fully_shard(model, mesh=mesh, offload_policy=place)

@@ -135,7 +135,7 @@ def test_a_server_killed_in_the_middle_of_a_delivery_and_restarted_is_waited_for
     assert_delivered_once(store, server, name)
 
 
-def _deliver_in_forks(connection: "Connection[str | None, int | None]", uri: str) -> None:
+def _deliver_in_forks(connection: "Connection[int | None, str | None]", uri: str) -> None:
     """Deliver to each address that comes, in a process whose id goes back, and None once it has ended.
 
     This process has loaded MLflow for all of them. It has no store: the threads of obstore would not be in a fork.
