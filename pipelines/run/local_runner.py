@@ -22,7 +22,7 @@ from rich.console import Console
 from components.core.base.config import canonical_json
 from components.core.base.errors import InputError, RunStopped, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
-from components.core.base.processes import end_tree, sigterm_as_interrupt
+from components.core.base.processes import end_trees, sigterm_as_interrupt
 from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.hardware import VISIBLE_GPUS, visible_gpus
@@ -161,10 +161,7 @@ class _Walk:
                 if self.running:
                     time.sleep(POLL_S)
         finally:
-            for process in self.running.values():
-                process.send_signal(signal.SIGTERM)  # to all first, so that they save their checkpoints at once
-            for process in self.running.values():
-                end_tree(process, GRACE_S)
+            end_trees(list(self.running.values()), GRACE_S)
             self._show()
         return self.made
 
@@ -235,7 +232,7 @@ class _Walk:
         ended = [label for label, process in self.running.items() if process.poll() is not None]
         for label in ended:
             process = self.running.pop(label)
-            end_tree(process, 0.0)
+            end_trees([process], 0.0)
             self.free_gpus += self.gpus_of.pop(label, [])
             if process.returncode != 0:
                 self._show()

@@ -245,7 +245,7 @@ CASES = [
 @needs_promtool
 @pytest.mark.parametrize("alert", [alert.name for alert in ALERTS])
 def test_each_alert_is_on_where_it_should_be_and_says_what_is_wrong(alert: str, tmp_path: Path) -> None:
-    found = tested([case for case in CASES if case.alert == alert], tmp_path)
+    found = run_promtool([case for case in CASES if case.alert == alert], tmp_path)
     assert found.returncode == 0, found.stdout + found.stderr
 
 
@@ -257,7 +257,7 @@ def test_promtool_reads_the_file_of_all_alerts() -> None:
 
 @needs_promtool
 def test_promtool_would_find_a_fault(tmp_path: Path) -> None:
-    assert tested([CASES[0]._replace(summary="another")], tmp_path).returncode == 1
+    assert run_promtool([CASES[0]._replace(summary="another")], tmp_path).returncode == 1
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=[alert.name for alert in ALERTS])
@@ -275,7 +275,7 @@ def rule_of(alert: str) -> dict[str, Any]:
     return found
 
 
-def tested(cases: list[Case], folder: Path) -> "subprocess.CompletedProcess[str]":
+def run_promtool(cases: list[Case], folder: Path) -> "subprocess.CompletedProcess[str]":
     """What promtool says of cases of one alert. It computes every rule of its file for each minute: it gets one."""
     group = {"name": "tessera", "rules": [rule_of(cases[0].alert)]}
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": [group]}))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -52,24 +52,26 @@ def terminate_gracefully(grace_s: float) -> None:
     kill_own_group()
 
 
-def end_tree(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    """Ask a process that leads its group to leave, wait while it saves, then kill its group and all descendants.
+def end_trees(processes: Sequence["subprocess.Popen[bytes]"], grace_s: float) -> None:
+    """Ask processes that lead their groups to leave, wait while they save, then kill the groups and all descendants.
 
-    Ctrl-C while it waits kills at once.
+    Each is asked once, since a second signal interrupts what it saves. Ctrl-C while it waits kills at once.
     """
-    tree = _descendants(process.pid)
-    if process.poll() is None:
-        process.terminate()
+    trees = [_descendants(process.pid) for process in processes]
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process, tree in zip(processes, trees, strict=True):
         with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             process.wait(grace_s)
         tree += _descendants(process.pid)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for descendant in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            descendant.kill()
-    process.wait()
-    psutil.wait_procs(tree, timeout=grace_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for descendant in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                descendant.kill()
+        process.wait()
+        psutil.wait_procs(tree, timeout=grace_s)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,7 @@
 
 import ast
 import contextlib
-import cProfile
 import os
-import pstats
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,11 +107,8 @@ def test_an_order_that_cannot_be_understood_is_refused(order: str, monkeypatch: 
         fault_point("event")
 
 
-def test_a_point_without_an_order_looks_at_the_environment_and_does_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_point_without_an_order_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    profile = cProfile.Profile()
     before = reached()
-    profile.runcall(fault_point, "event")
+    fault_point("event")
     assert reached() == before
-    modules = {Path(function).stem for function, _, _ in pstats.Stats(profile).stats}  # type: ignore[attr-defined]
-    assert modules <= {"fault_injection", "os", "_collections_abc", "codecs", "~"}

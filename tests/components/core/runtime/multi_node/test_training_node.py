@@ -96,7 +96,7 @@ def test_two_nodes_that_lost_one_go_on_and_train_to_the_losses_of_one_process(
         "corpus": store.put_folder(sums, "data").digest,
     }
     with two_nodes(store, inputs, tmp_path / "first") as (first, second):
-        wait_until("a step", lambda: any(event.get("done") for event in events(store)))
+        wait_until("a checkpoint in the store", lambda: any(store.backend.list("resume/")))
         kill(second)
         assert first.wait(PATIENCE_S) == 1  # so that Trainer starts both again
     assert "\nProcessKilled: pretrain: " in f"\n{(tmp_path / 'first' / 'log-0').read_text()}"
