@@ -273,7 +273,7 @@ class TesseraModel(nn.Module):
 class TesseraForCausalLM(nn.Module):
     """The decoder with its language-model head.
 
-    It is a plain module: Hugging Face's base class takes every process that imports it six seconds of processor time.
+    It is a plain module, since every process would load much else with Hugging Face's base class (decision 0050).
     """
 
     def __init__(self, config: TesseraConfig) -> None:

@@ -12,14 +12,14 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, DynamicCache
+from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from components.core.model.architecture import LINEAR, Architecture, BlockConfig, Linear
 from components.core.model.checkpoint import model_config
 from components.core.model.decoder import TesseraConfig, TesseraForCausalLM
 from components.core.training.greedy_decoding import complete
 from tests.components.core import plain_decoder
-from tests.components.core.dense_models import ROPES, VARIETIES, VOCAB_SIZE, rope_model, twin, variety
+from tests.components.core.dense_models import ROPES, SIZES, VARIETIES, VOCAB_SIZE, rope_model, twin, variety
 from tests.components.core.nvidia_configs import super_49b
 
 Block = tuple[int | Linear | None, int | Linear | None]
@@ -89,6 +89,17 @@ def test_gradients_are_those_of_transformers_where_nothing_is_changed() -> None:
     theirs = {name: parameter.grad for name, parameter in dense.named_parameters()}
     for name, parameter in ours.named_parameters():
         assert_close(parameter.grad, theirs[name])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_new_model_has_the_weights_that_transformers_draws_with_the_same_seed(tied: bool) -> None:
+    config = LlamaConfig(**{**SIZES, "pad_token_id": None}, tie_word_embeddings=tied, initializer_range=0.1)
+    torch.manual_seed(4)
+    dense = LlamaForCausalLM(config)
+    torch.manual_seed(4)
+    ours = TesseraForCausalLM(model_config(config.to_dict()))
+    torch.testing.assert_close(ours.state_dict(), dict(dense.state_dict()), rtol=0.0, atol=0.0)
+    assert ours.num_parameters() == dense.num_parameters()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
