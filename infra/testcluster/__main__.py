@@ -34,7 +34,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Without = Annotated[
     list[str] | None,
     typer.Option(
-        help="A module set to leave out, with its services: trainer, argo, ctrl, rollouts, traefik, prometheus."
+        help="A module set to leave out, with its services: trainer, argo, ctrl, rollouts, flux, traefik, prometheus."
     ),
 ]
 

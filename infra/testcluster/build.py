@@ -120,6 +120,13 @@ MODULE_SETS = (
         packages="",
         manifests={"gateway": SourceFolder(module="sigs.k8s.io/gateway-api", folder="config/crd")},
     ),
+    ModuleSet(
+        name="flux",
+        manifests={
+            name: SourceFolder(module=f"github.com/fluxcd/{name}", folder="config/crd")
+            for name in ("source-controller", "kustomize-controller", "helm-controller")
+        },
+    ),
 )
 
 

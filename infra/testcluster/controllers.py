@@ -1,4 +1,4 @@
-"""Controllers on top of Kubernetes: JobSet, Trainer, Kueue, KWOK's simulated nodes, Argo Workflows."""
+"""Controllers on top of Kubernetes: JobSet, Trainer, Kueue, KWOK's simulated nodes, Argo Workflows, Flux."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ from infra.testcluster.images import ARGO_EXECUTOR
 from infra.testcluster.layout import GATEWAY, Layout
 from infra.testcluster.manifests import (
     ARGO,
+    FLUX,
     GATEWAY_API,
     JOBSET,
     KUEUE,
@@ -26,10 +27,11 @@ from infra.testcluster.manifests import (
 from infra.testcluster.services import Command, Service, apply_file
 from pipelines.run.cluster_check import RETRY_DEFAULTS
 
-CONTROLLERS = (JOBSET, TRAINER, KUEUE, ARGO, GATEWAY_API, ROLLOUTS)
+CONTROLLERS = (JOBSET, TRAINER, KUEUE, ARGO, GATEWAY_API, ROLLOUTS, *FLUX)
 KUEUE_METRICS_CERTIFICATES = Path("/etc/kueue/metrics/certs")
 """A path that Kueue's program has built in; it reads a certificate there even where metrics are off."""
 SYSTEM_NAMESPACES = ["kube-system", "kueue-system"]
+FLUX_NAMESPACE = "flux-system"
 QUEUED_KINDS = [
     "batch/job",
     "jobset.x-k8s.io/jobset",
@@ -42,7 +44,7 @@ QUEUED_KINDS = [
 
 def controller_services(layout: Layout) -> list[Service]:
     """All controllers; JobSet stands first, because Kueue and Trainer watch its kind."""
-    return [_jobset(layout), _trainer(layout), _kueue(layout), _kwok(layout), _argo(layout)]
+    return [_jobset(layout), _trainer(layout), _kueue(layout), _kwok(layout), _argo(layout), *_flux(layout)]
 
 
 def established(*kinds: str) -> Command:
@@ -183,6 +185,41 @@ def _argo(layout: Layout) -> Service:
         ready_url="http://127.0.0.1:6060/healthz",
         grace_period_s=1,
     )
+
+
+def _flux(layout: Layout) -> list[Service]:
+    """Flux's controllers of sources, kustomizations and Helm releases; the sources lie in a folder of the host."""
+    storage = "127.0.0.1:9790"
+    sources = {
+        "storage-path": layout.state / "flux",
+        "storage-addr": storage,
+        "storage-adv-addr": storage,
+    }
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FLUX_NAMESPACE}}
+    settings = layout.manifests / "flux-objects.yaml"
+    services = []
+    for number, controller in enumerate(FLUX):
+        health = f"127.0.0.1:{9791 + number}"
+        options = {
+            "watch-all-namespaces": "true",
+            "metrics-addr": "0",
+            "health-addr": health,
+            "requeue-dependency": "2s",
+            **(sources if number == 0 else {}),
+        }
+        definitions = objects_file(controller, layout)
+        services.append(
+            Service(
+                name=f"flux-{controller.name}",
+                modules=controller.modules,
+                command=(controller.name, *(f"--{name}={value}" for name, value in options.items())),
+                environment={"RUNTIME_NAMESPACE": FLUX_NAMESPACE, "TMPDIR": str(layout.state / "tmp")},
+                files={settings: yaml.safe_dump(namespace)},
+                before=(apply_file(settings), apply_file(definitions)),
+                ready_url=f"http://{health}/readyz",
+            )
+        )
+    return services
 
 
 def _controller(

@@ -80,6 +80,10 @@ KUEUE = Controller(
 )
 ARGO = Controller(name="argo", modules="argo", folders=("",))
 ROLLOUTS = Controller(name="rollouts", modules="rollouts", folders=("",))
+FLUX = tuple(
+    Controller(name=name, modules="flux", folders=("",))
+    for name in ("source-controller", "kustomize-controller", "helm-controller")
+)
 GATEWAY_API = Controller(name="gateway", modules="gateway", folders=("",))
 NODE_POOLS = (
     NodePool(name="h100", nodes=4, gpus_per_node=8, gpu_product="NVIDIA-H100-80GB-HBM3"),
