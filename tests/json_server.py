@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+LOOPBACK = "127.0.0.1"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -24,14 +26,14 @@ class Request:
 
 
 @contextlib.contextmanager
-def running_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """A server on a free port of the loopback interface, with a thread for each request; yields its URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def running_server(handler: type[BaseHTTPRequestHandler], host: str = LOOPBACK) -> Iterator[str]:
+    """A server on a free port, with a thread for each request; yields its URL."""
+    server = ThreadingHTTPServer((host, 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{host}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
@@ -39,11 +41,12 @@ def running_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running_json_server(answer: Callable[[Request], tuple[int, Any]]) -> Iterator[str]:
-    """A server on a free port of the loopback interface; yields its URL.
+def running_json_server(answer: Callable[[Request], tuple[int, Any]], host: str = LOOPBACK) -> Iterator[str]:
+    """A server on a free port; yields its URL.
 
     Args:
         answer: gives the status and the value of each request; threads call it at the same time.
+        host: address of the interface.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -68,7 +71,7 @@ def running_json_server(answer: Callable[[Request], tuple[int, Any]]) -> Iterato
         def log_message(self, *_: object) -> None:
             """Print nothing."""
 
-    with running_server(Handler) as url:
+    with running_server(Handler, host) as url:
         yield url
 
 

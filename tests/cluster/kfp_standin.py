@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import yaml
 
 from tests.cluster.argo_workflow import PodAdditions, Unsupported, Values, workflow
-from tests.json_server import Request, running_json_server
+from tests.json_server import LOOPBACK, Request, running_json_server
 
 PREFIX = "/apis/v2beta1/"
 RUN_LABEL = "pipeline/runid"
@@ -198,8 +198,8 @@ def _task_view(node: Values) -> Values:
 
 
 @contextlib.contextmanager
-def running_standin(workflows: Workflows, additions: PodAdditions) -> Iterator[KfpStandIn]:
-    """The stand-in on a free port of the loopback interface."""
+def running_standin(workflows: Workflows, additions: PodAdditions, host: str = LOOPBACK) -> Iterator[KfpStandIn]:
+    """The stand-in on a free port."""
     standin = KfpStandIn(workflows, additions)
 
     def answer(request: Request) -> tuple[int, Any]:
@@ -208,5 +208,5 @@ def running_standin(workflows: Workflows, additions: PodAdditions) -> Iterator[K
         except Refused as error:
             return error.status, {"error": str(error), "code": error.status, "message": str(error)}
 
-    with running_json_server(answer) as standin.url:
+    with running_json_server(answer, host) as standin.url:
         yield standin

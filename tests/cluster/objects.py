@@ -141,3 +141,19 @@ def queues(name: str, namespace: str, quotas: dict[str, dict[str, str]], local: 
         {"apiVersion": group, "kind": "ClusterQueue", "metadata": {"name": name}, "spec": spec},
         {"apiVersion": group, "kind": "LocalQueue", "metadata": {"name": local}, "spec": {"clusterQueue": name}},
     ]
+
+
+def run_on_this_machine(spec: Object) -> None:
+    """Give a pod of the chart the image and the folders of this machine, and the stand-in in place of vLLM."""
+    spec["volumes"] += host_volumes()
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        if container["name"] == "server":
+            container["command"] = ["python", "-m", "tests.vllm_standin"]
+        probe = container.get("startupProbe", {}).get("exec", {})
+        for command in (container["command"], probe.get("command", ["python"])):
+            command[0] = PYTHON
+        own = {one["name"] for one in container.get("env", [])}
+        more = [{"name": name, "value": value} for name, value in ENVIRONMENT.items() if name not in own]
+        container |= {"image": IMAGE, "env": [*container.get("env", []), *more]}
+        container["volumeMounts"] += host_mounts()
+        container["resources"]["requests"] = {"cpu": "20m", "memory": "64Mi"}

@@ -22,7 +22,7 @@ from components.core.store.store import Store, open_store
 from infra.chart import render
 from infra.testcluster.gateway import GATEWAY_NAME, GATEWAY_NAMESPACE, PROMETHEUS_URL
 from tests.cluster.api import Cluster
-from tests.cluster.objects import ENVIRONMENT, IMAGE, PYTHON, Object, host_mounts, host_volumes
+from tests.cluster.objects import Object, run_on_this_machine
 from tests.cluster.streaming_clients import HOST, Tally, ask, asking_clients
 from tests.helm.cases import pod_templates
 from tests.s3_server import S3Server, fresh_prefix
@@ -133,22 +133,6 @@ class Served:
         for template in pod_templates(objects):
             run_on_this_machine(template["spec"])
         return objects
-
-
-def run_on_this_machine(spec: Object) -> None:
-    """Give a pod of the chart the image and the folders of this machine."""
-    spec["volumes"] += host_volumes()
-    for container in [*spec["containers"], *spec.get("initContainers", [])]:
-        if container["name"] == "server":
-            container["command"] = ["python", "-m", "tests.vllm_standin"]
-        probe = container.get("startupProbe", {}).get("exec", {})
-        for command in (container["command"], probe.get("command", ["python"])):
-            command[0] = PYTHON
-        own = {one["name"] for one in container.get("env", [])} | {"HOME"}
-        more = [{"name": name, "value": value} for name, value in ENVIRONMENT.items() if name not in own]
-        container |= {"image": IMAGE, "env": [*container.get("env", []), *more]}
-        container["volumeMounts"] += host_mounts()
-        container["resources"]["requests"] = {"cpu": "20m", "memory": "64Mi"}
 
 
 @pytest.fixture

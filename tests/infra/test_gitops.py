@@ -4,12 +4,13 @@ import re
 import subprocess
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import helm_python
 import pytest
 import yaml
 
-from infra.chart import render
+from infra.chart import CHART, render
 from pipelines.promotion.served_file import read_value, replace_value
 from pipelines.retraining.cluster import BUNDLE_ANNOTATION
 from pipelines.retraining.spec import GROUP, KIND, VERSION, RetrainingSpec
@@ -26,6 +27,11 @@ VARIABLES = dict(
 def filled_in(name: str) -> str:
     """An example with the variables of the page; one that the page does not export is an error."""
     return Template((FOLDER / name).read_text(encoding="utf-8")).substitute(VARIABLES)
+
+
+def objects_of(name: str) -> dict[str, dict[str, Any]]:
+    """The objects of an example by kind and name."""
+    return {f"{each['kind']}/{each['metadata']['name']}": each for each in yaml.safe_load_all(filled_in(name))}
 
 
 @pytest.fixture
@@ -51,6 +57,24 @@ def test_the_chart_takes_the_values_and_serves_nothing_before_the_first_promotio
     assert spec.promote is not None
     assert spec.recipe.git is not None
     assert {spec.recipe.git.repository, spec.promote.git.repository} == set(values["operator"]["repositories"])
+
+
+def test_flux_follows_the_folders_that_the_page_makes_and_the_release_takes_their_values(spec: RetrainingSpec) -> None:
+    flux, release = objects_of("flux.yaml"), objects_of("release.yaml")
+    assert {each["metadata"]["namespace"] for each in (flux | release).values()} == {VARIABLES["NAMESPACE"]}
+    for each in flux.values():
+        if each["kind"] == "Kustomization":
+            assert f"GitRepository/{each['spec']['sourceRef']['name']}" in flux
+            assert f"$PLATFORM/{each['spec']['path'].removeprefix('./')}" in COMMANDS
+    assert flux["GitRepository/platform"]["spec"]["url"] == VARIABLES["GIT_URL"]
+    helm = release["HelmRelease/tessera"]["spec"]
+    assert f"GitRepository/{helm['chart']['spec']['sourceRef']['name']}" in release
+    assert str(CHART.relative_to(FOLDER.parents[1])) == helm["chart"]["spec"]["chart"]
+    kustomization = yaml.safe_load(filled_in("kustomization.yaml"))
+    (generated,) = kustomization["configMapGenerator"]
+    assert [each["name"] for each in helm["valuesFrom"]] == [generated["name"]]
+    assert spec.promote is not None
+    assert [f"serving/{name}" for name in generated["files"]] == [spec.promote.git.path]
 
 
 def test_a_promotion_makes_the_rollout_that_the_retraining_follows(spec: RetrainingSpec) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from tests.json_server import running_server
+from tests.json_server import LOOPBACK, running_server
 
 
 @contextlib.contextmanager
-def git_over_http(root: Path, username: str, token: str) -> Iterator[str]:
-    """Serve the bare repositories below a folder; yields the URL of the folder."""
+def git_over_http(root: Path, username: str, token: str, host: str = LOOPBACK) -> Iterator[str]:
+    """Serve the bare repositories below a folder; yields the URL of the folder. Without a token they are open."""
     wanted = "Basic " + base64.b64encode(f"{username}:{token}".encode()).decode()
 
     class Handler(BaseHTTPRequestHandler):
@@ -24,7 +24,7 @@ def git_over_http(root: Path, username: str, token: str) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.headers.get("Transfer-Encoding") == "chunked":
                 body = self._chunks()
-            if self.headers.get("Authorization") != wanted:
+            if token and self.headers.get("Authorization") != wanted:
                 self._answer(401, [("WWW-Authenticate", 'Basic realm="git"')], b"")
                 return
             url = urllib.parse.urlsplit(self.path)
@@ -68,5 +68,5 @@ def git_over_http(root: Path, username: str, token: str) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Print nothing."""
 
-    with running_server(Handler) as url:
+    with running_server(Handler, host) as url:
         yield url
