@@ -189,12 +189,8 @@ def _argo(layout: Layout) -> Service:
 
 def _flux(layout: Layout) -> list[Service]:
     """Flux's controllers of sources, kustomizations and Helm releases; the sources lie in a folder of the host."""
-    storage = "127.0.0.1:9790"
-    sources = {
-        "storage-path": layout.state / "flux",
-        "storage-addr": storage,
-        "storage-adv-addr": storage,
-    }
+    folder, storage = layout.state / "flux", "127.0.0.1:9790"
+    sources = {"storage-path": folder, "storage-addr": storage, "storage-adv-addr": storage}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FLUX_NAMESPACE}}
     settings = layout.manifests / "flux-objects.yaml"
     services = []
@@ -214,7 +210,7 @@ def _flux(layout: Layout) -> list[Service]:
                 modules=controller.modules,
                 command=(controller.name, *(f"--{name}={value}" for name, value in options.items())),
                 environment={"RUNTIME_NAMESPACE": FLUX_NAMESPACE, "TMPDIR": str(layout.state / "tmp")},
-                files={settings: yaml.safe_dump(namespace)},
+                files={settings: yaml.safe_dump(namespace), folder / "keep": ""},  # the folder has to be there
                 before=(apply_file(settings), apply_file(definitions)),
                 ready_url=f"http://{health}/readyz",
             )

@@ -85,6 +85,8 @@ def _traefik(layout: Layout) -> Service:
     options = {
         "providers.kubernetesgateway": "true",
         "providers.kubernetescrd": "true",
+        # A route answers 404 while one of its versions has no server, as a canary has none until its first is ready.
+        "providers.kubernetescrd.allowemptyservices": "true",
         "entrypoints.web.address": f":{GATEWAY_PORT}",
         "entrypoints.traefik.address": "127.0.0.1:8099",
         "ping": "true",

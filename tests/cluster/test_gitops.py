@@ -59,7 +59,7 @@ TRAINING = {"global_batch_size": 2, "micro_batch_size": 2, "seq_len": 64}
 LOAD = {"batch_size": 2, "prompt_tokens": 4, "new_tokens": 4, "rounds": 1}
 RECIPE = {
     "name": "nano",
-    "placement": {"threads": 1, "memory_gib": 2.0},
+    "placement": {"threads": 1, "memory_gib": 4.0},
     "data": {"arithmetic": {"num_train": 200, "num_chats": 80, "num_validation": 16, "num_test": 220}},
     "parent_pretrain": {
         "shape": {
@@ -121,7 +121,7 @@ class Platform:
 
         def judged() -> bool:
             run, gate = self.status()["runs"][0]["run"], self.status().get("gate", {})
-            return before != run == gate.get("run")
+            return bool(before != run == gate.get("run"))
 
         self.wait(f"the gate has judged: {what}", judged)
 
@@ -406,7 +406,7 @@ def test_commits_become_served_models_and_worse_ones_do_not(platform: Platform, 
         assert champion() == first
         platform.follow("upgrade", UPGRADE)
 
-        platform.ask_for("a learning rate that ruins it", sft__num_steps=300, sft__learning_rate=3.0)
+        platform.ask_for("a learning rate that ruins it", sft__num_steps=300, sft__learning_rate=0.1)
         assert platform.judgement("Promoted") == ("False", "GateNotPassed")
         assert platform.served == first
 

@@ -173,8 +173,7 @@ def test_a_server_that_ends_takes_requests_a_while_and_finishes_the_longest_answ
 
 def test_a_canary_is_asked_before_it_has_users_and_then_gets_more_and_more(example: list[Object]) -> None:
     strategy = find(example, "Rollout", NAME)["spec"]["strategy"]["canary"]
-    assert strategy["dynamicStableScale"]
-    assert "abortScaleDownDelaySeconds" not in strategy  # together they lose requests at an abort
+    assert "dynamicStableScale" not in strategy  # the old servers stay until the new ones have all users
     steps = strategy["steps"]
     assert steps[:3] == [
         {"setCanaryScale": {"replicas": 1}},
@@ -189,6 +188,13 @@ def test_a_canary_is_asked_before_it_has_users_and_then_gets_more_and_more(examp
     assert strategy["trafficRouting"] == {
         "plugins": {"argoproj-labs/gatewayAPI": {"httpRoute": NAME, "namespace": "tessera"}}
     }
+
+
+def test_where_servers_are_scarce_the_old_ones_go_as_the_new_ones_come() -> None:
+    scarce = {"nano": NANO | {"canary": NANO["canary"] | {"dynamicStableScale": True}}}
+    strategy = find(served(models=scarce), "Rollout", NAME)["spec"]["strategy"]["canary"]
+    assert strategy["dynamicStableScale"]
+    assert "abortScaleDownDelaySeconds" not in strategy  # together they lose requests at an abort
 
 
 def test_traefik_gets_a_service_of_its_own_kind_without_weights() -> None:

@@ -8,8 +8,10 @@ canary:
   stableService: {{ $full }}
   canaryService: {{ $full }}-canary
   maxUnavailable: 0
-  # Servers of the old version go as the new ones come. No abortScaleDownDelaySeconds: with both, an abort loses requests.
+  {{- if $canary.dynamicStableScale }}
+  # No abortScaleDownDelaySeconds: with both, an abort loses requests.
   dynamicStableScale: true
+  {{- end }}
   trafficRouting:
     {{- if eq $root.Values.serving.router "traefik" }}
     traefik: {weightedTraefikServiceName: {{ $full }}}
