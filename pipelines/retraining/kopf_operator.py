@@ -1,7 +1,7 @@
 """`tessera operator`: watches the `Retraining` objects of a namespace by kopf, and takes a step of each that changes.
 
 A handler of events alone: it needs no finalizer and no annotation, so an object can be deleted while no operator runs.
-The watch is begun anew every `RESYNC_S`, which lists all objects: each then takes a step, as time has passed.
+kopf's timers need both, so each object has a task of ours, which takes a step at each change and after `RESYNC_S`.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ def run_operator(
     try:
         connections = connect(kfp, service_account, settings, queues=queues)
         with _served(metrics):
-            was_lost = asyncio.run(_operate(lease, _handlers(connections, metrics), namespace, liveness_url))
+            was_lost = asyncio.run(_operate(lease, _handlers(ObjectTasks(connections, metrics)), namespace, liveness_url))
     finally:
         lease.release()
     if was_lost:
@@ -134,7 +134,52 @@ def connect(kfp: str | None, service_account: str | None, settings: OperatorSett
     return Connections(ClusterObjects(), server, submitter, settings=settings)
 
 
-def _handlers(connections: Connections, metrics: OperatorMetrics) -> kopf.OperatorRegistry:
+class ObjectTasks:
+    """A task for each object, which takes its steps one after another; one that waits for a server stops no other.
+
+    Args:
+        connections: how a step reaches the cluster.
+        metrics: count the steps.
+        resync_s: time after which an object takes a step although nothing of it has changed.
+    """
+
+    def __init__(self, connections: Connections, metrics: OperatorMetrics, resync_s: float = RESYNC_S) -> None:
+        self._connections, self._metrics, self._resync_s = connections, metrics, resync_s
+        self._executor = concurrent.futures.ThreadPoolExecutor(MAX_STEPS)
+        self._tasks: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
+
+    def note_change(self, body: kopf.Body, namespace: str, name: str) -> None:
+        """Let an object take a step now. Call it in a handler, whose context lets its task write Kubernetes' events."""
+        if name not in self._tasks:
+            changed = asyncio.Event()
+            self._tasks[name] = changed, asyncio.create_task(self._follow(changed, body, namespace, name))
+        self._tasks[name][0].set()
+
+    def forget(self, name: str) -> None:
+        """End the task of an object that is gone."""
+        if name in self._tasks:
+            self._tasks.pop(name)[1].cancel()
+        self._metrics.forget(name)
+
+    async def _follow(self, changed: asyncio.Event, body: kopf.Body, namespace: str, name: str) -> None:
+        """Take a step at each change, and after a while without one."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), self._resync_s)
+            changed.clear()
+            try:
+                outcome = await loop.run_in_executor(
+                    self._executor, take_step, self._connections, self._metrics, namespace, name
+                )
+            except Exception:  # a fault of ours: the next step tries again
+                log.exception("%s/%s: a step has failed", namespace, name)
+                continue
+            for kind, reason, message in () if outcome is None else changed_judgements(outcome):
+                kopf.event(body, type=kind, reason=reason, message=message)
+
+
+def _handlers(tasks: ObjectTasks) -> kopf.OperatorRegistry:
     """What kopf calls."""
     registry = kopf.OperatorRegistry()
 
@@ -144,22 +189,18 @@ def _handlers(connections: Connections, metrics: OperatorMetrics) -> kopf.Operat
 
     @kopf.on.startup(registry=registry)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settings.watching.server_timeout = RESYNC_S
+        settings.watching.server_timeout = RESYNC_S  # else a dead connection is never noticed
         settings.scanning.disabled = True  # the definition is there before the operator; to watch it takes more rights
-        settings.execution.executor = concurrent.futures.ThreadPoolExecutor(MAX_STEPS)
         settings.posting.reporting_component = LEASE
 
     @kopf.on.event(GROUP, VERSION, PLURAL, id="reconcile", registry=registry)
-    def step(event: kopf.RawEvent, body: kopf.Body, namespace: str | None, name: str, **_: Any) -> None:
+    async def step(event: kopf.RawEvent, body: kopf.Body, namespace: str | None, name: str, **_: Any) -> None:
         if namespace is None:
             return
         if event["type"] == "DELETED":
-            metrics.forget(name)
-            return
-        outcome = take_step(connections, metrics, namespace, name)
-        if outcome is not None:
-            for kind, reason, message in changed_judgements(outcome):
-                kopf.event(body, type=kind, reason=reason, message=message)
+            tasks.forget(name)
+        else:
+            tasks.note_change(body, namespace, name)
 
     return registry
 

@@ -192,6 +192,9 @@ def test_a_change_becomes_a_run_also_when_the_operator_is_killed(
             wait_until("the end", lambda: status("nano").get("phase") == "Ready")
             assert run_command(["retrain", "nano", "-n", NAMESPACE, "--now"]) == 0
             wait_until("another run", lambda: len(kfp.runs) == 2)
+            kfp.runs[0]["state"] = "SUCCEEDED"  # nothing of the object changes
+            end_run(open_store(s3_uri), f"{run}-2", "succeeded")
+            wait_until("its end", lambda: [each["run"] for each in status("nano")["runs"]] == [f"{run}-2", run])
             assert run_command(["retrain", "nano", "-n", NAMESPACE, "--suspend"]) == 0
             events = wait_until("events", lambda: [e for e in api.events() if e.startswith("nano Normal RunSucceeded")])
             assert events
