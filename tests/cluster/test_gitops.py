@@ -30,6 +30,7 @@ from kubernetes import dynamic
 from kubernetes.dynamic.exceptions import NotFoundError
 from mlflow import MlflowClient
 
+from components.core.lineage.pipeline_runs import TAG
 from infra.chart import CHART, render
 from infra.testcluster.gateway import GATEWAY_NAME, GATEWAY_NAMESPACE, PROMETHEUS_URL
 from infra.testcluster.layout import GATEWAY
@@ -379,7 +380,7 @@ def champion() -> str:
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (model,) = client.search_registered_models()
     version = client.get_model_version_by_alias(model.name, "champion")
-    return str(version.tags["tessera.digest"])
+    return str(version.tags[f"{TAG}digest"])
 
 
 def test_commits_become_served_models_and_worse_ones_do_not(platform: Platform, tmp_path: Path) -> None:
