@@ -81,6 +81,8 @@ class PromotionFollower:
             self._promote(run)
         elif current is not None and current.state == "Requested":
             self._follow_request(current)
+        elif current is not None and current.state == "Serving":
+            self._notice_withdrawal(current)
 
     # The gate
 
@@ -217,6 +219,14 @@ class PromotionFollower:
             self._judge(None, "NoRollout", f"there is no Rollout {name!r}")
         else:
             self._judge(None, "NotApplied", f"the Rollout {name} has not got bundle {bundle} yet")
+
+    def _notice_withdrawal(self, promotion: PromotionStatus) -> None:
+        """See whether the Rollout still has what was promoted, which a person may have taken back since."""
+        name = self._rules.rollout
+        rollout = None if name is None else self._objects.rollout(self._namespace, name)
+        if rollout is not None and _bundle(rollout) != promotion.bundle:
+            now = _bundle(rollout)[:12]
+            self._judge(False, "Withdrawn", f"the Rollout {name} has bundle {now}, not {promotion.bundle[:12]}, now")
 
     def _serve(self, promotion: PromotionStatus, why: str) -> None:
         """The bundle serves all traffic: it is the champion."""

@@ -200,6 +200,26 @@ def test_a_change_that_is_taken_back_during_the_canary_ends_it(site: Site) -> No
     assert status.last_promoted is None
 
 
+def test_a_model_that_a_person_takes_back_after_it_served_all_users_is_told(site: Site) -> None:
+    site.create(rollout="nano")
+    bundle = site.run(0.9)
+    site.world.step()
+    set_rollout(site.world, bundle, "Healthy")
+    served = site.world.step()
+    assert condition(served, "Promoted")[:2] == ("True", "Serving")
+    site.platform.change(site.champion)
+    set_rollout(site.world, site.champion, "Healthy")
+    status = site.world.step()
+    assert condition(status, "Promoted") == (
+        "False",
+        "Withdrawn",
+        f"the Rollout nano has bundle {site.champion[:12]}, not {bundle[:12]}, now",
+    )
+    assert status.last_promoted == served.last_promoted
+    site.world.step()
+    assert site.served == site.champion
+
+
 def test_a_commit_that_is_taken_back_before_the_rollout_has_it_ends_too(site: Site) -> None:
     site.create(rollout="nano")
     site.run(0.9)
