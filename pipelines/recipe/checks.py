@@ -238,15 +238,18 @@ FROM_DATA = {
     "sft": ("seq_len", "num_steps"),
     "rl": ("max_tokens",),
     "eval": ("max_tokens",),
+    "deploy": ("max_tokens",),
 }
-"""Keys, by section, whose values follow from data: from the sizes of its files, or only from what is in them."""
+"""Keys, by section, whose values follow from data."""
+DATA_OF = {"eval": "rl", "deploy": "sft"}
+"""Sections that ask what is given by the data of another section; without it their keys matter little."""
 
 
 def _defaults_of_a_small_world(recipe: Recipe) -> Iterator[str]:
     """What a recipe with a parent of the user's own leaves to defaults that were not made for it."""
     if own_parent(recipe) is None:
         return
-    names = [name for name in FROM_DATA if recipe.rl or name != "eval"]  # problems are of the section `rl`
+    names = [name for name in FROM_DATA if getattr(recipe, DATA_OF.get(name, name)) is not None]
     sections = {name: section for name in names if (section := getattr(recipe, name)) is not None}
     filled = {setting.key for setting in rules_of(recipe)}
     keys = [

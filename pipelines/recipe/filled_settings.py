@@ -5,13 +5,14 @@ files stand for their tokens, and a device that is known from its data sheet sta
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from components.core.base.config import Config
 from components.core.model.accelerators import DEVICES
 from components.core.model.architecture import Architecture
 from components.core.training.train_config import TrainConfig
 from components.data.data_facts import CorpusFacts, DataFacts
+from components.deploy.config import DeployConfig
 from components.eval.config import EvalConfig
 from components.rl.config import RlConfig
 from components.search.config import SearchConfig
@@ -22,8 +23,10 @@ from pipelines.recipe.setting_rules import (
     MAX_BATCH_TOKENS,
     MAX_SFT_ROWS,
     MIN_ROWS,
+    PROMPT_TOKENS,
     Facts,
     Setting,
+    answer_length,
     batch_and_steps,
     calibration_rows,
     corpus_tokens,
@@ -61,6 +64,9 @@ class ParentFacts:
         context: the longest text that it was made for, tokens.
         corpus: size of the user's text; None where there is none, or it is not known.
         chats: size of the user's chats, likewise.
+        problems: size of the user's problems, likewise.
+        max_model_len: longest prompt with its answer, tokens, that the server of a section takes, by section, where the
+            recipe limits it.
         on_gpu: sections of the recipe whose placement has GPUs.
     """
 
@@ -69,6 +75,8 @@ class ParentFacts:
     context: int
     corpus: SourceSize | None = None
     chats: SourceSize | None = None
+    problems: SourceSize | None = None
+    max_model_len: Mapping[str, int] = field(default_factory=dict)
     on_gpu: frozenset[str] = frozenset()
 
     def usual(self, section: str) -> Facts:
@@ -85,6 +93,20 @@ class ParentFacts:
             memory_bytes=0,
             machine="an H100" if gpus else f"{USUAL_THREADS} threads",
         )
+
+    @property
+    def chat_tokens(self) -> int | None:
+        """Tokens that nearly every chat has at most; None where that is not known."""
+        return None if self.chats is None else -(-self.chats.row_bytes // CHAT_BYTES_A_TOKEN)
+
+    def longest_text(self, section: str) -> int:
+        """Tokens of a prompt with its answer that the model takes in a section."""
+        return min(self.context, self.max_model_len.get(section, self.context))
+
+    def prompt_tokens(self, section: str) -> int:
+        """Tokens of a prompt: no more than the row of a problem has, and at most half of what the model takes."""
+        row = PROMPT_TOKENS if self.problems is None else -(-self.problems.row_bytes // CHAT_BYTES_A_TOKEN)
+        return min(row, self.longest_text(section) // 2)
 
     def _corpus_facts(self) -> CorpusFacts | None:
         if self.corpus is None:
@@ -116,10 +138,11 @@ def filled_settings(sections: Mapping[str, Config | None], facts: ParentFacts) -
         if isinstance(section, SearchConfig):
             found += _search(section, facts)
         elif isinstance(section, RlConfig):
-            usual = facts.usual(name)
-            found += [*rollout_settings(on_gpu=usual.gpus > 0), _dtype(name, usual)]
+            found += _rl(name, section, facts)
         elif isinstance(section, EvalConfig):
-            found += _seq_len(f"{name}.held_out", facts.usual(name))
+            found += [*_answer_length(name, facts), *_seq_len(f"{name}.held_out", facts.usual(name))]
+        elif isinstance(section, DeployConfig):
+            found += _answer_length(name, facts)
     return found
 
 
@@ -174,6 +197,37 @@ def _search(section: SearchConfig, facts: ParentFacts) -> Iterator[Setting]:
     yield library_steps(usual, chosen * seq_len, precision)
 
 
+def _rl(name: str, section: RlConfig, facts: ParentFacts) -> Iterator[Setting]:
+    """Rollouts, precision, and the length of answers with how many of them the learner computes at a time."""
+    usual = facts.usual(name)
+    yield from rollout_settings(on_gpu=usual.gpus > 0)
+    yield _dtype(name, usual)
+    for length in _answer_length(name, facts):
+        yield length
+        chosen = section.max_tokens if "max_tokens" in section.model_fields_set else int(str(length.value))
+        row = facts.prompt_tokens(name) + chosen
+        reason = (
+            f"answers with their prompts of up to {row:,} tokens: {CPU_MICRO_TOKENS:,} tokens at most, which fit most "
+            "devices; the result is the same"
+        )
+        yield Setting(f"{name}.micro_batch_size", max(1, CPU_MICRO_TOKENS // row), reason)
+
+
+def _answer_length(section: str, facts: ParentFacts) -> Iterator[Setting]:
+    """Tokens of an answer, so that no thinking is cut away: as many as a chat has, whose answer is a part of it."""
+    if facts.chats is None or facts.chat_tokens is None:
+        return
+    longest, tokens = facts.longest_text(section), facts.chat_tokens
+    length = answer_length(tokens, facts.prompt_tokens(section), longest)
+    reason = (
+        f"99 % of the rows of your chats have at most {facts.chats.row_bytes:,} bytes, taken as {tokens:,} tokens, and "
+        "an answer with its thinking has no more; tessera init counts the answers"
+    )
+    if length < tokens:
+        reason = f"{length:,} of the {longest:,} tokens that the model takes are left behind a prompt: {reason}"
+    yield Setting(f"{section}.max_tokens", length, reason)
+
+
 def _dtype(section: str, usual: Facts) -> Setting:
     """Type of matrix products, by the kind of device."""
     chosen = product_dtype(usual.computer, usual.stored)
@@ -190,9 +244,9 @@ def _seq_len(section: str, usual: Facts) -> Iterator[Setting]:
 
 def _chat_length(facts: ParentFacts) -> Iterator[Setting]:
     """Tokens of a packed row of chats, so that nearly all of them are whole."""
-    if facts.chats is None:
+    if facts.chats is None or facts.chat_tokens is None:
         return
-    tokens = -(-facts.chats.row_bytes // CHAT_BYTES_A_TOKEN)
+    tokens = facts.chat_tokens
     reason = (
         f"99 % of the rows of your chats have at most {facts.chats.row_bytes:,} bytes, taken as {tokens:,} tokens, so "
         "that no thinking is cut away (arXiv 2505.00949, section 4); tessera init counts them"

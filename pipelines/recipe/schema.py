@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -196,17 +196,24 @@ class Recipe(Config):
     @property
     def ruled_sections(self) -> dict[str, Config | None]:
         """Sections for which there are rules of what a parent of the user's own needs, by name."""
-        return {name: getattr(self, name) for name in ("search", "distill", "pretrain", "sft", "rl", "eval")}
+        names = ("search", "distill", "pretrain", "sft", "rl", "eval", "deploy")
+        return {name: getattr(self, name) for name in names}
 
     def config(self, section: Config, kind: type[StageConfig]) -> StageConfig:
         """The configuration of a stage as its section has it, with the recipe's seed and serving where it sets none."""
         values = section.model_dump(include=set(kind.model_fields))
-        if isinstance(own := getattr(section, "serving", None), ServingConfig):
-            common = {**self.serving.model_dump(), **own.model_dump(exclude_unset=True)}
-            values["serving"] = ServingConfig(**common).on_loopback().model_dump()
+        if (serving := self.serving_of(section)) is not None:
+            values["serving"] = serving.on_loopback().model_dump()
         if "seed" in values and values["seed"] is None:
             values["seed"] = self.seed
         return kind.parse(values)
+
+    def serving_of(self, section: Config) -> ServingConfig | None:
+        """How a section serves models, with the recipe's own settings where it sets none; None of one that does not."""
+        own = getattr(section, "serving", None)
+        if not isinstance(own, ServingConfig):
+            return None
+        return ServingConfig(**{**self.serving.model_dump(), **own.model_dump(exclude_unset=True)})
 
     def place(self, section: Placed) -> Placement:
         """Where the stage of a section runs; an evaluation has as many replicas as its GPUs are enough for."""
@@ -313,10 +320,21 @@ def parent_facts(recipe: Recipe) -> ParentFacts | None:
         context=context if isinstance(context, int) and context > 1 else DEFAULT_CONTEXT,
         corpus=_size_of_files(recipe.corpus),
         chats=_size_of_files(recipe.sft.data if recipe.sft else ()),
+        problems=_size_of_files(recipe.rl.data if recipe.rl else ()),
+        max_model_len=dict(_max_model_lens(recipe)),
         on_gpu=frozenset(
             name for name, section in placed if isinstance(section, Placed) and recipe.place(section).gpus
         ),
     )
+
+
+def _max_model_lens(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """Sections whose servers a recipe limits; the engine of `rl` is as long as its prompts and answers need."""
+    for name in ("eval", "deploy"):
+        section = recipe.ruled_sections[name]
+        serving = None if section is None else recipe.serving_of(section)
+        if serving is not None and serving.max_model_len is not None:
+            yield name, serving.max_model_len
 
 
 def _size_of_files(paths: Sequence[Path]) -> SourceSize | None:

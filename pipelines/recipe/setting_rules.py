@@ -59,6 +59,8 @@ MEMORY_SHARE = 0.8
 EMPTY_SHARE = 0.95
 """Speed-up that is aimed at, as a share of what the limit promises: measured speeds differ by 9 % within one table."""
 LENGTH_MULTIPLE, ANSWER_MULTIPLE = 64, 32
+PROMPT_TOKENS = 128
+"""Length that a prompt is taken to have where nothing tells it."""
 DEFAULT_CONTEXT = 2048
 """Tokens of a text where a configuration does not tell for how long ones a model was made."""
 DEFAULT_LIMITS: Mapping[str, JsonValue] = {"latency_ms": "70%"}
@@ -145,7 +147,7 @@ def all_settings(facts: Facts, limits: Mapping[str, JsonValue]) -> list[Setting]
         *(sft_settings(facts, chats, dtype) if chats else left_out(("sft",), "no chats")),
         *rl,
         *eval_settings(facts, chats, corpus, problems),
-        *deploy_settings(chats, problems),
+        *deploy_settings(facts, chats, problems),
     ]
 
 
@@ -299,9 +301,20 @@ def chat_seq_len(chats: ChatFacts, context: int) -> tuple[int, str]:
     return min(context, rounded_up(chats.chat_tokens, LENGTH_MULTIPLE)), reason
 
 
-def answer_length(chats: ChatFacts, prompt_tokens: int, context: int) -> tuple[int, str]:
-    """Longest answer, thinking included."""
-    length = min(rounded_up(chats.answer_tokens, ANSWER_MULTIPLE), max(1, context - prompt_tokens))
+def answer_length(answer_tokens: int, prompt_tokens: int, context: int) -> int:
+    """Longest answer: with its thinking, as far as the context has room for it behind a prompt.
+
+    Args:
+        answer_tokens: that 99 % of the answers in the chats have at most.
+        prompt_tokens: of a prompt.
+        context: the longest text that the model takes, tokens.
+    """
+    return min(rounded_up(answer_tokens, ANSWER_MULTIPLE), max(1, context - prompt_tokens))
+
+
+def _answer_length(facts: Facts, chats: ChatFacts, prompt_tokens: int) -> tuple[int, str]:
+    """Longest answer by the chats, and the reason."""
+    length = answer_length(chats.answer_tokens, prompt_tokens, facts.context)
     return length, f"99 % of the answers in your chats have at most {chats.answer_tokens:,} tokens, thinking included"
 
 
@@ -509,7 +522,7 @@ def sft_settings(facts: Facts, chats: ChatFacts, dtype: Setting) -> list[Setting
 
 def rl_settings(facts: Facts, chats: ChatFacts, problems: ProblemFacts, dtype: Setting) -> list[Setting]:
     """GRPO."""
-    length, why = answer_length(chats, problems.prompt_tokens, facts.context)
+    length, why = _answer_length(facts, chats, problems.prompt_tokens)
     steps, prompts, samples, rates = rollout_settings(on_gpu=facts.gpus > 0)
     num_prompts, num_samples, num_steps = (int(str(setting.value)) for setting in (prompts, samples, steps))
     row = problems.prompt_tokens + length
@@ -562,7 +575,7 @@ def eval_settings(
         return left_out(("eval",), "neither a corpus nor problems")
     found = []
     if chats is not None and problems is not None:
-        length, why = answer_length(chats, problems.prompt_tokens, facts.context)
+        length, why = _answer_length(facts, chats, problems.prompt_tokens)
         number, samples = (250, 4) if facts.gpus else (100, 2)
         number = min(number, max(1, round(DataConfig().test_fraction * problems.num_problems)))
         found += [
@@ -580,11 +593,12 @@ def eval_settings(
     return found
 
 
-def deploy_settings(chats: ChatFacts | None, problems: ProblemFacts | None) -> list[Setting]:
+def deploy_settings(facts: Facts, chats: ChatFacts | None, problems: ProblemFacts | None) -> list[Setting]:
     """Gate and smoke test."""
     if chats is None:
         return left_out(("deploy",), "a model without chats has not learned the switch that the smoke test asks for")
-    found = [Setting("deploy.max_tokens", rounded_up(chats.answer_tokens, ANSWER_MULTIPLE), "as in the evaluation")]
+    length, why = _answer_length(facts, chats, problems.prompt_tokens if problems else PROMPT_TOKENS)
+    found = [Setting("deploy.max_tokens", length, why)]
     if problems is not None:
         found += [
             Setting("deploy.gate.min_format", 0.9, "a model that loses its format is not promoted"),

@@ -45,11 +45,10 @@ from pipelines.recipe.checks import RUN_AS_RANKS
 from pipelines.recipe.graph import Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.schema import Recipe, is_address
+from pipelines.recipe.setting_rules import PROMPT_TOKENS
 from pipelines.recipe.source_files import KINDS, files_of
 from pipelines.sizing.machine import Machine
 
-PROMPT_TOKENS = 128
-"""Length that a prompt is taken to have where no setting tells it."""
 BYTES_A_TOKEN = 4
 """Of text; and of a token in a token file, at most."""
 ENCODED_PER_S = 2_000_000

@@ -94,6 +94,34 @@ def test_rows_of_chats_are_as_long_as_their_bytes_let_expect(chat_bytes: int, se
     assert steps == rules.MAX_EPOCHS * 10_000 // (4 * 128)
 
 
+ASKED = ("rl", "eval", "deploy")
+"""Sections with answers."""
+
+
+def answer_lengths(text: dict[str, Any], **known: Any) -> list[int]:
+    found = filled(text, **known)
+    return [found[f"{section}.max_tokens"] for section in ASKED]
+
+
+def test_an_answer_may_be_as_long_as_a_chat_and_leaves_room_for_its_prompt() -> None:
+    chats, long = SourceSize(300_000, 3000), SourceSize(9_000_000, 90_000)
+    assert answer_lengths({}, chats=chats) == [1024] * 3  # 1,000 tokens of 3 bytes, in 32s
+    assert answer_lengths({}, chats=long) == [8192 - 128] * 3
+    assert answer_lengths({}, chats=long, problems=SourceSize(9000, 900)) == [8192 - 300] * 3
+    assert answer_lengths({}, chats=long, problems=long) == [4096] * 3  # the row of a problem has its solution too
+    limited = {"eval": 1000, "deploy": 200}
+    assert answer_lengths({}, chats=chats, max_model_len=limited) == [1024, 1000 - 128, 200 - 100]
+    assert not {f"{section}.max_tokens" for section in ASKED} & filled({}, corpus=TEXT).keys()
+
+
+def test_the_learner_computes_as_many_answers_at_a_time_as_their_length_allows() -> None:
+    chats = SourceSize(30_000, 300)
+    assert filled({}, chats=chats)["rl.micro_batch_size"] == 2048 // (128 + 128)
+    assert filled({"rl": {"max_tokens": 384}}, chats=chats)["rl.micro_batch_size"] == 2048 // (128 + 384)
+    assert filled({}, chats=SourceSize(30_000, 30_000))["rl.micro_batch_size"] == 1
+    assert "rl.micro_batch_size" not in filled({})
+
+
 def test_a_recipe_without_a_parent_of_its_own_has_no_rules() -> None:
     assert rules_of(Recipe.parse({"name": "x"})) == []
     assert rules_of(Recipe.parse({"name": "x", "parent": "run://demo-1/distilled"})) == []

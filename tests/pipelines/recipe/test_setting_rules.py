@@ -68,7 +68,7 @@ def test_no_thinking_is_cut_away() -> None:
     assert 290 <= found["rl.max_tokens"] == found["eval.max_tokens"] < 290 + 32
     short = Facts(SMALL, "bfloat16", 256, ALL, Computer(DEVICES["CPU"]), 0, 2, 24 << 30)
     assert values(short)["sft.seq_len"] == 256  # more than that the parent cannot take
-    assert values(short)["rl.max_tokens"] == 256 - 90
+    assert values(short)["rl.max_tokens"] == values(short)["deploy.max_tokens"] == 256 - 90
 
 
 def test_a_training_goes_through_no_more_than_it_has_and_has_time_for() -> None:

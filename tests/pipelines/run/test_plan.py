@@ -158,6 +158,20 @@ def test_a_plan_tells_what_was_filled_in_and_what_was_not(own_model: Path, capsy
     assert "pretrain.seq_len, pretrain.num_steps: not set" in shown
 
 
+def test_a_plan_tells_how_long_answers_may_be_and_why(own_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chats = own_model.parent / "chats.jsonl"
+    chats.write_text('{"prompt": "2+2=", "completion": "4"}\n')
+    arguments = ["plan", str(own_model), "--store", str(own_model.parent / "store"), "--device", "CPU:2"]
+    assert run_command([*arguments, "--set", f"sft={chats}"]) == 0
+    assert (
+        "deploy.max_tokens is 32: 99 % of the rows of your chats have at most 37 bytes, taken as 13 tokens, and an "
+        "answer with its thinking has no more; tessera init counts the answers"
+    ) in capsys.readouterr().out
+    chats = chats.rename(own_model.parent / "chats.json")
+    assert run_command([*arguments, "--set", f"sft={chats}"]) == 0
+    assert "deploy.max_tokens: not set" in capsys.readouterr().out
+
+
 SETTINGS, VOCABULARY = "tokenizer_config.json", "tokenizer.json"
 
 
