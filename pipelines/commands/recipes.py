@@ -68,6 +68,8 @@ def plan(
         print_json(plan_as_json(planned))
     else:
         show_plan(planned, console())
+    if planned.prediction is not None:
+        _warn(planned.prediction.warning)
     if planned.faults:
         raise typer.Exit(2)
 
@@ -96,14 +98,19 @@ def init(
     sources = {"corpus": corpus, "chats": chats, "problems": problems}
     machine = this_machine()
     settings = init_recipe(parent, sources, parse_shares(limits), machine, out)
-    if machine.busy_warning:
-        console(stderr=True).print(f"warning: {machine.busy_warning}", markup=False, highlight=False, soft_wrap=True)
+    _warn(machine.busy_warning)
     console().print(
         f"wrote {out} with {len(settings)} settings\n  tessera plan {out}   # what it will take\n  tessera run {out}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _warn(text: str | None) -> None:
+    """Say what to doubt, beside the output; nothing where there is nothing."""
+    if text is not None:
+        console(stderr=True).print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def compile_(

@@ -57,6 +57,7 @@ class Prediction:
         work: of each stage that would run, by its label.
         misfits: what does not fit.
         chosen: settings that are as the rules choose them for this parent, whether filled in or written.
+        warning: why not to trust the speed of the machine; None where it can be.
     """
 
     device: str
@@ -64,6 +65,7 @@ class Prediction:
     work: dict[str, StageWork]
     misfits: list[Misfit]
     chosen: list[Setting]
+    warning: str | None
 
 
 @dataclass
@@ -131,6 +133,7 @@ def predict(
         work=work,
         misfits=list(find_misfits(recipe, models, work, machine, free_bytes)),
         chosen=list(_as_the_rules_choose(recipe)),
+        warning=machine.busy_warning,
     )
 
 

@@ -57,8 +57,8 @@ class Machine:
             return None
         return (
             f"the speed was measured on a busy machine, with {self.load:.1f} processes to run for each CPU: it may be "
-            "too low, and what follows from it, such as the steps of trainings, too small; measure again when the "
-            "machine has less to do"
+            "too low; then predicted times are too long, and trainings whose steps are chosen by it too short; measure "
+            "again when the machine has less to do"
         )
 
     def computer(self, placement: Placement, *, spreads: bool) -> Computer | None:

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from components.core.base.errors import RecipeError
+from components.core.model.accelerators import DEVICES
 from components.core.runtime.code_digest import code_digest
 from components.core.runtime.runner import stage_key
 from components.core.store.manifest import Manifest
@@ -219,6 +222,20 @@ def test_a_plan_predicts_what_a_run_takes(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "predicted for CPU" in shown
     assert "the child is counted as 6 of the parent's 12 layers" in shown
+
+
+def test_a_plan_doubts_a_speed_that_was_measured_beside_much_other_work(
+    own_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = Machine(DEVICES["CPU"], None, 0, 2, 8 << 30, load=0.5)
+    arguments = ["plan", str(own_model), "--store", str(own_model.parent / "store"), "--json", "--set", "deploy=null"]
+    for load, warning in ((0.5, None), (5.5, "the speed was measured on a busy machine, with 5.5 processes to run")):
+        monkeypatch.setattr("pipelines.sizing.machine.this_machine", partial(replace, idle, load=load))
+        assert run_command(arguments) == 0
+        shown = capsys.readouterr()
+        told = json.loads(shown.out)["prediction"]["warning"]
+        assert shown.err == ("" if told is None else f"warning: {told}\n")
+        assert told is None if warning is None else told.startswith(warning)
 
 
 def test_what_is_cached_takes_nothing(tmp_path: Path) -> None:
