@@ -8,6 +8,7 @@ from components.core.model.accelerators import device_of
 from components.core.model.architecture import Architecture, BlockConfig
 from components.core.model.inspection import checkpoint_notes, read_architecture
 from components.core.runtime.hardware import vllm_uses_gpu
+from components.core.runtime.placement import refuse_offload_without_gpu
 from components.core.serving.settings import refuse_head_sizes
 from components.core.text.corpus.blend import Blend
 from components.core.text.embedding_rows import embedding_rows, tokens_without_row
@@ -105,11 +106,11 @@ def _cannot_offload(graph: Graph) -> Iterator[InputError]:
                 f"placement.offload is set for {task.label}, which cannot use it",
                 hint="set it in the placement of a training: pretrain, distill or sft",
             )
-        elif task.placement.offload and not task.placement.gpus:
-            yield RecipeError(
-                f"{task.label}: placement.offload keeps a training out of the memory of a GPU, and placement.gpus is 0",
-                hint="leave offload out, or set placement.gpus",
-            )
+            continue
+        try:
+            refuse_offload_without_gpu(task.placement, task.label)
+        except InputError as error:
+            yield error
 
 
 def _too_few_gpus(graph: Graph) -> Iterator[InputError]:

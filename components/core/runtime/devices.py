@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import Store
 
 from components.core.base.errors import InputError
-from components.core.runtime.placement import Placement
+from components.core.runtime.placement import Placement, refuse_offload_without_gpu
 
 DATA_PARALLEL = "dp"
 """Name of the mesh axis over which parameters are sharded."""
@@ -26,11 +26,7 @@ def device_of(placement: Placement) -> torch.device:
         InputError: the placement asks for a GPU and PyTorch can use none here, or it is to offload without one.
     """
     if placement.gpus == 0:
-        if placement.offload:
-            raise InputError(
-                "placement.offload keeps a training out of the memory of a GPU, and placement.gpus is 0",
-                hint="leave offload out, or set placement.gpus",
-            )
+        refuse_offload_without_gpu(placement)
         return torch.device("cpu")
     if not _has_gpu():
         raise InputError(

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from components.core.base.config import Config
+from components.core.base.errors import InputError
 
 TAINT = r"^[A-Za-z0-9][\w./-]*(=[\w.-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?$"
 """A taint as `kubectl taint` writes it."""
@@ -59,3 +60,21 @@ class Placement(Config):
     def engine_threads(self) -> int:
         """CPU threads of a timed vLLM: one on a CPU, so that other processes disturb the timing less."""
         return 1 if self.gpus == 0 else self.threads
+
+
+def refuse_offload_without_gpu(placement: Placement, label: str = "") -> None:
+    """Refuse to keep a training out of the memory of a GPU where none computes it.
+
+    Args:
+        placement: of the stage.
+        label: of the stage, for the message, where several are checked.
+
+    Raises:
+        InputError: the placement asks for that.
+    """
+    if placement.offload and not placement.gpus:
+        where = f"{label}: " if label else ""
+        raise InputError(
+            f"{where}placement.offload keeps a training out of the memory of a GPU, and placement.gpus is 0",
+            hint="leave offload out, or set placement.gpus",
+        )
