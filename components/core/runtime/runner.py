@@ -35,6 +35,7 @@ Digests = Mapping[str, str | list[str]]
 """Digest of each input artifact by name; a list where the stage takes many, or where each shard made one."""
 
 INTERRUPTED_EXIT_CODE = 130
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def stage_key(stage: Stage, config: Config, inputs: Digests) -> str:
@@ -246,6 +247,7 @@ def _compute_alone(
                 waiting.append(True)
 
         scratch = stack.enter_context(scratch_dir(store.local / "tmp", f"{stage.name}-{key[:16]}", wait))
+        stack.enter_context(contextlib.closing(stopping))  # before the folder is removed, which is to be done whole
         fault_point("stage.alone")
         record = load_verified_record(store, key, stage)
         if record is not None:
@@ -349,28 +351,39 @@ class _Stop:
     """Whether the stage was asked to stop; long loops poll it."""
 
     def __init__(self) -> None:
-        self.requested = self.polled = False
+        self.requested = self.polled = self.closed = False
 
     def __call__(self) -> bool:
         """Whether a signal has arrived."""
         self.polled = True
         return self.requested
 
+    def close(self) -> None:
+        """Ignore signals from here on: all that is left is to clean up, and to say how the stage has ended."""
+        self.closed = True
+
     def handle_signal(self, signum: int, frame: FrameType | None) -> None:
         """Interrupt at once on a second signal, or if the stage does not poll: then it has no checkpoint to save."""
-        if self.requested or not self.polled:
+        if self.closed:
+            return
+        at_once, self.requested = self.requested or not self.polled, True
+        if at_once:
+            self.close()
             raise Interrupted
-        self.requested = True
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[_Stop]:
-    """Turn SIGTERM and SIGINT into a flag that long loops poll."""
+    """Turn SIGTERM and SIGINT into a flag that long loops poll; within another such block, it is that one's flag."""
+    outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(outer, _Stop):
+        yield outer
+        return
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.handle_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop.handle_signal) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:

@@ -17,6 +17,7 @@ import functools
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,15 @@ from components.core.runtime.multi_node.train_job import MANIFEST, run_on_nodes
 from components.core.runtime.multi_node.training_node import run_other_node, stopped_without_watcher
 from components.core.runtime.placement import Placement
 from components.core.runtime.refusals import answer_retries
-from components.core.runtime.runner import INTERRUPTED_EXIT_CODE, Digests, events_path, run_stage, stage_key
+from components.core.runtime.runner import (
+    INTERRUPTED_EXIT_CODE,
+    STOP_SIGNALS,
+    Digests,
+    events_path,
+    run_stage,
+    stage_key,
+    stop_signals,
+)
 from components.core.runtime.stage import Stage, item_label
 from components.core.runtime.torchrun import node_rank
 from components.core.store.store import StageRecord, Store, open_store
@@ -88,19 +97,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if RUNNER_PID in os.environ:
         on_exit_of(int(os.environ[RUNNER_PID]), functools.partial(terminate_gracefully, GRACE_S))
-    try:
-        _run(options)
-    except TesseraError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        write_failure(error)
-        return error.exit_code
-    except OSError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        write_failure(StageFailed(str(error)))
-        return 1
-    except Interrupted:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return INTERRUPTED_EXIT_CODE
+    with stop_signals() as stopping:
+        try:
+            with contextlib.closing(stopping):
+                _run(options)
+        except TesseraError as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            write_failure(error)
+            return error.exit_code
+        except OSError as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            write_failure(StageFailed(str(error)))
+            return 1
+        except Interrupted:
+            sys.stderr.write("stopped; the same command goes on from here\n")
+            return INTERRUPTED_EXIT_CODE
     return 0
 
 
@@ -233,4 +244,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the exit code tells how the stage has ended, and Python is not gone yet
+    sys.exit(status)

@@ -88,7 +88,7 @@ def run_on_nodes(
         record = load_verified_record(store, key, stage)
         if record is None:
             raise StageFailed(f"{label}: TrainJob {job.name} is complete, and {store.uri} has no result of it")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         job.delete()
         raise Interrupted from None
     except TesseraError as error:

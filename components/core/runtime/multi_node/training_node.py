@@ -51,7 +51,8 @@ def run_other_node(stage: Stage, config: Config, inputs: Digests, *, store: Stor
     key = stage_key(stage, config, inputs)
     if load_verified_record(store, key, stage) is not None:  # the first node failed after it had recorded the result
         return
-    with stop_signals() as stopping, scratch_dir(store.local / "tmp", f"{stage.name}-{key[:16]}-node") as scratch:
+    folder = scratch_dir(store.local / "tmp", f"{stage.name}-{key[:16]}-node")
+    with stop_signals() as stopping, folder as scratch, contextlib.closing(stopping):
         context = StageContext(NullReporter(), Resume(store.resume_folder(key)), scratch, placement, stopping=stopping)
         fetch_and_work(stage, config, inputs, key, store, context)
 

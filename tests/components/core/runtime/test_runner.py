@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Mapping
@@ -224,6 +225,27 @@ def test_an_interrupted_stage_goes_on_where_it_stopped(store, numbers, stop_afte
     record, events = run(store, {"numbers": numbers})
     assert events.steps == list(range(stop_after + 1, 5))
     assert record.result == {"total": 10}
+
+
+def test_a_stage_that_is_asked_again_while_it_cleans_up_cleans_up_whole(store, numbers, monkeypatch):
+    remove, handler, asked = shutil.rmtree, signal.getsignal(signal.SIGTERM), []
+
+    def ask_and_remove(folder: str | Path, **options: Any) -> None:
+        if Path(folder, "out").exists():  # what the stage leaves, not what it finds
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", ask_and_remove)
+    events = Events(stop_after=2)
+    with pytest.raises(Interrupted):
+        run(store, {"numbers": numbers}, reporter=events)
+    assert len(asked) == 1
+    assert events.types[-1] == "interrupted"
+    assert list((store.local / "tmp").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is handler
+    record, _ = run(store, {"numbers": numbers})
+    assert record.result == {"total": 10}  # asked when all was done, it has ended well
+    assert len(asked) == 2
 
 
 def test_a_point_of_another_configuration_is_not_taken(store, numbers):

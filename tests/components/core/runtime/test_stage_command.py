@@ -182,6 +182,42 @@ def test_a_pod_that_is_killed_is_tried_again_and_resumes(store, digests, tmp_pat
     assert [event["done"] for event in events if "done" in event] == list(range(1, 9))  # no attempt began anew
 
 
+ASKED_AGAIN = """
+import atexit, os, runpy, shutil, signal
+remove = shutil.rmtree
+
+def ask():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def ask_and_remove(folder, **options):
+    if os.path.exists(os.path.join(folder, "out")):
+        ask()
+    remove(folder, **options)
+
+shutil.rmtree = ask_and_remove
+atexit.register(ask)
+runpy.run_module("components.core.runtime.stage_command", run_name="__main__", alter_sys=True)
+"""
+"""The program, which is asked to stop while it removes its folder, and again when it ends."""
+
+
+def test_a_stage_that_is_asked_again_and_again_ends_as_one_that_is_asked_once(store, tmp_path):
+    numbers = store.put_folder(numbers_folder(tmp_path / "many", *range(8)), "data").digest
+    command = [sys.executable, "-c", ASKED_AGAIN, *arguments(store, {"numbers": numbers})]
+    is_held = fake_stage.hold_at(tmp_path / "hold", 3)
+    environment = {**os.environ, fake_stage.HOLD: str(tmp_path / "hold")}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_until("3 steps", is_held)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    assert (process.returncode, told) == (130, "stopped; the same command goes on from here\n")
+    events = list(EventFile(events_path(store, "run-1", LABEL)).read())
+    assert events[-1]["type"] == "interrupted"
+    assert list((store.local / "tmp").iterdir()) == []
+    subprocess.run([*command[:1], "-m", "components.core.runtime.stage_command", *command[3:]], check=True)
+    assert recorded(store).result == {"total": sum(range(8))}
+
+
 def test_without_a_cluster_a_refusal_is_not_recorded(store, digests):
     for attempt in (1, 2):
         assert main(arguments(store, {"numbers": digests[0]}, config={"fail": "data"})) == 2
