@@ -6,8 +6,9 @@ from typing import Any
 from openai import OpenAI
 
 from components.core.base.errors import CheckpointError, StageFailed
-from components.core.runtime.context import Interrupted, StageContext, WaitReport
+from components.core.runtime.context import Interrupted, StageContext
 from components.core.serving.server import Server
+from components.core.serving.start_report import server_start
 from components.core.text.chat import Mode
 from components.core.text.toggle import END_THINK, THINK, has_toggle, system_message
 from components.deploy.bundle import write_bundle
@@ -51,22 +52,13 @@ def run(
 
 def smoke_test(config: DeployConfig, bundle: Path, context: StageContext) -> list[dict[str, Any]]:
     """Ask a server of the bundle every question in both modes; returns the transcript."""
-    starting = WaitReport(context, "starting a server")
-
-    def stop_if_asked() -> None:
-        if context.stopping():
-            raise Interrupted
-
-    def while_starting(seconds: float) -> None:
-        stop_if_asked()
-        starting(seconds)
-
     transcript: list[dict[str, Any]] = []
     requests = [(question, mode) for question in config.questions for mode in MODES]
     log, serving = context.scratch / "server.log", config.serving.on_loopback()
-    with Server(bundle, name=SERVED_NAME, log=log, serving=serving, on_wait=while_starting) as server:
+    with Server(bundle, name=SERVED_NAME, log=log, serving=serving, on_wait=server_start(context)) as server:
         for question, mode in requests:
-            stop_if_asked()
+            if context.stopping():
+                raise Interrupted
             reply = converse(server.url, question, mode, config.max_tokens)
             if not reply["format_ok"]:
                 context.note(f"smoke test: thinking {mode}, {question!r} was answered without the format of that mode")

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,10 +16,11 @@ from openai import APIError
 from components.core.base.errors import StageFailed
 from components.core.model.architecture import Architecture
 from components.core.model.inspection import StoredDtype, read_architecture, stored_dtype
-from components.core.runtime.context import Interrupted, StageContext, WaitReport
+from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.server import Server, max_position_embeddings
 from components.core.serving.server_log import describe_failure
+from components.core.serving.start_report import server_start
 from components.core.text.problems import Problem
 from components.core.text.toggle_template import ChatTemplate
 from components.eval.answer_rows import AnswerRow, PromptMode
@@ -36,7 +37,7 @@ CHAT_TEMPLATE_TOKENS = 256
 """Upper limit of what a chat template adds to a prompt, whose own length is at most one token per byte."""
 PROGRESS_REPORTS = 50
 """Most reports of progress while models answer."""
-ANSWERS, TASKS, STARTING = "answers", "tasks of lm-eval", "starting a server"
+ANSWERS, TASKS = "answers", "tasks of lm-eval"
 """What progress calls them, for all models together: two servers may be asked at the same time."""
 
 Found = TypeVar("Found")
@@ -195,10 +196,10 @@ class EvalRunner:
             max_num_seqs=self._config.concurrency,
             own_sampling=False,
             gpus=gpus_of_replica(self._context.placement, serving.tensor_parallel),
-            on_wait=partial(self._while_starting, WaitReport(self._context, STARTING)),
+            on_wait=partial(self._while_starting, server_start(self._context)),
         )
 
-    def _while_starting(self, report: WaitReport, seconds: float) -> None:
+    def _while_starting(self, report: Callable[[float], None], seconds: float) -> None:
         """Report how long a server has been starting, unless another one answers meanwhile."""
         self._stop_if_asked()
         with self._lock:

@@ -4,7 +4,6 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from components.core.model.architecture import Architecture
 from components.core.model.inspection import StoredDtype, read_architecture, stored_dtype
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile, Workload
-from components.core.serving.timing import measure_step_ms, relative_error
+from components.core.serving.timing import TimingReport, measure_step_ms, relative_error
 from components.core.text.toggle import has_toggle
 from components.eval.answer_rows import ungraded, write_answers
 from components.eval.answers import EvalCheckpoint, load_problems
@@ -174,7 +173,7 @@ def measure_speeds(
         first.setdefault(kinds[role], folder)
     context.progress(0, len(first), SPEEDS)
     memory_gib = context.placement.memory_gib
-    report = partial(context.progress, what=SPEEDS)
+    report = TimingReport.to_context(context, SPEEDS)
     steps_ms = measure_step_ms(list(first.values()), load, serving.threads, memory_gib, MAX_SPEED_ERROR, report)
     worst = max(map(relative_error, steps_ms))
     if MAX_SPEED_ERROR < worst < math.inf:

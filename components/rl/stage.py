@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from components.core.base.errors import DataError, InputError
 from components.core.model.checkpoint import load_model, save_model
 from components.core.model.inspection import stored_dtype
-from components.core.runtime.context import Interrupted, StageContext, report_wait
+from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.devices import device_of
 from components.core.serving.engine import Engine
+from components.core.serving.start_report import report_start
 from components.core.text.tokenizer import eos_token_id
 from components.core.training.checkpoints import load_point, save_point
 from components.core.training.train_config import compute_dtype
@@ -58,7 +59,7 @@ def run(config: RlConfig, *, context: StageContext, out: Path, model: Path, prob
     learner = Learner(policy, config.model_copy(update={"dtype": compute_dtype(config.dtype, stored)}))
     resumed = load_point(context, policy, learner.optimizer)
     with_thinking = to_problems(rows, model, "on")
-    with report_wait(context, "starting vLLM"):
+    with report_start(context):
         opened = Engine(
             model,
             max_model_len=config.max_tokens + longest_prompt(rows, model, config),

@@ -19,6 +19,16 @@ STATUS_AFTER: Mapping[str, Status] = {
 
 
 @dataclass
+class _Phase:
+    """Progress under one name: since when, from which step on, and up to which one."""
+
+    what: str
+    began: float
+    first: int
+    done: int = 0
+
+
+@dataclass
 class StageState:
     """The state of one stage, as its events tell it."""
 
@@ -32,7 +42,7 @@ class StageState:
     seconds: float | None = None
     notes: list[str] = field(default_factory=list)
     failure: dict[str, Any] = field(default_factory=dict)
-    _phase_began: tuple[float, int] = (0.0, 0)
+    _phase: _Phase | None = None
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in one event."""
@@ -41,10 +51,7 @@ class StageState:
         if kind == "start":
             self.started = event["time"]
         elif kind == "progress":
-            if event["what"] != self.what or event["done"] < self.done or not self._phase_began[0]:
-                self._phase_began, self.metrics = (event["time"], event["done"]), {}
-            self.done, self.total, self.what = event["done"], event["total"], event["what"]
-            self.metrics = event["metrics"] or self.metrics
+            self._progress(event)
         elif kind == "note":
             self.notes.append(event["text"])
         elif kind in ("cached", "finish"):
@@ -52,12 +59,25 @@ class StageState:
         elif kind == "failed":
             self.failure = dict(event)
 
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        """Take in how far a phase is; one that is waited in goes on after that."""
+        self.done, self.total, self.what = event["done"], event["total"], event["what"]
+        if self.total == 0:
+            self.metrics = {}
+            return
+        if self._phase is None or self.what != self._phase.what or self.done < self._phase.done:
+            self._phase, self.metrics = _Phase(self.what, event["time"], self.done), {}
+        self._phase.done = self.done
+        self.metrics = event["metrics"] or self.metrics
+
     def seconds_left(self, now: float) -> float | None:
         """Time that the present phase still takes at its speed so far; None while that is not known."""
-        began, first = self._phase_began
-        if self.status != "running" or self.total == 0 or self.done <= first or now <= began:
+        phase = self._phase
+        if self.status != "running" or self.total == 0 or phase is None:
             return None
-        return (self.total - self.done) * (now - began) / (self.done - first)
+        if self.done <= phase.first or now <= phase.began:
+            return None
+        return (self.total - self.done) * (now - phase.began) / (self.done - phase.first)
 
     @property
     def activity(self) -> str:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,14 @@ from components.core.base.normal_distribution import Z_95
 from components.core.base.processes import end_with_owner
 from components.core.model.architecture import WEIGHT_BYTES
 from components.core.model.inspection import read_architecture, stored_dtype
+from components.core.runtime.context import StageContext
 from components.core.runtime.hardware import vllm_uses_gpu
 from components.core.serving.engine import BatchTime, Engine
 from components.core.serving.load_profile import LoadProfile
 from components.core.serving.server_log import describe_lines
 from components.core.serving.serving_config import ServingConfig
 from components.core.serving.settings import kv_cache_bytes, process_environment, require_vllm
+from components.core.serving.start_report import report_start
 
 OPEN_SHARE = 0.5
 """Share of the memory that the engines open at the same time may take; loading needs the rest."""
@@ -40,8 +42,6 @@ OPEN_SHARE = 0.5
 MAX_REPEATS = 4
 """How often as many rounds as asked for are measured where the times differ too much."""
 
-Report = Callable[[int, int], None]
-"""Takes how much of a measurement is done, and of how much: engines opened and batches generated."""
 PROGRESS = re.compile(r"measured (\d+) (\d+)\n")
 """A line of standard output that tells progress."""
 
@@ -71,8 +71,29 @@ class _Settings:
         return replace(self, profile=self.profile.model_copy(update={"rounds": 1}), max_error=math.inf)
 
 
-def no_report(done: int, total: int) -> None:
-    """Report to nobody."""
+def no_count(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class TimingReport:
+    """Tells how far a measurement is.
+
+    Attributes:
+        count: takes how much is done, and of how much: engines opened and batches generated.
+        opening: a block in which an engine opens, which tells nothing of how far it is.
+    """
+
+    count: Callable[[int, int], None] = no_count
+    opening: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    @classmethod
+    def to_context(cls, context: StageContext, what: str) -> Self:
+        """As progress of a stage, which calls it `what`."""
+        return cls(partial(context.progress, what=what), partial(report_start, context))
+
+
+SILENT = TimingReport()
 
 
 def measure_step_ms(
@@ -81,7 +102,7 @@ def measure_step_ms(
     threads: int,
     memory_gib: float,
     max_error: float = math.inf,
-    report: Report = no_report,
+    report: TimingReport = SILENT,
 ) -> list[list[float]]:
     """Mean time of a decode step of a batch in each round, the prefill spread over the steps, milliseconds."""
     new = profile.new_tokens
@@ -97,7 +118,7 @@ def measure_times(
     threads: int,
     memory_gib: float,
     max_error: float = math.inf,
-    report: Report = no_report,
+    report: TimingReport = SILENT,
     random_weights: bool = False,
 ) -> list[list[BatchTime]]:
     """Measure the prefill of a batch and the decode steps after it, for each model folder.
@@ -138,13 +159,13 @@ def measure_times(
     )
 
 
-def _parts(report: Report, count: int) -> list[Report]:
+def _parts(report: TimingReport, count: int) -> list[TimingReport]:
     """Reports of equal parts of a measurement, one after the other."""
 
     def tell(number: int, done: int, total: int) -> None:
-        report(number * total + done, count * total)
+        report.count(number * total + done, count * total)
 
-    return [partial(tell, number) for number in range(count)]
+    return [replace(report, count=partial(tell, number)) for number in range(count)]
 
 
 def _fit(folders: Sequence[Path], profile: LoadProfile, memory_gib: float) -> bool:
@@ -160,7 +181,7 @@ def _fit(folders: Sequence[Path], profile: LoadProfile, memory_gib: float) -> bo
     return needed <= OPEN_SHARE * memory_gib * 2**30
 
 
-def _measure_apart(folders: Sequence[Path], settings: _Settings, report: Report) -> list[list[Pair]]:
+def _measure_apart(folders: Sequence[Path], settings: _Settings, report: TimingReport) -> list[list[Pair]]:
     """Measure the first model and another one, with one engine open at a time: both are opened in every round."""
     rounds = settings.profile.rounds
     parts = iter(_parts(report, rounds * len(folders)))
@@ -205,7 +226,7 @@ def _median(times: Sequence[BatchTime]) -> BatchTime:
     return BatchTime(*(statistics.median(values) for values in zip(*map(astuple, times), strict=True)))
 
 
-def _measure_in_process(folders: Sequence[Path], settings: _Settings, report: Report) -> list[list[BatchTime]]:
+def _measure_in_process(folders: Sequence[Path], settings: _Settings, report: TimingReport) -> list[list[BatchTime]]:
     """Run this module as a program: the request goes to its standard input, the times come from its standard output.
 
     Returns:
@@ -236,9 +257,14 @@ def _measure_in_process(folders: Sequence[Path], settings: _Settings, report: Re
             with contextlib.suppress(BrokenPipeError):  # it has ended, and its status tells more
                 process.stdin.write(json.dumps(request))
                 process.stdin.close()
-            for line in process.stdout:
-                if told := PROGRESS.fullmatch(line):
-                    report(int(told[1]), int(told[2]))
+            with ExitStack() as opening:
+                opening.enter_context(report.opening())
+                for line in process.stdout:
+                    if told := PROGRESS.fullmatch(line):
+                        opening.close()
+                        report.count(int(told[1]), int(told[2]))
+                        if int(told[1]) < len(folders):
+                            opening.enter_context(report.opening())
         except BaseException:
             process.kill()
             raise

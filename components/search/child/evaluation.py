@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from components.core.model.checkpoint import save_model
 from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile, Workload
-from components.core.serving.timing import measure_step_ms
+from components.core.serving.timing import TimingReport, measure_step_ms
 from components.core.text.packing import Batch
 from components.core.training.losses import counted, kl_sum
 from components.search.child.child_model import Child
@@ -178,5 +177,5 @@ def _vllm_steps_ms(
         folders.append(context.scratch / name)
         save_model(model, folders[-1], tokenizer=None, by_block=True)
     load = LoadProfile(**workload.model_dump(include=set(Workload.model_fields)))
-    place, report = context.placement, partial(context.progress, what="times before and after fusion")
+    place, report = context.placement, TimingReport.to_context(context, "times before and after fusion")
     return measure_step_ms(folders, load, place.engine_threads, place.memory_gib, report=report)

@@ -14,7 +14,6 @@ import json
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from components.core.model.decoder import TesseraForCausalLM
 from components.core.runtime.context import StageContext
 from components.core.runtime.hardware import timing_device, vllm_uses_gpu
 from components.core.serving.engine import BatchTime
-from components.core.serving.timing import measure_times
+from components.core.serving.timing import TimingReport, measure_times
 from components.search.config import Measurement
 from components.search.costs.resources import (
     TIMES,
@@ -147,7 +146,7 @@ def _measure_models(
 
     def measure(models: Sequence[int], rounds: int) -> list[list[BatchTime]]:
         chosen, load = [folders[number] for number in models], measurement.model_copy(update={"rounds": rounds})
-        place, report = context.placement, partial(context.progress, what=MEASURED)
+        place, report = context.placement, TimingReport.to_context(context, MEASURED)
         return measure_times(chosen, load, place.engine_threads, place.memory_gib, report=report, random_weights=True)
 
     times = measure(range(len(folders)), measurement.rounds)

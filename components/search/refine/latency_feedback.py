@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from components.core.runtime.placement import Placement
 from components.core.serving.engine import BatchTime
 from components.core.serving.load_profile import LoadProfile
-from components.core.serving.timing import Report, measure_times, no_report
+from components.core.serving.timing import SILENT, TimingReport, measure_times
 from components.search.config import LatencyFeedback
 from components.search.costs.resources import TIMES, Costs
 from components.search.search_table import FeedbackRound
@@ -115,7 +115,7 @@ def calibrate_latency(
 
 
 def measure_child(
-    parent: Path, child: Path, deployment: LoadProfile, placement: Placement, report: Report = no_report
+    parent: Path, child: Path, deployment: LoadProfile, placement: Placement, report: TimingReport = SILENT
 ) -> MeasuredChild:
     """Measure a child and its parent in vLLM, in turns.
 

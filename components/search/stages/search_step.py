@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Unpack
@@ -15,6 +14,7 @@ from components.core.model.checkpoint import save_model
 from components.core.model.layer_files import is_paged
 from components.core.runtime.context import StageContext
 from components.core.serving.load_profile import LoadProfile
+from components.core.serving.timing import TimingReport
 from components.core.text.packing import corpus_stream
 from components.search.child.child_model import ChildFactory, child_record, choice_record
 from components.search.child.evaluation import fusion_effect
@@ -147,7 +147,7 @@ def _child_timer(
         with TemporaryDirectory(dir=context.scratch) as folder:
             child = children.child(table.variants(choice)).model
             save_model(child, Path(folder), tokenizer=None, by_block=True)
-            report = partial(context.progress, what="times of a child and its parent")
+            report = TimingReport.to_context(context, "times of a child and its parent")
             return measure_child(parent, Path(folder), load, context.placement, report)
 
     return measure

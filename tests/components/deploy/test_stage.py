@@ -12,6 +12,7 @@ pytest.importorskip("vllm")
 
 from components.core.base.errors import CheckpointError, StageFailed
 from components.core.runtime.context import StageContext
+from components.core.serving.start_report import STARTING
 from components.core.text.chat import Mode
 from components.deploy.config import DeployConfig, Gate
 from components.deploy.gate import measurements
@@ -69,7 +70,7 @@ def test_the_bundle_is_served_in_both_modes_whole_and_streamed_alike(
     assert recorder.notes == []
     assert (result["alias"], result["registered_model"]) == ("candidate", "tiny")
     progress = [(event["what"], event["done"]) for event in recorder.events if event["type"] == "progress"]
-    assert progress[0] == ("starting a server", 0)
+    assert progress[0] == (STARTING, 0)
     assert [done for what, done in progress if what == "smoke test"] == [1, 2, 3, 4]
     bundle = tmp_path / "bundle"
     assert {file.name for file in bundle.iterdir()} == {file.name for file in model.iterdir()}

@@ -18,6 +18,7 @@ from components.core.runtime.placement import Placement
 from components.core.runtime.torchrun import run_ranks
 from components.core.serving.load_profile import Workload
 from components.core.serving.server import Server
+from components.core.serving.start_report import STARTING
 from components.core.store.store import open_store
 from components.core.text.chat import parse_answer
 from components.core.text.toggle import END_THINK
@@ -25,7 +26,7 @@ from components.eval.answers import EvalCheckpoint
 from components.eval.client import num_samples
 from components.eval.config import STAGE, EvalConfig, HeldOutText
 from components.eval.scores import interval
-from components.eval.serving import ANSWERS, STARTING, group_by_architecture
+from components.eval.serving import ANSWERS, group_by_architecture
 from components.eval.stage import SPEEDS, run
 from tests.components.conftest import Recorder, write_rows
 from tests.components.core import tiny_models
@@ -129,7 +130,7 @@ def test_each_phase_reports_progress_from_which_time_left_follows(evaluation):
         phases.setdefault(event["what"], []).append((event["done"], event["total"]))
 
     held_out = [f"held-out text of {role}" for role in ("parent", "sft", "rl")]
-    assert list(phases) == [SPEEDS, *held_out, STARTING, ANSWERS]
+    assert list(phases) == [SPEEDS, STARTING, *held_out, ANSWERS]
     assert {total for _, total in phases.pop(STARTING)} == {0}  # of a wait nobody knows how long it takes
     assert phases[ANSWERS][0] == (0, 25)  # five problems; two of the three models are asked in two modes
     for reports in phases.values():

@@ -19,6 +19,7 @@ from components.core.model.checkpoint import load_model
 from components.core.runtime.context import Interrupted, StageContext
 from components.core.runtime.placement import Placement
 from components.core.runtime.resume import Resume
+from components.core.serving.start_report import STARTING
 from components.core.text.toggle_template import OWN
 from components.rl.config import RlConfig
 from components.rl.curriculum import load_problems, longest_prompt, mixed_modes
@@ -154,7 +155,7 @@ def test_groups_without_spread_are_replaced(model, problems, out, tmp_path):
     assert numbers["groups_with_spread"] * numbers["groups_sampled"] == pytest.approx(config.prompts_per_step)
     assert [(event["done"], event["total"]) for event in rates] == [(done, 5) for done in range(6)]
     first = next(e for e in context.reporter.events if e["type"] == "progress")  # type: ignore[attr-defined]
-    assert (first["what"], first["done"], first["total"]) == ("starting vLLM", 0, 0)
+    assert (first["what"], first["done"], first["total"]) == (STARTING, 0, 0)
 
 
 def test_answers_that_are_cut_off_are_counted_and_can_be_left_out(model, problems, out, tmp_path):

@@ -44,6 +44,18 @@ def test_of_a_wait_the_time_so_far_is_known_and_none_that_is_left() -> None:
     assert stage.activity == "smoke test"
 
 
+def test_a_phase_that_is_waited_in_is_timed_as_a_whole() -> None:
+    stage = StageState("eval")
+    stage.apply({"type": "start", "time": 0.0})
+    stage.apply(progress(0.0, 0, "tokens per second"))
+    stage.apply(progress(0.0, 0, "starting vLLM") | {"total": 0})
+    stage.apply(progress(30.0, 10, "tokens per second"))
+    stage.apply(progress(45.0, 15, "starting vLLM") | {"total": 0})
+    assert stage.seconds_left(50.0) is None
+    stage.apply(progress(60.0, 20, "tokens per second"))
+    assert stage.seconds_left(60.0) == pytest.approx(240.0)  # 20 took 60 s, 80 remain
+
+
 def test_a_new_phase_shows_none_of_the_numbers_of_the_one_before() -> None:
     stage = StageState("eval")
     stage.apply({"type": "start", "time": 0.0})

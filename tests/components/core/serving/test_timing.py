@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 
 from components.core.base.errors import StageFailed
 from components.core.model.checkpoint import save_model
+from components.core.runtime.context import StageContext
 from components.core.serving.engine import BatchTime
 from components.core.serving.load_profile import LoadProfile
-from components.core.serving.timing import measure_times, needs_round, relative_error, without_drift
+from components.core.serving.start_report import STARTING
+from components.core.serving.timing import (
+    TimingReport,
+    measure_times,
+    needs_round,
+    relative_error,
+    without_drift,
+)
+from tests.components.conftest import Recorder
 from tests.components.core import tiny_models
 
 MODELS = 4
@@ -45,20 +54,24 @@ def test_one_disturbed_round_does_not_count() -> None:
     assert without_drift(rounds) == [[usual, slow, usual], [BatchTime(3.0, 1.0)] * 3]
 
 
-def test_models_of_any_architecture_are_measured_once_a_round(tmp_path: Path) -> None:
+def test_models_of_any_architecture_are_measured_once_a_round(
+    recorded_context: StageContext, recorder: Recorder, tmp_path: Path
+) -> None:
     tiny_models.llama(0).save_pretrained(tmp_path / "dense")
     save_model(tiny_models.heterogeneous(0), tmp_path / "heterogeneous", tokenizer=None)
-    reports: list[tuple[int, int]] = []
     measured = measure_times(
         [tmp_path / "dense", tmp_path / "heterogeneous"],
         SMALL_LOAD,
         threads=1,
         memory_gib=8.0,
-        report=lambda done, total: reports.append((done, total)),
+        report=TimingReport.to_context(recorded_context, "times"),
     )
     assert [len(times) for times in measured] == [3, 3]
     assert all(time.first_token_ms > 0 and time.step_ms > 0 for times in measured for time in times)
+    reports = [(event["done"], event["total"]) for event in recorder.events if event["what"] == "times"]
     assert reports == [(done, 8) for done in range(1, 9)]  # two engines, and two batches in each of three rounds
+    phases = [what for what, _ in itertools.groupby(event["what"] for event in recorder.events)]
+    assert phases == [STARTING, "times"] * 2  # while nothing is measured, for how long already
 
 
 @pytest.mark.parametrize(
@@ -104,7 +117,7 @@ def test_engines_are_opened_one_at_a_time_where_memory_is_short(tmp_path: Path) 
         once,
         threads=1,
         memory_gib=0.0,
-        report=lambda done, total: reports.append((done, total)),
+        report=TimingReport(lambda done, total: reports.append((done, total))),
     )
     assert [len(times) for times in measured] == [1, 1]
     assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]  # an engine and a batch, twice
