@@ -1,6 +1,6 @@
 """Attention over packed rows is that of each document alone; the blocks of a mask are those of its pairs.
 
-FlexAttention runs on a CPU too: forward, and backward in its own uncompiled form once its refusal is taken away.
+FlexAttention runs on a CPU too: forward, and its operator, which is not compiled, forward and backward.
 """
 
 import itertools
@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from components.core.model import attention
@@ -74,13 +73,34 @@ def assert_alike(found: list[Tensor], expected: list[Tensor], tolerance: float) 
         torch.testing.assert_close(value.double(), wanted.double(), atol=tolerance, rtol=tolerance)
 
 
+def same_score(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return score
+
+
+def flex_operator(query: Tensor, key: Tensor, value: Tensor, *, block_mask: BlockMask, enable_gqa: bool) -> Tensor:
+    """What `flex_attention` calls once it has checked its arguments: it refuses gradients on a CPU, the operator not.
+
+    The operator shares keys within a group of query heads wherever there are fewer of them.
+    """
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    scale = 1 / math.sqrt(query.shape[-1])
+    output, *_ = torch.ops.higher_order.flex_attention(
+        query, key, value, same_score, block_mask.as_tuple(), scale, {"BACKEND": "AUTO"}
+    )
+    return output  # type: ignore[no-any-return]
+
+
 @pytest.fixture
-def blocks_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The path of a GPU, on the CPU and with FlexAttention's uncompiled form, which says so in a warning."""
+def operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention that is not compiled, alone or in a compiled layer."""
+    monkeypatch.setattr(attention, "_compiled", lambda: flex_operator)
+    monkeypatch.setattr(attention, "flex_attention", flex_operator)
+
+
+@pytest.fixture
+def blocks_on_cpu(monkeypatch: pytest.MonkeyPatch, operator: None) -> Iterator[None]:
+    """The path of a GPU, on the CPU."""
     monkeypatch.setattr(attention, "masks_by_blocks", lambda *_, **__: True)
-    monkeypatch.setattr(attention, "_compiled", lambda: flex.flex_attention)
-    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
-    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # calls the operator itself
     yield
     torch._dynamo.reset()
 
@@ -197,11 +217,10 @@ def test_blocks_are_for_gpus_and_for_rows_that_have_one() -> None:
     assert not masks_by_blocks(4096, 128, on_gpu=False)
 
 
+@pytest.mark.usefixtures("operator")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_takes_the_path_of_blocks(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_a_gpu_takes_the_path_of_blocks(dtype: torch.dtype) -> None:
     """Fake tensors show device, shape and type; the kernel itself needs a GPU."""
-    monkeypatch.setattr(attention, "_compiled", lambda: flex.flex_attention)
-    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # calls the operator itself
     with FakeTensorMode(), torch.device("cuda"):
         segments = torch.ones(2, 4096, dtype=torch.long)
         mask = packed_mask(segments, 64)
