@@ -253,21 +253,27 @@ def test_text_decides_how_long_rows_are_and_how_many_steps_there_are(with_parent
     assert fill_left_out(recipe) == recipe
 
 
-def test_chats_decide_how_long_answers_are_and_a_run_that_began_before_goes_on(with_parent: Path) -> None:
-    before = load_recipe(with_parent).canonical()  # the file of the chats is not there
-    assert [before[section]["max_tokens"] for section in ("rl", "eval", "deploy")] == [96, 128, 128]
-    (with_parent.parent / "a.jsonl").write_text('{"text": "%s"}\n' % ("x" * 587))
-    own = ["serving.max_model_len=200", "eval.serving.max_model_len=256", "rl.max_tokens=40"]
-    recipe = load_recipe(with_parent, own)
+def answer_lengths(recipe: Recipe) -> list[int]:
+    """Longest answers, tokens."""
     assert recipe.rl is not None
     assert recipe.eval is not None
     assert recipe.deploy is not None
-    assert (recipe.rl.max_tokens, recipe.rl.micro_batch_size) == (40, 2048 // (128 + 40))
-    assert (recipe.eval.max_tokens, recipe.deploy.max_tokens) == (256 - 128, 200 - 100)  # and not 224
-    assert load_recipe(with_parent).canonical()["rl"]["max_tokens"] == 224  # a third of 600 bytes, in 32s
+    return [recipe.rl.max_tokens, recipe.eval.max_tokens, recipe.deploy.max_tokens]
+
+
+def test_chats_decide_how_long_answers_are_and_a_run_that_began_before_goes_on(with_parent: Path) -> None:
+    before = load_recipe(with_parent)
+    assert answer_lengths(before) == [96, 128, 128]  # the file of the chats is not there
+    (with_parent.parent / "a.jsonl").write_text('{"text": "%s"}\n' % ("x" * 587))
+    own = ["serving.max_model_len=200", "eval.serving.max_model_len=256", "rl.max_tokens=40"]
+    assert answer_lengths(load_recipe(with_parent)) == [224] * 3  # a third of 600 bytes, in 32s
+    recipe = load_recipe(with_parent, own)
+    assert answer_lengths(recipe) == [40, 256 - 128, 200 - 100]
+    assert recipe.rl is not None
+    assert recipe.rl.micro_batch_size == 2048 // (128 + 40)
     assert llama_nemotron(recipe)["eval"].config.canonical()["max_tokens"] == 128
     assert fill_left_out(recipe) == recipe
-    assert filled_as_recorded(load_recipe(with_parent), before).canonical() == before
+    assert filled_as_recorded(load_recipe(with_parent), before.canonical()).canonical() == before.canonical()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

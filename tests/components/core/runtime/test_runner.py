@@ -228,11 +228,13 @@ def test_an_interrupted_stage_goes_on_where_it_stopped(store, numbers, stop_afte
 
 
 def test_a_stage_that_is_asked_again_while_it_cleans_up_cleans_up_whole(store, numbers, monkeypatch):
-    remove, handler, asked = shutil.rmtree, signal.getsignal(signal.SIGTERM), []
+    remove, handler = shutil.rmtree, signal.getsignal(signal.SIGTERM)
+    asked: list[str | Path] = []
 
     def ask_and_remove(folder: str | Path, **options: Any) -> None:
         if Path(folder, "out").exists():  # what the stage leaves, not what it finds
-            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+            asked.append(folder)
+            os.kill(os.getpid(), signal.SIGTERM)
         remove(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", ask_and_remove)
