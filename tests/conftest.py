@@ -1,11 +1,13 @@
 """A real S3 server, and stores of both kinds, for any test that asks for them; GPU tests only where there is a GPU."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from components.core.base.processes import without_garbage_collection
 from components.core.runtime.hardware import UNKNOWN_GPU, gpu_names
 from tests.s3_server import S3Server, fresh_prefix, running_server
 
@@ -15,6 +17,18 @@ settings.load_profile("tessera")  # a busy machine fails no test
 
 OPT_IN = ("cluster", "kfp", "real")
 """Markers of tests that run only where `-m` asks for them."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import all tests without garbage collections, and keep those that follow from what was imported.
+
+    It is millions of objects, which each full collection would walk through.
+    """
+    with without_garbage_collection():
+        collected = yield
+        gc.freeze()
+        return collected
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from pydantic import JsonValue
 from components.core.base.config import Config
 from components.core.base.errors import CorruptArtifact, InputError, StageFailed, TesseraError
 from components.core.base.fault_injection import fault_point
-from components.core.base.processes import peak_resident_bytes
+from components.core.base.processes import peak_resident_bytes, without_garbage_collection
 from components.core.base.run_name import check_run_name
 from components.core.base.scratch_dir import scratch_dir
 from components.core.runtime.code_digest import code_digest
@@ -196,7 +196,8 @@ def events_path(store: Store, run: str, label: str) -> Path:
 def load_entry(entry: str) -> Callable[..., dict[str, JsonValue]]:
     """The function behind `module:function`."""
     module, _, name = entry.partition(":")
-    function: Callable[..., dict[str, JsonValue]] = getattr(importlib.import_module(module), name)
+    with without_garbage_collection():
+        function: Callable[..., dict[str, JsonValue]] = getattr(importlib.import_module(module), name)
     return function
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from components.core.base.processes import without_garbage_collection
 from components.core.model.accelerators import Dtype
 from components.core.model.inspection import stored_dtype
 from components.core.runtime.hardware import vllm_uses_gpu
@@ -104,7 +105,8 @@ class Engine:
         self.weight_version = 0
         os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR")
 
-        from vllm import LLM
+        with without_garbage_collection():
+            from vllm import LLM
 
         self._llm = LLM(
             str(folder),

@@ -3,6 +3,7 @@
 A model folder then needs neither remote code nor an `auto_map`.
 """
 
+import gc
 import os
 from contextlib import suppress
 
@@ -17,6 +18,7 @@ def register() -> None:
     """
     if owner := os.environ.get(OWNER_VARIABLE):
         end_with_owner(int(owner))
+        gc.enable()  # `vllm_server` forbids collections while vLLM is imported
 
     from transformers import AutoConfig
     from vllm import ModelRegistry

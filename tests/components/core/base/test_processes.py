@@ -1,10 +1,11 @@
 """How processes are ended, and the peak of a process and of what it starts, in processes of their own."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
-from components.core.base.processes import end_trees
+from components.core.base.processes import end_trees, without_garbage_collection
 from tests.waiting import PATIENCE_S, wait_until
 
 MIB = 1 << 20
@@ -43,6 +44,15 @@ signal.sigwait(asked)
 again = signal.sigtimedwait(asked, 0.5)
 (folder / "asked").write_text("once" if again is None else "twice")
 """
+
+
+def test_garbage_is_collected_again_after_the_imports() -> None:
+    with without_garbage_collection():
+        assert not gc.isenabled()
+        with without_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_each_of_several_processes_is_asked_once_and_saves_and_what_it_started_is_ended(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from transformers import AutoModelForCausalLM
 pytest.importorskip("vllm")
 
 from components.core.base.errors import CheckpointError, MissingPackage
+from components.core.base.processes import without_garbage_collection
 from components.core.model.checkpoint import save_model
 from components.core.serving.engine import Engine, Sample
+from components.core.serving.plugin import register
+from components.core.serving.settings import OWNER_VARIABLE
 from tests.components.core import tiny_models
 from tests.components.core.tiny_models import EOS
 
@@ -211,6 +215,13 @@ def test_an_engine_has_the_precision_of_its_folder_and_takes_float32_weights_of_
     command = [sys.executable, "-c", BFLOAT16, str(tmp_path / "model")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_plugin_lets_a_server_collect_garbage_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OWNER_VARIABLE, str(os.getpid()))
+    with without_garbage_collection():
+        register()
+        assert gc.isenabled()
 
 
 def test_a_model_without_attention_is_refused_with_the_way_to_keep_some(tmp_path: Path) -> None:
