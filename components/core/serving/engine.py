@@ -108,6 +108,8 @@ class Engine:
         with without_garbage_collection():
             from vllm import LLM
 
+        gc.collect()
+        gc.freeze()  # else vLLM's own collections, five of them, walk through all there is; closing undoes it
         self._llm = LLM(
             str(folder),
             load_format="dummy" if random_weights else "auto",

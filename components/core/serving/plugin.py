@@ -18,7 +18,8 @@ def register() -> None:
     """
     if owner := os.environ.get(OWNER_VARIABLE):
         end_with_owner(int(owner))
-        gc.enable()  # `vllm_server` forbids collections while vLLM is imported
+        gc.freeze()  # so that vLLM's own collections do not walk through all that was imported
+        gc.enable()  # `vllm_server` forbids them while vLLM is imported
 
     from transformers import AutoConfig
     from vllm import ModelRegistry
