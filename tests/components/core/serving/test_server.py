@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from components.core.base.errors import InputError, MissingPackage, TesseraError
-from components.core.base.ports import HOST, is_free, usable_port
+from components.core.base.ports import HOST, is_free, never_proxy_loopback, usable_port
 from components.core.model.checkpoint import save_model
 from components.core.serving.server import Server
 from components.core.serving.serving_config import ServingConfig
@@ -54,6 +54,10 @@ def server(folders: dict[str, Path], dead_proxy: None, tmp_path_factory: pytest.
         assert waited
         assert waited == sorted(waited)
         yield running
+        group = int(running.pid or 0)
+        assert group_pids(group)
+    wait_until_gone(group)
+    assert usable_port(running.port) == running.port
 
 
 @pytest.fixture
@@ -163,18 +167,10 @@ def test_weights_of_another_architecture_are_refused(server: Server, folders: di
         server.swap_weights(folders["other"], version="other")
 
 
-def test_a_second_server_serves_a_heterogeneous_model_and_leaves_nothing_behind(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    with Server(folders["other"], name="other", log=tmp_path / "log") as server:
-        with openai.OpenAI(base_url=server.url, api_key="-") as client:
-            assert client.completions.create(model="other", prompt="6*7=", max_tokens=4).usage
-        group = int(server.pid or 0)
-        assert group_pids(group)
-        with pytest.raises(InputError, match="swappable"):
-            server.swap_weights(folders["other"], version="other")
-    wait_until_gone(group)
-    assert usable_port(server.port) == server.port
+def test_a_server_swaps_no_weights_unless_it_was_started_for_that(folders: dict[str, Path], tmp_path: Path) -> None:
+    server = Server(folders["other"], name="other", log=tmp_path / "log")
+    with pytest.raises(InputError, match="swappable"):
+        server.swap_weights(folders["other"], version="other")
 
 
 def test_a_server_that_dies_says_why(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -223,13 +219,17 @@ time.sleep(600)
 
 @pytest.mark.parametrize("case", ["while the server starts", "when it is ready", "after the server was killed"])
 def test_a_killed_parent_leaves_no_process(folders: dict[str, Path], tmp_path: Path, case: str) -> None:
-    command = [sys.executable, "-c", ORPHANING, str(folders["first"]), str(tmp_path / "log")]
+    """Of a server of a heterogeneous model, beside that of the other tests."""
+    command = [sys.executable, "-c", ORPHANING, str(folders["other"]), str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         group, port = map(int, parent.stdout.readline().split())
         if case != "while the server starts":
             assert "ready\n" in iter(parent.stdout.readline, "")
             assert len(group_pids(group)) >= 2
+            never_proxy_loopback()
+            with openai.OpenAI(base_url=f"http://{HOST}:{port}/v1", api_key="-") as client:
+                assert client.completions.create(model="tiny", prompt="6*7=", max_tokens=4).usage
         if case == "after the server was killed":
             os.kill(group, signal.SIGKILL)
         os.kill(parent.pid, signal.SIGKILL)
