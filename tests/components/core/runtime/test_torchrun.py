@@ -169,14 +169,15 @@ def test_resume_points_of_ranks_reach_a_remote_store(
     s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(s3_uri, local=tmp_path / "here")
-    inputs = {"numbers": store.put_folder(numbers_folder(tmp_path / "numbers", 1, 2, 4), "data").digest}
+    inputs = {"numbers": store.put_folder(numbers_folder(tmp_path / "numbers", 1, 2), "data").digest}
+    monkeypatch.setattr(torchrun, "MAX_RESTARTS", 1)
     monkeypatch.setenv(faults.VARIABLE, "mirror.list=kill")  # in rank 0 alone, at the first checkpoint of each start
     with pytest.raises(StageFailed, match="a process was killed"):
         run_stage(STAGE, FakeConfig(), inputs, store=store, placement=TWO)
     folder = open_store(s3_uri, local=tmp_path / "elsewhere").resume_folder(stage_key(STAGE, FakeConfig(), inputs))
     point = Resume(folder).latest()
     assert point is not None
-    assert json.loads((point / "state.json").read_text()) == [3, 7]
+    assert json.loads((point / "state.json").read_text()) == [2, 3]
 
 
 @pytest.mark.parametrize("victim", ["stage", "torchrun", "rank.begun", "rank.computed"])
@@ -198,8 +199,8 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
 
 
 def test_ranks_restart_from_the_last_checkpoint_however_one_crashes(tmp_path: Path) -> None:
-    stage, events, is_held = _held_stage(tmp_path, **{RESTARTS: "3"})
-    for crash, next_hold in ((signal.SIGABRT, 4), (signal.SIGSEGV, 6), (signal.SIGKILL, NUM_STEPS + 1)):
+    stage, events, is_held = _held_stage(tmp_path, **{RESTARTS: "2"})
+    for crash, next_hold in ((signal.SIGSEGV, 4), (signal.SIGKILL, NUM_STEPS + 1)):
         wait_until("both ranks wait", is_held)
         is_held = hold_at(tmp_path / "hold", next_hold, processes=2)
         os.kill(_children(_children(stage.pid)[0])[1], crash)
@@ -207,7 +208,7 @@ def test_ranks_restart_from_the_last_checkpoint_however_one_crashes(tmp_path: Pa
     reported = [json.loads(line) for line in events.read_text().splitlines()]
     notes = [event["text"] for event in reported if event["type"] == "note"]
     crashed = r"process 1 crashed \(Fatal Python error: .*\)"
-    for note, how in zip(notes, (crashed, crashed, "a process was killed"), strict=True):
+    for note, how in zip(notes, (crashed, "a process was killed"), strict=True):
         assert re.fullmatch(f"{how}; all processes start again from the last checkpoint", note)
     assert [event.get("done") for event in reported].count(1) == 1
     assert "fake_stage.py" in (tmp_path / "log").read_text()  # where it was
@@ -271,7 +272,7 @@ def _children(parent: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    torchrun.MAX_RESTARTS = int(os.environ.get(RESTARTS, "1"))  # as many as a test needs; each takes seconds
+    torchrun.MAX_RESTARTS = int(os.environ.get(RESTARTS, "0"))  # as many as a test needs; each takes seconds
     try:
         _run(Path(sys.argv[1]), FakeConfig(), placement=TWO)
     except TesseraError:
