@@ -117,16 +117,16 @@ from components.core.runtime.placement import Placement
 from components.core.training.train_config import TrainConfig
 from tests.components.core.training.tensor_memory import peak_bytes, state_of
 from tests.components.core.training.test_step_memory import new_model, packed
-sizes, settings, ranks = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+ranks = int(sys.argv[1])
 dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-config, model = TrainConfig(**settings), new_model(sizes)
-placement = Placement(memory_gib=float(sys.argv[4]))
-step = loop.prepare(model, next_token_loss, config, placement)
-rows = packed(config.micro_batch_size, config.seq_len)
-parts = [rows] * (config.global_batch_size // config.micro_batch_size // ranks)
-take_step = lambda: step.run(parts, rows.num_targets, 1e-4)
-take_step()
-print(peak_bytes(take_step, [*model.parameters(), *state_of(step.optimizer)]))
+for sizes, settings, memory_gib in json.loads(sys.argv[2]):
+    config, model = TrainConfig(**settings), new_model(sizes)
+    step = loop.prepare(model, next_token_loss, config, Placement(memory_gib=memory_gib))
+    rows = packed(config.micro_batch_size, config.seq_len)
+    parts = [rows] * (config.global_batch_size // config.micro_batch_size // ranks)
+    take_step = lambda: step.run(parts, rows.num_targets, 1e-4)
+    take_step()
+    print(peak_bytes(take_step, [*model.parameters(), *state_of(step.optimizer)]))
 """
 
 
@@ -134,19 +134,35 @@ LARGE = {"vocab_size": 16384}
 TIED = {**LARGE, "tie_word_embeddings": True}
 
 
-@pytest.mark.parametrize(
-    ("rows", "memory_gib", "vocabulary"), [(8, 1.0, {}), (16, 0.01, {}), (16, 1.0, {}), (8, 1.0, LARGE), (8, 1.0, TIED)]
-)
-def test_a_rank_of_four_takes_what_is_predicted(rows: int, memory_gib: float, vocabulary: dict[str, Any]) -> None:
-    """Collective operations of this process group do nothing, so one process shows the tensors of one rank."""
+ON_FOUR = [(8, 1.0, {}), (16, 0.01, {}), (16, 1.0, {}), (8, 1.0, LARGE), (8, 1.0, TIED)]
+"""Rows of a batch, memory of a rank in GiB, and what differs in the model."""
+
+
+def sizes_and_settings(rows: int, vocabulary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     sizes = {**WIDE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6, **vocabulary}
-    settings = {**SHORT, "global_batch_size": rows, "micro_batch_size": 2, "seq_len": 64}
-    command = [sys.executable, "-c", SHARDED, json.dumps(sizes), json.dumps(settings), "4", str(memory_gib)]
+    return sizes, {**SHORT, "global_batch_size": rows, "micro_batch_size": 2, "seq_len": 64}
+
+
+@pytest.fixture(scope="module")
+def peaks_on_four() -> list[int]:
+    """Bytes of the tensors of one rank of four in each case, all in one process.
+
+    Collective operations of its process group do nothing, so it shows the tensors of one rank.
+    """
+    cases = [(*sizes_and_settings(rows, vocabulary), memory_gib) for rows, memory_gib, vocabulary in ON_FOUR]
+    command = [sys.executable, "-c", SHARDED, "4", json.dumps(cases)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4])
     assert done.returncode == 0, done.stderr[-2000:]
+    return [int(peak) for peak in done.stdout.split()]
+
+
+@pytest.mark.parametrize("case", range(len(ON_FOUR)))
+def test_a_rank_of_four_takes_what_is_predicted(case: int, peaks_on_four: list[int]) -> None:
+    rows, memory_gib, vocabulary = ON_FOUR[case]
+    sizes, settings = sizes_and_settings(rows, vocabulary)
     shape = Architecture.from_config({**HEADS, **sizes})
     predicted = step_memory.step_memory(shape, Step.of(TrainConfig(**settings), 4, "float32", int(memory_gib * 2**30)))
-    assert predicted.total == pytest.approx(int(done.stdout), rel=TOLERANCE)
+    assert predicted.total == pytest.approx(peaks_on_four[case], rel=TOLERANCE)
 
 
 VOCABULARY, HIDDEN, TOKENS = 32768, 64, 1024
