@@ -73,8 +73,9 @@ def run_operator(
     lease.wait()
     try:
         connections = connect(kfp, service_account, settings, queues=queues)
+        registry = _handlers(ObjectTasks(connections, metrics))
         with _served(metrics):
-            was_lost = asyncio.run(_operate(lease, _handlers(ObjectTasks(connections, metrics)), namespace, liveness_url))
+            was_lost = asyncio.run(_operate(lease, registry, namespace, liveness_url))
     finally:
         lease.release()
     if was_lost:
