@@ -3,7 +3,6 @@
 A model folder then needs neither remote code nor an `auto_map`.
 """
 
-import gc
 import os
 from contextlib import suppress
 
@@ -18,8 +17,6 @@ def register() -> None:
     """
     if owner := os.environ.get(OWNER_VARIABLE):
         end_with_owner(int(owner))
-        gc.freeze()  # so that vLLM's own collections do not walk through all that was imported
-        gc.enable()  # `vllm_server` forbids them while vLLM is imported
 
     from transformers import AutoConfig
     from vllm import ModelRegistry

@@ -34,7 +34,7 @@ from components.core.serving.settings import (
 )
 from components.core.text.toggle import has_toggle
 
-COMMAND = (sys.executable, "-m", "components.core.serving.vllm_server")
+COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 """`vllm serve`, which the CPU build does not have: its command looks for a distribution named vllm, and fails."""
 LOOPBACK = ServingConfig().on_loopback()
 EVERY_INTERFACE = ("0.0.0.0", "::")

@@ -217,13 +217,6 @@ def test_an_engine_has_the_precision_of_its_folder_and_takes_float32_weights_of_
     assert done.returncode == 0, done.stderr
 
 
-def test_the_plugin_lets_a_server_collect_garbage_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OWNER_VARIABLE, str(os.getpid()))
-    with without_garbage_collection():
-        register()
-        assert gc.isenabled()
-
-
 def test_a_model_without_attention_is_refused_with_the_way_to_keep_some(tmp_path: Path) -> None:
     save_model(tiny_models.heterogeneous(0, [("linear", 8), (None, "linear")]), tmp_path / "model", tokenizer=None)
     with pytest.raises(CheckpointError, match=r"no layer of model has attention.*\n.*search\.layers"):
