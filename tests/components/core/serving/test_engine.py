@@ -1,4 +1,3 @@
-import gc
 import os
 import subprocess
 import sys
@@ -15,11 +14,8 @@ from transformers import AutoModelForCausalLM
 pytest.importorskip("vllm")
 
 from components.core.base.errors import CheckpointError, MissingPackage
-from components.core.base.processes import without_garbage_collection
 from components.core.model.checkpoint import save_model
 from components.core.serving.engine import Engine, Sample
-from components.core.serving.plugin import register
-from components.core.serving.settings import OWNER_VARIABLE
 from tests.components.core import tiny_models
 from tests.components.core.tiny_models import EOS
 
