@@ -178,7 +178,7 @@ def behaviour_of(folder: Path) -> Behaviour:
     if (told := folder / "behaviour.json").exists():
         return Behaviour(**json.loads(told.read_text(encoding="utf-8")))
     defaults = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    return Behaviour(folder.name[:12], wrong_template=defaults["temperature"] > 1, token_s=0.25)
+    return Behaviour(folder.name[:12], wrong_template=defaults.get("temperature", 0.0) > 1, token_s=0.25)
 
 
 def sums(number: int) -> list[dict[str, str]]:
