@@ -103,8 +103,9 @@ def largest_log_ratio(curve: list[dict[str, float]]) -> float:
     return max(numbers["max_log_ratio"] for numbers in curve if "max_log_ratio" in numbers)
 
 
-def test_engine_and_learner_agree_at_another_temperature(model, problems, out, tmp_path):
-    config = SHORT.model_copy(update={"temperature": 0.6})
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_engine_and_learner_agree_at_other_temperatures(model, problems, out, tmp_path, temperature):
+    config = SHORT.model_copy(update={"temperature": temperature})
     curve = run(config, context=job_in(tmp_path), out=out, model=model, problems=problems)["curve"]
 
     assert largest_log_ratio(curve) < LOGPROB_TOLERANCE

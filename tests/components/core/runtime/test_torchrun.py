@@ -199,8 +199,8 @@ def test_one_that_is_killed_takes_the_others_along_and_the_next_attempt_goes_on(
 
 
 def test_ranks_restart_from_the_last_checkpoint_however_one_crashes(tmp_path: Path) -> None:
-    stage, events, is_held = _held_stage(tmp_path, **{RESTARTS: "2"})
-    for crash, next_hold in ((signal.SIGSEGV, 4), (signal.SIGKILL, NUM_STEPS + 1)):
+    stage, events, is_held = _held_stage(tmp_path, **{RESTARTS: "3"})
+    for crash, next_hold in ((signal.SIGABRT, 4), (signal.SIGSEGV, 6), (signal.SIGKILL, NUM_STEPS + 1)):
         wait_until("both ranks wait", is_held)
         is_held = hold_at(tmp_path / "hold", next_hold, processes=2)
         os.kill(_children(_children(stage.pid)[0])[1], crash)
@@ -208,7 +208,7 @@ def test_ranks_restart_from_the_last_checkpoint_however_one_crashes(tmp_path: Pa
     reported = [json.loads(line) for line in events.read_text().splitlines()]
     notes = [event["text"] for event in reported if event["type"] == "note"]
     crashed = r"process 1 crashed \(Fatal Python error: .*\)"
-    for note, how in zip(notes, (crashed, "a process was killed"), strict=True):
+    for note, how in zip(notes, (crashed, crashed, "a process was killed"), strict=True):
         assert re.fullmatch(f"{how}; all processes start again from the last checkpoint", note)
     assert [event.get("done") for event in reported].count(1) == 1
     assert "fake_stage.py" in (tmp_path / "log").read_text()  # where it was
