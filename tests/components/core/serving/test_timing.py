@@ -108,23 +108,26 @@ def test_every_model_is_measured_right_after_the_first_in_every_round_whatever_t
     assert others == [pytest.approx([usual / 2] * 2), pytest.approx([usual * 3 / 4] * 2)]
 
 
-def test_engines_are_opened_one_at_a_time_where_memory_is_short_and_one_that_vllm_cannot_run_fails_with_its_reason(
-    tmp_path: Path,
-) -> None:
-    for name in ("model", "broken"):
-        tiny_models.llama(0).save_pretrained(tmp_path / name)
-    (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
+def test_engines_are_opened_one_at_a_time_where_memory_is_short(tmp_path: Path) -> None:
+    tiny_models.llama(0).save_pretrained(tmp_path / "model")
     once = SMALL_LOAD.model_copy(update={"rounds": 1})
     reports: list[tuple[int, int]] = []
+    measured = measure_times(
+        [tmp_path / "model"] * 2,
+        once,
+        threads=1,
+        memory_gib=0.0,
+        report=TimingReport(lambda done, total: reports.append((done, total))),
+    )
+    assert [len(times) for times in measured] == [1, 1]
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]  # an engine and a batch, twice
+
+
+def test_a_model_that_vllm_cannot_run_fails_with_its_reason(tmp_path: Path) -> None:
+    tiny_models.llama(0).save_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(StageFailed, match=r"(?s)could not run the models.*[Ee]rror"):
-        measure_times(
-            [tmp_path / "model", tmp_path / "broken"],
-            once,
-            threads=1,
-            memory_gib=0.0,
-            report=TimingReport(lambda done, total: reports.append((done, total))),
-        )
-    assert reports == [(1, 4), (2, 4)]  # an engine and a batch of the first
+        measure_times([tmp_path / "broken"], SMALL_LOAD, threads=1, memory_gib=8.0)
 
 
 def test_rounds_are_repeated_until_the_step_times_are_known() -> None:
