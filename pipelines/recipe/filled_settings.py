@@ -199,13 +199,16 @@ def _search(section: SearchConfig, facts: ParentFacts) -> Iterator[Setting]:
 
 def _rl(name: str, section: RlConfig, facts: ParentFacts) -> Iterator[Setting]:
     """Rollouts, precision, and the length of answers with how many of them the learner computes at a time."""
-    usual = facts.usual(name)
-    yield from rollout_settings(on_gpu=usual.gpus > 0)
-    yield _dtype(name, usual)
-    for length in _answer_length(name, facts):
-        yield length
-        chosen = section.max_tokens if "max_tokens" in section.model_fields_set else int(str(length.value))
-        row = facts.prompt_tokens(name) + chosen
+    usual, max_tokens = facts.usual(name), section.max_tokens
+    lengths = list(_answer_length(name, facts))
+    if lengths and "max_tokens" not in section.model_fields_set:
+        max_tokens = int(str(lengths[0].value))
+    dtype, prompt_tokens = _dtype(name, usual), facts.prompt_tokens(name)
+    yield from rollout_settings(usual, prompt_tokens, max_tokens, str(section.dtype or dtype.value))
+    yield dtype
+    yield from lengths
+    if lengths:
+        row = prompt_tokens + max_tokens
         reason = (
             f"answers with their prompts of up to {row:,} tokens: {CPU_MICRO_TOKENS:,} tokens at most, which fit most "
             "devices; the result is the same"

@@ -10,14 +10,18 @@ Papers: Puzzle is arXiv 2411.19146, Llama-Nemotron arXiv 2505.00949.
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
+from components.core.model.accelerators import Dtype
 from components.core.model.architecture import Architecture
+from components.core.model.flops import training_flops
 from components.core.training.step_memory import PROCESS_BYTES, Step, step_memory
 from components.data.config import DataConfig
 from components.data.data_facts import ChatFacts, CorpusFacts, DataFacts, ProblemFacts
+from components.eval.config import EvalConfig
+from components.search.config import Measurement
 from components.search.costs.work_time import TRAINED, Computer
 
 PRETRAINING_RATES = (
@@ -50,6 +54,12 @@ MAX_SFT_ROWS = 256
 """Rows of a step of SFT. Source: Llama-Nemotron, section 4."""
 CPU_STAGE_S, GPU_STAGE_S = 480, 4 * 3600
 """Time that a training may take at most."""
+RL_SHARE = 2
+"""Times as long that RL may take, most of it generation."""
+MIN_RL_STEPS, MIN_RL_PROMPTS = 10, 4
+"""Fewest steps of RL, and fewest problems of one."""
+MIN_PROBLEMS = 50
+"""Fewest problems of a split that every model is asked: ±14 points at the most."""
 CPU_SEQ_LEN, GPU_SEQ_LEN = 512, 4096
 """Longest row of text: attention over packed rows is computed with a mask of all pairs. The paper has up to 8192."""
 CPU_MICRO_TOKENS = 2048
@@ -119,7 +129,7 @@ class Facts:
         """Time of a training."""
         return GPU_STAGE_S if self.gpus else CPU_STAGE_S
 
-    def time_in_words(self, share: int) -> str:
+    def time_in_words(self, share: float) -> str:
         """The time of a training that may take one of so many shares."""
         return f"about {self.stage_s / 60 / share:.0f} minutes on {self.machine}"
 
@@ -143,6 +153,7 @@ def all_settings(facts: Facts, limits: Mapping[str, JsonValue]) -> list[Setting]
     return [
         *placement(facts),
         *targets(limits if corpus else {}, has_chats=chats is not None, has_problems=problems is not None),
+        *serving_settings(facts),
         *(_text_settings(facts, corpus, dtype, limits, problems) if corpus else left_out(TEXT_STAGES, "no corpus")),
         *(sft_settings(facts, chats, dtype) if chats else left_out(("sft",), "no chats")),
         *rl,
@@ -221,6 +232,44 @@ def product_dtype(computer: Computer, stored: str) -> Setting:
     rates = f"{gflops(fast)} GFLOPS in bfloat16, {gflops(slow)} in float32"
     reason = f"{computer.device.name} multiplies at {rates}"
     return Setting("dtype", dtype, f"{reason}; weights and optimizer state are float32 all the same")
+
+
+def serving_settings(facts: Facts) -> list[Setting]:
+    """Precision of the engines, where that of the parent's files is the slower one."""
+    if served_dtype(facts) == facts.stored:
+        return []
+    rates = f"{gflops(facts.computer.flops(facts.stored))} GFLOPS in {facts.stored}"
+    rates = f"{rates}, {gflops(facts.computer.flops('float32'))} in float32"
+    return [Setting("serving.dtype", "float32", f"vLLM too multiplies at {rates} on {facts.computer.device.name}")]
+
+
+def served_dtype(facts: Facts) -> str:
+    """Precision of the engines: that of the parent's files, unless a processor is faster in float32.
+
+    Float32 moves twice the bytes. It is faster where the processor has no instructions for bfloat16.
+    """
+    if facts.gpus or facts.stored == "float32":
+        return facts.stored
+    times = {dtype: answers_s(facts, dtype, 1, prompt_tokens=PROMPT_TOKENS) for dtype in (facts.stored, "float32")}
+    return min(times, key=lambda dtype: times[dtype])
+
+
+def answers_s(
+    facts: Facts, dtype: str, number: int, *, at_once: int = 8, prompt_tokens: int, max_tokens: int = PROMPT_TOKENS
+) -> float:
+    """Time in which one device gives answers with the parent.
+
+    Args:
+        facts: of device and parent.
+        dtype: that the engine computes in.
+        number: of answers.
+        at_once: answers of a batch.
+        prompt_tokens: tokens of a prompt.
+        max_tokens: tokens of an answer.
+    """
+    known: Dtype = next((one for one in facts.computer.device.flops if one == dtype), "float32")
+    load = Measurement(batch_size=at_once, prompt_tokens=prompt_tokens, new_tokens=max(2, max_tokens), dtype=known)
+    return replace(facts.computer, count=1).generation_s(facts.parent, load, number)
 
 
 def gflops(flops: float) -> str:
@@ -441,6 +490,9 @@ def search_settings(
         load["prompt_tokens"] = problems.prompt_tokens
         load_reason += "; prompts as long as 99 % of your problems"
     load["new_tokens"] = 64 if facts.gpus else 16
+    if served_dtype(facts) != facts.stored:
+        load["dtype"] = "float32"
+        load_reason += "; as precise as it is served"
     return [
         Setting("search.limits", dict(limits), "the budget of the child, shares of the parent's own cost"),
         ffn_fractions(facts.parent),
@@ -523,7 +575,7 @@ def sft_settings(facts: Facts, chats: ChatFacts, dtype: Setting) -> list[Setting
 def rl_settings(facts: Facts, chats: ChatFacts, problems: ProblemFacts, dtype: Setting) -> list[Setting]:
     """GRPO."""
     length, why = _answer_length(facts, chats, problems.prompt_tokens)
-    steps, prompts, samples, rates = rollout_settings(on_gpu=facts.gpus > 0)
+    steps, prompts, samples, rates = rollout_settings(facts, problems.prompt_tokens, length, str(dtype.value))
     num_prompts, num_samples, num_steps = (int(str(setting.value)) for setting in (prompts, samples, steps))
     row = problems.prompt_tokens + length
     most = max(1, min(num_prompts * num_samples, CPU_MICRO_TOKENS * (8 if facts.gpus else 1) // row))
@@ -545,13 +597,44 @@ def rl_settings(facts: Facts, chats: ChatFacts, problems: ProblemFacts, dtype: S
     ]
 
 
-def rollout_settings(*, on_gpu: bool) -> tuple[Setting, Setting, Setting, Setting]:
-    """Steps of RL, problems of a step, answers to each, and answers by which pass rates are measured."""
-    steps, prompts, samples, rates = (100, 72, 16, 8) if on_gpu else (30, 8, 8, 2)
+def rollout_settings(
+    facts: Facts, prompt_tokens: int, max_tokens: int, dtype: str
+) -> tuple[Setting, Setting, Setting, Setting]:
+    """Steps of RL, problems of a step, answers to each, and answers by which pass rates are measured.
+
+    Args:
+        facts: of device and parent.
+        prompt_tokens: tokens of a prompt.
+        max_tokens: tokens of an answer.
+        dtype: of the learner.
+    """
+    steps, prompts, samples, rates = (100, 72, 16, 8) if facts.gpus else (30, 8, 8, 2)
+
+    def affordable() -> int:
+        answers = prompts * samples
+        step_s = answers_s(
+            facts,
+            served_dtype(facts),
+            answers + prompts * rates,
+            at_once=answers,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+        )
+        row = prompt_tokens + max_tokens
+        flops = training_flops(facts.parent, answers * row, row)
+        step_s += replace(facts.computer, count=1).computing_s(flops, dtype)
+        return int(RL_SHARE * facts.stage_s / step_s)
+
+    while affordable() < MIN_RL_STEPS and prompts > MIN_RL_PROMPTS:
+        prompts //= 2
+    steps = max(MIN_RL_STEPS, min(steps, affordable()))
     paper = "arXiv 2505.00949, section 5.1"
-    fewer = "as the paper" if on_gpu else "the paper has {}; fewer on a CPU"
+    fewer = "as the paper" if facts.gpus else "the paper has {}; fewer on a CPU"
+    number = (
+        f"the paper's figure 5 shows about 500; at most {facts.time_in_words(1 / RL_SHARE)}, and {MIN_RL_STEPS} steps"
+    )
     return (
-        Setting("rl.num_steps", steps, "the paper's figure 5 shows about 500" + ("" if on_gpu else "; fewer on a CPU")),
+        Setting("rl.num_steps", steps, number),
         Setting("rl.prompts_per_step", prompts, f"{fewer.format(72)} ({paper})"),
         Setting("rl.samples_per_prompt", samples, f"{fewer.format(16)} ({paper})"),
         Setting("rl.pass_rate_samples", rates, f"{fewer.format(8)} ({paper})"),
@@ -577,10 +660,28 @@ def eval_settings(
     if chats is not None and problems is not None:
         length, why = _answer_length(facts, chats, problems.prompt_tokens)
         number, samples = (250, 4) if facts.gpus else (100, 2)
+        models = 3 + 3 * (corpus is not None)  # with a corpus there are a searched, a distilled and a pretrained one
+        answers = models * (samples + 1)
+        at_once = EvalConfig().concurrency
+        problem_s = (
+            answers
+            / at_once
+            * answers_s(
+                facts,
+                served_dtype(facts),
+                at_once,
+                at_once=at_once,
+                prompt_tokens=problems.prompt_tokens,
+                max_tokens=length,
+            )
+        )
+        number = max(MIN_PROBLEMS, min(number, int(facts.stage_s / problem_s)))
         number = min(number, max(1, round(DataConfig().test_fraction * problems.num_problems)))
+        reason = f"of each split; ±{98 / math.sqrt(number):.0f} points at the most; {models} models have "
+        reason += f"{facts.time_in_words(1)} for them, or {MIN_PROBLEMS} problems"
         found += [
             Setting("eval.max_tokens", length, why),
-            Setting("eval.num_problems", number, f"of each split; ±{98 / math.sqrt(number):.0f} points at the most"),
+            Setting("eval.num_problems", number, reason),
             Setting(
                 "eval.num_samples", samples, "answers that differ; the paper has up to 16 (arXiv 2505.00949, section 7)"
             ),

@@ -25,8 +25,8 @@ from pipelines.sizing.machine import Machine, speed_in_words
 SURVEY = "components.data.survey"
 """Imported by name, as stages are: it needs tokenizers and transformers, and commands are imported without them."""
 SECTIONS = (
-    *("name", "seed", "parent", "corpus", "placement", "targets", "search", "distill", "pretrain", "sft", "rl"),
-    *("eval", "deploy"),
+    *("name", "seed", "parent", "corpus", "placement", "targets", "serving"),
+    *("search", "distill", "pretrain", "sft", "rl", "eval", "deploy"),
 )
 """Keys of a recipe in the order in which they are written."""
 WIDTH = 118

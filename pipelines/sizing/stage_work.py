@@ -131,8 +131,9 @@ class _Work:
 
     @property
     def served_dtype(self) -> str:
-        """Precision that models are served in."""
-        return self.recipe.serving.dtype or self.models.stored
+        """Precision that the task serves models in."""
+        serving = getattr(self.task.config, "serving", self.recipe.serving)
+        return serving.dtype or self.models.stored
 
 
 def recipe_work(recipe: Recipe, machine: Machine) -> tuple[Models | None, dict[str, StageWork]]:

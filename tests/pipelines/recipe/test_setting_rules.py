@@ -1,5 +1,6 @@
 """The rules give what their sources have, follow the data, and fit the memory."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,37 @@ def test_a_step_fits_the_memory(gpus: int) -> None:
 def test_the_faster_precision_is_taken() -> None:
     assert values(facts())["distill.dtype"] == "float32"  # the processor of the table is slower in bfloat16
     assert values(facts(gpus=1))["distill.dtype"] == "bfloat16"
+
+
+def processor(float32: float, bfloat16: float) -> Computer:
+    rates = {"float32": float32, "bfloat16": bfloat16}
+    return Computer(DEVICES["CPU"].model_copy(update={"flops": rates}))
+
+
+def test_engines_compute_in_float32_where_bfloat16_is_slower_although_it_moves_half_the_bytes() -> None:
+    of = facts()
+    old = values(replace(of, computer=processor(80e9, 1e9)))
+    assert old["serving.dtype"] == old["search.measurement"]["dtype"] == "float32"
+    new = values(replace(of, computer=processor(80e9, 70e9)))  # generation waits for memory
+    assert "serving.dtype" not in new
+    assert "dtype" not in new["search.measurement"]
+    assert "serving.dtype" not in values(replace(of, computer=processor(80e9, 1e9), stored="float32"))
+    assert "serving.dtype" not in values(facts(gpus=1))
+
+
+def test_slow_machines_learn_and_ask_less_but_never_too_little() -> None:
+    chats, problems = CHATS.model_copy(update={"answer_tokens": 90}), PROBLEMS.model_copy(update={"num_problems": 2000})
+    data = DataFacts(corpus=CORPUS, chats=chats, problems=problems)
+    fast, slow, slowest = (
+        values(replace(facts(data=data), computer=processor(rate, rate))) for rate in (4e12, 5e11, 1e9)
+    )
+    keys = ("rl.num_steps", "rl.prompts_per_step", "eval.num_problems")
+    assert [fast[key] for key in keys] == [30, 8, 100]
+    assert rules.MIN_RL_STEPS < slow["rl.num_steps"] < 30
+    assert rules.MIN_PROBLEMS < slow["eval.num_problems"] <= 100
+    assert [slowest[key] for key in keys] == [rules.MIN_RL_STEPS, rules.MIN_RL_PROMPTS, rules.MIN_PROBLEMS]
+    assert slow["rl.max_problems"] <= slow["rl.num_steps"] * slow["rl.prompts_per_step"]
+    assert fast["rl.samples_per_prompt"] == slowest["rl.samples_per_prompt"]  # a group has to have a spread
 
 
 def test_what_there_is_no_data_for_is_left_out() -> None:
