@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from infra.testcluster.gateway import GATEWAY_PORT
 
@@ -25,7 +26,7 @@ class Tally:
     complete: Counter[str] = field(default_factory=Counter)
     """Answers that came in full, by the version that gave them."""
     lost: list[str] = field(default_factory=list)
-    """The others, with what was wrong."""
+    """The others: when they ended, for the logs of the gateway and its controllers, and what was wrong."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, versions: list[str], ended: bool, problem: str = "") -> None:
@@ -34,7 +35,8 @@ class Tally:
             if ended and len(set(versions)) == 1:
                 self.complete[versions[0]] += 1
             else:
-                self.lost.append(problem or f"{len(versions)} pieces of {sorted(set(versions))}, ended: {ended}")
+                problem = problem or f"{len(versions)} pieces of {sorted(set(versions))}, ended: {ended}"
+                self.lost.append(f"{datetime.now(UTC):%H:%M:%S.%f} {problem}")
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ NAME = "tessera-serving-nano"
 SECRET = "tessera-store"
 PATIENCE_S = 900
 TOKEN_S = 0.25
+ROUTES_S = 4.0
+"""Twice the time for which Traefik keeps its routes at least (`providersThrottleDuration`)."""
 GOOD = Behaviour("1", token_s=TOKEN_S)
 log = logging.getLogger(__name__)
 
@@ -87,8 +89,13 @@ class Served:
         }
 
     def _answers(self) -> bool:
-        tally = Tally()
-        ask(tally, stream=False)
+        """Whether no request is lost for a while.
+
+        The first routes of a new model may have servers of one version only, while both share its requests.
+        """
+        tally, end = Tally(), time.monotonic() + ROUTES_S
+        while not tally.lost and time.monotonic() < end:
+            ask(tally, stream=False)
         return not tally.lost
 
     def _put(self, kind: Any, files: dict[str, str]) -> str:
