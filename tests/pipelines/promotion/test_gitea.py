@@ -96,6 +96,7 @@ def test_a_request_is_opened_found_merged_and_closed(gitea: Gitea, tmp_path: Pat
     git(copy, "commit", "--quiet", "-m", "begin")
     address = f"{gitea.url}/{USER}/platform.git"
     git(copy, "push", "--quiet", address.replace("://", f"://{USER}:{gitea.token}@"), "main")
+    wait_until("Gitea has seen the push", lambda: not gitea.call("GET", f"/repos/{USER}/platform")["empty"])
 
     platform = PlatformRepository(url=address, host="gitea", credentials=credentials)
     host, page = connect_host(platform), "## Page\n\n| a | b |\n|---|---|\n| `x` | 1 |\n"
