@@ -221,12 +221,16 @@ class PromotionFollower:
             self._judge(None, "NotApplied", f"the Rollout {name} has not got bundle {bundle} yet")
 
     def _notice_withdrawal(self, promotion: PromotionStatus) -> None:
-        """See whether the Rollout still has what was promoted, which a person may have taken back since."""
-        name = self._rules.rollout
+        """See whether the Rollout still has what was promoted: a person may have taken it back, or put it back."""
+        name, judged = self._rules.rollout, self._status.condition("Promoted")
         rollout = None if name is None else self._objects.rollout(self._namespace, name)
-        if rollout is not None and _bundle(rollout) != promotion.bundle:
+        if rollout is None:
+            return
+        if _bundle(rollout) != promotion.bundle:
             now = _bundle(rollout)[:12]
             self._judge(False, "Withdrawn", f"the Rollout {name} has bundle {now}, not {promotion.bundle[:12]}, now")
+        elif judged is not None and judged.reason == "Withdrawn" and _phase(rollout)[0] == "Healthy":
+            self._serve(promotion, f"the Rollout {name} is healthy with it again")
 
     def _serve(self, promotion: PromotionStatus, why: str) -> None:
         """The bundle serves all traffic: it is the champion."""

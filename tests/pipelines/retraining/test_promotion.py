@@ -200,7 +200,7 @@ def test_a_change_that_is_taken_back_during_the_canary_ends_it(site: Site) -> No
     assert status.last_promoted is None
 
 
-def test_a_model_that_a_person_takes_back_after_it_served_all_users_is_told(site: Site) -> None:
+def test_a_model_that_a_person_takes_back_and_puts_back_after_it_served_all_users_is_told(site: Site) -> None:
     site.create(rollout="nano")
     bundle = site.run(0.9)
     site.world.step()
@@ -218,6 +218,11 @@ def test_a_model_that_a_person_takes_back_after_it_served_all_users_is_told(site
     assert status.last_promoted == served.last_promoted
     site.world.step()
     assert site.served == site.champion
+    site.platform.change(bundle)  # and another one puts it back
+    set_rollout(site.world, bundle, "Paused")
+    assert condition(site.world.step(), "Promoted")[:2] == ("False", "Withdrawn")
+    set_rollout(site.world, bundle, "Healthy")
+    assert condition(site.world.step(), "Promoted")[:2] == ("True", "Serving")
 
 
 def test_a_commit_that_is_taken_back_before_the_rollout_has_it_ends_too(site: Site) -> None:
