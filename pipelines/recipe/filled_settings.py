@@ -181,6 +181,8 @@ def _training(stage: str, section: TrainConfig, facts: ParentFacts) -> Iterator[
 def _search(section: SearchConfig, facts: ParentFacts) -> Iterator[Setting]:
     """Widths of the space, calibration, and how much the block library is trained."""
     usual = facts.usual("search")
+    if section.task.num_problems:
+        yield from _answer_length("search.task", facts)
     if not section.intermediate_sizes:
         yield ffn_fractions(facts.shape)
     dtype = _dtype("search", usual)

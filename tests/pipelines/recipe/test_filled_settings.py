@@ -114,6 +114,13 @@ def test_an_answer_may_be_as_long_as_a_chat_and_leaves_room_for_its_prompt() -> 
     assert not {f"{section}.max_tokens" for section in ASKED} & filled({}, corpus=TEXT).keys()
 
 
+def test_a_search_that_is_scored_on_problems_has_as_long_answers() -> None:
+    chats = SourceSize(num_bytes=900_000, row_bytes=3000)
+    scored = filled({"search": {"score": "accuracy", "task": {"num_problems": 8}}, "eval": {}}, chats=chats)
+    assert scored["search.task.max_tokens"] == scored["eval.max_tokens"]
+    assert "search.task.max_tokens" not in filled({}, chats=chats)
+
+
 def test_the_learner_computes_as_many_answers_at_a_time_as_their_length_allows() -> None:
     chats = SourceSize(30_000, 300)
     assert filled({}, chats=chats)["rl.micro_batch_size"] == 2048 // (128 + 128)
