@@ -68,8 +68,8 @@ def plan(
         print_json(plan_as_json(planned))
     else:
         show_plan(planned, console())
-    if planned.prediction is not None:
-        _warn(planned.prediction.warning)
+    for warning in planned.prediction.warnings if planned.prediction else ():
+        _warn(warning)
     if planned.faults:
         raise typer.Exit(2)
 

@@ -20,7 +20,7 @@ from pipelines.recipe.setting_rules import Setting
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
 from pipelines.records.predictions import keep_prediction
 from pipelines.run.ingest import source_digest
-from pipelines.sizing.capacity import Misfit, find_misfits, size_in_words
+from pipelines.sizing.capacity import Misfit, find_misfits, size_in_words, slow_precision
 from pipelines.sizing.machine import Machine
 from pipelines.sizing.predictions import prediction_of
 from pipelines.sizing.stage_work import Models, StageWork, recipe_work
@@ -57,7 +57,7 @@ class Prediction:
         work: of each stage that would run, by its label.
         misfits: what does not fit.
         chosen: settings that are as the rules choose them for this parent, whether filled in or written.
-        warning: why not to trust the speed of the machine; None where it can be.
+        warnings: why not to trust the speed of the machine, and what makes a run slower than it has to be.
     """
 
     device: str
@@ -65,7 +65,7 @@ class Prediction:
     work: dict[str, StageWork]
     misfits: list[Misfit]
     chosen: list[Setting]
-    warning: str | None
+    warnings: list[str]
 
 
 @dataclass
@@ -133,7 +133,7 @@ def predict(
         work=work,
         misfits=list(find_misfits(recipe, models, work, machine, free_bytes)),
         chosen=list(_as_the_rules_choose(recipe)),
-        warning=machine.busy_warning,
+        warnings=[one for one in (machine.busy_warning, slow_precision(recipe, models, machine)) if one],
     )
 
 

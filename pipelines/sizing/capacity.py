@@ -1,4 +1,4 @@
-"""What does not fit the memory or the disk that there is, and the way out. Imports no torch."""
+"""What does not fit the memory, the disk or the processor that there is, and the way out. Imports no torch."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from components.core.training.step_memory import Step, step_memory
 from components.core.training.train_config import TrainConfig
 from components.rl.config import RlConfig
+from components.search.config import Measurement
+from components.search.costs.work_time import Computer
 from pipelines.recipe.checks import RUN_AS_RANKS
 from pipelines.recipe.graph import Task
 from pipelines.recipe.llama_nemotron import llama_nemotron
@@ -19,6 +21,8 @@ USABLE = 0.95
 SMALL_BYTES, LARGE_BYTES = 100 << 20, 100 << 30
 MAX_RANKS = 64
 """Most ranks that a way out speaks of."""
+SLOW_PRECISION = 2.0
+"""Times as long for an answer from which on another precision is advised."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,36 @@ def find_misfits(
             f"the run writes about {size_in_words(needed)}, and {size_in_words(free_bytes)} are free",
             "free space, or name a store elsewhere with --store",
         )
+
+
+def slow_precision(recipe: Recipe, models: Models, machine: Machine) -> str | None:
+    """Stages that serve a model in a precision that the processor is much slower in than in float32; None without any.
+
+    Args:
+        recipe: has the precisions and the placements.
+        models: of the recipe.
+        machine: what the stages run on.
+    """
+    found: dict[str, str] = {}
+    for task in llama_nemotron(recipe).items():
+        serving = getattr(task.config, "serving", None)
+        computer = machine.computer(task.placement, spreads=False)
+        if serving is None or computer is None or task.placement.gpus:
+            continue
+        dtype = serving.dtype or models.stored
+        ratio = _answer_s(models, computer, dtype) / _answer_s(models, computer, "float32")
+        if ratio > SLOW_PRECISION:
+            found[task.label] = f"{computer.device.name} takes about {ratio:.0f} times as long for an answer in {dtype}"
+    if not found:
+        return None
+    reason = next(iter(found.values()))
+    return f"vLLM in {', '.join(found)}: {reason} as in float32; set serving.dtype to float32"
+
+
+def _answer_s(models: Models, computer: Computer, dtype: str) -> float:
+    """Time of an answer of the child."""
+    known = next((one for one in computer.device.flops if one == dtype), "float32")
+    return computer.generation_s(models.child, Measurement(dtype=known), 1)
 
 
 def _memory(task: Task, needed: int, models: Models, machine: Machine) -> Iterator[Misfit]:

@@ -229,13 +229,29 @@ def test_a_plan_doubts_a_speed_that_was_measured_beside_much_other_work(
 ) -> None:
     idle = Machine(DEVICES["CPU"], None, 0, 2, 8 << 30, load=0.5)
     arguments = ["plan", str(own_model), "--store", str(own_model.parent / "store"), "--json", "--set", "deploy=null"]
-    for load, warning in ((0.5, None), (5.5, "the speed was measured on a busy machine, with 5.5 processes to run")):
+    for load, warning in ((0.5, ()), (5.5, ("the speed was measured on a busy machine, with 5.5 processes to run",))):
         monkeypatch.setattr("pipelines.sizing.machine.this_machine", partial(replace, idle, load=load))
         assert run_command(arguments) == 0
         shown = capsys.readouterr()
-        told = json.loads(shown.out)["prediction"]["warning"]
-        assert shown.err == ("" if told is None else f"warning: {told}\n")
-        assert told is None if warning is None else told.startswith(warning)
+        told = json.loads(shown.out)["prediction"]["warnings"]
+        assert shown.err == "".join(f"warning: {one}\n" for one in told)
+        assert [one[: len(warning[0])] for one in told] == list(warning)
+
+
+def test_a_plan_advises_float32_where_a_processor_is_slow_in_the_precision_of_the_engines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"float32": 80e9, "bfloat16": 1e8, "float16": 1e8}  # hardly too low for a model of the demo's size
+    old = DEVICES["CPU"].model_copy(update={"name": "an old processor", "flops": rates})
+    monkeypatch.setattr("pipelines.sizing.machine.this_machine", lambda: Machine(old, None, 0, 2, 8 << 30))
+    recipe, told = ["plan", str(RECIPES / "demo.yaml"), "--store", str(tmp_path / "store"), "--json"], {}
+    for dtype in ("bfloat16", "float32"):
+        assert run_command([*recipe, "--set", f"serving.dtype={dtype}"]) == 0
+        told[dtype] = json.loads(capsys.readouterr().out)["prediction"]["warnings"]
+    assert told["float32"] == []
+    (warning,) = told["bfloat16"]
+    assert warning.startswith("vLLM in rl, eval, deploy: an old processor takes about")
+    assert warning.endswith("set serving.dtype to float32")
 
 
 def test_what_is_cached_takes_nothing(tmp_path: Path) -> None:
