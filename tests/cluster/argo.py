@@ -1,10 +1,12 @@
 """Argo Workflows on the cluster, as the stand-in for Kubeflow Pipelines uses it."""
 
+from infra.chart import render
 from tests.cluster.api import Cluster
 from tests.cluster.argo_workflow import PodAdditions, Values
 from tests.cluster.objects import ENVIRONMENT, IMAGE, Object, host_mounts, host_volumes
 
 ARGO = "argoproj.io/v1alpha1"
+PIPELINES_ACCOUNT = "tessera-pipelines"
 
 
 class ArgoWorkflows:
@@ -27,23 +29,12 @@ class ArgoWorkflows:
         self._cluster.patch(ARGO, "Workflow", name, {"spec": {"shutdown": "Terminate"}})
 
 
-def runner_rights() -> list[Object]:
-    """The service account of pipeline pods, with what Argo's containers in them need."""
-    name = {"name": "pipeline-runner"}
-    rbac = "rbac.authorization.k8s.io"
-    rules = [{"apiGroups": ["argoproj.io"], "resources": ["workflowtaskresults"], "verbs": ["create", "patch"]}]
-    role = {"apiGroup": rbac, "kind": "Role", **name}
-    return [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": name},
-        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": name, "rules": rules},
-        {
-            "apiVersion": f"{rbac}/v1",
-            "kind": "RoleBinding",
-            "metadata": name,
-            "roleRef": role,
-            "subjects": [{"kind": "ServiceAccount", **name}],
-        },
-    ]
+def pipeline_rights(namespace: str) -> list[Object]:
+    """The chart's service account of pipeline pods, with its rights."""
+    values = {"namespace": {"name": namespace, "create": False}}
+    kinds = {"ServiceAccount", "Role", "RoleBinding"}
+    objects = [each for each in render(values, namespace=namespace) if each["kind"] in kinds]
+    return [each for each in objects if each["metadata"]["name"] == PIPELINES_ACCOUNT]
 
 
 def host_additions() -> PodAdditions:

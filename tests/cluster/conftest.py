@@ -16,7 +16,7 @@ from infra.testcluster.layout import GATEWAY, Layout
 from pipelines.recipe.pod_settings import SETTINGS_CONFIG_MAP, STORE_KEYS, STORE_SECRET
 from pipelines.records.runs import artifacts
 from tests.cluster.api import Cluster
-from tests.cluster.argo import ARGO, ArgoWorkflows, host_additions, runner_rights
+from tests.cluster.argo import ARGO, PIPELINES_ACCOUNT, ArgoWorkflows, host_additions, pipeline_rights
 from tests.cluster.kfp_standin import KfpStandIn, running_standin
 from tests.cluster.objects import ROOT, Object, volume_objects
 from tests.s3_server import S3Server, fresh_prefix, running_server
@@ -61,7 +61,7 @@ def standin(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A stand-in for the backend of Kubeflow Pipelines, whose runs are pods of the cluster."""
     monkeypatch.setenv("HOME", str(tmp_path))  # kfp.Client writes a file there
     cluster.need(ARGO, "Workflow")
-    cluster.create(*runner_rights())
+    cluster.create(*pipeline_rights(cluster.namespace))
     with running_standin(ArgoWorkflows(cluster), host_additions()) as standin:
         yield standin
 
@@ -88,7 +88,7 @@ def recipe(tmp_path: Path) -> Path:
 def submission(recipe: Path, pod_store: str, standin: KfpStandIn, cluster: Cluster) -> list[str]:
     """The arguments of `tessera` that run the recipe on the cluster and wait for its end."""
     where = ["--store", pod_store, "--kfp", standin.url, "--namespace", cluster.namespace]
-    return ["submit", str(recipe), *where, "--watch"]
+    return ["submit", str(recipe), *where, "--service-account", PIPELINES_ACCOUNT, "--watch"]
 
 
 @contextlib.contextmanager

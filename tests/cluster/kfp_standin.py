@@ -158,6 +158,8 @@ class KfpStandIn:
         except Unsupported as error:
             self._stored["runs"].remove(made)
             raise Refused(400, f"the stand-in does not know {error}") from error
+        if account := asked.get("service_account"):
+            created["spec"]["serviceAccountName"] = account
         self._workflow_names[made["run_id"]] = self._workflows.create(created)
         return self._view("runs", made)
 

@@ -37,7 +37,7 @@ from infra.testcluster.layout import GATEWAY
 from pipelines.promotion.served_file import read_value
 from pipelines.retraining.spec import GROUP, KIND, PLURAL, VERSION
 from tests.cluster.api import Cluster
-from tests.cluster.argo import ARGO, ArgoWorkflows, host_additions, runner_rights
+from tests.cluster.argo import ARGO, ArgoWorkflows, host_additions
 from tests.cluster.kfp_standin import running_standin
 from tests.cluster.objects import ROOT, Object, run_on_this_machine, volume_objects
 from tests.cluster.streaming_clients import HOST, asking_clients
@@ -372,7 +372,7 @@ def furnish(cluster: Cluster, folder: Path) -> None:
     cluster.patch("v1", "Namespace", cluster.namespace, {"metadata": {"labels": labels}})
     key = base64.b64encode((folder / "key.pem").read_bytes()).decode()
     signing = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "signing"}, "data": {"key.pem": key}}
-    cluster.create(*volume_objects(cluster.namespace), *runner_rights(), signing)
+    cluster.create(*volume_objects(cluster.namespace), signing)
 
 
 def champion() -> str:

@@ -328,16 +328,7 @@ def test_a_stage_of_several_nodes_holds_gpus_in_its_train_job_alone_and_ends_wit
     held = {"spec": {"stopPolicy": "Hold"}}  # nothing is admitted to it
     cluster.patch("kueue.x-k8s.io/v1beta2", "ClusterQueue", f"{namespace}-h100", held)
     values = {"namespace": {"name": namespace, "create": False}}
-    installed = [each for each in render(values, namespace=namespace) if each["kind"] in {"Role", "TrainingRuntime"}]
-    (role,) = [each for each in installed if each["kind"] == "Role"]
-    binding = {
-        "apiVersion": role["apiVersion"],
-        "kind": "RoleBinding",
-        "metadata": {"name": "train-jobs"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
-        "subjects": [{"kind": "ServiceAccount", "name": "pipeline-runner"}],
-    }
-    cluster.create(*installed, binding)
+    cluster.create(*(each for each in render(values, namespace=namespace) if each["kind"] == "TrainingRuntime"))
     place = {"nodes": 2, "processes": 4, "gpus": 4, "node_pool": "h100", "memory_gib": 64.0}
     recipe = write_recipe(tmp_path, "nodes", parent_pretrain={**RECIPE["parent_pretrain"], "placement": place})
     command = [submission[0], str(recipe), *submission[2:-1], "--queues"]
