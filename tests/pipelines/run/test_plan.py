@@ -229,13 +229,14 @@ def test_a_plan_doubts_a_speed_that_was_measured_beside_much_other_work(
 ) -> None:
     idle = Machine(DEVICES["CPU"], None, 0, 2, 8 << 30, load=0.5)
     arguments = ["plan", str(own_model), "--store", str(own_model.parent / "store"), "--json", "--set", "deploy=null"]
-    for load, warning in ((0.5, ()), (5.5, ("the speed was measured on a busy machine, with 5.5 processes to run",))):
+    doubt = "the speed was measured on a busy machine, with 5.5 processes to run"
+    for load, warnings in ((0.5, []), (5.5, [doubt])):
         monkeypatch.setattr("pipelines.sizing.machine.this_machine", partial(replace, idle, load=load))
         assert run_command(arguments) == 0
         shown = capsys.readouterr()
         told = json.loads(shown.out)["prediction"]["warnings"]
         assert shown.err == "".join(f"warning: {one}\n" for one in told)
-        assert [one[: len(warning[0])] for one in told] == list(warning)
+        assert [one[: len(doubt)] for one in told] == warnings
 
 
 def test_a_plan_advises_float32_where_a_processor_is_slow_in_the_precision_of_the_engines(
