@@ -661,20 +661,11 @@ def eval_settings(
         length, why = _answer_length(facts, chats, problems.prompt_tokens)
         number, samples = (250, 4) if facts.gpus else (100, 2)
         models = 3 + 3 * (corpus is not None)  # with a corpus there are a searched, a distilled and a pretrained one
-        answers = models * (samples + 1)
-        at_once = EvalConfig().concurrency
-        problem_s = (
-            answers
-            / at_once
-            * answers_s(
-                facts,
-                served_dtype(facts),
-                at_once,
-                at_once=at_once,
-                prompt_tokens=problems.prompt_tokens,
-                max_tokens=length,
-            )
+        at_once, prompt = EvalConfig().concurrency, problems.prompt_tokens
+        batch_s = answers_s(
+            facts, served_dtype(facts), at_once, at_once=at_once, prompt_tokens=prompt, max_tokens=length
         )
+        problem_s = batch_s * models * (samples + 1) / at_once
         number = max(MIN_PROBLEMS, min(number, int(facts.stage_s / problem_s)))
         number = min(number, max(1, round(DataConfig().test_fraction * problems.num_problems)))
         reason = f"of each split; ±{98 / math.sqrt(number):.0f} points at the most; {models} models have "
