@@ -487,12 +487,7 @@ def search_settings(
     """The search: space, budget, calibration, and how much the block library is trained."""
     rows = calibration_rows(seq_len, on_gpu=facts.gpus > 0)
     tokens = rows * seq_len
-    load: dict[str, JsonValue] = {"batch_size": 64 if facts.gpus else 8}
-    load_reason = "users at the same time, a guess"
-    if problems is not None:
-        load["prompt_tokens"] = problems.prompt_tokens
-        load_reason += "; prompts as long as 99 % of your problems"
-    load["new_tokens"] = 64 if facts.gpus else 16
+    load, load_reason = workload(facts, problems)
     if served_dtype(facts) != facts.stored:
         load["dtype"] = "float32"
         load_reason += "; as precise as it is served"
@@ -506,6 +501,17 @@ def search_settings(
         library_steps(facts, tokens, dtype),
         Setting("search.measurement", load, load_reason),
     ]
+
+
+def workload(facts: Facts, problems: ProblemFacts | None) -> tuple[dict[str, JsonValue], str]:
+    """The load that a model is made for, and why."""
+    load: dict[str, JsonValue] = {"batch_size": 64 if facts.gpus else 8}
+    reason = "users at the same time, a guess"
+    if problems is not None:
+        load["prompt_tokens"] = problems.prompt_tokens
+        reason += "; prompts as long as 99 % of your problems"
+    load["new_tokens"] = 64 if facts.gpus else 16
+    return load, reason
 
 
 def calibration_rows(seq_len: int, *, on_gpu: bool) -> int:
@@ -683,6 +689,8 @@ def eval_settings(
     if corpus is not None:
         seq_len, why = text_seq_len(corpus, facts.context, on_gpu=facts.gpus > 0)
         found.append(Setting("eval.held_out.seq_len", seq_len, why))
+        load, _ = workload(facts, problems)
+        found.append(Setting("eval.workload", load, "the load of the search: limits and target are about it"))
     if facts.gpus > 1:
         found.append(Setting("eval.placement", {"gpus": facts.gpus}, "a replica on each GPU"))
     return found

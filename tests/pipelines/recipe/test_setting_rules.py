@@ -170,6 +170,13 @@ def test_the_target_follows_from_the_limit() -> None:
     assert "targets.speed_up" not in values(facts(), parameters="50%")
 
 
+def test_speed_is_judged_under_the_load_of_the_limit() -> None:
+    for gpus in (0, 1):
+        found = values(facts(gpus=gpus))
+        assert found["eval.workload"].items() <= found["search.measurement"].items()
+        assert found["search.measurement"].keys() - found["eval.workload"].keys() <= {"dtype"}
+
+
 def test_widths_are_whole_channels() -> None:
     odd = SMALL.model_copy(
         update={"blocks": tuple(block.model_copy(update={"intermediate_size": 1538}) for block in SMALL.blocks)}
