@@ -115,11 +115,12 @@ def rendered(model: Path, problems: Path) -> list[str]:
     ]
 
 
-def store_in_float32(model: Path) -> None:
-    """Write a model's files anew, in float32."""
-    from transformers import AutoModelForCausalLM
+def write_float32(model: Path, out: Path) -> None:
+    """Write a model with its tokenizer in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    AutoModelForCausalLM.from_pretrained(model, dtype="float32").save_pretrained(model)
+    AutoModelForCausalLM.from_pretrained(model, dtype="float32").save_pretrained(out)
+    AutoTokenizer.from_pretrained(model).save_pretrained(out)
 
 
 def main() -> None:
@@ -134,7 +135,7 @@ def main() -> None:
         else:
             write_small(folder)
             model, problems = folder / "model", folder / "data" / "problems.jsonl"
-            store_in_float32(model)
+            write_float32(model, model)
         write_rows(measure(model, problems, folder), Path(sys.argv[1]))
 
 
