@@ -152,7 +152,7 @@ def client(standin: KfpStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return kfp.Client(host=standin.url)
 
 
-def start(client: Any, compiled: Path, name: str = "run-1") -> Any:
+def start(client: Any, compiled: Path, name: str = "run-1", **options: str) -> Any:
     pipeline = client.upload_pipeline(str(compiled), "toy")
     version = client.upload_pipeline_version(str(compiled), "v1", pipeline_id=pipeline.pipeline_id)
     experiment = client.create_experiment("tests")
@@ -162,6 +162,7 @@ def start(client: Any, compiled: Path, name: str = "run-1") -> Any:
         params={"first": "a", "last": "z"},
         pipeline_id=pipeline.pipeline_id,
         version_id=version.pipeline_version_id,
+        **options,
     )
 
 
@@ -177,6 +178,14 @@ def test_the_client_uploads_starts_and_finds_a_run_by_its_name(
     ).pipeline_versions[:1]
     assert version.display_name == "v1"
     assert workflows.made[standin.workflow_name(run.run_id)]["metadata"]["labels"] == {RUN_LABEL: run.run_id}
+
+
+def test_pods_run_under_the_service_account_that_a_run_names(
+    client: Any, standin: KfpStandIn, workflows: MemoryWorkflows, compiled: Path
+) -> None:
+    for options, account in (({}, "pipeline-runner"), ({"service_account": "own"}, "own")):
+        run = start(client, compiled, **options)
+        assert workflows.made[standin.workflow_name(run.run_id)]["spec"]["serviceAccountName"] == account
 
 
 def test_a_run_has_the_state_of_its_workflow_and_the_message_of_what_failed(
