@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
-from components.core.model.accelerators import Dtype
 from components.core.model.architecture import Architecture
 from components.core.model.flops import training_flops
 from components.core.training.step_memory import PROCESS_BYTES, Step, step_memory
@@ -59,7 +58,7 @@ RL_SHARE = 2
 MIN_RL_STEPS, MIN_RL_PROMPTS = 10, 4
 """Fewest steps of RL, and fewest problems of one."""
 ANSWER_SHARE = 0.6
-"""Mean length of answers as a share of the longest: 0.4 to 0.7 with SmolLM2-135M on two tasks of reasoning-gym."""
+"""Mean length of answers as a share of the longest: 0.3 to 0.7 with SmolLM2-135M on two tasks of reasoning-gym."""
 MIN_PROBLEMS = 50
 """Fewest problems of a split that every model is asked: ±14 points at the most."""
 CPU_SEQ_LEN, GPU_SEQ_LEN = 512, 4096
@@ -269,8 +268,7 @@ def answers_s(
         prompt_tokens: tokens of a prompt.
         max_tokens: tokens of the longest answer.
     """
-    known: Dtype = next((one for one in facts.computer.device.flops if one == dtype), "float32")
-    tokens = max(2, round(ANSWER_SHARE * max_tokens))
+    known, tokens = facts.computer.computed_dtype(dtype), max(2, round(ANSWER_SHARE * max_tokens))
     load = Measurement(batch_size=at_once, prompt_tokens=prompt_tokens, new_tokens=tokens, dtype=known)
     return replace(facts.computer, count=1).generation_s(facts.parent, load, number)
 
@@ -619,7 +617,7 @@ def rollout_settings(
     """
     steps, prompts, samples, rates = (100, 72, 16, 8) if facts.gpus else (30, 8, 8, 2)
 
-    def affordable() -> int:
+    def affordable(prompts: int) -> int:
         answers = prompts * samples
         step_s = answers_s(
             facts,
@@ -634,14 +632,13 @@ def rollout_settings(
         step_s += replace(facts.computer, count=1).computing_s(flops, dtype)
         return int(RL_SHARE * facts.stage_s / step_s)
 
-    while affordable() < MIN_RL_STEPS and prompts > MIN_RL_PROMPTS:
+    while affordable(prompts) < MIN_RL_STEPS and prompts > MIN_RL_PROMPTS:
         prompts //= 2
-    steps = max(MIN_RL_STEPS, min(steps, affordable()))
+    steps = max(MIN_RL_STEPS, min(steps, affordable(prompts)))
     paper = "arXiv 2505.00949, section 5.1"
     fewer = "as the paper" if facts.gpus else "the paper has {}; fewer on a CPU"
-    number = (
-        f"the paper's figure 5 shows about 500; at most {facts.time_in_words(1 / RL_SHARE)}, and {MIN_RL_STEPS} steps"
-    )
+    number = f"the paper's figure 5 shows about 500; at most {facts.time_in_words(1 / RL_SHARE)}"
+    number += f", but {MIN_RL_STEPS} steps at least"
     return (
         Setting("rl.num_steps", steps, number),
         Setting("rl.prompts_per_step", prompts, f"{fewer.format(72)} ({paper})"),
@@ -677,8 +674,8 @@ def eval_settings(
         problem_s = batch_s * models * (samples + 1) / at_once
         number = max(MIN_PROBLEMS, min(number, int(facts.stage_s / problem_s)))
         number = min(number, max(1, round(DataConfig().test_fraction * problems.num_problems)))
-        reason = f"of each split; ±{98 / math.sqrt(number):.0f} points at the most; {models} models have "
-        reason += f"{facts.time_in_words(1)} for them, or {MIN_PROBLEMS} problems"
+        reason = f"of each split; ±{98 / math.sqrt(number):.0f} points at the most; all {models} models answer "
+        reason += f"within {facts.time_in_words(1)}, but {MIN_PROBLEMS} at least where there are as many"
         found += [
             Setting("eval.max_tokens", length, why),
             Setting("eval.num_problems", number, reason),

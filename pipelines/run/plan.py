@@ -20,7 +20,7 @@ from pipelines.recipe.setting_rules import Setting
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
 from pipelines.records.predictions import keep_prediction
 from pipelines.run.ingest import source_digest
-from pipelines.sizing.capacity import Misfit, find_misfits, size_in_words, slow_precision
+from pipelines.sizing.capacity import Misfit, find_misfits, find_slow_precisions, size_in_words
 from pipelines.sizing.machine import Machine
 from pipelines.sizing.predictions import prediction_of
 from pipelines.sizing.stage_work import Models, StageWork, recipe_work
@@ -133,7 +133,7 @@ def predict(
         work=work,
         misfits=list(find_misfits(recipe, models, work, machine, free_bytes)),
         chosen=list(_as_the_rules_choose(recipe)),
-        warnings=[one for one in (machine.busy_warning, slow_precision(recipe, models, machine)) if one],
+        warnings=[*filter(None, [machine.busy_warning]), *find_slow_precisions(recipe, models, machine)],
     )
 
 

@@ -62,15 +62,15 @@ def find_misfits(
         )
 
 
-def slow_precision(recipe: Recipe, models: Models, machine: Machine) -> str | None:
-    """Stages that serve a model in a precision that the processor is much slower in than in float32; None without any.
+def find_slow_precisions(recipe: Recipe, models: Models, machine: Machine) -> Iterator[str]:
+    """Precisions that stages serve models in and that the processor is much slower in than in float32.
 
     Args:
         recipe: has the precisions and the placements.
         models: of the recipe.
         machine: what the stages run on.
     """
-    found: dict[str, str] = {}
+    slow: dict[str, list[str]] = {}
     for task in llama_nemotron(recipe).items():
         serving = getattr(task.config, "serving", None)
         computer = machine.computer(task.placement, spreads=False)
@@ -79,17 +79,15 @@ def slow_precision(recipe: Recipe, models: Models, machine: Machine) -> str | No
         dtype = serving.dtype or models.stored
         ratio = _answer_s(models, computer, dtype) / _answer_s(models, computer, "float32")
         if ratio > SLOW_PRECISION:
-            found[task.label] = f"{computer.device.name} takes about {ratio:.0f} times as long for an answer in {dtype}"
-    if not found:
-        return None
-    reason = next(iter(found.values()))
-    return f"vLLM in {', '.join(found)}: {reason} as in float32; set serving.dtype to float32"
+            times = f"{computer.device.name} takes about {ratio:.0f} times as long for an answer in {dtype}"
+            slow.setdefault(times, []).append(task.label)
+    for times, labels in slow.items():
+        yield f"vLLM in {', '.join(labels)}: {times} as in float32; set serving.dtype to float32"
 
 
 def _answer_s(models: Models, computer: Computer, dtype: str) -> float:
     """Time of an answer of the child."""
-    known = next((one for one in computer.device.flops if one == dtype), "float32")
-    return computer.generation_s(models.child, Measurement(dtype=known), 1)
+    return computer.generation_s(models.child, Measurement(dtype=computer.computed_dtype(dtype)), 1)
 
 
 def _memory(task: Task, needed: int, models: Models, machine: Machine) -> Iterator[Misfit]:

@@ -453,9 +453,8 @@ def _generated_s(
     """Time of answers of full length, and of starting vLLM so often."""
     if work.computer is None:
         return None
-    device = work.computer.device
-    dtype = work.served_dtype if work.served_dtype in device.flops else "float32"
-    devices = load.tensor_parallel if device.link_bytes_per_s is not None else 1
+    devices = load.tensor_parallel if work.computer.device.link_bytes_per_s is not None else 1
+    dtype = work.computer.computed_dtype(work.served_dtype)
     served = load.model_copy(update={"dtype": dtype, "tensor_parallel": devices})
     return work.computer.generation_s(shape, served, num_requests) + starts * START_S
 

@@ -6,7 +6,7 @@ and writes its state once a step. Generation is that of the roofline model.
 
 from dataclasses import dataclass
 
-from components.core.model.accelerators import Device
+from components.core.model.accelerators import Device, Dtype
 from components.core.model.architecture import Architecture
 from components.search.config import Measurement
 from components.search.costs.roofline import COMPUTED, STREAMED, predicted_model
@@ -42,6 +42,10 @@ class Computer:
         """Operations a second that products of large matrices reach."""
         rates = {str(name): rate for name, rate in self.device.flops.items()}
         return self.count * COMPUTED * rates.get(dtype, rates["float32"])
+
+    def computed_dtype(self, dtype: str) -> Dtype:
+        """What the device computes in for a model of a precision: float32 where its profile lacks that."""
+        return next((known for known in self.device.flops if known == dtype), "float32")
 
     def computing_s(self, flops: float, dtype: str) -> float:
         """Time of forward and backward passes."""

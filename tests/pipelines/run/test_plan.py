@@ -242,7 +242,7 @@ def test_a_plan_doubts_a_speed_that_was_measured_beside_much_other_work(
 def test_a_plan_advises_float32_where_a_processor_is_slow_in_the_precision_of_the_engines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates = {"float32": 80e9, "bfloat16": 1e8, "float16": 1e8}  # hardly too low for a model of the demo's size
+    rates = {"float32": 80e9, "bfloat16": 1e8, "float16": 1e8}  # so slow that it shows with a small model
     old = DEVICES["CPU"].model_copy(update={"name": "an old processor", "flops": rates})
     monkeypatch.setattr("pipelines.sizing.machine.this_machine", lambda: Machine(old, None, 0, 2, 8 << 30))
     recipe, told = ["plan", str(RECIPES / "demo.yaml"), "--store", str(tmp_path / "store"), "--json"], {}

@@ -37,6 +37,8 @@ def test_a_training_is_products_and_the_optimizer_and_starts() -> None:
 
 def test_devices_share_a_training_and_a_precision_that_is_not_there_is_float32() -> None:
     assert Computer(FAST, 4).computing_s(4e9, "bfloat16") == pytest.approx(1 / TRAINED)
+    assert Computer(FAST).computed_dtype("bfloat16") == "float32"
+    assert Computer(DEVICES["H100"]).computed_dtype("bfloat16") == "bfloat16"
 
 
 def test_requests_are_answered_batch_by_batch_on_each_device() -> None:
