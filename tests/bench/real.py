@@ -76,22 +76,21 @@ def run_whole(folder: Path, *, quick: bool) -> None:
         limits = [f"--limits={name}={value}" for name, value in LIMITS.items()]
         tessera(folder, "init", str(folder / "model"), *sources, *limits, "--out", str(recipe))
     tell("the run")
-    peak = tessera(folder, "run", str(recipe), "--run", RUN, "--store", str(folder / "store"))
-    file = folder / "memory.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0
-    file.write_text(json.dumps(max(peak, before)), encoding="utf-8")
+    tessera(folder, "run", str(recipe), "--run", RUN, "--store", str(folder / "store"))
 
 
-def tessera(folder: Path, *arguments: str) -> int:
-    """Run the command as a user does, in a folder; returns its peak of memory in all processes, bytes.
+def tessera(folder: Path, *arguments: str) -> None:
+    """Run the command as a user does, and keep the peak of memory of all commands in `memory.json`, bytes.
 
     Raises:
         SystemExit: it failed.
     """
     status, peak = run_measured([sys.executable, "-m", "pipelines", *arguments])
+    file = folder / "memory.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0
+    file.write_text(json.dumps(max(peak, before)), encoding="utf-8")
     if status:
         sys.exit(f"tessera {arguments[0]} ended with {status}; the same command goes on from here, in {folder}")
-    return peak
 
 
 def rows_of_run(folder: Path) -> Iterator[Row]:
