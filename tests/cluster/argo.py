@@ -1,12 +1,12 @@
 """Argo Workflows on the cluster, as the stand-in for Kubeflow Pipelines uses it."""
 
 from infra.chart import render
+from pipelines.run.cluster_check import SERVICE_ACCOUNT
 from tests.cluster.api import Cluster
 from tests.cluster.argo_workflow import PodAdditions, Values
 from tests.cluster.objects import ENVIRONMENT, IMAGE, Object, host_mounts, host_volumes
 
 ARGO = "argoproj.io/v1alpha1"
-PIPELINES_ACCOUNT = "tessera-pipelines"
 
 
 class ArgoWorkflows:
@@ -34,7 +34,7 @@ def pipeline_rights(namespace: str) -> list[Object]:
     values = {"namespace": {"name": namespace, "create": False}}
     kinds = {"ServiceAccount", "Role", "RoleBinding"}
     objects = [each for each in render(values, namespace=namespace) if each["kind"] in kinds]
-    return [each for each in objects if each["metadata"]["name"] == PIPELINES_ACCOUNT]
+    return [each for each in objects if each["metadata"]["name"] == SERVICE_ACCOUNT]
 
 
 def host_additions() -> PodAdditions:

@@ -15,8 +15,9 @@ from components.core.store.store import open_store
 from infra.testcluster.layout import GATEWAY, Layout
 from pipelines.recipe.pod_settings import SETTINGS_CONFIG_MAP, STORE_KEYS, STORE_SECRET
 from pipelines.records.runs import artifacts
+from pipelines.run.cluster_check import SERVICE_ACCOUNT
 from tests.cluster.api import Cluster
-from tests.cluster.argo import ARGO, PIPELINES_ACCOUNT, ArgoWorkflows, host_additions, pipeline_rights
+from tests.cluster.argo import ARGO, ArgoWorkflows, host_additions, pipeline_rights
 from tests.cluster.kfp_standin import KfpStandIn, running_standin
 from tests.cluster.objects import ROOT, Object, volume_objects
 from tests.s3_server import S3Server, fresh_prefix, running_server
@@ -88,7 +89,7 @@ def recipe(tmp_path: Path) -> Path:
 def submission(recipe: Path, pod_store: str, standin: KfpStandIn, cluster: Cluster) -> list[str]:
     """The arguments of `tessera` that run the recipe on the cluster and wait for its end."""
     where = ["--store", pod_store, "--kfp", standin.url, "--namespace", cluster.namespace]
-    return ["submit", str(recipe), *where, "--service-account", PIPELINES_ACCOUNT, "--watch"]
+    return ["submit", str(recipe), *where, "--service-account", SERVICE_ACCOUNT, "--watch"]
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from infra.testcluster.layout import POOL_LABEL
 from infra.testcluster.services import REAL_POOL
 from pipelines.cli import run_command
 from pipelines.records.runs import run_names, run_record
+from pipelines.run.cluster_check import SERVICE_ACCOUNT
 from tests.cluster.api import Cluster
-from tests.cluster.argo import ARGO, PIPELINES_ACCOUNT
+from tests.cluster.argo import ARGO
 from tests.cluster.argo_workflow import SHOWN
 from tests.cluster.conftest import digests, running_pod, submitted
 from tests.cluster.kfp_standin import KfpStandIn
@@ -51,7 +52,7 @@ def run_toy(standin: KfpStandIn, folder: Path, *, shards: int = 2, **parameters:
         params=parameters,
         pipeline_id=pipeline.pipeline_id,
         version_id=version.pipeline_version_id,
-        service_account=PIPELINES_ACCOUNT,
+        service_account=SERVICE_ACCOUNT,
     )
     return client, run.run_id
 
