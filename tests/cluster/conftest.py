@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kubernetes import config, dynamic
 
 from components.core.store.store import open_store
@@ -20,6 +22,7 @@ from tests.cluster.api import Cluster
 from tests.cluster.argo import ARGO, ArgoWorkflows, host_additions, pipeline_rights
 from tests.cluster.kfp_standin import KfpStandIn, running_standin
 from tests.cluster.objects import ROOT, Object, volume_objects
+from tests.cluster.served_model import NAME, ROLLOUTS, SECRET, SignedStore
 from tests.s3_server import S3Server, fresh_prefix, running_server
 from tests.small_recipe import only_run, write_recipe
 
@@ -77,6 +80,25 @@ def pod_store(cluster: Cluster, pod_s3: S3Server, monkeypatch: pytest.MonkeyPatc
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": SETTINGS_CONFIG_MAP}, "data": settings},
     )
     return fresh_prefix(pod_s3, monkeypatch)
+
+
+@pytest.fixture
+def signed_store(
+    cluster: Cluster, pod_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SignedStore]:
+    """An empty store for the model that the chart serves, whose Rollout ends before its namespace."""
+    for group, kind in ((ROLLOUTS, "Rollout"), ("traefik.io/v1alpha1", "TraefikService")):
+        cluster.need(group, kind)
+    keys = {name: value for name, value in pod_s3.environment.items() if name.startswith("AWS_")}
+    cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": keys})
+    private, pem = Ed25519PrivateKey.generate(), serialization.Encoding.PEM
+    key = tmp_path / "release.key"
+    key.write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    public = private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    key.with_suffix(".pub").write_bytes(public)
+    yield SignedStore(open_store(fresh_prefix(pod_s3, monkeypatch)), key, pod_s3.endpoint)
+    if cluster.get(ROLLOUTS, "Rollout", NAME) is not None:
+        cluster.delete(ROLLOUTS, "Rollout", NAME)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ if IMAGE == HOST:
         "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
         "SSL_CERT_FILE": certifi.where(),
     }
+STANDIN = ("python", "-m", "tests.vllm_standin")
+"""Command that takes the place of vLLM's."""
 SMALL = {"cpu": "20m", "memory": "64Mi"}
 """The real node has two cores for all tests and for the cluster itself."""
 
@@ -143,12 +146,12 @@ def queues(name: str, namespace: str, quotas: dict[str, dict[str, str]], local: 
     ]
 
 
-def run_on_this_machine(spec: Object) -> None:
-    """Give a pod of the chart the image and the folders of this machine, and the stand-in in place of vLLM."""
+def run_on_this_machine(spec: Object, server: Sequence[str] | None = STANDIN) -> None:
+    """Give a pod of the chart the image and the folders of this machine, and a server of a model another command."""
     spec["volumes"] += host_volumes()
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
-        if container["name"] == "server":
-            container["command"] = ["python", "-m", "tests.vllm_standin"]
+        if server and container["name"] == "server":
+            container["command"] = list(server)
         probe = container.get("startupProbe", {}).get("exec", {})
         for command in (container["command"], probe.get("command", ["python"])):
             command[0] = PYTHON

@@ -5,9 +5,10 @@ import http.client
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from infra.testcluster.gateway import GATEWAY_PORT
 
@@ -39,18 +40,35 @@ class Tally:
                 self.lost.append(f"{datetime.now(UTC):%H:%M:%S.%f} {problem}")
 
 
+Versions = Callable[[list[dict[str, Any]]], list[str]]
+"""Names the versions that the pieces of an answer are of."""
+
+
+def ids(pieces: list[dict[str, Any]]) -> list[str]:
+    """A stand-in's version is the id of its pieces."""
+    return [str(piece["id"]) for piece in pieces]
+
+
 @contextlib.contextmanager
-def asking_clients() -> Iterator[Tally]:
-    """Clients at work during the block; answers that are open at its end are waited for."""
+def asking_clients(
+    streams: int = STREAMS, short: int = SHORT, stream_pause_s: float = 0.0, versions: Versions = ids
+) -> Iterator[Tally]:
+    """Clients at work during the block; answers that are open at its end are waited for.
+
+    Args:
+        streams: clients that stream.
+        short: clients that ask for a whole answer.
+        stream_pause_s: time between two requests of a client that streams.
+        versions: names what an answer is of.
+    """
     tally, stop = Tally(), threading.Event()
 
     def work(stream: bool) -> None:
         while not stop.is_set():
-            ask(tally, stream=stream)
-            if not stream:
-                stop.wait(PAUSE_S)
+            ask(tally, stream=stream, versions=versions)
+            stop.wait(stream_pause_s if stream else PAUSE_S)
 
-    threads = [threading.Thread(target=work, args=(number < STREAMS,)) for number in range(STREAMS + SHORT)]
+    threads = [threading.Thread(target=work, args=(number < streams,)) for number in range(streams + short)]
     for thread in threads:
         thread.start()
     try:
@@ -61,12 +79,12 @@ def asking_clients() -> Iterator[Tally]:
             thread.join()
 
 
-def ask(tally: Tally, *, stream: bool) -> None:
+def ask(tally: Tally, *, stream: bool, versions: Versions = ids) -> None:
     """One request on a connection of its own."""
     messages = [{"role": "user", "content": "3+4="}]
     body = json.dumps({"model": "nano", "messages": messages, "stream": stream})
     connection = http.client.HTTPConnection("127.0.0.1", GATEWAY_PORT, timeout=TIMEOUT_S)
-    versions: list[str] = []
+    found: list[str] = []
     try:
         headers = {"Host": HOST, "Content-Type": "application/json"}
         connection.request("POST", "/v1/chat/completions", body, headers)
@@ -74,12 +92,12 @@ def ask(tally: Tally, *, stream: bool) -> None:
         if answer.status != 200:
             tally.add([], False, f"status {answer.status}: {answer.read(200)!r}")
         elif not stream:
-            tally.add([json.loads(answer.read())["id"]], True)
+            tally.add(versions([json.loads(answer.read())]), True)
         else:
             lines = [line.strip().removeprefix(b"data: ") for line in answer if line.strip()]
-            versions = [json.loads(line)["id"] for line in lines if line != b"[DONE]"]
-            tally.add(versions, lines[-1:] == [b"[DONE]"])
+            found = versions([json.loads(line) for line in lines if line != b"[DONE]"])
+            tally.add(found, lines[-1:] == [b"[DONE]"])
     except (OSError, http.client.HTTPException, ValueError) as error:
-        tally.add(versions, False, repr(error))
+        tally.add(found, False, repr(error))
     finally:
         connection.close()

@@ -126,6 +126,9 @@ def test_the_server_starts_as_ours_do_on_this_machine(example: list[Object]) -> 
     assert API_KEY in environment(container)
     on_cpus = server(render(CASES["everything"]), "Deployment")
     assert environment(on_cpus)["TORCH_COMPILE_DISABLE"] == "1"
+    (threads,) = (one["valueFrom"] for one in on_cpus["env"] if one["name"] == "OMP_NUM_THREADS")
+    assert threads == {"resourceFieldRef": {"resource": "requests.cpu"}}
+    assert "OMP_NUM_THREADS" not in environment(container)
     assert "--enforce-eager" in on_cpus["args"]
     assert "nvidia.com/gpu" not in json.dumps(on_cpus["resources"])
     assert container["resources"]["limits"] == {"memory": "32Gi", "nvidia.com/gpu": 1}

@@ -144,6 +144,11 @@ spec:
         - {name: VLLM_WORKER_MULTIPROC_METHOD, value: spawn}
         {{- if $onCpu }}
         - {name: TORCH_COMPILE_DISABLE, value: "1"}
+        {{- if dig "requests" "cpu" "" $model.resources }}
+        - name: OMP_NUM_THREADS  # vLLM would start a thread for each core of the node, however few are the pod's
+          valueFrom:
+            resourceFieldRef: {resource: requests.cpu}
+        {{- end }}
         {{- end }}
         {{- include "tessera.apiKey" $model | nindent 8 }}
       ports:
