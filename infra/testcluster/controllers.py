@@ -32,6 +32,8 @@ KUEUE_METRICS_CERTIFICATES = Path("/etc/kueue/metrics/certs")
 """A path that Kueue's program has built in; it reads a certificate there even where metrics are off."""
 SYSTEM_NAMESPACES = ["kube-system", "kueue-system"]
 FLUX_NAMESPACE = "flux-system"
+ALL_ESTABLISHED = ("kubectl", "wait", "crd", "--all", "--for=condition=Established", "--timeout=5s")
+"""A command that succeeds when the API server serves all custom kinds: a controller ends where its own is unknown."""
 QUEUED_KINDS = [
     "batch/job",
     "jobset.x-k8s.io/jobset",
@@ -211,7 +213,7 @@ def _flux(layout: Layout) -> list[Service]:
                 command=(controller.name, *(f"--{name}={value}" for name, value in options.items())),
                 environment={"RUNTIME_NAMESPACE": FLUX_NAMESPACE, "TMPDIR": str(layout.state / "tmp")},
                 files={settings: yaml.safe_dump(namespace), folder / "keep": ""},  # the folder has to be there
-                before=(apply_file(settings), apply_file(definitions)),
+                before=(apply_file(settings), apply_file(definitions), ALL_ESTABLISHED),
                 ready_url=f"http://{health}/readyz",
             )
         )

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.cluster
 SURE = 4.0
 """Factor of the logits: a model says anything else than its sentence once in 1e12 tokens."""
 VALUES = {
+    "replicas": 1,
     "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
     "maxModelLen": 512,
     "maxNumSeqs": 16,
