@@ -103,9 +103,12 @@ class Served:
 
     def judge_log(self) -> str:
         """What the last judge printed."""
-        pods = self.cluster.all("v1", "Pod", label_selector="app.kubernetes.io/component=judge")
-        last = max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
-        return self.cluster.log(last["metadata"]["name"])
+        return self.cluster.log(self.last_pod("judge")["metadata"]["name"])
+
+    def last_pod(self, component: str) -> Object:
+        """The youngest pod of `serving` or `judge`."""
+        pods = self.cluster.all("v1", "Pod", label_selector=f"app.kubernetes.io/component={component}")
+        return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def analysis(self) -> dict[str, str]:
         """Phases of the metrics of all analyses."""

@@ -19,6 +19,7 @@ SURE = 4.0
 """Factor of the logits: a model says anything else than its sentence once in 1e12 tokens."""
 VALUES = {
     "replicas": 1,
+    "dtype": "float32",
     "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
     "maxModelLen": 512,
     "maxNumSeqs": 16,
@@ -65,6 +66,8 @@ def test_vllm_serves_through_a_canary_and_a_wrong_chat_template_gets_no_users(se
         served.change(second)
         log.info("canary, questions and steps: %.0f s", served.wait_for("Healthy"))
         assert "accepted" in served.judge_log()
+        asked, judge = (served.last_pod(each)["metadata"]["creationTimestamp"] for each in ("serving", "judge"))
+        assert asked <= judge, "the server that was asked did not stay: the model was loaded twice"
         metrics = served.metrics()
         assert {metric["phase"] for metric in metrics.values()} == {"Successful"}
         for name in ("errors", "first-token", "inter-token"):  # of vLLM's own metrics

@@ -130,6 +130,7 @@ def test_the_server_starts_as_ours_do_on_this_machine(example: list[Object]) -> 
     assert threads == {"resourceFieldRef": {"resource": "requests.cpu"}}
     assert "OMP_NUM_THREADS" not in environment(container)
     assert "--enforce-eager" in on_cpus["args"]
+    assert "--dtype=auto" in container["args"]
     assert "nvidia.com/gpu" not in json.dumps(on_cpus["resources"])
     assert container["resources"]["limits"] == {"memory": "32Gi", "nvidia.com/gpu": 1}
 
@@ -181,10 +182,11 @@ def test_a_canary_is_asked_before_it_has_users_and_then_gets_more_and_more(examp
     assert steps[:3] == [
         {"setCanaryScale": {"replicas": 1}},
         {"analysis": {"templates": [{"templateName": f"{NAME}-questions"}]}},
-        {"setCanaryScale": {"matchTrafficWeight": True}},
+        {"setCanaryScale": {"weight": 20}},
     ]
-    pause = {"pause": {"duration": "300s"}}
-    assert steps[3:] == [one for weight in (20, 40, 60) for one in ({"setWeight": weight}, pause)]
+    by_traffic, pause = {"setCanaryScale": {"matchTrafficWeight": True}}, {"pause": {"duration": "300s"}}
+    further = [one for weight in (40, 60) for one in ({"setWeight": weight}, pause)]
+    assert steps[3:] == [{"setWeight": 20}, by_traffic, pause, *further]
     assert strategy["analysis"]["startingStep"] == 3
     for service in (strategy["stableService"], strategy["canaryService"]):
         assert find(example, "Service", service)["spec"]["selector"]["tessera.dev/model"] == "nano"

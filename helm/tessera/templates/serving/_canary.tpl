@@ -35,9 +35,13 @@ canary:
     - analysis:
         templates:
           - templateName: {{ $full }}-questions
+    # Servers for the first users come before them, and the one that was asked stays: by its traffic, none yet, it would go.
+    - setCanaryScale: {weight: {{ int (first $canary.weights) }}}
+    {{- range $number, $weight := $canary.weights }}
+    - setWeight: {{ int $weight }}
+    {{- if eq $number 0 }}
     - setCanaryScale: {matchTrafficWeight: true}
-    {{- range $canary.weights }}
-    - setWeight: {{ int . }}
+    {{- end }}
     - pause: {duration: {{ int $canary.stepSeconds }}s}
     {{- end }}
 {{- end -}}

@@ -117,6 +117,7 @@ spec:
         - --port={{ $serving.port }}
         - --reasoning-parser=tessera
         - '--default-chat-template-kwargs={"default_thinking": {{ $model.thinking | quote }}}'
+        - --dtype={{ $model.dtype }}
         - --max-model-len={{ int $model.maxModelLen }}
         - --max-num-seqs={{ int $model.maxNumSeqs }}
         - --shutdown-timeout={{ int $model.longestAnswerSeconds }}
