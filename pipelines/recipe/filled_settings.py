@@ -15,28 +15,27 @@ from components.data.data_facts import CorpusFacts, DataFacts
 from components.deploy.config import DeployConfig
 from components.eval.config import EvalConfig
 from components.rl.config import RlConfig
-from components.search.config import SearchConfig
+from components.search.config import Limits, SearchConfig, Space
 from components.search.costs.work_time import Computer
-from pipelines.recipe.setting_rules import (
+from pipelines.recipe.setting_rules.facts import (
     CPU_MICRO_TOKENS,
+    PROMPT_TOKENS,
+    Facts,
+    Setting,
+    power_of_two,
+    product_dtype,
+    rounded_up,
+)
+from pipelines.recipe.setting_rules.generation import answer_length, held_out_batches, rollout_settings
+from pipelines.recipe.setting_rules.search import calibration_rows, ffn_fractions, library_steps, scoring_batches
+from pipelines.recipe.setting_rules.training import (
     LENGTH_MULTIPLE,
     MAX_BATCH_TOKENS,
     MAX_SFT_ROWS,
     MIN_ROWS,
-    PROMPT_TOKENS,
-    Facts,
-    Setting,
-    answer_length,
     batch_and_steps,
-    calibration_rows,
     corpus_tokens,
-    ffn_fractions,
     learning_rates,
-    library_steps,
-    power_of_two,
-    product_dtype,
-    rollout_settings,
-    rounded_up,
     sft_tokens,
     text_seq_len,
 )
@@ -68,6 +67,7 @@ class ParentFacts:
         max_model_len: longest prompt with its answer, tokens, that the server of a section takes, by section, where the
             recipe limits it.
         on_gpu: sections of the recipe whose placement has GPUs.
+        limits: the budget of the child.
     """
 
     shape: Architecture
@@ -78,6 +78,7 @@ class ParentFacts:
     problems: SourceSize | None = None
     max_model_len: Mapping[str, int] = field(default_factory=dict)
     on_gpu: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
 
     def usual(self, section: str) -> Facts:
         """The facts that `tessera init` would have, with a usual device of the kind that a section is placed on."""
@@ -91,6 +92,7 @@ class ParentFacts:
             gpus=gpus,
             cores=USUAL_THREADS,
             memory_bytes=0,
+            limits=self.limits,
             machine="an H100" if gpus else f"{USUAL_THREADS} threads",
         )
 
@@ -140,7 +142,7 @@ def filled_settings(sections: Mapping[str, Config | None], facts: ParentFacts) -
         elif isinstance(section, RlConfig):
             found += _rl(name, section, facts)
         elif isinstance(section, EvalConfig):
-            found += [*_answer_length(name, facts), *_seq_len(f"{name}.held_out", facts.usual(name))]
+            found += [*_answer_length(name, facts), *_held_out(name, section, facts.usual(name))]
         elif isinstance(section, DeployConfig):
             found += _answer_length(name, facts)
     return found
@@ -183,8 +185,12 @@ def _search(section: SearchConfig, facts: ParentFacts) -> Iterator[Setting]:
     usual = facts.usual("search")
     if section.task.num_problems:
         yield from _answer_length("search.task", facts)
+    space: Space = section
     if not section.intermediate_sizes:
-        yield ffn_fractions(facts.shape)
+        fractions = ffn_fractions(facts.shape)
+        yield fractions
+        if "ffn_fractions" not in section.model_fields_set:
+            space = section.model_copy(update={"ffn_fractions": fractions.value})
     dtype = _dtype("search", usual)
     yield dtype
     lengths = list(_seq_len("search", usual))
@@ -197,6 +203,7 @@ def _search(section: SearchConfig, facts: ParentFacts) -> Iterator[Setting]:
     chosen = section.batch_size if "batch_size" in section.model_fields_set else rows
     precision = section.dtype if "dtype" in section.model_fields_set else str(dtype.value)  # it has a default
     yield library_steps(usual, chosen * seq_len, precision)
+    yield scoring_batches(usual, space, chosen, seq_len, precision)
 
 
 def _rl(name: str, section: RlConfig, facts: ParentFacts) -> Iterator[Setting]:
@@ -245,6 +252,15 @@ def _seq_len(section: str, usual: Facts) -> Iterator[Setting]:
         counted = " by their bytes; tessera init counts them"
         seq_len, why = text_seq_len(usual.data.corpus, usual.context, on_gpu=usual.gpus > 0, counted=counted)
         yield Setting(f"{section}.seq_len", seq_len, why)
+
+
+def _held_out(section: str, config: EvalConfig, usual: Facts) -> Iterator[Setting]:
+    """Tokens of a row of text for the perplexity, and how many batches of them."""
+    for length in _seq_len(f"{section}.held_out", usual):
+        yield length
+        chosen = config.held_out.seq_len if "seq_len" in config.held_out.model_fields_set else int(str(length.value))
+        batches = held_out_batches(usual, chosen)
+        yield Setting(f"{section}.held_out.num_batches", batches.value, batches.reason)
 
 
 def _chat_length(facts: ParentFacts) -> Iterator[Setting]:

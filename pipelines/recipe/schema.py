@@ -21,10 +21,10 @@ from components.distill.config import DistillConfig
 from components.eval.config import EvalConfig
 from components.pretrain.config import PretrainConfig
 from components.rl.config import RlConfig
-from components.search.config import SearchConfig
+from components.search.config import Limits, SearchConfig
 from components.sft.config import SftConfig
 from pipelines.recipe.filled_settings import ParentFacts, filled_settings
-from pipelines.recipe.setting_rules import DEFAULT_CONTEXT, Setting
+from pipelines.recipe.setting_rules.facts import DEFAULT_CONTEXT, Setting
 from pipelines.recipe.source_files import SourceSize, quick_size
 from pipelines.recipe.targets import Targets
 
@@ -325,6 +325,7 @@ def parent_facts(recipe: Recipe) -> ParentFacts | None:
         on_gpu=frozenset(
             name for name, section in placed if isinstance(section, Placed) and recipe.place(section).gpus
         ),
+        limits=recipe.search.limits if recipe.search else Limits(),
     )
 
 

@@ -17,7 +17,8 @@ from components.search.config import Limits
 from components.search.costs.work_time import Computer
 from pipelines.recipe.checks import check
 from pipelines.recipe.schema import load_recipe
-from pipelines.recipe.setting_rules import DEFAULT_CONTEXT, DEFAULT_LIMITS, Facts, Setting, all_settings
+from pipelines.recipe.setting_rules.all_settings import DEFAULT_LIMITS, all_settings
+from pipelines.recipe.setting_rules.facts import DEFAULT_CONTEXT, Facts, Setting
 from pipelines.recipe.source_files import KINDS, files_of
 from pipelines.run.ingest import staged
 from pipelines.sizing.machine import Machine, speed_in_words
@@ -65,15 +66,14 @@ def init_recipe(
             hint="give --chats too, or leave --problems out",
         )
     limits = limits or (DEFAULT_LIMITS if "corpus" in given else {})
-    Limits.parse(limits, where="--limits")
-    facts = look(parent, given, machine)
-    settings = [*_named(parent, facts, given, out), *all_settings(facts, limits)]
+    facts = look(parent, given, Limits.parse(limits, where="--limits"), machine)
+    settings = [*_named(parent, facts, given, out), *all_settings(facts)]
     out.write_text(recipe_text(settings, machine), encoding="utf-8")
     check(load_recipe(out))
     return settings
 
 
-def look(parent: Path, sources: Mapping[str, Sequence[Path]], machine: Machine) -> Facts:
+def look(parent: Path, sources: Mapping[str, Sequence[Path]], limits: Limits, machine: Machine) -> Facts:
     """What the rules look at.
 
     Raises:
@@ -95,6 +95,7 @@ def look(parent: Path, sources: Mapping[str, Sequence[Path]], machine: Machine) 
         gpus=machine.gpus if machine.gpu else 0,
         cores=machine.cores,
         memory_bytes=machine.memory_bytes or 0,
+        limits=limits,
     )
 
 

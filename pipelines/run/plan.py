@@ -16,7 +16,7 @@ from pipelines.recipe.checks import find_faults, find_notes
 from pipelines.recipe.graph import Binding, Source, Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.schema import Recipe, rules_of
-from pipelines.recipe.setting_rules import Setting
+from pipelines.recipe.setting_rules.facts import Setting
 from pipelines.recipe.source_files import KINDS, RECIPE_KEYS
 from pipelines.records.predictions import keep_prediction
 from pipelines.run.ingest import source_digest

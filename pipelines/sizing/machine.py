@@ -15,7 +15,7 @@ from components.core.runtime.monitoring.gpus import gpu_use
 from components.core.runtime.placement import Placement
 from components.search.costs.roofline import STREAMED
 from components.search.costs.work_time import Computer
-from pipelines.recipe.setting_rules import gflops
+from pipelines.recipe.setting_rules.facts import gflops
 
 MACHINE_SPEED = "components.search.costs.machine_speed"
 """Run as a process of its own: it imports torch."""

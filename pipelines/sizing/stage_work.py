@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.core.base.errors import InputError
-from components.core.model.architecture import WEIGHT_BYTES, Architecture, BlockConfig
+from components.core.model.architecture import WEIGHT_BYTES, Architecture
 from components.core.model.flops import block_flops, block_weights, forward_flops, training_flops
 from components.core.model.inspection import read_architecture, stored_dtype
 from components.core.training.step_memory import (
@@ -31,21 +31,20 @@ from components.search.config import (
     CostsConfig,
     ImportanceConfig,
     LibraryConfig,
-    Limits,
     Measurement,
     ScoresConfig,
     SearchConfig,
     Space,
 )
 from components.search.costs.resources import measured_layers, model_costs
-from components.search.costs.work_time import OPEN_S, START_S, Computer
+from components.search.costs.work_time import OPEN_S, START_S, Computer, block_of_variant, scoring_flops
 from components.search.memory_limits import CHUNK_BYTES, MAX_BYTES_IN_FLIGHT, VALUES_A_LOGIT
-from components.search.space.layer_space import PARTS, LayerSpace, Variant, block_of, layer_spaces, shape_of
+from components.search.space.layer_space import PARTS, LayerSpace, layer_spaces, shape_of
 from pipelines.recipe.checks import RUN_AS_RANKS
 from pipelines.recipe.graph import Task
 from pipelines.recipe.llama_nemotron import llama_nemotron, sources_of
 from pipelines.recipe.schema import Recipe, is_address
-from pipelines.recipe.setting_rules import PROMPT_TOKENS
+from pipelines.recipe.setting_rules.facts import PROMPT_TOKENS, first_layers, stand_in
 from pipelines.recipe.source_files import KINDS, files_of
 from pipelines.sizing.machine import Machine
 
@@ -170,27 +169,6 @@ def models_of(recipe: Recipe) -> Models | None:
     return Models(parent, child, stored)
 
 
-def stand_in(parent: Architecture, limits: Limits) -> Architecture:
-    """The parent's first layers, as many as the tightest limit leaves, and one at least."""
-    layers = len(parent.blocks)
-    counts = [layers]
-    for name in ("latency_ms", "request_ms", "time_to_first_token_ms"):
-        limit = getattr(limits, name)
-        if isinstance(limit, str):
-            counts.append(round(layers * float(limit.removesuffix("%")) / 100))
-    if isinstance(limits.tokens_per_s, str):
-        counts.append(round(layers * 100 / float(limits.tokens_per_s.removesuffix("%"))))
-    most = limits.absolute("parameters", parent.parameters)
-    if most is not None:
-        counts.append(max((n for n in range(1, layers + 1) if _first(parent, n).parameters <= most), default=1))
-    return _first(parent, max(1, min(counts)))
-
-
-def _first(parent: Architecture, count: int) -> Architecture:
-    numbers = None if parent.numbers is None else parent.numbers[:count]
-    return parent.model_copy(update={"blocks": parent.blocks[:count], "numbers": numbers})
-
-
 def _data(work: _Work) -> StageWork:
     """Reading, splitting and encoding text; rows are written, and tokens beside them."""
     sources = {name: paths for name, paths in sources_of(work.recipe).items() if name.startswith("own_")}
@@ -271,21 +249,18 @@ def _scores(work: _Work) -> StageWork:
     assert isinstance(config, ScoresConfig)
     tokens = config.scoring_batches * config.batch_size * config.seq_len
     index, count = config.shard_index
-    spaces = layer_spaces(config, shape_of(parent))
-    flops, weights, number = float(forward_flops(parent, tokens, config.seq_len)), 0, 0
-    after = 2 * parent.vocab_size * parent.hidden_size * tokens
-    for layer in reversed(range(len(spaces))):
-        variants = [v for part in PARTS for v in spaces[layer].of(part)[1:]] if layer % count == index else []
-        flops += len(variants) * after
-        flops += sum(block_flops(parent, block_of_variant(v), tokens, config.seq_len) for v in variants)
-        weights += sum(block_weights(parent, block_of_variant(v)) for v in variants)
-        number += len(variants)
-        after += block_flops(parent, parent.blocks[layer], tokens, config.seq_len)
-    in_flight = min(MAX_BYTES_IN_FLIGHT, (1 + number) * MASTER * config.seq_len * parent.hidden_size)
+    own = [
+        space if layer % count == index else LayerSpace(space.attention[:1], space.ffn[:1])
+        for layer, space in enumerate(layer_spaces(config, shape_of(parent)))
+    ]
+    variants = [variant for space in own for part in PARTS for variant in space.of(part)[1:]]
+    weights = sum(block_weights(parent, block_of_variant(variant)) for variant in variants)
+    in_flight = min(MAX_BYTES_IN_FLIGHT, (1 + len(variants)) * MASTER * config.seq_len * parent.hidden_size)
     batch = config.batch_size * config.seq_len
     predictions = min(CHUNK_BYTES, VALUES_A_LOGIT * MASTER * parent.vocab_size * batch)
     memory = _parent_bytes(work) + work.models.size * weights + in_flight + predictions
-    return StageWork(tokens * (1 + number), flops, _read_s(work, flops, config), memory)
+    flops = scoring_flops(parent, own, tokens, config.seq_len)
+    return StageWork(tokens * (1 + len(variants)), flops, _read_s(work, flops, config), memory)
 
 
 def _costs(work: _Work) -> StageWork:
@@ -300,7 +275,7 @@ def _costs(work: _Work) -> StageWork:
     number = len({variant for space in spaces for part in PARTS for variant in space.of(part)})
     batches = 2 * number * (1 + load.rounds)
     served = load.model_copy(update={"dtype": load.dtype or models.stored})
-    measured = _first(models.parent, measured_layers(models.parent, served))
+    measured = first_layers(models.parent, measured_layers(models.parent, served))
     seconds = _generated_s(work, measured, load, batches * load.batch_size, starts=1)
     if seconds is not None:
         seconds += (number - 1) * OPEN_S
@@ -413,11 +388,6 @@ WORK: Mapping[str, Callable[[_Work], StageWork]] = {
     "deploy": _deploy,
 }
 """Function from a task to its work, by the name of its stage."""
-
-
-def block_of_variant(variant: Variant) -> BlockConfig:
-    """A layer with nothing but a variant."""
-    return block_of(variant.size, 0) if variant.part == "attention" else block_of(0, variant.size)
 
 
 def is_paged(work: _Work) -> bool:

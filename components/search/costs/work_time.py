@@ -4,12 +4,15 @@ Training is bound by products of matrices, which are a share of a step (`TRAINED
 and writes its state once a step. Generation is that of the roofline model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from components.core.model.accelerators import Device, Dtype
-from components.core.model.architecture import Architecture
+from components.core.model.architecture import Architecture, BlockConfig
+from components.core.model.flops import block_flops, forward_flops
 from components.search.config import Measurement
 from components.search.costs.roofline import COMPUTED, STREAMED, predicted_model
+from components.search.space.layer_space import PARTS, LayerSpace, Variant, block_of
 
 TRAINED = 0.6
 """Share of a training step that is products of matrices: half at 2 M parameters, two thirds at 135 M, on a CPU
@@ -74,3 +77,26 @@ class Computer:
 def subblocks(shape: Architecture) -> int:
     """Attentions and FFNs of a model."""
     return sum((b.num_key_value_heads is not None) + (b.intermediate_size is not None) for b in shape.blocks)
+
+
+def scoring_flops(parent: Architecture, spaces: Sequence[LayerSpace], tokens: int, seq_len: int) -> float:
+    """Operations of replace-one-block scores: each variant, and what is behind it in the parent, logits included.
+
+    Args:
+        parent: the model.
+        spaces: what each layer may have; a layer without alternatives is not scored.
+        tokens: of text.
+        seq_len: tokens of a row.
+    """
+    flops = float(forward_flops(parent, tokens, seq_len))
+    behind = 2 * parent.vocab_size * parent.hidden_size * tokens
+    for block, space in zip(reversed(parent.blocks), reversed(spaces), strict=True):
+        for variant in (variant for part in PARTS for variant in space.of(part)[1:]):
+            flops += behind + block_flops(parent, block_of_variant(variant), tokens, seq_len)
+        behind += block_flops(parent, block, tokens, seq_len)
+    return flops
+
+
+def block_of_variant(variant: Variant) -> BlockConfig:
+    """A layer with nothing but a variant."""
+    return block_of(variant.size, 0) if variant.part == "attention" else block_of(0, variant.size)

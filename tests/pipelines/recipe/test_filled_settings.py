@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 
 from components.core.model.architecture import Architecture
-from pipelines.recipe import setting_rules as rules
+from components.search.config import Limits
 from pipelines.recipe.filled_settings import NODE_GPUS, ParentFacts, filled_settings
 from pipelines.recipe.schema import Recipe, rules_of
+from pipelines.recipe.setting_rules.training import MAX_EPOCHS
 from pipelines.recipe.source_files import SourceSize
 from tests.components.core.llama_8b import LLAMA_8B
-from tests.pipelines.recipe.test_setting_rules import LITTLE, SMALL, facts, values
+from tests.pipelines.recipe.setting_rules.test_all_settings import LITTLE, SMALL, facts, values
 
 TEXT = SourceSize(num_bytes=3_600_000, row_bytes=12_000)
 """Of the 900,000 tokens that the tests of the rules have, in documents of up to 3,000."""
@@ -34,11 +35,12 @@ def test_a_step_has_as_many_tokens_whatever_the_length_of_its_rows() -> None:
 
 
 def test_what_is_left_out_is_what_init_writes_for_such_a_machine() -> None:
-    found = filled({}, corpus=TEXT)
+    found = filled({}, corpus=TEXT, limits=Limits(latency_ms="70%"))
     by_init = values(facts())  # two threads of the same processor, and as much text
     same = [f"{stage}.learning_rate" for stage in ("distill", "pretrain", "sft", "rl")]
     same += [f"{stage}.{key}" for stage in ("distill", "pretrain", "search") for key in ("seq_len", "dtype")]
     same += ["search.ffn_fractions", "search.batch_size", "eval.held_out.seq_len", "sft.dtype", "rl.dtype"]
+    same += ["search.scoring_batches", "eval.held_out.num_batches"]
     same += [f"rl.{key}" for key in ("num_steps", "prompts_per_step", "samples_per_prompt", "pass_rate_samples")]
     assert {key: found[key] for key in same} == {key: by_init[key] for key in same}
     for stage in ("distill", "pretrain"):
@@ -58,7 +60,7 @@ def test_a_gpu_computes_in_bfloat16_longer_rows_and_more_of_them() -> None:
     assert (found["distill.dtype"], found["distill.seq_len"]) == ("bfloat16", 4096)
     assert found["distill.global_batch_size"] == NODE_GPUS  # a row for each
     tokens = found["distill.num_steps"] * found["distill.global_batch_size"] * found["distill.seq_len"]
-    assert 3 * 900_000 < tokens <= rules.MAX_EPOCHS * 900_000
+    assert 3 * 900_000 < tokens <= MAX_EPOCHS * 900_000
     alone = filled({}, corpus=TEXT, on_gpu=frozenset(("sft",)))
     assert (alone["sft.dtype"], alone["distill.dtype"]) == ("bfloat16", "float32")
 
@@ -91,7 +93,7 @@ def test_rows_of_chats_are_as_long_as_their_bytes_let_expect(chat_bytes: int, se
     own = filled({"sft": {"seq_len": 128, "num_steps": 9}}, chats=chats)
     assert own["sft.global_batch_size"] == 32
     steps = filled({"sft": {"seq_len": 128, "global_batch_size": 4}}, chats=SourceSize(30_000, 300))["sft.num_steps"]
-    assert steps == rules.MAX_EPOCHS * 10_000 // (4 * 128)
+    assert steps == MAX_EPOCHS * 10_000 // (4 * 128)
 
 
 ASKED = ("rl", "eval", "deploy")

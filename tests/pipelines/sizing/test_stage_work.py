@@ -10,13 +10,12 @@ import yaml
 from components.core.model.accelerators import DEVICES
 from components.core.model.architecture import Architecture
 from components.core.model.flops import block_weights, forward_flops, training_flops
-from components.search.config import Limits
 from pipelines.recipe.llama_nemotron import llama_nemotron
 from pipelines.recipe.registry import STAGES
 from pipelines.recipe.schema import Recipe, load_recipe
 from pipelines.sizing.capacity import find_misfits
 from pipelines.sizing.machine import Machine, named_machine
-from pipelines.sizing.stage_work import WORK, StageWork, models_of, recipe_work, stand_in
+from pipelines.sizing.stage_work import WORK, StageWork, models_of, recipe_work
 from tests.components.core.llama_8b import LLAMA_8B
 
 DEMO = Path(__file__).parents[3] / "pipelines" / "recipes" / "demo.yaml"
@@ -67,15 +66,6 @@ def test_longer_answers_take_longer() -> None:
     assert long["rl"].tokens > short["rl"].tokens
 
 
-def test_the_child_is_counted_as_its_limits_leave_it() -> None:
-    parent = Architecture.from_config(LLAMA_8B)
-    assert len(stand_in(parent, Limits(latency_ms="50%")).blocks) == 16
-    assert len(stand_in(parent, Limits(latency_ms=None, tokens_per_s="200%")).blocks) == 16
-    small = stand_in(parent, Limits(latency_ms="90%", parameters="50%"))
-    assert small.parameters <= parent.parameters / 2 < stand_in_of(parent, len(small.blocks) + 1).parameters
-    assert stand_in(parent, Limits(latency_ms=3.0)) == parent
-
-
 def test_a_parent_is_whole_up_to_half_of_its_gpu_whatever_the_node_has(tmp_path: Path) -> None:
     recipe = recipe_of_8b(tmp_path, search={}, placement={"gpus": 1, "memory_gib": 4})
     weights = 2 * Architecture.from_config(LLAMA_8B).parameters
@@ -87,10 +77,6 @@ def test_a_parent_is_whole_up_to_half_of_its_gpu_whatever_the_node_has(tmp_path:
 
     assert weights < importance(2 * weights) < 1.1 * weights
     assert importance(2 * weights - 1) < 0.25 * weights  # two layers, embedding and head
-
-
-def stand_in_of(parent: Architecture, layers: int) -> Architecture:
-    return parent.model_copy(update={"blocks": parent.blocks[:layers]})
 
 
 def recipe_of_8b(folder: Path, **sections: Any) -> Recipe:

@@ -9,9 +9,11 @@ from components.core.model.accelerators import DEVICES
 from components.core.model.architecture import Architecture
 from components.core.training.step_memory import Step, step_memory
 from components.data.data_facts import ChatFacts, CorpusFacts, DataFacts, ProblemFacts
+from components.search.config import Limits
 from components.search.costs.work_time import Computer
-from pipelines.recipe import setting_rules as rules
-from pipelines.recipe.setting_rules import Facts, all_settings
+from pipelines.recipe.setting_rules import generation, search, training
+from pipelines.recipe.setting_rules.all_settings import all_settings
+from pipelines.recipe.setting_rules.facts import Facts
 from tests.components.core.llama_8b import LLAMA_8B
 
 LARGE = Architecture.from_config(LLAMA_8B)
@@ -44,23 +46,8 @@ def facts(parent: Architecture = SMALL, data: DataFacts = ALL, gpus: int = 0) ->
 
 
 def values(of: Facts, **limits: Any) -> dict[str, Any]:
-    return {setting.key: setting.value for setting in all_settings(of, limits or {"latency_ms": "70%"})}
-
-
-@pytest.mark.parametrize(("parameters", "rate"), rules.PRETRAINING_RATES)
-def test_learning_rates_of_the_table_are_met(parameters: float, rate: float) -> None:
-    assert rules.pretraining_rate(int(parameters)) == pytest.approx(rate)
-
-
-def test_learning_rates_fall_with_size_and_meet_the_papers() -> None:
-    rates = [rules.pretraining_rate(int(10 ** (exponent / 10))) for exponent in range(50, 120)]
-    assert rates == sorted(rates, reverse=True)
-    of_8b = {setting.key: setting.value for setting in rules.learning_rates(8_000_000_000)}
-    assert of_8b["sft.learning_rate"] == 1e-4  # LN-Nano
-    of_7b = {setting.key: setting.value for setting in rules.learning_rates(7_000_000_000)}
-    assert of_7b["rl.learning_rate"] == 1e-6  # DeepSeekMath
-    of_demo = {setting.key: setting.value for setting in rules.learning_rates(720_000)}
-    assert of_demo["rl.learning_rate"] == pytest.approx(1e-4, rel=0.02)  # what the demo's recipe has
+    limited = replace(of, limits=Limits.parse(limits or {"latency_ms": "70%"}, where="--limits"))
+    return {setting.key: setting.value for setting in all_settings(limited)}
 
 
 def test_no_thinking_is_cut_away() -> None:
@@ -77,19 +64,21 @@ def test_a_training_goes_through_no_more_than_it_has_and_has_time_for() -> None:
     assert found["distill.num_steps"] * found["distill.global_batch_size"] * found["distill.seq_len"] <= 4 * 900_000
     few = values(facts(data=DataFacts(corpus=CorpusFacts(tokens=1000, estimated=False, document_tokens=100))))
     assert few["distill.num_steps"] * few["distill.global_batch_size"] * few["distill.seq_len"] <= 4 * 1000
-    assert few["distill.global_batch_size"] == rules.MIN_ROWS
+    assert few["distill.global_batch_size"] == training.MIN_ROWS
     library = few["search.distillation.num_steps"] * few["search.batch_size"] * few["search.seq_len"]
-    assert library <= rules.MIN_BLD_STEPS * rules.CPU_MICRO_TOKENS  # four times this text is less than the fewest steps
+    assert (
+        library <= search.MIN_BLD_STEPS * search.CPU_BATCH_TOKENS
+    )  # four times this text is less than the fewest steps
     some = CorpusFacts(tokens=100_000, estimated=False, document_tokens=100)
     bounded = values(facts(LITTLE, DataFacts(corpus=some)))
     steps = bounded["search.distillation.num_steps"]
-    assert rules.MIN_BLD_STEPS < steps
+    assert search.MIN_BLD_STEPS < steps
     assert steps * bounded["search.batch_size"] * bounded["search.seq_len"] <= 4 * 100_000
     much = facts(LARGE, DataFacts(corpus=CorpusFacts(tokens=10**12, estimated=True, document_tokens=3000)), gpus=8)
     large = values(much)
     tokens = large["distill.num_steps"] * large["distill.global_batch_size"] * large["distill.seq_len"]
-    assert tokens <= rules.MAX_DISTILLED_TOKENS
-    assert large["distill.num_steps"] >= rules.MIN_STEPS
+    assert tokens <= training.MAX_DISTILLED_TOKENS
+    assert large["distill.num_steps"] >= training.MIN_STEPS
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 8])
@@ -141,11 +130,24 @@ def test_slow_machines_learn_and_ask_less_but_never_too_little() -> None:
     )
     keys = ("rl.num_steps", "rl.prompts_per_step", "eval.num_problems")
     assert [fast[key] for key in keys] == [30, 8, 100]
-    assert rules.MIN_RL_STEPS < slow["rl.num_steps"] < 30
-    assert rules.MIN_PROBLEMS < slow["eval.num_problems"] <= 100
-    assert [slowest[key] for key in keys] == [rules.MIN_RL_STEPS, rules.MIN_RL_PROMPTS, rules.MIN_PROBLEMS]
+    assert generation.MIN_RL_STEPS < slow["rl.num_steps"] < 30
+    assert generation.MIN_PROBLEMS < slow["eval.num_problems"] <= 100
+    assert [slowest[key] for key in keys] == [
+        generation.MIN_RL_STEPS,
+        generation.MIN_RL_PROMPTS,
+        generation.MIN_PROBLEMS,
+    ]
     assert slow["rl.max_problems"] <= slow["rl.num_steps"] * slow["rl.prompts_per_step"]
     assert fast["rl.samples_per_prompt"] == slowest["rl.samples_per_prompt"]  # a group has to have a spread
+
+
+def test_slow_machines_score_and_judge_on_less_text_but_never_on_too_little() -> None:
+    fast, slowest = (values(replace(facts(), computer=processor(rate, rate))) for rate in (4e13, 1e9))
+    keys = ("search.scoring_batches", "eval.held_out.num_batches")
+    assert [fast[key] for key in keys] == [search.MAX_SCORING_BATCHES, generation.MAX_TEXT_BATCHES]
+    assert [slowest[key] for key in keys] == [1, generation.MIN_TEXT_BATCHES]
+    rounds = [found["eval.workload"]["rounds"] for found in (fast, slowest)]
+    assert rounds == [generation.MAX_ROUNDS, generation.MIN_ROUNDS]
 
 
 def test_what_there_is_no_data_for_is_left_out() -> None:
@@ -173,8 +175,9 @@ def test_the_target_follows_from_the_limit() -> None:
 def test_speed_is_judged_under_the_load_of_the_limit() -> None:
     for gpus in (0, 1):
         found = values(facts(gpus=gpus))
-        assert found["eval.workload"].items() <= found["search.measurement"].items()
-        assert found["search.measurement"].keys() - found["eval.workload"].keys() <= {"dtype"}
+        load = {key: value for key, value in found["eval.workload"].items() if key != "rounds"}
+        assert load.items() <= found["search.measurement"].items()
+        assert found["search.measurement"].keys() - load.keys() <= {"dtype"}
 
 
 def test_widths_are_whole_channels() -> None:
@@ -186,6 +189,6 @@ def test_widths_are_whole_channels() -> None:
 
 @pytest.mark.parametrize("gpus", [0, 8])
 def test_each_setting_has_a_reason_and_a_key_of_its_own(gpus: int) -> None:
-    settings = all_settings(facts(gpus=gpus), {"latency_ms": "70%"})
+    settings = all_settings(replace(facts(gpus=gpus), limits=Limits(latency_ms="70%")))
     assert len({setting.key for setting in settings}) == len(settings)
     assert all(len(setting.reason) > 10 and not setting.reason.endswith(".") for setting in settings)
