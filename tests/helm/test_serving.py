@@ -16,7 +16,7 @@ import yaml
 
 from components.core.base.metric_names import VLLM_FIRST_TOKEN, VLLM_HTTP, VLLM_INTER_TOKEN, VLLM_WAITING
 from components.core.serving.first_token import API_KEY, TIMEOUT_S
-from components.core.serving.request_limit import LIMIT, RequestLimit
+from components.core.serving.middleware import LIMIT, LateStart, RequestLimit
 from components.core.serving.server import COMMAND
 from components.core.serving.settings import ENVIRONMENT, PLUGIN
 from components.core.store.store import LOCAL_FOLDER, open_store
@@ -120,8 +120,8 @@ def test_the_server_starts_as_ours_do_on_this_machine(example: list[Object]) -> 
     assert container["command"] == ["python", *COMMAND[1:]]
     assert environment(container).items() >= ENVIRONMENT.items()
     assert f"--reasoning-parser={PLUGIN}" in container["args"]
-    middleware = f"{RequestLimit.__module__}.{RequestLimit.__name__}"
-    assert f"--middleware={middleware}" in container["args"]
+    for middleware in (RequestLimit, LateStart):
+        assert f"--middleware={middleware.__module__}.{middleware.__name__}" in container["args"]
     assert environment(container)[LIMIT] == "1048576"
     assert API_KEY in environment(container)
     on_cpus = server(render(CASES["everything"]), "Deployment")
@@ -147,7 +147,7 @@ for given in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_vllm_knows_every_option_that_a_server_is_started_with() -> None:
-    middleware = [f"{RequestLimit.__module__}.{RequestLimit.__name__}"]
+    middleware = [f"{each.__module__}.{each.__name__}" for each in (RequestLimit, LateStart)]
     servers = [server(served(), "Rollout"), server(render(CASES["everything"]), "Deployment")]
     command = [sys.executable, "-c", KNOWN, *(json.dumps(container["args"]) for container in servers)]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -121,7 +121,8 @@ spec:
         - --max-model-len={{ int $model.maxModelLen }}
         - --max-num-seqs={{ int $model.maxNumSeqs }}
         - --shutdown-timeout={{ int $model.longestAnswerSeconds }}
-        - --middleware=components.core.serving.request_limit.RequestLimit
+        - --middleware=components.core.serving.middleware.RequestLimit
+        - --middleware=components.core.serving.middleware.LateStart
         - --disable-uvicorn-access-log
         {{- if $onCpu }}
         - --kv-cache-memory-bytes={{ int64 $model.kvCacheBytes }}

@@ -1,11 +1,11 @@
-"""Requests over the limit get status 413 and never reach the application; others arrive whole."""
+"""Requests over the limit get status 413 and never reach the application, and an answer begins with its first bytes."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from components.core.serving.request_limit import LIMIT, RequestLimit
+from components.core.serving.middleware import LIMIT, LateStart, RequestLimit
 
 
 def sent(monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], **headers: str) -> tuple[int, list[bytes]]:
@@ -56,3 +56,32 @@ def test_what_is_no_request_with_a_body_passes(monkeypatch: pytest.MonkeyPatch) 
 
     asyncio.run(run())
     assert passed == ["lifespan", "http"]
+
+
+def test_an_answer_begins_with_its_first_bytes() -> None:
+    seen: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        seen.append("first token")
+        for more in (True, False):
+            await send({"type": "http.response.body", "body": b"x", "more_body": more})
+
+    async def send(message: Any) -> None:
+        seen.append(message["type"].rpartition(".")[2])
+
+    asyncio.run(LateStart(application)({"type": "http"}, None, send))  # type: ignore[arg-type]
+    assert seen == ["first token", "start", "body", "body"]
+
+
+def test_what_is_no_answer_is_sent_as_it_is() -> None:
+    seen: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+
+    async def send(message: Any) -> None:
+        seen.append(message["type"])
+
+    asyncio.run(LateStart(application)({"type": "lifespan"}, None, send))  # type: ignore[arg-type]
+    assert seen == ["lifespan.startup.complete"]

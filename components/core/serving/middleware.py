@@ -1,7 +1,4 @@
-"""A limit on the size of requests to a vLLM server: `--middleware components.core.serving.request_limit.RequestLimit`.
-
-The Gateway API has no such limit, and proxies that have one hold back the whole answer too, which ends streaming.
-"""
+"""ASGI middleware of a vLLM server behind a gateway: `--middleware components.core.serving.middleware.RequestLimit`."""
 
 import json
 import os
@@ -18,7 +15,10 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class RequestLimit:
-    """ASGI middleware that answers a larger request with status 413 before the application has read it."""
+    """Answers a larger request with status 413 before the application has read it.
+
+    The Gateway API has no such limit, and proxies that have one hold back the whole answer too, which ends streaming.
+    """
 
     def __init__(self, app: Application) -> None:
         self._app, self._limit = app, int(os.environ[LIMIT])
@@ -57,3 +57,27 @@ class RequestLimit:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
         await send({"type": "http.response.body", "body": body})
+
+
+class LateStart:
+    """Sends the status of an answer together with its first bytes.
+
+    vLLM sends it as soon as it has read the request. A proxy written in Go, such as Traefik, then cuts the answer if it
+    has not noticed the end of the request yet: it stops reading a request once it passes on an answer. On a busy
+    machine one streamed answer in five came to its end empty, with status 200 (golang/go#40747).
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on; what is no request passes."""
+        held: list[Message] = []
+
+        async def send_late(message: Message) -> None:
+            held.append(message)
+            if message["type"] != "http.response.start":
+                while held:
+                    await send(held.pop(0))
+
+        await self._app(scope, receive, send_late if scope["type"] == "http" else send)
