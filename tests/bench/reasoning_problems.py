@@ -23,7 +23,8 @@ class Amount(NamedTuple):
     legs: dict[str, Any]
 
 
-WHOLE = Amount(2000, 1500, {"max_terms": 4, "max_digits": 2}, {"max_animals": 4, "max_instances": 9})
+WHOLE = Amount(2000, 1500, {"max_terms": 3, "max_digits": 1}, {"min_animals": 2, "max_animals": 2, "max_instances": 5})
+"""What a model of 135 M parameters learns in minutes: of twice as long problems it solved 2 % after fine-tuning."""
 SMALL = Amount(800, 700, {"max_terms": 2, "max_digits": 1}, {"min_animals": 2, "max_animals": 2, "max_instances": 3})
 
 

@@ -164,19 +164,19 @@ def rollout_settings(
 
     def affordable(prompts: int) -> int:
         answers = prompts * samples
-        step_s = answers_s(
+        rollout_s = answers_s(
             facts.student,
             facts,
             served_dtype(facts),
-            answers + prompts * rates,
+            answers,
             at_once=answers,
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
         )
         row = prompt_tokens + round(ANSWER_SHARE * max_tokens)
         flops = training_flops(facts.student, answers * row, row)
-        step_s += replace(facts.computer, count=1).computing_s(flops, dtype)
-        return int(RL_SHARE * facts.stage_s / step_s)
+        learning_s = replace(facts.computer, count=1).computing_s(flops, dtype)
+        return int(RL_SHARE * facts.stage_s / (rollout_s * (1 + rates / samples) + learning_s))
 
     while affordable(prompts) < MIN_RL_STEPS and prompts > MIN_RL_PROMPTS:
         prompts //= 2
