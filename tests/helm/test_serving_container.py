@@ -38,8 +38,8 @@ class Running:
         container = server(render(CASES["everything"]), "Deployment")
         self.port = usable_port(None)
         changed = {"--model": folder, "--port": self.port, "--max-model-len": 512, "--served-model-name": "nano"}
-        given = dict(one.partition("=")[::2] for one in container["args"]) | changed
-        arguments = [f"{name}={value}" if value != "" else name for name, value in given.items()]
+        given = [one for one in container["args"] if one.partition("=")[0] not in changed]
+        arguments = [*given, *(f"{name}={value}" for name, value in changed.items())]
         own = {one["name"]: one["value"] for one in container["env"] if "value" in one and one["name"] != "HOME"}
         self.environment = {**os.environ, **own, API_KEY: KEY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.probe = [sys.executable, *container["startupProbe"]["exec"]["command"][1:-2], str(self.port), "nano"]
